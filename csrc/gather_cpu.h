@@ -1,0 +1,54 @@
+// From tensors to a Problem, over the threads, back to merged moments: what the data-set ops share.
+#pragma once
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "dispatch_cpu.h"
+#include "tensors_cpu.h"
+
+namespace dfk {
+
+// Merged moments of every query (split 0), with the memory they live in.
+template <class T>
+struct Gathered {
+  Problem<T> problem;
+  Moments<T> moments;
+  double log_total;  // log sum exp(log_prior)
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+
+  // Mean less the reference, in double: out[0, d). The reference itself goes to ref[0, d).
+  void mean(int64_t b, double* out, T* ref) const {
+    for (int64_t k = 0; k < problem.d; ++k) {
+      out[k] = moments.first[b * moments.stride + k] / moments.mass[b];
+      ref[k] = 0;
+    }
+    if (moments.ref[b] >= 0) kernels_for<T>().read_row(problem, moments.ref[b], ref);
+  }
+};
+
+// Arguments as the schemas have them; checked, made contiguous where need be, and kept alive.
+struct Arguments {
+  Tensor x, y, alpha, sigma;
+  std::optional<Tensor> log_prior, v;
+  double scale, offset;
+};
+Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                std::optional<Tensor> log_prior, double scale, double offset);
+
+template <class T>
+Gathered<T> gather(const Arguments& a, Op op);
+extern template Gathered<float> gather(const Arguments&, Op);
+extern template Gathered<double> gather(const Arguments&, Op);
+
+// fisher = (I - (alpha^2 / sigma^2) C) / sigma^2: the factor of C inside, and 1 / sigma^2.
+template <class T>
+struct Noise {
+  double ratio, precision;
+  Noise(const Problem<T>& p, int64_t b) {
+    precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
+    ratio = double(p.alpha[b]) * p.alpha[b] * precision;
+  }
+};
+
+}  // namespace dfk

@@ -1,0 +1,74 @@
+// What a kernel is asked to do, and what it leaves behind: plain data, shared by the bindings and by every
+// instruction-set build of the kernels. No torch and no C++ library header may be included here (see
+// simd_cpu.cpp).
+#pragma once
+#include <stdint.h>
+
+namespace dfk {
+
+enum class Storage : int { f32, f64, bf16, f16, u8 };
+
+// Which moments of the atoms are gathered. With e_i the unnormalised weight of atom i and t_i = y_i - r:
+//   posterior  sum e |t|^2               matvec  sum e <t, v_k> t   for k < K
+//   diagonal   sum e t * t (elementwise) dense   sum e t t^T
+enum class Op : int { posterior, matvec, diagonal, dense };
+
+template <class T>
+struct Problem {
+  const T* x;          // [B, d]
+  const void* y;       // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
+  const T* v;          // [B, K, d], matvec only
+  const T* alpha;      // [B]
+  const T* sigma;      // [B]
+  const T* log_prior;  // [N] or null (uniform)
+  double scale, offset;
+  int64_t B, N, d, K, ldy;
+  Storage storage;
+  Op op;
+};
+
+// Partial sums over the atoms of one split, per query. All moments are taken about the row y[ref], or about
+// the origin where ref = -1, and all weights are relative to exp(top): associative, so splits merge in any
+// grouping. first and second have rows of `stride` elements (d rounded up to whole vectors, the rest zero);
+// they are double because a mean near zero is the small remainder of large terms.
+template <class T>
+struct Moments {
+  double* top;     // [S, B]     largest logit seen, -inf where none
+  double* mass;    // [S, B]     sum e
+  double* mass2;   // [S, B]     sum e^2
+  double* spread;  // [S, B]     sum e |t|^2                 (posterior)
+  double* tilt;    // [S, B, K]  sum e <t, v_k>              (matvec)
+  int64_t* ref;    // [S, B]
+  double* first;   // [S, B, stride]           sum e t
+  double* second;  // [S, B, rows, stride]     matvec: rows = K; diagonal: 1; dense: d; posterior: 0
+  int64_t stride, rows;
+};
+
+enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
+
+// One instruction set's kernels.
+template <class T>
+struct Kernels {
+  int64_t lanes;  // elements of T in a vector
+  // Gathers the moments of queries [b0, b1) over atoms [n0, n1) into split s.
+  int (*gather)(const Problem<T>&, const Moments<T>&, int64_t s, int64_t b0, int64_t b1, int64_t n0,
+                int64_t n1);
+  // Merges the S splits of query b into split 0.
+  int (*merge)(const Problem<T>&, const Moments<T>&, int64_t S, int64_t b);
+  // Reads row i of y as T, scaled, into out[0, d).
+  void (*read_row)(const Problem<T>&, int64_t i, T* out);
+  // One row of endpoint_matvec; false where an inner product is not finite.
+  bool (*endpoint)(bool centred, const T* v, const T* x0, const T* mean, int64_t d, double ratio,
+                   double precision, T* out);
+  // |x - sigma eps|^2.
+  double (*residual_square)(const T* x, const T* eps, T sigma, int64_t d);
+};
+
+struct KernelTable {
+  const char* isa;
+  Kernels<float> f32;
+  Kernels<double> f64;
+  double (*exp_rate)(int64_t repeats);  // how many float exps were done: the probe times it
+};
+
+}  // namespace dfk

@@ -1,0 +1,205 @@
+// The inner loops: dot products, squared distances and weighted sums of rows, blocked so that the
+// accumulators stay in registers. Rows are whole vectors long (zero padded), `width` elements.
+#pragma once
+#include "tile.h"
+
+namespace {
+
+// Columns are taken `slab` at a time, so that the queries' part stays in the first-level cache while all rows
+// pass.
+inline constexpr int64_t slab_bytes = 4096;
+
+template <class T, int Q, int R>
+struct DotAccumulators {
+  Vec<T> dot[Q][R], square[R];
+};
+
+template <class T, int Q, int R, bool NORMS>
+DFK_INLINE DotAccumulators<T, Q, R> dot_block(const T* const* q, const T* rows, int64_t ld, int64_t k,
+                                              int64_t end, DotAccumulators<T, Q, R> r) {
+  for (; k < end; k += W<T>) {
+    Vec<T> y[R];
+    for (int j = 0; j < R; ++j) {
+      y[j] = load(rows + j * ld + k);
+      if (NORMS) r.square[j] += y[j] * y[j];
+    }
+    for (int i = 0; i < Q; ++i) {
+      const Vec<T> x = load(q[i] + k);
+      for (int j = 0; j < R; ++j) r.dot[i][j] += x * y[j];
+    }
+  }
+  return r;
+}
+
+// out[i * ldo + j] = <q_i, row_j> for j < n, row_j = rows + j * ld; with NORMS also norm[j] = |row_j|^2.
+template <class T, int Q, int R, bool NORMS>
+void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out, int64_t ldo,
+              T* norm) {
+  constexpr int64_t slab = slab_bytes / sizeof(T), most = 8;
+  for (int64_t j0 = 0; j0 < n; j0 += most * R) {
+    const int64_t blocks = (n - j0) / R < most ? (n - j0) / R : most;
+    DotAccumulators<T, Q, R> a[most];
+    for (int64_t b = 0; b < blocks; ++b)
+      a[b] = dot_block<T, Q, R, NORMS>(q, rows + (j0 + b * R) * ld, ld, 0, slab < width ? slab : width, {});
+    for (int64_t k = slab; k < width; k += slab)
+      for (int64_t b = 0; b < blocks; ++b)
+        a[b] = dot_block<T, Q, R, NORMS>(q, rows + (j0 + b * R) * ld, ld, k,
+                                         k + slab < width ? k + slab : width, a[b]);
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int j = 0; j < R; ++j) {
+        for (int i = 0; i < Q; ++i) out[i * ldo + j0 + b * R + j] = sum_lanes<T>(a[b].dot[i][j]);
+        if (NORMS) norm[j0 + b * R + j] = sum_lanes<T>(a[b].square[j]);
+      }
+  }
+}
+template <class T, int Q, bool NORMS>
+void dot_rows(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out, int64_t ldo,
+              T* norm) {
+  const int64_t even = n / 4 * 4;
+  if (even) dot_some<T, Q, 4, NORMS>(q, rows, ld, even, width, out, ldo, norm);
+  if (n > even)
+    dot_some<T, Q, 1, NORMS>(q, rows + even * ld, ld, n - even, width, out + even, ldo, norm + even);
+}
+
+// The same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector width): atoms in the
+// lanes, no sum over lanes, for d too short to pay for one. Summed 32 terms at a time: the rounding error of
+// one long chain would show in the weights.
+template <class T, int Q, int V>
+DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, int64_t d, T* out,
+                               int64_t ldo) {
+  for (int64_t start = 0; start < d; start += 32) {
+    const int64_t end = start + 32 < d ? start + 32 : d;
+    Vec<T> acc[Q][V] = {};
+    for (int64_t k = start; k < end; ++k) {
+      Vec<T> y[V];
+      for (int j = 0; j < V; ++j) y[j] = load(cols + k * ldc + j * W<T>);
+      for (int i = 0; i < Q; ++i) {
+        const Vec<T> x = all(q[i][k]);
+        for (int j = 0; j < V; ++j) acc[i][j] += x * y[j];
+      }
+    }
+    for (int i = 0; i < Q; ++i)
+      for (int j = 0; j < V; ++j) {
+        T* at = out + i * ldo + j * W<T>;
+        store(at, start ? load(at) + acc[i][j] : acc[i][j]);
+      }
+  }
+}
+template <class T, int Q>
+void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t d, T* out, int64_t ldo) {
+  int64_t j = 0;
+  for (; j + 4 * W<T> <= n; j += 4 * W<T>) dot_cols_block<T, Q, 4>(q, cols + j, ldc, d, out + j, ldo);
+  for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
+}
+
+template <class T>
+T square_norm(const T* a, int64_t width) {
+  T out;
+  dot_rows<T, 1, false>(&a, a, 0, 1, width, &out, 1, nullptr);
+  return out;
+}
+
+template <class T, int Q>
+void dots_of(const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width, T* out, int64_t ldo,
+             T* norm) {
+  if (cols) {
+    dot_cols<T, Q>(q, cols, round_up(n, W<T>), round_up(n, W<T>), width, out, ldo);
+    if (norm)
+      for (int64_t j = 0; j < n; ++j) norm[j] = square_norm(rows.at + j * rows.ld, width);
+  } else if (norm) {
+    dot_rows<T, Q, true>(q, rows.at, rows.ld, n, width, out, ldo, norm);
+  } else {
+    dot_rows<T, Q, false>(q, rows.at, rows.ld, n, width, out, ldo, nullptr);
+  }
+}
+// out[i * ldo + j] = <q_i, row_j> for up to four q; where norm is given also |row_j|^2. cols: the tile's
+// transpose, or null.
+template <class T>
+void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width, T* out,
+          int64_t ldo, T* norm) {
+  switch (count) {
+    case 4:
+      dots_of<T, 4>(q, rows, cols, n, width, out, ldo, norm);
+      break;
+    case 3:
+      dots_of<T, 3>(q, rows, cols, n, width, out, ldo, norm);
+      break;
+    case 2:
+      dots_of<T, 2>(q, rows, cols, n, width, out, ldo, norm);
+      break;
+    default:
+      dots_of<T, 1>(q, rows, cols, n, width, out, ldo, norm);
+      break;
+  }
+}
+
+// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels.
+template <class T, int R>
+DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, T* out) {
+  Vec<T> acc[R] = {};
+  for (int64_t k = 0; k < width; k += W<T>) {
+    const Vec<T> xk = load(x + k);
+    for (int j = 0; j < R; ++j) {
+      const Vec<T> u = xk - alpha * load(rows[j] + k);
+      acc[j] += u * u;
+    }
+  }
+  for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(acc[j]);
+}
+template <class T>
+void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, T* out) {
+  int64_t j = 0;
+  for (; j + 4 <= n; j += 4) distance_block<T, 4>(x, alpha, rows + j, width, out + j);
+  for (; j < n; ++j) distance_block<T, 1>(x, alpha, rows + j, width, out + j);
+}
+
+// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise.
+template <class T, int Q, int V, bool SQUARE>
+DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64_t n, T* const* dst,
+                          int64_t k) {
+  Vec<T> acc[Q][V];
+  for (int i = 0; i < Q; ++i)
+    for (int v = 0; v < V; ++v) acc[i][v] = load(dst[i] + k + v * W<T>);
+  for (int64_t j = 0; j < n; ++j) {
+    Vec<T> y[V];
+    for (int v = 0; v < V; ++v) {
+      y[v] = load(rows + j * ld + k + v * W<T>);
+      if (SQUARE) y[v] *= y[v];
+    }
+    for (int i = 0; i < Q; ++i) {
+      const Vec<T> c = all(coef[i][j]);
+      for (int v = 0; v < V; ++v) acc[i][v] += c * y[v];
+    }
+  }
+  for (int i = 0; i < Q; ++i)
+    for (int v = 0; v < V; ++v) store(dst[i] + k + v * W<T>, acc[i][v]);
+}
+template <class T, int Q, bool SQUARE>
+void add_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width, T* const* dst) {
+  constexpr int V = Q == 1 ? 8 : 4;
+  int64_t k = 0;
+  for (; k + V * W<T> <= width; k += V * W<T>) add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
+  for (; k < width; k += W<T>) add_block<T, Q, 1, SQUARE>(coef, rows, ld, n, dst, k);
+}
+// Any number of destinations, four at a time.
+template <class T, bool SQUARE = false>
+void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
+                   T* const* dst) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) add_rows<T, 4, SQUARE>(coef + i, rows, ld, n, width, dst + i);
+  switch (count - i) {
+    case 3:
+      add_rows<T, 3, SQUARE>(coef + i, rows, ld, n, width, dst + i);
+      break;
+    case 2:
+      add_rows<T, 2, SQUARE>(coef + i, rows, ld, n, width, dst + i);
+      break;
+    case 1:
+      add_rows<T, 1, SQUARE>(coef + i, rows, ld, n, width, dst + i);
+      break;
+    default:
+      break;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,175 @@
+// One sweep over a range of atoms for small d: atoms in the lanes of a transposed tile, every distance by
+// differences and every moment about the heaviest atom so far, so nothing cancels at any noise level. The
+// exponential is the cost.
+#pragma once
+#include "sweep.h"
+
+namespace {
+
+inline constexpr int64_t lanes_max_d = 16;
+
+template <class T>
+class LaneSweep {
+ public:
+  LaneSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
+      : p_(p), m_(m), s_(s), b0_(b0), b1_(b1), gap_(weight_gap(p)), arena_(room()) {
+    if (!arena_.ok()) return;
+    rows_ = arena_.template take<T>(tile_ * p.d);
+    cols_ = arena_.template take<T>(tile_ * p.d);
+    logits_ = arena_.template take<T>(tile_);
+    tilted_ = arena_.template take<T>(tile_);
+    log_prior_ = arena_.template take<T>(tile_);
+    v_ = arena_.template take<T>(p.K * m.stride);
+    ref_ = arena_.template take<T>((b1 - b0) * p.d);
+    for (int64_t b = b0; b < b1; ++b) clear(p, m, sums_of(p, m, s, b));
+    memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
+    memset(ref_, 0, size_t((b1 - b0) * p.d) * sizeof(T));
+  }
+
+  int run(int64_t n0, int64_t n1) {
+    if (!arena_.ok()) return out_of_memory;
+    for (int64_t i = n0; i < n1; i += tile_) {
+      const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      padded_ = round_up(n, 4 * W<T>);
+      for (int64_t j = 0; j < n; ++j) read_row(p_, i + j, rows_ + j * p_.d);
+      T finite = 0;
+      for (int64_t k = 0; k < n * p_.d; ++k) finite += rows_[k] - rows_[k];
+      if (finite != 0) return non_finite_atom;
+      transpose(Rows<T>{rows_, p_.d}, n, p_.d, cols_, padded_);
+      read_log_prior(p_, i, n, padded_, log_prior_);
+      for (int64_t b = b0_; b < b1_; ++b) visit(b, i);
+    }
+    return ok;
+  }
+
+ private:
+  static constexpr int64_t tile_ = 512;
+
+  size_t room() const {
+    const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
+    return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d);
+  }
+
+  void visit(int64_t b, int64_t start) {
+    const Sums s = sums_of(p_, m_, s_, b);
+    T* ref = ref_ + (b - b0_) * p_.d;
+    const T largest = logits(b);
+    if (!(largest > -T(__builtin_inf())) || largest < *s.top - gap_) return;
+    if (p_.op == Op::matvec)
+      for (int64_t k = 0; k < p_.K; ++k)
+        memcpy(v_ + k * m_.stride, p_.v + (b * p_.K + k) * p_.d, size_t(p_.d) * sizeof(T));
+    if (largest > *s.top) {
+      int64_t best = 0;
+      while (logits_[best] != largest) ++best;
+      raise_top(p_, m_, s, largest);
+      double delta[lanes_max_d + 64 / sizeof(T)] = {};
+      for (int64_t k = 0; k < p_.d; ++k) {
+        const T here = cols_[k * padded_ + best];
+        delta[k] = double(ref[k]) - here;
+        ref[k] = here;
+      }
+      if (*s.mass > 0) move_reference(p_, m_, s, delta, v_);
+      *s.ref = start + best;
+    }
+    const T top = T(*s.top);
+    Vec<T> sum[4] = {}, sum2[4] = {};
+    for (int64_t j = 0; j < padded_; j += 4 * W<T>)
+      for (int u = 0; u < 4; ++u) {
+        const Vec<T> e = vexp(load(logits_ + j + u * W<T>) - top);
+        store<T>(logits_ + j + u * W<T>, e);
+        sum[u] += e;
+        sum2[u] += e * e;
+      }
+    *s.mass += total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    *s.mass2 += total<T>((sum2[0] + sum2[1]) + (sum2[2] + sum2[3]));
+    add_moments(s, ref);
+  }
+
+  // l = log prior - |x - alpha y|^2 / 2 sigma^2; returns the largest.
+  T logits(int64_t b) {
+    const T* x = p_.x + b * p_.d;
+    const T alpha = p_.alpha[b], half = T(0.5 / (double(p_.sigma[b]) * p_.sigma[b]));
+    Vec<T> largest = all<T>(-T(__builtin_inf()));
+    for (int64_t j = 0; j < padded_; j += 4 * W<T>) {
+      Vec<T> square[4] = {};
+      for (int64_t k = 0; k < p_.d; ++k)
+        for (int u = 0; u < 4; ++u) {
+          const Vec<T> t = x[k] - alpha * load(cols_ + k * padded_ + j + u * W<T>);
+          square[u] += t * t;
+        }
+      for (int u = 0; u < 4; ++u) {
+        const Vec<T> l = load(log_prior_ + j + u * W<T>) - half * square[u];
+        store<T>(logits_ + j + u * W<T>, l);
+        largest = larger<T>(l, largest);
+      }
+    }
+    return max_lanes<T>(largest);
+  }
+
+  // sum_j c_j (y_jk - r_k), and the same squared.
+  struct Pair {
+    double first, square;
+  };
+  template <bool SQUARE>
+  Pair moment(const T* c, int64_t k, T ref) const {
+    Vec<T> first[4] = {}, square[4] = {};
+    const T* y = cols_ + k * padded_;
+    for (int64_t j = 0; j < padded_; j += 4 * W<T>)
+      for (int u = 0; u < 4; ++u) {
+        const Vec<T> t = load(y + j + u * W<T>) - ref, ct = load(c + j + u * W<T>) * t;
+        first[u] += ct;
+        if (SQUARE) square[u] += ct * t;
+      }
+    return {total<T>((first[0] + first[1]) + (first[2] + first[3])),
+            SQUARE ? total<T>((square[0] + square[1]) + (square[2] + square[3])) : 0.0};
+  }
+
+  void add_moments(Sums s, const T* ref) {
+    const int64_t d = p_.d, w = m_.stride;
+    if (p_.op == Op::posterior || p_.op == Op::diagonal) {
+      for (int64_t k = 0; k < d; ++k) {
+        const Pair sum = moment<true>(logits_, k, ref[k]);
+        s.first[k] += sum.first;
+        if (p_.op == Op::posterior)
+          *s.spread += sum.square;
+        else
+          s.second[k] += sum.square;
+      }
+      return;
+    }
+    for (int64_t k = 0; k < d; ++k) s.first[k] += moment<false>(logits_, k, ref[k]).first;
+    const int64_t rows = p_.op == Op::matvec ? p_.K : d;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (p_.op == Op::matvec) {
+        s.tilt[r] += project(v_ + r * w, ref);
+      } else {
+        for (int64_t j = 0; j < padded_; j += W<T>)
+          store<T>(tilted_ + j, load(logits_ + j) * (load(cols_ + r * padded_ + j) - ref[r]));
+      }
+      for (int64_t k = 0; k < d; ++k) s.second[r * w + k] += moment<false>(tilted_, k, ref[k]).first;
+    }
+  }
+
+  // tilted = e <y - r, v>; returns its sum.
+  double project(const T* v, const T* ref) {
+    Vec<T> sum{};
+    for (int64_t j = 0; j < padded_; j += W<T>) {
+      Vec<T> t{};
+      for (int64_t k = 0; k < p_.d; ++k) t += v[k] * (load(cols_ + k * padded_ + j) - ref[k]);
+      t *= load(logits_ + j);
+      store<T>(tilted_ + j, t);
+      sum += t;
+    }
+    return total<T>(sum);
+  }
+
+  const Problem<T>& p_;
+  const Moments<T>& m_;
+  const int64_t s_, b0_, b1_;
+  const double gap_;
+  Arena arena_;
+  int64_t padded_ = 0;
+  T *rows_, *cols_, *logits_, *tilted_, *log_prior_, *v_, *ref_;
+};
+
+}  // namespace

@@ -1,0 +1,184 @@
+// The partial sums of one query and the three things that happen to them: a tile is added, the weights are
+// rescaled when a heavier atom turns up, and the point about which moments are taken moves to it.
+#pragma once
+#include "dots.h"
+
+namespace {
+
+struct Sums {
+  double *top, *mass, *mass2, *spread, *tilt;
+  int64_t* ref;
+  double *first, *second;
+};
+template <class T>
+Sums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b) {
+  const int64_t i = s * p.B + b;
+  return {m.top + i,
+          m.mass + i,
+          m.mass2 + i,
+          m.spread + i,
+          m.tilt + i * p.K,
+          m.ref + i,
+          m.first + i * m.stride,
+          m.second + i * m.rows * m.stride};
+}
+template <class T>
+void clear(const Problem<T>& p, const Moments<T>& m, Sums s) {
+  *s.top = -__builtin_inf();
+  *s.mass = *s.mass2 = *s.spread = 0;
+  *s.ref = -1;
+  for (int64_t k = 0; k < p.K; ++k) s.tilt[k] = 0;
+  memset(s.first, 0, size_t(m.stride) * sizeof(double));
+  memset(s.second, 0, size_t(m.rows * m.stride) * sizeof(double));
+}
+
+template <class A, class B>
+void add_scaled(A* a, int64_t n, double by, const B* b) {
+  for (int64_t k = 0; k < n; ++k) a[k] += A(by * b[k]);
+}
+template <class A, class B>
+double dot(const A* a, const B* b, int64_t n) {
+  double sum = 0;
+  for (int64_t k = 0; k < n; ++k) sum += double(a[k]) * b[k];
+  return sum;
+}
+
+// Weights become relative to exp(top).
+template <class T>
+void raise_top(const Problem<T>& p, const Moments<T>& m, Sums s, double top) {
+  const double by = __builtin_exp(*s.top - top);
+  *s.top = top;
+  if (*s.mass == 0) return;
+  *s.mass *= by;
+  *s.mass2 *= by * by;
+  *s.spread *= by;
+  for (int64_t k = 0; k < p.K; ++k) s.tilt[k] *= by;
+  for (int64_t k = 0; k < m.stride; ++k) s.first[k] *= by;
+  for (int64_t k = 0; k < m.rows * m.stride; ++k) s.second[k] *= by;
+}
+
+// Moments about r become moments about r - delta. v: this query's K vectors, rows of `stride`.
+template <class T>
+void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const double* delta, const T* v) {
+  const double mass = *s.mass;
+  const int64_t w = m.stride;
+  if (p.op == Op::posterior) {
+    *s.spread += 2 * dot(delta, s.first, w) + mass * dot(delta, delta, w);
+  } else if (p.op == Op::matvec) {
+    for (int64_t k = 0; k < p.K; ++k) {
+      const double shift = dot(delta, v + k * w, w);
+      s.tilt[k] += mass * shift;
+      add_scaled(s.second + k * w, w, shift, s.first);
+      add_scaled(s.second + k * w, w, s.tilt[k], delta);
+    }
+  } else if (p.op == Op::diagonal) {
+    for (int64_t k = 0; k < w; ++k) s.second[k] += delta[k] * (2 * s.first[k] + mass * delta[k]);
+  } else {
+    for (int64_t j = 0; j < p.d; ++j) {
+      add_scaled(s.second + j * w, w, delta[j], s.first);
+      add_scaled(s.second + j * w, w, s.first[j] + mass * delta[j], delta);
+    }
+  }
+  add_scaled(s.first, w, mass, delta);
+}
+
+// Adds e_j t_j and its like to `work` (first, then the rows of second) for up to four queries that share the
+// rows t; the scalars go to the sums at once. e[i]: weights, zero where an atom does not count. norm:
+// |t_j|^2. cols: the transpose of the rows, or null. coef: 4 * ld_coef.
+template <class T>
+void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Sums* s, T* const* work,
+              const T* const* v, T* const* e, Rows<T> t, const T* cols, int64_t n, const T* norm, T* coef,
+              int64_t ld_coef) {
+  const T* in[4];
+  T* out[4];
+  for (int64_t i = 0; i < count; ++i) {
+    in[i] = e[i];
+    out[i] = work[i];
+  }
+  weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
+  if (p.op == Op::posterior) {
+    for (int64_t i = 0; i < count; ++i) {
+      Vec<T> sum{};
+      int64_t j = 0;
+      for (; j + W<T> <= n; j += W<T>) sum += load(e[i] + j) * load(norm + j);
+      *s[i].spread += total<T>(sum);
+      for (; j < n; ++j) *s[i].spread += double(e[i][j]) * norm[j];
+    }
+  } else if (p.op == Op::matvec) {
+    for (int64_t k = 0; k < p.K; ++k) {
+      for (int64_t i = 0; i < count; ++i) in[i] = v[i] + k * m.stride;
+      dots<T>(count, in, t, cols, n, m.stride, coef, ld_coef, nullptr);
+      for (int64_t i = 0; i < count; ++i) {
+        T* c = coef + i * ld_coef;
+        double tilt = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          c[j] *= e[i][j];
+          tilt += c[j];
+        }
+        s[i].tilt[k] += tilt;
+        in[i] = c;
+        out[i] = work[i] + (1 + k) * m.stride;
+      }
+      weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
+    }
+  } else if (p.op == Op::diagonal) {
+    for (int64_t i = 0; i < count; ++i) out[i] = work[i] + m.stride;
+    weighted_sums<T, true>(count, in, t.at, t.ld, n, m.stride, out);
+  } else {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < p.d; k += 4) {
+        const int64_t some = p.d - k < 4 ? p.d - k : 4;
+        for (int64_t c = 0; c < some; ++c) {
+          T* to = coef + c * ld_coef;
+          for (int64_t j = 0; j < n; ++j) to[j] = e[i][j] * t.at[j * t.ld + k + c];
+          in[c] = to;
+          out[c] = work[i] + (1 + k + c) * m.stride;
+        }
+        weighted_sums<T>(some, in, t.at, t.ld, n, m.stride, out);
+      }
+  }
+}
+
+// Merges the splits of query b into split 0: all about the reference of the heaviest, then a sum.
+template <class T>
+int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
+  int64_t best = 0;
+  for (int64_t s = 1; s < S; ++s)
+    if (m.top[s * p.B + b] > m.top[best * p.B + b]) best = s;
+  const double top = m.top[best * p.B + b];
+  const int64_t ref = m.ref[best * p.B + b], w = m.stride;
+  if (S == 1 || !(top > -__builtin_inf())) return ok;
+  Arena arena(2 * Arena::bytes<T>(w) + Arena::bytes<double>(w) + Arena::bytes<T>(w * p.K));
+  if (!arena.ok()) return out_of_memory;
+  T *there = arena.take<T>(w), *here = arena.take<T>(w), *v = arena.take<T>(w * p.K);
+  double* delta = arena.take<double>(w);
+  memset(there, 0, size_t(w) * sizeof(T));
+  memset(here, 0, size_t(w) * sizeof(T));
+  memset(v, 0, size_t(w * p.K) * sizeof(T));
+  for (int64_t k = 0; k < p.K; ++k) memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
+  if (ref >= 0) read_row(p, ref, there);
+  const Sums all = sums_of(p, m, 0, b);
+  for (int64_t s = 0; s < S; ++s) {
+    const Sums part = sums_of(p, m, s, b);
+    if (*part.mass > 0) {
+      if (*part.ref != ref) {
+        if (*part.ref >= 0) read_row(p, *part.ref, here);
+        for (int64_t k = 0; k < w; ++k) delta[k] = (*part.ref >= 0 ? double(here[k]) : 0.0) - there[k];
+        move_reference(p, m, part, delta, v);
+      }
+      raise_top(p, m, part, top);
+    }
+    *part.top = top;
+    *part.ref = ref;
+    if (s == 0) continue;
+    *all.mass += *part.mass;
+    *all.mass2 += *part.mass2;
+    *all.spread += *part.spread;
+    for (int64_t k = 0; k < p.K; ++k) all.tilt[k] += part.tilt[k];
+    add_scaled(all.first, w, 1, part.first);
+    add_scaled(all.second, m.rows * w, 1, part.second);
+  }
+  return ok;
+}
+
+}  // namespace

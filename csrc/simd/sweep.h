@@ -1,0 +1,300 @@
+// One sweep over a range of atoms for a block of queries: d above a few vectors' worth.
+//
+// Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi, a
+// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, so it is believed only where the
+// noise is about as large as the data (`near`). Elsewhere it is a filter with a rigorous error bound, and the
+// atoms that can carry weight are evaluated again by differences and gathered about the heaviest of them
+// (`gather_exactly`): few, when the noise is small.
+#pragma once
+#include "moments.h"
+
+namespace {
+
+template <class T>
+inline constexpr double epsilon = sizeof(T) == 4 ? 1.1920929e-7 : 2.220446e-16;
+
+// Atoms lighter than exp(-gap) of the heaviest are left out: all N of them together weigh less than 1e-4
+// epsilon.
+template <class T>
+double weight_gap(const Problem<T>& p) {
+  return __builtin_log(double(p.N) + 1) - __builtin_log(epsilon<T>) + 10;
+}
+
+template <class T>
+struct Query {
+  double k;     // -|x|^2 / 2 sigma^2
+  double half;  // 1 / 2 sigma^2
+  T alpha, by;  // by = alpha / sigma^2: rounding it scales all logits alike, and their differences are small
+  double h;     // alpha^2 / 2 sigma^2
+};
+template <class T>
+Query<T> query_of(const Problem<T>& p, int64_t b) {
+  double square = 0;
+  for (int64_t k = 0; k < p.d; ++k) square += double(p.x[b * p.d + k]) * p.x[b * p.d + k];
+  const double a = p.alpha[b], half = 0.5 / (double(p.sigma[b]) * p.sigma[b]);
+  return {-square * half, half, p.alpha[b], T(2 * a * half), a * a * half};
+}
+
+template <class T>
+struct Tile {
+  Rows<T> rows;
+  const T* cols;             // the transpose in columns of `padded`, or null
+  int64_t start, n, padded;  // padded: n rounded up to whole vectors
+  T *norm, *log_prior;
+  double largest_norm, largest_log_prior;
+};
+
+template <class T>
+class Sweep {
+ public:
+  Sweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
+      : p_(p),
+        m_(m),
+        s_(s),
+        b0_(b0),
+        B_(b1 - b0),
+        w_(m.stride),
+        gap_(weight_gap(p)),
+        by_cols_(p.d < 512 && B_ >= 8),
+        tile_(tile_rows(m)),
+        arena_(room()) {
+    if (!arena_.ok()) return;
+    query_ = arena_.template take<Query<T>>(B_);
+    x_ = arena_.template take<T>(B_ * w_);
+    ref_ = arena_.template take<T>(B_ * w_);
+    v_ = arena_.template take<T>(B_ * p.K * w_);
+    rows_ = arena_.template take<T>(tile_ * w_);
+    shifted_ = arena_.template take<T>(tile_ * w_);
+    cols_ = arena_.template take<T>(tile_ * w_);
+    logits_ = arena_.template take<T>(4 * tile_);
+    coef_ = arena_.template take<T>(6 * tile_);
+    norm_ = arena_.template take<T>(tile_);
+    log_prior_ = arena_.template take<T>(tile_);
+    exact_ = arena_.template take<double>(tile_);
+    pick_ = arena_.template take<int64_t>(tile_);
+    pointer_ = arena_.template take<const T*>(tile_);
+    delta_ = arena_.template take<double>(w_);
+    work_ = arena_.template take<T>(B_ * (1 + m.rows) * w_);
+    memset(work_, 0, size_t(B_ * (1 + m.rows) * w_) * sizeof(T));
+    const int64_t row = p.d;
+    for (int64_t i = 0; i < B_; ++i) {
+      const int64_t b = b0 + i;
+      query_[i] = query_of(p, b);
+      for (int64_t k = 0; k < w_; ++k) {
+        x_[i * w_ + k] = k < row ? p.x[b * row + k] : T(0);
+        ref_[i * w_ + k] = 0;
+        for (int64_t j = 0; j < p.K; ++j)
+          v_[(i * p.K + j) * w_ + k] = k < row ? p.v[(b * p.K + j) * row + k] : T(0);
+      }
+      clear(p, m, sums(i));
+    }
+  }
+
+  int run(int64_t n0, int64_t n1) {
+    if (!arena_.ok()) return out_of_memory;
+    int64_t visited = 0;
+    for (int64_t i = n0; i < n1; i += tile_) {
+      const Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
+      for (int64_t q = 0; q < B_; q += 4) {
+        const int status = visit(tile, q, B_ - q < 4 ? B_ - q : 4, q == 0);
+        if (status != ok) return status;
+      }
+      if (++visited % 16 == 0 || i + tile_ >= n1)
+        for (int64_t q = 0; q < B_; ++q) flush(q);
+    }
+    return ok;
+  }
+
+ private:
+  // About 512 KiB of atoms: they stay in the second-level cache while all queries pass.
+  static int64_t tile_rows(const Moments<T>& m) {
+    int64_t n = 524288 / (m.stride * int64_t(sizeof(T)));
+    n = n < 16 ? 16 : n > 256 ? 256 : n;
+    return round_up(n, 16);
+  }
+  size_t room() const {
+    const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
+    return Arena::bytes<Query<T>>(B_) + 2 * t(B_ * w_) + t(B_ * p_.K * w_) + 3 * t(tile_ * w_) +
+           t(4 * tile_) + t(6 * tile_) + 2 * t(tile_) + 3 * Arena::bytes<double>(tile_) +
+           Arena::bytes<double>(w_) + t(B_ * (1 + m_.rows) * w_);
+  }
+  Sums sums(int64_t i) const { return sums_of(p_, m_, s_, b0_ + i); }
+
+  T* work(int64_t i) const { return work_ + i * (1 + m_.rows) * w_; }
+
+  // Working sums of a few tiles into the sums in double: short chains of additions, whatever N is.
+  void flush(int64_t i) {
+    const Sums s = sums(i);
+    T* from = work(i);
+    add_scaled(s.first, w_, 1, from);
+    add_scaled(s.second, m_.rows * w_, 1, from + w_);
+    memset(from, 0, size_t((1 + m_.rows) * w_) * sizeof(T));
+  }
+
+  Tile<T> load(int64_t start, int64_t n) {
+    Tile<T> t{
+        read_rows(p_, start, n, w_, rows_), nullptr, start, n, round_up(n, W<T>), norm_, log_prior_, 0, 0};
+    read_log_prior(p_, start, n, t.padded, log_prior_);
+    for (int64_t j = 0; j < n; ++j) {
+      const double size = __builtin_fabs(double(log_prior_[j]));
+      if (size < __builtin_inf() && size > t.largest_log_prior) t.largest_log_prior = size;
+    }
+    for (int64_t j = n; j < t.padded; ++j) norm_[j] = 0;
+    if (by_cols_) {
+      transpose(t.rows, n, w_, cols_, t.padded);
+      t.cols = cols_;
+    }
+    return t;
+  }
+
+  int visit(const Tile<T>& given, int64_t q, int64_t count, bool first) {
+    const T* x[4];
+    for (int64_t i = 0; i < count; ++i) x[i] = x_ + (q + i) * w_;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = given.n; j < given.padded; ++j) logits_[i * tile_ + j] = 0;
+    dots<T>(count, x, given.rows, given.cols, given.n, w_, logits_, tile_, first ? norm_ : nullptr);
+    if (first) {
+      largest_norm_ = 0;
+      for (int64_t j = 0; j < given.n; ++j) {
+        if (!(norm_[j] <= (sizeof(T) == 4 ? T(3.4e38) : T(1.7e308)))) return non_finite_atom;
+        if (norm_[j] > largest_norm_) largest_norm_ = norm_[j];
+      }
+    }
+    Tile<T> t = given;
+    t.largest_norm = largest_norm_;
+    Sums active[4];
+    const T* v[4];
+    T *e[4], *sink[4];
+    int64_t n_active = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const Query<T>& query = query_[q + i];
+      const Sums s = sums(q + i);
+      T* l = logits_ + i * tile_;
+      const T largest = finish_logits(t, query, l);
+      if (!(largest > -T(__builtin_inf()))) continue;
+      const bool near = *s.ref < 0 && query.h * t.largest_norm - query.k <= near_ * p_.d;
+      if (!near) {
+        gather_exactly(t, q + i, l, largest);
+      } else if (weigh(t, q + i, l, largest)) {
+        active[n_active] = s;
+        sink[n_active] = work(q + i);
+        v[n_active] = v_ + (q + i) * p_.K * w_;
+        e[n_active++] = l;
+      }
+    }
+    if (n_active) add_tile(p_, m_, n_active, active, sink, v, e, t.rows, t.cols, t.n, t.norm, coef_, tile_);
+    return ok;
+  }
+
+  // Dot products into logits, relative to the query's k; returns the largest.
+  T finish_logits(const Tile<T>& t, const Query<T>& query, T* l) {
+    Vec<T> largest = all<T>(-T(__builtin_inf()));
+    for (int64_t j = 0; j < t.padded; j += W<T>) {
+      const Vec<T> v =
+          query.by * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) + ::load(t.log_prior + j);
+      store<T>(l + j, v);
+      largest = larger<T>(v, largest);
+    }
+    return max_lanes<T>(largest);
+  }
+
+  // Logits into weights, in place; false where the whole tile is too light to count.
+  bool weigh(const Tile<T>& t, int64_t i, T* l, T largest) {
+    const Query<T>& query = query_[i];
+    const Sums s = sums(i);
+    T top = T(*s.top - query.k);  // exact: it was stored as k plus a number of type T
+    if (largest < top - T(gap_)) return false;
+    if (largest > top) {
+      flush(i);
+      raise_top(p_, m_, s, query.k + double(largest));
+      top = T(*s.top - query.k);
+    }
+    Vec<T> sum{}, sum2{};
+    for (int64_t j = 0; j < t.padded; j += W<T>) {
+      const Vec<T> e = vexp(::load(l + j) - top);
+      store<T>(l + j, e);
+      sum += e;
+      sum2 += e * e;
+    }
+    *s.mass += total<T>(sum);
+    *s.mass2 += total<T>(sum2);
+    return true;
+  }
+
+  void gather_exactly(const Tile<T>& t, int64_t i, const T* l, T largest) {
+    const Query<T>& query = query_[i];
+    const Sums s = sums(i);
+    const double error =
+        epsilon<T> * double(w_ / W<T> + 16) * (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
+    const double sure = query.k + largest - error;
+    const double least = (*s.top > sure ? *s.top : sure) - gap_ - error - query.k;
+    if (largest < least) return;
+    int64_t n = 0;
+    for (int64_t j = 0; j < t.n; ++j)
+      if (l[j] >= least) {
+        pointer_[n] = t.rows.at + j * t.rows.ld;
+        pick_[n++] = j;
+      }
+    distances(x_ + i * w_, query.alpha, pointer_, n, w_, coef_);
+    int64_t best = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      exact_[j] = double(t.log_prior[pick_[j]]) - query.half * coef_[j];
+      if (exact_[j] > exact_[best]) best = j;
+    }
+    T* ref = ref_ + i * w_;
+    if (exact_[best] > *s.top) {
+      flush(i);
+      raise_top(p_, m_, s, exact_[best]);
+      for (int64_t k = 0; k < w_; ++k) {
+        delta_[k] = double(ref[k]) - pointer_[best][k];
+        ref[k] = pointer_[best][k];
+      }
+      if (*s.mass > 0) move_reference(p_, m_, s, delta_, v_ + i * p_.K * w_);
+      *s.ref = t.start + pick_[best];
+    }
+    // Row m of the compacted tile is the m-th atom that counts, less the reference.
+    T *e = coef_, *norm = coef_ + tile_;
+    int64_t kept = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      if (exact_[j] < *s.top - gap_) continue;
+      e[kept] = T(exact_[j] - *s.top);
+      T* row = shifted_ + kept * w_;
+      for (int64_t k = 0; k < w_; ++k) row[k] = pointer_[j][k] - ref[k];
+      norm[kept] = p_.op == Op::posterior ? square_norm(row, w_) : T(0);
+      ++kept;
+    }
+    for (int64_t j = kept; j < round_up(kept, W<T>); ++j) e[j] = -T(__builtin_inf());
+    Vec<T> sum{}, sum2{};
+    for (int64_t j = 0; j < kept; j += W<T>) {
+      const Vec<T> w = vexp(::load(e + j));
+      store<T>(e + j, w);
+      sum += w;
+      sum2 += w * w;
+    }
+    *s.mass += total<T>(sum);
+    *s.mass2 += total<T>(sum2);
+    const T* v = v_ + i * p_.K * w_;
+    T* sink = work(i);
+    add_tile(p_, m_, 1, &s, &sink, &v, &e, Rows<T>{shifted_, w_}, static_cast<const T*>(nullptr), kept, norm,
+             coef_ + 2 * tile_, tile_);
+  }
+
+  static constexpr double near_ =
+      1.5;  // believe expanded logits while alpha^2|y|^2 + |x|^2 <= 2 near_ d sigma^2
+
+  const Problem<T>& p_;
+  const Moments<T>& m_;
+  const int64_t s_, b0_, B_, w_;
+  const double gap_;
+  const bool by_cols_;
+  const int64_t tile_;
+  Arena arena_;
+  double largest_norm_ = 0;
+  Query<T>* query_;
+  T *x_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_, *work_;
+  double *exact_, *delta_;
+  int64_t* pick_;
+  const T** pointer_;
+};
+
+}  // namespace
