@@ -45,6 +45,25 @@ double check_values(const Problem<T>& p) {
   return top + std::log(mass);
 }
 
+// The mean of up to 64 atoms, where it is not small beside their spread: about it, less cancels. Else
+// nothing, and the atoms can be read in place.
+template <class T>
+std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
+  const int64_t count = std::min<int64_t>(p.N, 64);
+  std::vector<T> row(p.d), mean(p.d);
+  double square = 0, mean_square = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    kernel.read_reference(p, i * (p.N / count), row.data());
+    for (int64_t k = 0; k < p.d; ++k) {
+      mean[k] += row[k] / T(count);
+      square += double(row[k]) * row[k] / double(count);
+    }
+  }
+  for (const T m : mean) mean_square += double(m) * m;
+  if (!(mean_square > 0.2 * square) || count < 2) mean.clear();
+  return mean;
+}
+
 // How the work is cut: blocks of queries x splits of the atoms. Depends on the shapes alone, never on the
 // number of threads, so that neither do the results.
 struct Plan {
@@ -55,7 +74,7 @@ struct Plan {
     const int64_t row = stride * int64_t(sizeof(double));
     blocks = (p.B * row * (4 + rows + p.K) + state - 1) / state;
     blocks = std::max(
-        {blocks, std::min(tasks, p.B / 64), int64_t(1)});  // 64 queries pay for reading the atoms once
+        {blocks, std::min(tasks, p.B / 128), int64_t(1)});  // 128 queries pay for one pass over the atoms
     block = (p.B + blocks - 1) / blocks;
     block = std::min((block + 3) / 4 * 4, p.B);
     blocks = (p.B + block - 1) / block;
@@ -111,6 +130,7 @@ Gathered<T> gather(const Arguments& a, Op op) {
        data<T>(a.alpha),
        data<T>(a.sigma),
        data<T>(a.log_prior),
+       nullptr,
        a.scale,
        a.offset,
        a.x.size(0),
@@ -126,6 +146,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   m.rows = op == Op::posterior ? 0 : op == Op::matvec ? p.K : op == Op::diagonal ? 1 : p.d;
   if (p.B == 0) return out;
+  out.centre = centre_of(p, kernel);
+  p.centre = out.centre.empty() ? nullptr : out.centre.data();
   const Plan plan(p, m.stride, m.rows);
   const int64_t cells = plan.splits * p.B;
   const size_t bytes = size_t(cells) * size_t(5 + p.K + (1 + m.rows) * m.stride) * sizeof(double);

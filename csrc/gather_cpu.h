@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "dispatch_cpu.h"
 #include "tensors_cpu.h"
@@ -15,15 +16,13 @@ struct Gathered {
   Problem<T> problem;
   Moments<T> moments;
   double log_total;  // log sum exp(log_prior)
+  std::vector<T> centre;
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 
   // Mean less the reference, in double: out[0, d). The reference itself goes to ref[0, d).
   void mean(int64_t b, double* out, T* ref) const {
-    for (int64_t k = 0; k < problem.d; ++k) {
-      out[k] = moments.first[b * moments.stride + k] / moments.mass[b];
-      ref[k] = 0;
-    }
-    if (moments.ref[b] >= 0) kernels_for<T>().read_row(problem, moments.ref[b], ref);
+    for (int64_t k = 0; k < problem.d; ++k) out[k] = moments.first[b * moments.stride + k] / moments.mass[b];
+    kernels_for<T>().read_reference(problem, moments.ref[b], ref);
   }
 };
 

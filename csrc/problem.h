@@ -21,6 +21,7 @@ struct Problem {
   const T* alpha;      // [B]
   const T* sigma;      // [B]
   const T* log_prior;  // [N] or null (uniform)
+  const T* centre;     // [d] or null (zero): roughly the middle of the atoms
   double scale, offset;
   int64_t B, N, d, K, ldy;
   Storage storage;
@@ -55,8 +56,8 @@ struct Kernels {
                 int64_t n1);
   // Merges the S splits of query b into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t S, int64_t b);
-  // Reads row i of y as T, scaled, into out[0, d).
-  void (*read_row)(const Problem<T>&, int64_t i, T* out);
+  // Row `ref` of y as T, scaled, or the centre where ref = -1, into out[0, d).
+  void (*read_reference)(const Problem<T>&, int64_t ref, T* out);
   // One row of endpoint_matvec; false where an inner product is not finite.
   bool (*endpoint)(bool centred, const T* v, const T* x0, const T* mean, int64_t d, double ratio,
                    double precision, T* out);

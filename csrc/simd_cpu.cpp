@@ -33,7 +33,7 @@ double exp_rate(int64_t repeats) {
 }
 
 template <class T>
-constexpr Kernels<T> kernels{W<T>, gather<T>, merge<T>, read_row<T>, endpoint<T>, residual_square<T>};
+constexpr Kernels<T> kernels{W<T>, gather<T>, merge<T>, read_reference<T>, endpoint<T>, residual_square<T>};
 constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, exp_rate};
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The inner loops: dot products, squared distances and weighted sums of rows, blocked so that the
 // accumulators stay in registers. Rows are whole vectors long (zero padded), `width` elements.
 #pragma once
-#include "tile.h"
+#include "transpose.h"
 
 namespace {
 
@@ -88,7 +88,8 @@ DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, in
 template <class T, int Q>
 void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t d, T* out, int64_t ldo) {
   int64_t j = 0;
-  for (; j + 4 * W<T> <= n; j += 4 * W<T>) dot_cols_block<T, Q, 4>(q, cols + j, ldc, d, out + j, ldo);
+  for (; j + 3 * W<T> <= n; j += 3 * W<T>) dot_cols_block<T, Q, 3>(q, cols + j, ldc, d, out + j, ldo);
+  for (; j + 2 * W<T> <= n; j += 2 * W<T>) dot_cols_block<T, Q, 2>(q, cols + j, ldc, d, out + j, ldo);
   for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
 }
 
@@ -99,52 +100,60 @@ T square_norm(const T* a, int64_t width) {
   return out;
 }
 
-template <class T, int Q>
-void dots_of(const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width, T* out, int64_t ldo,
-             T* norm) {
-  if (cols) {
-    dot_cols<T, Q>(q, cols, round_up(n, W<T>), round_up(n, W<T>), width, out, ldo);
-    if (norm)
-      for (int64_t j = 0; j < n; ++j) norm[j] = square_norm(rows.at + j * rows.ld, width);
-  } else if (norm) {
-    dot_rows<T, Q, true>(q, rows.at, rows.ld, n, width, out, ldo, norm);
-  } else {
-    dot_rows<T, Q, false>(q, rows.at, rows.ld, n, width, out, ldo, nullptr);
+// f(Count<n>{}): n, 1 <= n <= MOST, as a constant.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+template <int MOST, class F>
+DFK_INLINE void with_count(int64_t n, const F& f) {
+  if constexpr (MOST > 1) {
+    if (n < MOST) return with_count<MOST - 1>(n, f);
   }
+  f(Count<MOST>{});
 }
-// out[i * ldo + j] = <q_i, row_j> for up to four q; where norm is given also |row_j|^2. cols: the tile's
-// transpose, or null.
+
+// Queries are taken this many at a time: eight dot products with three vectors of atoms fill the registers.
+inline constexpr int group = 8;
+
+// out[i * ldo + j] = <q_i, row_j> for i < count <= group; where norm is given also |row_j|^2. cols: the
+// tile's transpose, or null.
 template <class T>
 void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width, T* out,
           int64_t ldo, T* norm) {
-  switch (count) {
-    case 4:
-      dots_of<T, 4>(q, rows, cols, n, width, out, ldo, norm);
-      break;
-    case 3:
-      dots_of<T, 3>(q, rows, cols, n, width, out, ldo, norm);
-      break;
-    case 2:
-      dots_of<T, 2>(q, rows, cols, n, width, out, ldo, norm);
-      break;
-    default:
-      dots_of<T, 1>(q, rows, cols, n, width, out, ldo, norm);
-      break;
+  if (cols) {
+    const int64_t padded = round_up(n, W<T>);
+    with_count<group>(count, [&](auto c) { dot_cols<T, c.value>(q, cols, padded, padded, width, out, ldo); });
+    if (norm) squares(cols, padded, padded, width, norm);
+    return;
   }
+  for (int64_t i = 0; i < count; i += 4)
+    with_count<4>(count - i < 4 ? count - i : 4, [&](auto c) {
+      if (norm && i == 0)
+        dot_rows<T, c.value, true>(q, rows.at, rows.ld, n, width, out, ldo, norm);
+      else
+        dot_rows<T, c.value, false>(q + i, rows.at, rows.ld, n, width, out + i * ldo, ldo, nullptr);
+    });
 }
 
-// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels.
+// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and eight terms of a lane at a
+// time: a long chain's rounding error would show in the weights.
 template <class T, int R>
 DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, T* out) {
-  Vec<T> acc[R] = {};
-  for (int64_t k = 0; k < width; k += W<T>) {
-    const Vec<T> xk = load(x + k);
-    for (int j = 0; j < R; ++j) {
-      const Vec<T> u = xk - alpha * load(rows[j] + k);
-      acc[j] += u * u;
+  Vec<T> sum[R] = {};
+  for (int64_t k = 0; k < width;) {
+    const int64_t end = k + 8 * W<T> < width ? k + 8 * W<T> : width;
+    Vec<T> part[R] = {};
+    for (; k < end; k += W<T>) {
+      const Vec<T> xk = load(x + k);
+      for (int j = 0; j < R; ++j) {
+        const Vec<T> u = xk - alpha * load(rows[j] + k);
+        part[j] += u * u;
+      }
     }
+    for (int j = 0; j < R; ++j) sum[j] += part[j];
   }
-  for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(acc[j]);
+  for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(sum[j]);
 }
 template <class T>
 void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, T* out) {
@@ -176,30 +185,16 @@ DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64
 }
 template <class T, int Q, bool SQUARE>
 void add_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width, T* const* dst) {
-  constexpr int V = Q == 1 ? 8 : 4;
+  constexpr int V = Q <= 2 ? 8 : Q <= 4 ? 4 : 3;
   int64_t k = 0;
   for (; k + V * W<T> <= width; k += V * W<T>) add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
   for (; k < width; k += W<T>) add_block<T, Q, 1, SQUARE>(coef, rows, ld, n, dst, k);
 }
-// Any number of destinations, four at a time.
+// dst_i += sum_j coef_i[j] row_j for i < count <= group.
 template <class T, bool SQUARE = false>
 void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
                    T* const* dst) {
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) add_rows<T, 4, SQUARE>(coef + i, rows, ld, n, width, dst + i);
-  switch (count - i) {
-    case 3:
-      add_rows<T, 3, SQUARE>(coef + i, rows, ld, n, width, dst + i);
-      break;
-    case 2:
-      add_rows<T, 2, SQUARE>(coef + i, rows, ld, n, width, dst + i);
-      break;
-    case 1:
-      add_rows<T, 1, SQUARE>(coef + i, rows, ld, n, width, dst + i);
-      break;
-    default:
-      break;
-  }
+  with_count<group>(count, [&](auto c) { add_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
 }
 
 }  // namespace

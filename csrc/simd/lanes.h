@@ -1,6 +1,6 @@
 // One sweep over a range of atoms for small d: atoms in the lanes of a transposed tile, every distance by
-// differences and every moment about the heaviest atom so far, so nothing cancels at any noise level. The
-// exponential is the cost.
+// differences and every moment about the heaviest atom so far (or the centre), so nothing cancels at any
+// noise level. The exponential is the cost.
 #pragma once
 #include "sweep.h"
 
@@ -21,20 +21,29 @@ class LaneSweep {
     log_prior_ = arena_.template take<T>(tile_);
     v_ = arena_.template take<T>(p.K * m.stride);
     ref_ = arena_.template take<T>((b1 - b0) * p.d);
+    centre_ = arena_.template take<T>(p.d);
     for (int64_t b = b0; b < b1; ++b) clear(p, m, sums_of(p, m, s, b));
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
-    memset(ref_, 0, size_t((b1 - b0) * p.d) * sizeof(T));
+    read_reference(p, -1, centre_);
+    for (int64_t b = 0; b < b1 - b0; ++b) memcpy(ref_ + b * p.d, centre_, size_t(p.d) * sizeof(T));
   }
 
   int run(int64_t n0, int64_t n1) {
     if (!arena_.ok()) return out_of_memory;
     for (int64_t i = n0; i < n1; i += tile_) {
-      const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      const int64_t n = n_ = n1 - i < tile_ ? n1 - i : tile_;
       padded_ = round_up(n, 4 * W<T>);
       for (int64_t j = 0; j < n; ++j) read_row(p_, i + j, rows_ + j * p_.d);
-      T finite = 0;
-      for (int64_t k = 0; k < n * p_.d; ++k) finite += rows_[k] - rows_[k];
-      if (finite != 0) return non_finite_atom;
+      largest_norm_ = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        double norm = 0;
+        for (int64_t k = 0; k < p_.d; ++k) {
+          const double t = double(rows_[j * p_.d + k]) - centre_[k];
+          norm += t * t;
+        }
+        if (!(norm < __builtin_inf())) return non_finite_atom;
+        if (norm > largest_norm_) largest_norm_ = norm;
+      }
       transpose(Rows<T>{rows_, p_.d}, n, p_.d, cols_, padded_);
       read_log_prior(p_, i, n, padded_, log_prior_);
       for (int64_t b = b0_; b < b1_; ++b) visit(b, i);
@@ -47,7 +56,7 @@ class LaneSweep {
 
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d);
+    return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d) + t(p_.d);
   }
 
   void visit(int64_t b, int64_t start) {
@@ -58,19 +67,9 @@ class LaneSweep {
     if (p_.op == Op::matvec)
       for (int64_t k = 0; k < p_.K; ++k)
         memcpy(v_ + k * m_.stride, p_.v + (b * p_.K + k) * p_.d, size_t(p_.d) * sizeof(T));
-    if (largest > *s.top) {
-      int64_t best = 0;
-      while (logits_[best] != largest) ++best;
-      raise_top(p_, m_, s, largest);
-      double delta[lanes_max_d + 64 / sizeof(T)] = {};
-      for (int64_t k = 0; k < p_.d; ++k) {
-        const T here = cols_[k * padded_ + best];
-        delta[k] = double(ref[k]) - here;
-        ref[k] = here;
-      }
-      if (*s.mass > 0) move_reference(p_, m_, s, delta, v_);
-      *s.ref = start + best;
-    }
+    const bool heavier = largest > *s.top;
+    if (heavier) raise_top(p_, m_, s, largest);
+    const int64_t best = heavier ? find(largest) : 0;
     const T top = T(*s.top);
     Vec<T> sum[4] = {}, sum2[4] = {};
     for (int64_t j = 0; j < padded_; j += 4 * W<T>)
@@ -80,9 +79,30 @@ class LaneSweep {
         sum[u] += e;
         sum2[u] += e * e;
       }
-    *s.mass += total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    const double mass = total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    // Where the weights are nearly even and the noise is as large as the data, the centre is nearer to their
+    // mean than the heaviest atom.
+    const double a = p_.alpha[b] / p_.sigma[b];
+    const bool even = 4 * mass > double(n_) && a * a * largest_norm_ < double(p_.d);
+    if (heavier && !(even && *s.ref < 0)) {
+      double delta[lanes_max_d + 64 / sizeof(T)] = {};
+      for (int64_t k = 0; k < p_.d; ++k) {
+        const T here = cols_[k * padded_ + best];
+        delta[k] = double(ref[k]) - here;
+        ref[k] = here;
+      }
+      if (*s.mass > 0) move_reference(p_, m_, s, delta, v_);
+      *s.ref = start + best;
+    }
+    *s.mass += mass;
     *s.mass2 += total<T>((sum2[0] + sum2[1]) + (sum2[2] + sum2[3]));
     add_moments(s, ref);
+  }
+
+  int64_t find(T logit) const {
+    int64_t j = 0;
+    while (logits_[j] != logit) ++j;
+    return j;
   }
 
   // l = log prior - |x - alpha y|^2 / 2 sigma^2; returns the largest.
@@ -168,8 +188,9 @@ class LaneSweep {
   const int64_t s_, b0_, b1_;
   const double gap_;
   Arena arena_;
-  int64_t padded_ = 0;
-  T *rows_, *cols_, *logits_, *tilted_, *log_prior_, *v_, *ref_;
+  int64_t n_ = 0, padded_ = 0;
+  double largest_norm_ = 0;
+  T *rows_, *cols_, *logits_, *tilted_, *log_prior_, *v_, *ref_, *centre_;
 };
 
 }  // namespace

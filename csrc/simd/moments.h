@@ -38,9 +38,10 @@ void add_scaled(A* a, int64_t n, double by, const B* b) {
 }
 template <class A, class B>
 double dot(const A* a, const B* b, int64_t n) {
-  double sum = 0;
-  for (int64_t k = 0; k < n; ++k) sum += double(a[k]) * b[k];
-  return sum;
+  double sum[8] = {};  // n is a multiple of the vector width at least 2
+  for (int64_t k = 0; k < n; k += 8)
+    for (int64_t u = 0; u < 8 && k + u < n; ++u) sum[u] += double(a[k + u]) * b[k + u];
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 // Weights become relative to exp(top).
@@ -82,15 +83,15 @@ void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const doub
   add_scaled(s.first, w, mass, delta);
 }
 
-// Adds e_j t_j and its like to `work` (first, then the rows of second) for up to four queries that share the
-// rows t; the scalars go to the sums at once. e[i]: weights, zero where an atom does not count. norm:
-// |t_j|^2. cols: the transpose of the rows, or null. coef: 4 * ld_coef.
+// Adds e_j t_j and its like to `work` (first, then the rows of second) for up to `group` queries that share
+// the rows t; the scalars go to the sums at once. e[i]: weights, zero where an atom does not count. norm:
+// |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
 template <class T>
 void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Sums* s, T* const* work,
               const T* const* v, T* const* e, Rows<T> t, const T* cols, int64_t n, const T* norm, T* coef,
               int64_t ld_coef) {
-  const T* in[4];
-  T* out[4];
+  const T* in[group];
+  T* out[group];
   for (int64_t i = 0; i < count; ++i) {
     in[i] = e[i];
     out[i] = work[i];
@@ -126,8 +127,8 @@ void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Sum
     weighted_sums<T, true>(count, in, t.at, t.ld, n, m.stride, out);
   } else {
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < p.d; k += 4) {
-        const int64_t some = p.d - k < 4 ? p.d - k : 4;
+      for (int64_t k = 0; k < p.d; k += group) {
+        const int64_t some = p.d - k < group ? p.d - k : group;
         for (int64_t c = 0; c < some; ++c) {
           T* to = coef + c * ld_coef;
           for (int64_t j = 0; j < n; ++j) to[j] = e[i][j] * t.at[j * t.ld + k + c];
@@ -156,14 +157,14 @@ int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
   memset(here, 0, size_t(w) * sizeof(T));
   memset(v, 0, size_t(w * p.K) * sizeof(T));
   for (int64_t k = 0; k < p.K; ++k) memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
-  if (ref >= 0) read_row(p, ref, there);
+  read_reference(p, ref, there);
   const Sums all = sums_of(p, m, 0, b);
   for (int64_t s = 0; s < S; ++s) {
     const Sums part = sums_of(p, m, s, b);
     if (*part.mass > 0) {
       if (*part.ref != ref) {
-        if (*part.ref >= 0) read_row(p, *part.ref, here);
-        for (int64_t k = 0; k < w; ++k) delta[k] = (*part.ref >= 0 ? double(here[k]) : 0.0) - there[k];
+        read_reference(p, *part.ref, here);
+        for (int64_t k = 0; k < w; ++k) delta[k] = double(here[k]) - there[k];
         move_reference(p, m, part, delta, v);
       }
       raise_top(p, m, part, top);

@@ -1,10 +1,10 @@
 // One sweep over a range of atoms for a block of queries: d above a few vectors' worth.
 //
 // Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi, a
-// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, so it is believed only where the
-// noise is about as large as the data (`near`). Elsewhere it is a filter with a rigorous error bound, and the
-// atoms that can carry weight are evaluated again by differences and gathered about the heaviest of them
-// (`gather_exactly`): few, when the noise is small.
+// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, y measured from the centre, so it is
+// believed only where the noise is about as large as the data and many atoms carry weight (`near`). Elsewhere
+// it is a filter with a rigorous error bound, and the atoms that can carry weight, few as a rule, are
+// evaluated again by differences and gathered about the heaviest of them (`gather_exactly`).
 #pragma once
 #include "moments.h"
 
@@ -20,19 +20,20 @@ double weight_gap(const Problem<T>& p) {
   return __builtin_log(double(p.N) + 1) - __builtin_log(epsilon<T>) + 10;
 }
 
+// Expanded logits are believed while alpha^2 |y|^2 + |x|^2 <= 2 near_limit d sigma^2.
+inline constexpr double near_limit = 1.5;
+
 template <class T>
 struct Query {
-  double k;     // -|x|^2 / 2 sigma^2
+  double k;     // -|x|^2 / 2 sigma^2, x less alpha times the centre as everywhere here
   double half;  // 1 / 2 sigma^2
   T alpha, by;  // by = alpha / sigma^2: rounding it scales all logits alike, and their differences are small
   double h;     // alpha^2 / 2 sigma^2
 };
 template <class T>
-Query<T> query_of(const Problem<T>& p, int64_t b) {
-  double square = 0;
-  for (int64_t k = 0; k < p.d; ++k) square += double(p.x[b * p.d + k]) * p.x[b * p.d + k];
-  const double a = p.alpha[b], half = 0.5 / (double(p.sigma[b]) * p.sigma[b]);
-  return {-square * half, half, p.alpha[b], T(2 * a * half), a * a * half};
+Query<T> query_of(const T* x, int64_t d, double alpha, double sigma) {
+  const double half = 0.5 / (sigma * sigma);
+  return {-dot(x, x, d) * half, half, T(alpha), T(2 * alpha * half), alpha * alpha * half};
 }
 
 template <class T>
@@ -55,19 +56,20 @@ class Sweep {
         B_(b1 - b0),
         w_(m.stride),
         gap_(weight_gap(p)),
-        by_cols_(p.d < 512 && B_ >= 8),
-        tile_(tile_rows(m)),
+        by_cols_(B_ >= 2 * group),
+        in_place_(rows_in_place(p) && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
+        tile_(tile_rows(m, by_cols_)),
         arena_(room()) {
     if (!arena_.ok()) return;
     query_ = arena_.template take<Query<T>>(B_);
     x_ = arena_.template take<T>(B_ * w_);
     ref_ = arena_.template take<T>(B_ * w_);
     v_ = arena_.template take<T>(B_ * p.K * w_);
-    rows_ = arena_.template take<T>(tile_ * w_);
+    rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
     shifted_ = arena_.template take<T>(tile_ * w_);
     cols_ = arena_.template take<T>(tile_ * w_);
-    logits_ = arena_.template take<T>(4 * tile_);
-    coef_ = arena_.template take<T>(6 * tile_);
+    logits_ = arena_.template take<T>(group * tile_);
+    coef_ = arena_.template take<T>((group + 2) * tile_);
     norm_ = arena_.template take<T>(tile_);
     log_prior_ = arena_.template take<T>(tile_);
     exact_ = arena_.template take<double>(tile_);
@@ -79,13 +81,13 @@ class Sweep {
     const int64_t row = p.d;
     for (int64_t i = 0; i < B_; ++i) {
       const int64_t b = b0 + i;
-      query_[i] = query_of(p, b);
       for (int64_t k = 0; k < w_; ++k) {
-        x_[i * w_ + k] = k < row ? p.x[b * row + k] : T(0);
+        x_[i * w_ + k] = k < row ? p.x[b * row + k] - (p.centre ? p.alpha[b] * p.centre[k] : T(0)) : T(0);
         ref_[i * w_ + k] = 0;
         for (int64_t j = 0; j < p.K; ++j)
           v_[(i * p.K + j) * w_ + k] = k < row ? p.v[(b * p.K + j) * row + k] : T(0);
       }
+      query_[i] = query_of(x_ + i * w_, w_, p.alpha[b], p.sigma[b]);
       clear(p, m, sums(i));
     }
   }
@@ -95,8 +97,8 @@ class Sweep {
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       const Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
-      for (int64_t q = 0; q < B_; q += 4) {
-        const int status = visit(tile, q, B_ - q < 4 ? B_ - q : 4, q == 0);
+      for (int64_t q = 0; q < B_; q += group) {
+        const int status = visit(tile, q, B_ - q < group ? B_ - q : group, q == 0);
         if (status != ok) return status;
       }
       if (++visited % 16 == 0 || i + tile_ >= n1)
@@ -106,17 +108,18 @@ class Sweep {
   }
 
  private:
-  // About 512 KiB of atoms: they stay in the second-level cache while all queries pass.
-  static int64_t tile_rows(const Moments<T>& m) {
-    int64_t n = 524288 / (m.stride * int64_t(sizeof(T)));
-    n = n < 16 ? 16 : n > 256 ? 256 : n;
-    return round_up(n, 16);
+  // As many atoms as stay in a second-level cache of 1 MiB, with their transpose if there is one, while all
+  // queries pass.
+  static int64_t tile_rows(const Moments<T>& m, bool by_cols) {
+    const int64_t n = (by_cols ? 384 : 512) * 1024 / (m.stride * int64_t(sizeof(T)));
+    const int64_t step = n >= 6 * W<T> ? 3 * W<T> : W<T>;  // whole blocks of dot_cols
+    return n < step ? step : n > 256 ? 256 / step * step : n / step * step;
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + 2 * t(B_ * w_) + t(B_ * p_.K * w_) + 3 * t(tile_ * w_) +
-           t(4 * tile_) + t(6 * tile_) + 2 * t(tile_) + 3 * Arena::bytes<double>(tile_) +
-           Arena::bytes<double>(w_) + t(B_ * (1 + m_.rows) * w_);
+    return Arena::bytes<Query<T>>(B_) + 2 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
+           t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
+           3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + t(B_ * (1 + m_.rows) * w_);
   }
   Sums sums(int64_t i) const { return sums_of(p_, m_, s_, b0_ + i); }
 
@@ -132,8 +135,15 @@ class Sweep {
   }
 
   Tile<T> load(int64_t start, int64_t n) {
-    Tile<T> t{
-        read_rows(p_, start, n, w_, rows_), nullptr, start, n, round_up(n, W<T>), norm_, log_prior_, 0, 0};
+    Tile<T> t{read_rows(p_, start, n, w_, rows_, in_place_),
+              nullptr,
+              start,
+              n,
+              round_up(n, W<T>),
+              norm_,
+              log_prior_,
+              0,
+              0};
     read_log_prior(p_, start, n, t.padded, log_prior_);
     for (int64_t j = 0; j < n; ++j) {
       const double size = __builtin_fabs(double(log_prior_[j]));
@@ -148,7 +158,7 @@ class Sweep {
   }
 
   int visit(const Tile<T>& given, int64_t q, int64_t count, bool first) {
-    const T* x[4];
+    const T* x[group];
     for (int64_t i = 0; i < count; ++i) x[i] = x_ + (q + i) * w_;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = given.n; j < given.padded; ++j) logits_[i * tile_ + j] = 0;
@@ -162,9 +172,9 @@ class Sweep {
     }
     Tile<T> t = given;
     t.largest_norm = largest_norm_;
-    Sums active[4];
-    const T* v[4];
-    T *e[4], *sink[4];
+    Sums active[group];
+    const T* v[group];
+    T *e[group], *sink[group];
     int64_t n_active = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = query_[q + i];
@@ -172,7 +182,10 @@ class Sweep {
       T* l = logits_ + i * tile_;
       const T largest = finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
-      const bool near = *s.ref < 0 && query.h * t.largest_norm - query.k <= near_ * p_.d;
+      // A tile beside which all that came before is nothing starts the query anew.
+      if (query.k + largest - error(t, query) > *s.top + gap_) restart(q + i);
+      const bool near = *s.ref < 0 && query.h * t.largest_norm - query.k <= near_limit * p_.d &&
+                        (*s.mass > 0 || crowded(t, l, largest));
       if (!near) {
         gather_exactly(t, q + i, l, largest);
       } else if (weigh(t, q + i, l, largest)) {
@@ -196,6 +209,26 @@ class Sweep {
       largest = larger<T>(v, largest);
     }
     return max_lanes<T>(largest);
+  }
+
+  // No expanded logit of the tile is further than this from the exact one.
+  double error(const Tile<T>& t, const Query<T>& query) const {
+    return epsilon<T> * double(w_ / W<T> + 16) *
+           (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
+  }
+
+  void restart(int64_t i) {
+    if (*sums(i).mass == 0) return;
+    clear(p_, m_, sums(i));
+    memset(work(i), 0, size_t((1 + m_.rows) * w_) * sizeof(T));
+    memset(ref_ + i * w_, 0, size_t(w_) * sizeof(T));
+  }
+
+  // Whether at least an eighth of the atoms can carry weight: too many to evaluate twice.
+  bool crowded(const Tile<T>& t, const T* l, T largest) const {
+    int64_t count = 0;
+    for (int64_t j = 0; j < t.n; ++j) count += l[j] >= largest - T(gap_);
+    return 8 * count >= t.n;
   }
 
   // Logits into weights, in place; false where the whole tile is too light to count.
@@ -224,8 +257,7 @@ class Sweep {
   void gather_exactly(const Tile<T>& t, int64_t i, const T* l, T largest) {
     const Query<T>& query = query_[i];
     const Sums s = sums(i);
-    const double error =
-        epsilon<T> * double(w_ / W<T> + 16) * (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
+    const double error = this->error(t, query);
     const double sure = query.k + largest - error;
     const double least = (*s.top > sure ? *s.top : sure) - gap_ - error - query.k;
     if (largest < least) return;
@@ -279,14 +311,11 @@ class Sweep {
              coef_ + 2 * tile_, tile_);
   }
 
-  static constexpr double near_ =
-      1.5;  // believe expanded logits while alpha^2|y|^2 + |x|^2 <= 2 near_ d sigma^2
-
   const Problem<T>& p_;
   const Moments<T>& m_;
   const int64_t s_, b0_, B_, w_;
   const double gap_;
-  const bool by_cols_;
+  const bool by_cols_, in_place_;
   const int64_t tile_;
   Arena arena_;
   double largest_norm_ = 0;

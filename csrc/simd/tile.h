@@ -77,9 +77,16 @@ void read_row(const Problem<T>& p, int64_t i, T* out) {
   }
 }
 
+// The point about which moments with this `ref` are taken.
+template <class T>
+void read_reference(const Problem<T>& p, int64_t ref, T* out) {
+  if (ref >= 0) return read_row(p, ref, out);
+  for (int64_t k = 0; k < p.d; ++k) out[k] = p.centre ? p.centre[k] : T(0);
+}
+
 template <class T>
 DFK_INLINE bool rows_in_place(const Problem<T>& p) {
-  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0;
+  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0 && !p.centre;
 }
 
 template <class T>
@@ -88,58 +95,19 @@ struct Rows {
   int64_t ld;
 };
 
-// Rows [i, i + n) of y; through `room` (n rows of `width`) where they cannot be read in place.
+// Rows [i, i + n) of y less the centre, unless in place through `room`: n rows of width + a vector, since
+// rows a multiple of 4 KiB apart would compete for the same cache lines.
 template <class T>
-Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room) {
-  if (rows_in_place(p)) return {static_cast<const T*>(p.y) + i * p.ldy, p.ldy};
+Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room, bool in_place) {
+  if (in_place) return {static_cast<const T*>(p.y) + i * p.ldy, p.ldy};
   for (int64_t j = 0; j < n; ++j) {
-    T* row = room + j * width;
+    T* row = room + j * (width + W<T>);
     read_row(p, i + j, row);
+    if (p.centre)
+      for (int64_t k = 0; k < p.d; ++k) row[k] -= p.centre[k];
     for (int64_t k = p.d; k < width; ++k) row[k] = 0;
   }
-  return {room, width};
-}
-
-// Vectors side by side, exchanged into the transpose of a square block: log2(W) rounds of interleaving.
-template <class T>
-DFK_INLINE void transpose_square(Vec<T>* v) {
-  Vec<T> u[W<T>];
-  IntVec<T> low, high;
-  for (int i = 0; i < W<T>; ++i) {
-    low[i] = i / 2 + (i % 2) * W<T>;
-    high[i] = low[i] + W<T> / 2;
-  }
-  for (int h = 1; h < W<T>; h *= 2) {
-    for (int i = 0; i < W<T> / 2; ++i) {
-#if defined(__clang__)
-      for (int l = 0; l < W<T>; ++l) {
-        u[2 * i][l] = l % 2 ? v[i + W<T> / 2][l / 2] : v[i][l / 2];
-        u[2 * i + 1][l] = l % 2 ? v[i + W<T> / 2][l / 2 + W<T> / 2] : v[i][l / 2 + W<T> / 2];
-      }
-#else
-      u[2 * i] = __builtin_shuffle(v[i], v[i + W<T> / 2], low);
-      u[2 * i + 1] = __builtin_shuffle(v[i], v[i + W<T> / 2], high);
-#endif
-    }
-    for (int i = 0; i < W<T>; ++i) v[i] = u[i];
-  }
-}
-
-// cols[k * ldc + j] = rows[j][k] for j < n; columns n .. ldc are zero.
-template <class T>
-void transpose(Rows<T> rows, int64_t n, int64_t d, T* cols, int64_t ldc) {
-  const int64_t whole = n / W<T> * W<T>, wide = d / W<T> * W<T>;
-  for (int64_t j = 0; j < whole; j += W<T>)
-    for (int64_t k = 0; k < wide; k += W<T>) {
-      Vec<T> v[W<T>];
-      for (int i = 0; i < W<T>; ++i) v[i] = load(rows.at + (j + i) * rows.ld + k);
-      transpose_square<T>(v);
-      for (int i = 0; i < W<T>; ++i) store(cols + (k + i) * ldc + j, v[i]);
-    }
-  for (int64_t k = 0; k < d; ++k) {
-    for (int64_t j = k < wide ? whole : 0; j < n; ++j) cols[k * ldc + j] = rows.at[j * rows.ld + k];
-    for (int64_t j = n; j < ldc; ++j) cols[k * ldc + j] = 0;
-  }
+  return {room, width + W<T>};
 }
 
 // log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.

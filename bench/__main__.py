@@ -1,0 +1,127 @@
+"""python -m bench: every op and size against its peers and its floor, on the CPU, in about five minutes.
+
+All contenders of a case run in turn, round after round, in this process; a row reports medians. A case whose result is wrong
+is refused. Writes bench/results/cpu.csv and the tables of README.md.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import dfkernels as df
+from dfkernels import _native
+
+from . import table
+from .cases import NOISE, SIZES, Case, atoms
+from .floor import floor, measure
+from .peers import contenders
+
+RESULTS = Path(__file__).parent / "results" / "cpu.csv"
+
+
+def run(function, inputs) -> float:
+    start = time.perf_counter()
+    function(**inputs)
+    return time.perf_counter() - start
+
+
+def check(case: Case) -> None:
+    """Refuses a wrong result: the last query against float64 by differences."""
+    inputs = case.inputs
+    got = getattr(df.ops, case.op)(**inputs)
+    x, v = inputs["x"][-1].double(), inputs.get("v", inputs["x"])[-1].double()
+    sigma, logits, sums = case.sigma_value, [], []
+    for rows in case.y.split(2000):
+        logits.append(-((x - rows.double()) / sigma).square().sum(1) / 2)
+    weights = torch.softmax(torch.cat(logits), 0)
+    mean = sum(w @ rows.double() for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True))
+    for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True):
+        t = (rows.double() - mean) / sigma
+        sums.append((w * t.square().sum(1)).sum() if case.op == "posterior" else (w * (t @ v)) @ t)
+    want = (case.d - sum(sums) if case.op == "posterior" else v - sum(sums)) / sigma**2
+    got = got.fisher_trace[-1] if case.op == "posterior" else got[-1]
+    error = float((got.double() - want).norm() / want.norm())
+    if not error < 1e-4:
+        sys.exit(f"{case.op} B={case.B} N={case.N} d={case.d} sigma={sigma}: relative error {error:.1e}; nothing is timed")
+
+
+def measure_case(case: Case, functions: dict, rates: dict[str, float], rounds: int) -> dict:
+    check(case)
+    ours = getattr(df.ops, case.op)
+    theirs = {**case.inputs, "y_norm": case.y.square().sum(1)}
+    times = {name: [] for name in ("dfkernels", *functions)}
+    for warm in (True, *[False] * rounds):
+        for name in times:
+            took = run(ours, case.inputs) if name == "dfkernels" else run(functions[name], theirs)
+            if not warm:
+                times[name].append(took)
+    median = {name: statistics.median(t) for name, t in times.items()}
+    best = min((n for n in median if n != "dfkernels"), key=median.get)
+    least, bound = floor(case, rates)
+    ess = float(df.ops.posterior(**{k: v for k, v in case.inputs.items() if k != "v"}).ess.median())
+    return {"op": case.op, "B": case.B, "N": case.N, "d": case.d, "noise": case.noise, "sigma": f"{case.sigma_value:.3g}",
+            "ess": f"{ess:.0f}", **{f"{n}_ms": f"{median[n] * 1e3:.3f}" if n in median else "" for n in table.CONTENDERS},
+            "floor_ms": f"{least * 1e3:.3f}", "bound": bound, "time_over_floor": f"{median['dfkernels'] / least:.3f}",
+            "best_peer": best, "speedup": f"{median[best] / median['dfkernels']:.3f}"}
+
+
+def machine(threads: int, rates: dict[str, float]) -> dict:
+    try:
+        cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return {"cpu": cpu, "threads": threads, "isa": _native.module.isa(), "torch": torch.__version__, "dfkernels": df.__version__,
+            "commit": commit.stdout.strip(), "date": date.today().isoformat(), **{k: f"{v:.1f}" for k, v in rates.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of every case (default 7)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help=f"which of {SIZES}; writes nothing")
+    args = parser.parse_args()
+    if not _native.available:
+        sys.exit(f"the compiled part is not loaded: {_native.reason}")
+    torch.set_num_threads(args.threads)
+    torch._dynamo.config.recompile_limit = 4 * len(SIZES)
+    rates = measure(args.threads)
+    print(", ".join(f"{k} {v:.1f}" for k, v in rates.items()), flush=True)
+    rows, about = [], machine(args.threads, rates)
+    with torch.no_grad():
+        for index in args.sizes:
+            B, N, d = SIZES[index]
+            y = atoms(N, d)
+            for op in ("posterior", "fisher_matvec"):
+                functions = contenders(op)
+                for noise in NOISE:
+                    row = measure_case(Case(op, B, N, d, noise, y), functions, rates, args.rounds)
+                    rows.append({**row, **about})
+                    print(f"{op:14s} B={B:<5d} N={N:<7d} d={d:<5d} {noise:5s} {float(row['dfkernels_ms']):9.2f} ms  "
+                          f"{row['time_over_floor']} x floor ({row['bound']})  {row['speedup']} x faster than {row['best_peer']}",
+                          flush=True)
+    for line in table.summary(rows):
+        print(line)
+    if len(args.sizes) == len(SIZES):
+        temporary = RESULTS.with_suffix(".part")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, RESULTS)
+        table.write_readme(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What is measured: problem sizes, the data, and the least work each case can be done with.
+
+Every size runs at two noise levels. low: sigma = 0.2 with data of unit spread, one atom carries all the weight. high: more than
+half of the atoms do; nothing can be skipped, which is the worst case for us and the same to the peers.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+SIZES = [(1, 50_000, 3072), (8, 50_000, 3072), (64, 50_000, 3072), (1, 100_000, 4096), (256, 50_000, 784), (1024, 10_000, 64),
+         (4096, 10_000, 2), (64, 20_000, 192)]
+NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
+ACCUMULATING_PRODUCTS = {"posterior": 2, "fisher_matvec": 3}  # logits, mean; logits, <y, v>, C v
+
+
+@dataclass
+class Case:
+    """Float32 standard normal atoms; queries are atoms plus noise; alpha = 1."""
+
+    op: str
+    B: int
+    N: int
+    d: int
+    noise: str
+    y: torch.Tensor  # shared by the cases of one size
+
+    @property
+    def sigma_value(self) -> float:
+        return NOISE[self.noise](self.d)
+
+    @cached_property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        sigma = torch.full((self.B,), self.sigma_value)
+        x = self.y[torch.randint(self.N, (self.B,), generator=generator)]
+        x = x + self.sigma_value * torch.randn(self.B, self.d, generator=generator)
+        inputs = {"x": x, "y": self.y, "alpha": torch.ones(self.B), "sigma": sigma}
+        if self.op == "fisher_matvec":
+            inputs["v"] = torch.randn(self.B, self.d, generator=generator)
+        return inputs
+
+    @property
+    def bytes(self) -> int:
+        """y once, x and the result once."""
+        return 4 * (self.N * self.d + 2 * self.B * self.d)
+
+    @property
+    def flops(self) -> int:
+        return 2 * ACCUMULATING_PRODUCTS[self.op] * self.B * self.N * self.d
+
+    @property
+    def exps(self) -> int:
+        return self.B * self.N
+
+
+def atoms(N: int, d: int) -> torch.Tensor:
+    return torch.randn(N, d, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,70 @@
+"""README's tables from bench/results/cpu.csv. `python -m bench.table` rewrites them; a test compares."""
+from __future__ import annotations
+
+import csv
+import math
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "cpu.csv"
+README = ROOT / "README.md"
+CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile")
+
+
+def read_rows(path: Path = RESULTS) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def geometric_mean(rows: list[dict], column: str) -> float:
+    return math.exp(sum(math.log(float(r[column])) for r in rows) / len(rows))
+
+
+def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        found.setdefault((row["op"], row["noise"]), []).append(row)
+    return found
+
+
+def summary(rows: list[dict]) -> list[str]:
+    return [f"{op}, {noise} noise: {geometric_mean(part, 'speedup'):.2f} x the best peer (least "
+            f"{min(float(r['speedup']) for r in part):.2f}), {geometric_mean(part, 'time_over_floor'):.2f} x the floor"
+            for (op, noise), part in groups(rows).items()]
+
+
+def markdown(rows: list[dict]) -> str:
+    about = rows[0]
+    lines = [f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}, {about['date']}; measured in "
+             f"the same run: memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, exp {about['exp_gs']} G/s.", ""]
+    for op in dict.fromkeys(r["op"] for r in rows):
+        names = [n for n in CONTENDERS if any(r["op"] == op and r[f"{n}_ms"] for r in rows)]
+        lines += [f"`{op}`, float32, milliseconds (median):", "",
+                  f"| B | N | d | noise | {' | '.join(names)} | best peer / ours | ours / floor |",
+                  "|" + " --: |" * 3 + " :-- |" + " --: |" * (len(names) + 2)]
+        for r in rows:
+            if r["op"] == op:
+                times = " | ".join(f"**{float(r['dfkernels_ms']):.1f}**" if n == "dfkernels" else f"{float(r[f'{n}_ms']):.1f}"
+                                   for n in names)
+                lines.append(f"| {r['B']} | {int(r['N']):,} | {r['d']} | {r['noise']} | {times} | {float(r['speedup']):.1f} | "
+                             f"{float(r['time_over_floor']):.2f} ({r['bound']}) |")
+        for noise, part in ((n, p) for (o, n), p in groups(rows).items() if o == op):
+            lines.append(f"| | | | {noise}, geometric mean | {' | '.join('' for _ in names)} | "
+                         f"**{geometric_mean(part, 'speedup'):.1f}** | **{geometric_mean(part, 'time_over_floor'):.2f}** |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def with_tables(text: str, rows: list[dict]) -> str:
+    """`text` with everything between the markers <!-- bench --> and <!-- /bench --> made anew."""
+    body = f"<!-- bench -->\n{markdown(rows)}\n<!-- /bench -->"
+    return re.sub(r"<!-- bench -->.*?<!-- /bench -->", lambda _: body, text, flags=re.S)
+
+
+def write_readme(rows: list[dict]) -> None:
+    README.write_text(with_tables(README.read_text(), rows))
+
+
+if __name__ == "__main__":
+    write_readme(read_rows())

@@ -1,0 +1,104 @@
+// Tiles on their side: atoms in the lanes.
+#pragma once
+#include "tile.h"
+
+namespace {
+
+#if DFK_VECTOR_BYTES == 64 && defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#define DFK_TRANSPOSE_16
+#define DFK_SHUFFLE __builtin_shufflevector
+// The transpose of a 16 x 16 block in registers, by shuffles that stay within 128 bits first.
+DFK_INLINE void transpose_16(Vec<float>* v) {
+  Vec<float> t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = DFK_SHUFFLE(v[i], v[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    t[i + 1] = DFK_SHUFFLE(v[i], v[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  for (int g = 0; g < 16; g += 4)
+    for (int h = 0; h < 2; ++h) {
+      const Vec<float> a = t[g + h], b = t[g + h + 2];
+      u[g + 2 * h] = DFK_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      u[g + 2 * h + 1] = DFK_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+  for (int c = 0; c < 4; ++c) {
+    Vec<float> half[2][2];
+    for (int h = 0; h < 2; ++h) {
+      const Vec<float> a = u[8 * h + c], b = u[8 * h + 4 + c];
+      half[h][0] = DFK_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+      half[h][1] = DFK_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int h = 0; h < 2; ++h) {
+      const Vec<float> a = half[0][h], b = half[1][h];
+      v[8 * h + c] = DFK_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+      v[8 * h + 4 + c] = DFK_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    }
+  }
+}
+#undef DFK_SHUFFLE
+#endif
+
+// The same for any width: log2(W) rounds of interleaving the first half with the second.
+template <class T>
+DFK_INLINE void transpose_square(Vec<T>* v) {
+#ifdef DFK_TRANSPOSE_16
+  if constexpr (sizeof(T) == 4) return transpose_16(v);
+#endif
+  Vec<T> u[W<T>];
+  IntVec<T> low, high;
+  for (int i = 0; i < W<T>; ++i) {
+    low[i] = i / 2 + (i % 2) * W<T>;
+    high[i] = low[i] + W<T> / 2;
+  }
+  for (int h = 1; h < W<T>; h *= 2) {
+    for (int i = 0; i < W<T> / 2; ++i) {
+#if defined(__clang__)
+      for (int l = 0; l < W<T>; ++l) {
+        u[2 * i][l] = l % 2 ? v[i + W<T> / 2][l / 2] : v[i][l / 2];
+        u[2 * i + 1][l] = l % 2 ? v[i + W<T> / 2][l / 2 + W<T> / 2] : v[i][l / 2 + W<T> / 2];
+      }
+#else
+      u[2 * i] = __builtin_shuffle(v[i], v[i + W<T> / 2], low);
+      u[2 * i + 1] = __builtin_shuffle(v[i], v[i + W<T> / 2], high);
+#endif
+    }
+    for (int i = 0; i < W<T>; ++i) v[i] = u[i];
+  }
+}
+
+// cols[k * ldc + j] = rows[j][k] for j < n; columns n .. ldc are zero.
+template <class T>
+void transpose(Rows<T> rows, int64_t n, int64_t d, T* cols, int64_t ldc) {
+  const int64_t whole = n / W<T> * W<T>, wide = d / W<T> * W<T>;
+  for (int64_t j = 0; j < whole; j += W<T>)
+    for (int64_t k = 0; k < wide; k += W<T>) {
+      Vec<T> v[W<T>];
+      for (int i = 0; i < W<T>; ++i) v[i] = load(rows.at + (j + i) * rows.ld + k);
+      transpose_square<T>(v);
+      for (int i = 0; i < W<T>; ++i) store(cols + (k + i) * ldc + j, v[i]);
+    }
+  for (int64_t k = 0; k < d; ++k) {
+    for (int64_t j = k < wide ? whole : 0; j < n; ++j) cols[k * ldc + j] = rows.at[j * rows.ld + k];
+    for (int64_t j = n; j < ldc; ++j) cols[k * ldc + j] = 0;
+  }
+}
+
+// norm[j] = |row_j|^2 for j < n, from the transpose; 32 terms at a time.
+template <class T>
+void squares(const T* cols, int64_t ldc, int64_t n, int64_t d, T* norm) {
+  for (int64_t j = 0; j < n; j += W<T>) {
+    Vec<T> sum{};
+    for (int64_t k = 0; k < d;) {
+      const int64_t end = k + 32 < d ? k + 32 : d;
+      Vec<T> part[4] = {};
+      for (; k < end; k += 4)
+        for (int64_t u = 0; u < 4 && k + u < end; ++u) {
+          const Vec<T> y = load(cols + (k + u) * ldc + j);
+          part[u] += y * y;
+        }
+      sum += (part[0] + part[1]) + (part[2] + part[3]);
+    }
+    store(norm + j, sum);
+  }
+}
+
+}  // namespace

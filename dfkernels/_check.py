@@ -1,0 +1,205 @@
+"""Argument errors in one style: "name: expected what, got what". Shapes, dtypes and devices before the call;
+values after it.
+
+Looking at every value first would cost a pass over y. The CPU kernels raise RuntimeError when they meet a
+value that they cannot use; `call` then looks for the culprit. On CUDA, under torch.compile and under vmap
+values are not looked at.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_COMPUTE = (torch.float32, torch.float64)
+_NARROW = (torch.float16, torch.bfloat16, torch.uint8)
+_BLOCK = 1 << 22  # elements of y that diagnose looks at together
+
+
+def mismatch(name, expected, got):
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def _type(name, expected, got):
+    return TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def _shape(shape) -> str:
+    return str(list(shape))
+
+
+def tensor(name, t):
+    if not isinstance(t, Tensor):
+        raise _type(name, "a tensor", type(t).__name__)
+
+
+def query(name, x):
+    """A [B, *E] tensor in a compute dtype. -> flat [B, d]"""
+    tensor(name, x)
+    if x.dtype not in _COMPUTE:
+        raise _type(name, "float32 or float64", str(x.dtype).removeprefix("torch."))
+    if x.dim() == 2:
+        return x
+    if x.dim() == 0:
+        raise mismatch(name, "shape [B, ...]", "[]")
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def like(name, t, other_name, other):
+    """A tensor of the shape, dtype and device of another. -> flat [B, d]"""
+    tensor(name, t)
+    if t.shape != other.shape:
+        raise mismatch(name, f"shape {_shape(other.shape)} like {other_name}", _shape(t.shape))
+    same(name, t, other_name, other)
+    return t if t.dim() == 2 else t.reshape(t.shape[0], math.prod(t.shape[1:]))
+
+
+def same(name, t, other_name, other):
+    if t.dtype != other.dtype:
+        raise _type(name, f"{_dtype(other)} like {other_name}", _dtype(t))
+    if t.device != other.device:
+        raise mismatch(name, f"device {other.device} like {other_name}", t.device)
+
+
+def _dtype(t) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def level(name, a, x):
+    """alpha or sigma, a number, 0-d or [B]. -> [B] in x's dtype"""
+    if isinstance(a, Tensor):
+        if a.dtype == x.dtype and a.dim() == 1 and a.shape[0] == x.shape[0] and a.device == x.device:
+            return a
+        if a.dtype.is_complex or a.dtype == torch.bool:
+            raise _type(name, "a real number or tensor", _dtype(a))
+        if a.dim() and a.shape != x.shape[:1]:
+            raise mismatch(name, f"a number, shape [] or [{x.shape[0]}]", f"shape {_shape(a.shape)}")
+        if a.dim() and a.device != x.device:
+            raise mismatch(name, f"device {x.device} like x", a.device)
+        return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+    if isinstance(a, bool) or not isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
+        raise _type(name, "a number or a tensor", type(a).__name__)
+    if not torch.compiler.is_compiling():
+        if not math.isfinite(a) or name == "sigma" and a <= 0:
+            raise mismatch(name, "a finite value > 0" if name == "sigma" else "a finite value", float(a))
+    if torch.compiler.is_compiling():
+        return x.new_ones(x.shape[0]) * a
+    return x.new_full((x.shape[0],), a)
+
+
+def constant(name, a):
+    if isinstance(a, bool) or not isinstance(a, (int, float)):
+        raise _type(name, "a number", type(a).__name__)
+    if not math.isfinite(a):
+        raise mismatch(name, "a finite value", a)
+    return float(a)
+
+
+def points(x, y, alpha, sigma, log_prior, scale, offset):
+    """Arguments that every data-set op shares, flat and expanded: (x, y, alpha, sigma, log_prior, scale,
+    offset).
+    """
+    flat = query("x", x)
+    tensor("y", y)
+    if (
+        y.dtype != x.dtype
+        and y.dtype not in _NARROW
+        and not (y.dtype == torch.float32 and x.dtype == torch.float64)
+    ):
+        if y.dtype == torch.float64:
+            raise TypeError(
+                "y: expected float32 or narrower to go with float32 x, got float64: convert x or y"
+            )
+        raise _type("y", "float64, float32, float16, bfloat16 or uint8", _dtype(y))
+    if y.dim() == 0 or y.shape[1:] != x.shape[1:]:
+        raise mismatch(
+            "y",
+            f"shape [N{''.join(f', {n}' for n in x.shape[1:])}] to go with x of shape {_shape(x.shape)}",
+            _shape(y.shape),
+        )
+    if y.shape[0] == 0:
+        raise mismatch("y", "at least one atom", f"shape {_shape(y.shape)}")
+    if flat.shape[1] == 0:
+        raise mismatch("x", "at least one number per query", f"shape {_shape(x.shape)}")
+    if y.device != x.device:
+        raise mismatch("y", f"device {x.device} like x", y.device)
+    if y.dim() != 2:
+        y = y.reshape(y.shape[0], flat.shape[1])
+    if log_prior is not None:
+        tensor("log_prior", log_prior)
+        if log_prior.shape != y.shape[:1]:
+            raise mismatch("log_prior", f"shape [{y.shape[0]}], one entry per atom", _shape(log_prior.shape))
+        if not log_prior.dtype.is_floating_point:
+            raise _type("log_prior", "a floating dtype", _dtype(log_prior))
+        if log_prior.device != x.device:
+            raise mismatch("log_prior", f"device {x.device} like x", log_prior.device)
+        if log_prior.dtype != x.dtype:
+            log_prior = log_prior.to(x.dtype)
+    if scale != 1.0 or offset != 0.0:
+        scale, offset = constant("scale", scale), constant("offset", offset)
+    return flat, y, level("alpha", alpha, x), level("sigma", sigma, x), log_prior, scale, offset
+
+
+def vectors(v, other_name, other, d):
+    """[B, *E] or [B, K, *E] beside a [B, *E] tensor. -> [B, K, d]"""
+    tensor("v", v)
+    same("v", v, other_name, other)
+    event = other.shape[1:]
+    many = v.dim() == other.dim() + 1
+    if not (v.shape == other.shape or many and v.shape[0] == other.shape[0] and v.shape[2:] == event):
+        wide = _shape([other.shape[0], "K", *event]).replace("'", "")
+        raise mismatch("v", f"shape {_shape(other.shape)} or {wide}", _shape(v.shape))
+    return v if many and v.dim() == 3 else v.reshape(v.shape[0], v.shape[1] if many else 1, d)
+
+
+def choice(name, value, allowed):
+    if value not in allowed:
+        raise mismatch(name, " or ".join(map(repr, allowed)), repr(value))
+
+
+def call(op, args, **given):
+    """op(*args); a value that the kernel could not use becomes a ValueError that names the argument.
+
+    `given`: the arguments that were reshaped, as the caller gave them, so that the index in the message is
+    theirs.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        if not torch._C._are_functorch_transforms_active():  # no values to look at under vmap
+            names = [a.name for a in op._schema.arguments]
+            diagnose({**dict(zip(names, args, strict=True)), **given}, error)
+        raise
+
+
+def diagnose(args, cause):
+    """Raises ValueError for the first of the named arguments whose values explain `cause`; returns if there
+    is none.
+    """
+    for name, a in args.items():
+        if not isinstance(a, Tensor) or not a.dtype.is_floating_point:
+            continue
+        a = a.detach()
+        if name == "log_prior":
+            _first(name, a, torch.isnan(a) | (a == math.inf), "values < inf and not nan", cause)
+            if bool((a == -math.inf).all()):
+                raise mismatch(name, "at least one finite value", "all -inf") from cause
+        elif name == "sigma":
+            _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
+        else:
+            step = max(1, _BLOCK // max(1, a[:1].numel()))
+            for start in range(0, a.shape[0], step):
+                block = a[start : start + step]
+                _first(name, block, ~torch.isfinite(block), "finite values", cause, start)
+
+
+def _first(name, a, bad, expected, cause, start=0):
+    if bool(bad.any()):
+        index = torch.nonzero(bad)[0].tolist()
+        raise mismatch(
+            name, expected, f"{a[tuple(index)].item()} at index {[index[0] + start, *index[1:]]}"
+        ) from cause

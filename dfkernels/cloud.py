@@ -1,0 +1,170 @@
+"""PointCloud: the atoms y_i and their log weights, checked once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["PointCloud"]
+
+_STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_BLOCK = 1 << 22  # elements looked at together; bounds the memory of a check on a memory-mapped array
+
+
+class PointCloud:
+    """Immutable set of N atoms y_i = scale * y[i] + offset with log weights log pi_i.
+
+    Args:
+        y: [N, *E], N >= 1, a tensor or numpy array (a memory map stays one); float64/32/16, bfloat16 or
+            uint8.
+        log_prior: [N] floating, or None for uniform. Need not be normalised; -inf masks an atom; at least one
+            is finite.
+        scale, offset: finite numbers that map the stored values to the data, e.g. scale=2/255, offset=-1 for
+            uint8 images.
+
+    The constructor looks at every value once, in blocks, so that no later call has to. It keeps y without
+    copying if y is contiguous; changing y in place afterwards is the caller's error. Both are detached: for
+    derivatives with respect to the atoms or their weights call the ops.
+
+    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape or a value that is not finite.
+    """
+
+    __slots__ = ("log_prior", "offset", "scale", "y")
+    y: Tensor
+    log_prior: Tensor | None
+    scale: float
+    offset: float
+
+    def __init__(
+        self,
+        y: Tensor | np.ndarray,
+        log_prior: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        offset: float = 0.0,
+    ) -> None:
+        y = _as_tensor("y", y)
+        if y.dtype not in _STORED:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED)
+            raise TypeError(f"y: expected dtype {names}, got {y.dtype}")
+        if y.ndim < 1 or y.numel() == 0:
+            raise ValueError(
+                f"y: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(y.shape)}"
+            )
+        for name, value in (("scale", scale), ("offset", offset)):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, got {value}")
+        y = y.detach().contiguous()
+        _check_finite(y)
+        object.__setattr__(self, "y", y)
+        object.__setattr__(self, "log_prior", _check_log_prior(log_prior, y))
+        object.__setattr__(self, "scale", float(scale))
+        object.__setattr__(self, "offset", float(offset))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"PointCloud is immutable: cannot set {name}")
+
+    def __len__(self) -> int:
+        return self.y.shape[0]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """E."""
+        return self.y.shape[1:]
+
+    @property
+    def d(self) -> int:
+        """prod(E)."""
+        return self.event_shape.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the atoms are stored; computation follows the query's."""
+        return self.y.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.y.device
+
+    def to(self, *args, **kwargs) -> PointCloud:
+        """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes. log_prior moves but
+        keeps its dtype.
+
+        Raises TypeError for a cast between floating and integer storage (requantise the data instead),
+        ValueError where a narrower dtype overflows.
+        """
+        y = self.y.to(*args, **kwargs)
+        if y.dtype.is_floating_point != self.dtype.is_floating_point:
+            raise TypeError(
+                f"dtype: expected a cast that keeps {self.dtype} values, got {y.dtype}; requantise y instead"
+            )
+        if y is self.y:
+            return self
+        prior = None if self.log_prior is None else self.log_prior.to(y.device)
+        return PointCloud(y, prior, scale=self.scale, offset=self.offset)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"N={len(self)}",
+            f"event_shape={tuple(self.event_shape)}",
+            str(self.dtype),
+            str(self.device),
+        ]
+        if self.log_prior is not None:
+            parts.append("log_prior=[N]")
+        if (self.scale, self.offset) != (1.0, 0.0):
+            parts.append(f"scale={self.scale:g}, offset={self.offset:g}")
+        return f"PointCloud({', '.join(parts)})"
+
+
+def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we never write to it
+        try:
+            return torch.from_numpy(value)
+        except (TypeError, ValueError) as error:  # a dtype or a stride that torch does not have
+            raise TypeError(
+                f"{name}: numpy array of dtype {value.dtype} cannot become a tensor: {error}"
+            ) from None
+
+
+def _check_finite(y: Tensor) -> None:
+    if not y.is_floating_point():
+        return
+    flat = y.view(-1)
+    for start in range(0, flat.numel(), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        lo, hi = torch.aminmax(block)  # one pass, no temporary; NaN propagates
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            at = start + int((~torch.isfinite(block)).nonzero()[0])
+            index = [int(i) for i in np.unravel_index(at, tuple(y.shape))]
+            raise ValueError(f"y: expected finite values, got {flat[at].item()} at index {index}")
+
+
+def _check_log_prior(log_prior: Tensor | None, y: Tensor) -> Tensor | None:
+    if log_prior is None:
+        return None
+    log_prior = _as_tensor("log_prior", log_prior)
+    if not log_prior.is_floating_point():
+        raise TypeError(f"log_prior: expected a floating dtype, got {log_prior.dtype}")
+    if log_prior.shape != y.shape[:1]:
+        raise ValueError(
+            f"log_prior: expected shape [{y.shape[0]}] (one weight per atom), got {list(log_prior.shape)}"
+        )
+    if log_prior.device != y.device:
+        raise ValueError(f"log_prior: expected device {y.device} as y's, got {log_prior.device}")
+    log_prior = log_prior.detach().contiguous()
+    top = log_prior.max().item()
+    if not math.isfinite(top):  # the maximum is NaN if any is
+        raise ValueError(
+            f"log_prior: expected values below +inf, no NaN and at least one finite, got a maximum of {top}"
+        )
+    return log_prior

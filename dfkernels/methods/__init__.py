@@ -1,0 +1,1 @@
+"""Methods built from the ops, one per file."""

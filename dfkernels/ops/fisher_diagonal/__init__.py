@@ -1,0 +1,57 @@
+"""Diagonal of the diffusion Fisher.
+
+diag F = (1 - (alpha/sigma)^2 sum_i w_i t_i^2)/sigma^2,  t_i = y_i - mean        (Prop. 1, eq. 11)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ... import _check, _op
+from .. import _pairs
+from ..posterior import anchored
+from .reference import fisher_diagonal as reference
+
+__all__ = ["fisher_diagonal", "reference"]
+
+
+def _twin(x, y, alpha, sigma, log_prior, scale, offset):
+    z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
+    s0, s1, a = _pairs.pair_sums("diagonal", z, scale, offset)
+    s0 = s0[:, None]
+    cov = a / s0 - (s1 / s0) ** 2
+    return (1 - ((alpha / sigma) ** 2)[:, None] * cov) / (sigma * sigma)[:, None]
+
+
+def _fake(x, y, alpha, sigma, log_prior, scale, offset):
+    return x.new_empty(x.shape)
+
+
+op = _op.define(
+    "fisher_diagonal",
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
+    " -> Tensor",
+    fallback=_twin,
+    fake=_fake,
+    twin=_twin,
+    batch=_op.folded("fisher_diagonal", "qaqqa--"),
+)
+
+
+def fisher_diagonal(
+    x: Tensor,
+    y: Tensor,
+    alpha,
+    sigma,
+    log_prior: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    offset: float = 0.0,
+) -> Tensor:
+    """Diagonal of the diffusion Fisher at each query (Prop. 1, eq. 11), [B, *E] in x's dtype.
+
+    Arguments, errors and derivatives as in `posterior`.
+    """
+    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    out = _check.call(op, args, x=x, y=y)
+    return out if x.dim() == 2 else out.reshape(x.shape)

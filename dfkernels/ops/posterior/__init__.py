@@ -1,0 +1,163 @@
+"""log q_t, posterior mean, Fisher trace and effective number of atoms in one pass over the atoms.
+
+u_i = (x - alpha y_i)/sigma,  w_i = softmax_i(log pi_i - |u_i|^2/2),  log pi normalised
+log_prob = logsumexp_i(log pi_i - |u_i|^2/2) - (d/2) log(2 pi sigma^2)
+mean = sum_i w_i y_i        fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2 (Prop. 5, eq. 16)        ess =
+1/sum_i w_i^2
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _check, _op
+from .. import _pairs
+from .._kinds import load
+from .reference import posterior as reference
+
+__all__ = ["Posterior", "posterior", "reference"]
+
+
+class Posterior(NamedTuple):
+    """What one pass over the atoms gives: log_prob [B], mean [B, *E], fisher_trace [B], ess [B]."""
+
+    log_prob: Tensor
+    mean: Tensor
+    fisher_trace: Tensor
+    ess: Tensor
+
+    def score(self, x: Tensor, alpha, sigma) -> Tensor:
+        """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], at the x, alpha, sigma of the call."""
+        return -self.eps(x, alpha, sigma) / _per_query(sigma, x)
+
+    def eps(self, x: Tensor, alpha, sigma) -> Tensor:
+        """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], at the x, alpha, sigma of the call."""
+        return (x - _per_query(alpha, x) * self.mean) / _per_query(sigma, x)
+
+
+def _per_query(a, x):
+    return a.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(a, Tensor) and a.dim() else a
+
+
+def uniform(log_prior, x, y):
+    """log_prior, or its stand-in for equal weights."""
+    return x.new_zeros(()).expand(y.shape[0]) if log_prior is None else log_prior
+
+
+def anchored(x, y, alpha, sigma, log_prior, scale, offset):
+    """The base tensors of the pair sums: shift and centre from a fused pass, without derivative."""
+    args = [a.detach() if isinstance(a, Tensor) else a for a in (x, y, alpha, sigma, log_prior)]
+    log_prob, mean, _, _ = op(*args, scale, offset)
+    log_pi = uniform(args[4], x, y)
+    shift = log_prob + _log_norm(x, args[3]) + torch.logsumexp(log_pi, 0)
+    return [x, y, alpha, sigma, uniform(log_prior, x, y), shift, mean]
+
+
+def _log_norm(x, sigma):
+    return 0.5 * x.shape[1] * torch.log(2 * math.pi * sigma * sigma)
+
+
+def _finish(z, sums):
+    x, _, alpha, sigma, log_pi, shift, centre = z
+    s0, s1, s2, q = sums
+    moved = s1 / s0[:, None]
+    variance = s2 / s0 - (moved * moved).sum(1)
+    log_prob = shift + torch.log(s0) - _log_norm(x, sigma) - torch.logsumexp(log_pi, 0)
+    trace = (x.shape[1] - (alpha / sigma) ** 2 * variance) / (sigma * sigma)
+    return log_prob, centre + moved, trace, s0 * s0 / q
+
+
+def _twin(x, y, alpha, sigma, log_prior, scale, offset):
+    z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
+    return _finish(z, _pairs.pair_sums("posterior", z, scale, offset))
+
+
+def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
+    """shift [B] and centre [B, d] by a streaming softmax about the first atom."""
+    B, d = x.shape
+    top, total, moment = x.new_full((B,), -math.inf), x.new_zeros(B), x.new_zeros(B, d)
+    origin = load(y[:1], x.dtype, scale, offset)
+    for rows, atom_tiles in _pairs.tiles(B, y.shape[0], d):
+        for atoms in atom_tiles:
+            t = load(y[atoms], x.dtype, scale, offset)
+            u = (x[rows, None] - alpha[rows, None, None] * t) / sigma[rows, None, None]
+            logits = log_pi[atoms] - 0.5 * (u * u).sum(-1)
+            new = torch.maximum(top[rows], logits.amax(1))
+            safe = torch.where(new == -math.inf, 0.0, new)  # masked atoms only, so far
+            e, old = torch.exp(logits - safe[:, None]), torch.exp(top[rows] - safe)
+            total[rows] = old * total[rows] + e.sum(1)
+            moment[rows] = old[:, None] * moment[rows] + e @ (t - origin)
+            top[rows] = new
+    return top + torch.log(total), origin + moment / total[:, None]
+
+
+def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
+    log_pi = uniform(log_prior, x, y)
+    z = [x, y, alpha, sigma, log_pi, *_sweep(x, y, alpha, sigma, log_pi, scale, offset)]
+    return _finish(z, _pairs.pair_sums("posterior", z, scale, offset))
+
+
+def _fake(x, y, alpha, sigma, log_prior, scale, offset):
+    return x.new_empty(x.shape[0]), x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
+
+
+def _fast(needs, args, outputs, cotangents):
+    """Only x, through log_prob and mean: the score, and (alpha/sigma^2) C g."""
+    if any(needs[1:]) or cotangents[2] is not None or cotangents[3] is not None:
+        return None
+    x, _, alpha, sigma = args[:4]
+    grad = 0
+    if cotangents[0] is not None:
+        grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * outputs[1])
+    if cotangents[1] is not None:
+        through_mean = torch.ops.dfkernels.covariance_matvec(
+            args[0], args[1], cotangents[1][:, None], *args[2:]
+        )
+        grad = grad + (alpha / sigma**2)[:, None] * through_mean[:, 0]
+    return (grad, *[None] * (len(args) - 1))
+
+
+op = _op.define(
+    "posterior",
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    fallback=_fallback,
+    fake=_fake,
+    twin=_twin,
+    fast=_fast,
+    batch=_op.folded("posterior", "qaqqa--"),
+)
+
+
+def posterior(
+    x: Tensor,
+    y: Tensor,
+    alpha,
+    sigma,
+    log_prior: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    offset: float = 0.0,
+) -> Posterior:
+    """log q_t, posterior mean, Fisher trace and ESS of a diffused point cloud, in one pass over the atoms.
+
+    Args:
+        x: [B, *E] queries, float32 or float64: the compute dtype, and that of every output.
+        y: [N, *E] atoms, stored as x.dtype, float32, float16, bfloat16 or uint8; their values are scale * y +
+            offset.
+        alpha, sigma: float, 0-d or [B]: x = alpha y + sigma eps. alpha = 0 is legal; sigma > 0.
+        log_prior: [N] log weights, None = uniform; need not be normalised; -inf masks an atom.
+
+    Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16). Differentiable
+    to any order in x, y, alpha, sigma and log_prior.
+
+    Raises ValueError or TypeError naming the argument. On the CPU a NaN or inf among the arguments is found
+    after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
+    """
+    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    log_prob, mean, trace, ess = _check.call(op, args, x=x, y=y)
+    return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)

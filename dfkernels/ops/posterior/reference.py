@@ -1,0 +1,30 @@
+"""posterior in the textbook form: differences, a softmax, sums. Materialises [B, N, d]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def weights(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
+    """Flat views and the softmax. -> x [B, d], y [N, d], alpha [B], sigma [B], log_q [B], w [B, N]"""
+    B, N, d = x.shape[0], y.shape[0], math.prod(x.shape[1:])
+    x, y = x.reshape(B, d), y.reshape(N, d).to(x.dtype) * scale + offset
+    alpha, sigma = (torch.as_tensor(a, dtype=x.dtype, device=x.device).expand(B) for a in (alpha, sigma))
+    log_pi = x.new_zeros(N) if log_prior is None else log_prior
+    u = (x[:, None] - alpha[:, None, None] * y) / sigma[:, None, None]
+    logits = log_pi - torch.logsumexp(log_pi, 0) - 0.5 * (u * u).sum(-1)
+    log_q = torch.logsumexp(logits, 1) - 0.5 * d * torch.log(2 * math.pi * sigma**2)
+    return x, y, alpha, sigma, log_q, torch.softmax(logits, 1)
+
+
+def posterior(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
+    """-> log_prob [B], mean [B, *E], fisher_trace [B], ess [B]; differentiable by ordinary autograd."""
+    event = x.shape
+    x, y, alpha, sigma, log_q, w = weights(x, y, alpha, sigma, log_prior, scale=scale, offset=offset)
+    mean = w @ y
+    r = y - mean[:, None]
+    variance = (w[..., None] * r * r).sum((1, 2))
+    trace = (x.shape[1] - (alpha / sigma) ** 2 * variance) / sigma**2
+    return log_q, mean.reshape(event), trace, 1 / (w * w).sum(1)

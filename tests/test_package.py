@@ -1,0 +1,308 @@
+"""The build (as units: no environment is made here), the compiled part and the metadata."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import dfkernels
+from dfkernels import _native
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_native = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """_build/native.py as the build imports it."""
+    monkeypatch.syspath_prepend(str(ROOT / "_build"))
+    yield importlib.import_module("native")
+    sys.modules.pop("native")
+
+
+@pytest.fixture
+def backend(native):
+    yield importlib.import_module("backend")
+    sys.modules.pop("backend")
+
+
+def python(code: str, **env: str) -> str:
+    """The standard output of a fresh interpreter."""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def fake_torch(path: Path, version: str, headers: bool = True) -> Path:
+    (path / "torch/include/torch/csrc/stable").mkdir(parents=True)
+    (path / "torch/version.py").write_text(
+        f"from typing import Optional\n__version__ = '{version}'\ncuda = None\n"
+    )
+    if headers:
+        (path / "torch/include/torch/csrc/stable/library.h").touch()
+    return path
+
+
+# --- metadata
+
+
+def test_one_version():
+    declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+    newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1)
+    assert (dfkernels.__version__, newest) == (declared, declared)
+
+
+def test_torch_is_pinned_for_development_only():
+    pins = [
+        line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line.startswith("torch")
+    ]
+    assert pins == ["torch==2.13.0"]
+    assert '"torch>=2.10"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_ci_runs_the_documented_command():
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test < /dev/null"
+
+
+# --- the build
+
+
+def test_find_torch_takes_the_first_that_is_new_enough_and_has_headers(native, tmp_path):
+    old = fake_torch(tmp_path / "old", "2.9.1")
+    bare = fake_torch(tmp_path / "bare", "2.13.0", headers=False)
+    good = fake_torch(tmp_path / "good", "2.10.0+cpu")
+    paths = [tmp_path / "absent", old, bare, good]
+    assert native.find_torch(paths) == (good / "torch", "2.10.0+cpu")
+    assert native.find_torch(paths[:-1]) is None
+
+
+def test_find_torch_finds_this_environments(native):
+    torch_dir, version = native.find_torch()
+    assert (torch_dir, version) == (Path(torch.__file__).parent, str(torch.__version__))
+
+
+@pytest.mark.parametrize("name", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_the_backend_asks_for_torch_only_without_one(backend, native, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(native, "compiler", lambda: ["c++"])
+    monkeypatch.setattr(backend, "_wheel", lambda settings: ["from setuptools"])
+    monkeypatch.setattr(backend, "_editable", lambda settings: ["from setuptools"])
+    requires = getattr(backend, name)
+    monkeypatch.setattr(native, "environment_paths", lambda: [fake_torch(tmp_path / "new", "2.12.0")])
+    assert requires() == ["from setuptools"]
+    monkeypatch.setattr(native, "environment_paths", lambda: [fake_torch(tmp_path / "old", "2.9.0")])
+    assert requires() == ["from setuptools", "torch>=2.10"]
+    monkeypatch.setattr(native, "environment_paths", list)
+    assert requires() == ["from setuptools", "torch>=2.10"]
+
+    def no_compiler():
+        raise native.NoNative("none")
+
+    monkeypatch.setattr(native, "compiler", no_compiler)
+    assert requires() == ["from setuptools"]  # nothing would be compiled: no torch is fetched
+
+
+def test_the_environment_is_seen_through_isolation(native):
+    """pip's isolation edits sys.path only."""
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; "
+        f"sys.path.append({str(ROOT / '_build')!r}); import native; print(native.find_torch()[0])"
+    )
+    assert python(code) == str(Path(torch.__file__).parent)
+
+
+def test_compiler_says_why_there_is_none(native, monkeypatch, tmp_path):
+    monkeypatch.setattr(native.sys, "platform", "linux")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(native.NoNative, match=r"^no C\+\+ compiler \(c\+\+, g\+\+, clang\+\+\) on PATH$"):
+        native.compiler()
+    monkeypatch.setenv("CXX", "g++-99 -m64")
+    with pytest.raises(native.NoNative, match=r"^CXX=g\+\+-99 -m64: no such program$"):
+        native.compiler()
+
+
+def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, monkeypatch, tmp_path):
+    for name in ("simd_cpu.cpp", "posterior_cpu.cpp", "module.cpp"):
+        (tmp_path / "a b$c" / "csrc").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a b$c" / "csrc" / name).touch()
+    monkeypatch.setattr(native, "ROOT", tmp_path / "a b$c")
+    monkeypatch.setitem(sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: "/pybind11"))
+    monkeypatch.setattr(native, "isa_levels", lambda cxx: ["base", "v3", "v4"])
+    lines = native.ninja_text(["c++"], Path("/t/torch"), "2.13.0", "_C.so").splitlines()
+    extra = {
+        line.split()[1][:-1]: lines[i + 1].split("=", 1)[1].strip()
+        for i, line in enumerate(lines)
+        if line.startswith("build ") and ": cxx " in line
+    }
+    assert extra["simd_cpu-base.o"] == "-DDFK_ISA=base"
+    assert extra["simd_cpu-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
+    assert extra["simd_cpu-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
+    assert extra["posterior_cpu.o"] == ""
+    assert "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o" in lines
+    assert f"build posterior_cpu.o: cxx {tmp_path}/a$ b$$c/csrc/posterior_cpu.cpp" in lines
+    command = next(line for line in lines if line.startswith("  command"))
+    assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command and "-ffast-math" not in command
+    assert not [
+        flag for flag in native.FLAGS if flag.startswith("-march")
+    ]  # a binary runs beyond the machine that built it
+
+
+def test_other_machines_compile_base_only(native, monkeypatch):
+    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
+    assert native.isa_levels(["c++"]) == ["base"]
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_installing_without_a_compiler(tmp_path, required):
+    """The reason goes where dfkernels/_native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an error."""
+    run = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path],
+        env={**os.environ, "CXX": "no-such-compiler", "DFKERNELS_REQUIRE_NATIVE": required},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    why = "this is" if sys.platform != "linux" else "CXX=no-such-compiler: no such program"
+    note = tmp_path / "dfkernels/_no_native.txt"
+    if required == "1":
+        assert run.returncode == 1 and not note.exists()
+        assert "DFKERNELS_REQUIRE_NATIVE=1 and the compiled part cannot be built: " in run.stderr
+        assert why in run.stderr
+    else:
+        assert run.returncode == 0 and why in note.read_text()
+
+
+# --- the compiled part
+
+
+def test_import_order_and_switch():
+    code = (
+        "import sys, dfkernels._native; names = list(sys.modules); "
+        "print(names.index('torch') < names.index('dfkernels._C'))"
+    )
+    if _native.available:
+        assert python(code) == "True"
+    off = (
+        "import sys; from dfkernels import _native as n; "
+        "print(n.available, n.reason, n.info(), 'dfkernels._C' in sys.modules)"
+    )
+    assert python(off, DFKERNELS_NATIVE="0") == "False DFKERNELS_NATIVE=0 {} False"
+
+
+def test_import_needs_nothing_beyond_torch_and_numpy():
+    heavy = [
+        "matplotlib",
+        "sklearn",
+        "PIL",
+        "safetensors",
+        "scipy",
+        "pandas",
+        "triton",
+        "torch._dynamo",
+        "torch._inductor",
+    ]
+    alone = f"import sys, torch; print([m for m in {heavy} if m in sys.modules])"
+    assert python(alone.replace("torch;", "torch, dfkernels.ops;")) == python(alone)
+
+
+def test_load_errors_become_the_reason(monkeypatch, tmp_path):
+    monkeypatch.delenv("DFKERNELS_NATIVE", raising=False)
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+
+    def fails(error):
+        def import_module(name):
+            raise error
+
+        return types.SimpleNamespace(import_module=import_module)
+
+    monkeypatch.setattr(_native, "importlib", fails(ImportError("undefined symbol: aoti_torch_new")))
+    assert _native._load() == (None, "dfkernels._C does not load: undefined symbol: aoti_torch_new")
+    monkeypatch.setattr(_native, "importlib", fails(ModuleNotFoundError("No module named 'dfkernels._C'")))
+    assert _native._load() == (
+        None,
+        "dfkernels._C is not there for this Python: install the package (pip install .)",
+    )
+    (tmp_path / "_no_native.txt").write_text("no C++ compiler (c++, g++, clang++) on PATH\n")
+    assert _native._load() == (None, "not built at installation: no C++ compiler (c++, g++, clang++) on PATH")
+
+
+@needs_native
+def test_info():
+    info = _native.info()
+    assert set(info) == {"compiler", "flags", "isa_levels", "isa", "built_with_torch", "target_torch"}
+    assert info["target_torch"] == "2.10"
+    assert re.fullmatch(r"(gcc|clang) \d+\.\d+.*", info["compiler"])
+    assert info["isa"] in info["isa_levels"] and info["isa_levels"][0] == "base"
+    assert "-ffast-math" not in info["flags"] and "-march" not in info["flags"]
+
+
+def torch_cxx_symbols(library: Path | str) -> list[str]:
+    """Undefined C++ symbols of torch in a shared library; the stable ABI has C names only."""
+    run = subprocess.run(
+        ["nm", "-DC", "--undefined-only", library], capture_output=True, text=True, check=True
+    )
+    assert len(run.stdout.splitlines()) > 50
+    return [line for line in run.stdout.splitlines() if re.search(r"\b(c10|at|torch|caffe2)::", line)]
+
+
+@needs_native
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_only_the_stable_abi_of_torch_is_used():
+    assert torch_cxx_symbols(_native.module.__file__) == []
+    assert (
+        len(torch_cxx_symbols(Path(torch.__file__).parent / "lib/libtorch_python.so")) > 1000
+    )  # the check sees them
+
+
+@needs_native
+def test_loading_leaves_the_floating_point_mode_alone():
+    """-ffast-math's start-up code would flush denormals to zero in the whole process."""
+    assert python("import torch, dfkernels._native; print((torch.tensor(1e-40) * 0.5).item() > 0)") == "True"
+
+
+@needs_native
+def test_probes():
+    c = _native.module
+    assert 1 < c.fma_rate(threads=1, seconds=0.01) < 1e5
+    assert 0.5 < c.read_bandwidth(threads=1, bytes=1 << 22, repeats=2) < 1e4
+    for call, message in [
+        (lambda: c.fma_rate(threads=0), "fma_rate: threads must be at least 1"),
+        (lambda: c.fma_rate(threads=1, seconds=0.0), "fma_rate: seconds must be in (0, 60]"),
+        (lambda: c.read_bandwidth(threads=0, bytes=1 << 22), "read_bandwidth: threads must be at least 1"),
+        (
+            lambda: c.read_bandwidth(threads=1, bytes=100),
+            "read_bandwidth: bytes must be at least 65536 per thread",
+        ),
+        (
+            lambda: c.read_bandwidth(threads=1, bytes=1 << 22, repeats=0),
+            "read_bandwidth: repeats must be at least 1",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call()
+
+
+def test_no_compilation_or_download_at_import():
+    """The words do not occur in the package outside Triton kernels' own files."""
+    banned = {"subprocess", "urllib", "requests", "cpp_extension", "load_inline", "socket", "http"}
+    for path in (ROOT / "dfkernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            assert not banned & {part for name in names for part in name.split(".")}, path

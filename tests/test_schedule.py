@@ -1,0 +1,184 @@
+"""Schedules against their definitions (autograd of ln alpha and sigma^2) and their closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dfkernels import schedule as S
+
+
+def scaled_linear(steps: int = 1000) -> torch.Tensor:
+    """Stable Diffusion's table, as diffusers computes it."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - beta, 0)
+
+
+def linear(steps: int = 1000) -> torch.Tensor:
+    """DDPM's table."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, steps, dtype=torch.float64), 0)
+
+
+SCHEDULES = {
+    "VP": (S.VP(), 0.01, 1.0),
+    "VP-narrow": (S.VP(0.5, 3.0), 0.01, 1.0),
+    "VP-constant": (S.VP(2.0, 2.0), 0.01, 1.0),
+    "SubVP": (S.SubVP(), 0.01, 1.0),
+    "VE": (S.VE(), 0.01, 50.0),
+    "EDM": (S.EDM(), 0.01, 80.0),
+    "RectifiedFlow": (S.RectifiedFlow(), 0.01, 0.99),
+    "Tabulated": (S.Tabulated(scaled_linear()), 0.0, 999.0),
+    "Tabulated-DDPM": (S.Tabulated(linear()), 0.0, 999.0),
+}
+every = pytest.mark.parametrize("name", SCHEDULES)
+
+
+def times(name: str, n: int = 57) -> torch.Tensor:
+    _, lo, hi = SCHEDULES[name]
+    return torch.linspace(lo, hi, n, dtype=torch.float64)[1:-1]
+
+
+@every
+def test_f_and_g2_are_the_derivatives(name):
+    """f = d ln(alpha)/dt, g2 = d(sigma^2)/dt - 2 f sigma^2, to 1e-10."""
+    schedule, t = SCHEDULES[name][0], times(name).requires_grad_()
+    alpha, sigma = schedule(t)
+    f = torch.autograd.grad(alpha.log().sum() + 0 * t.sum(), t)[0]
+    slope = torch.autograd.grad(sigma.square().sum(), t)[0]
+    torch.testing.assert_close(schedule.f(t.detach()), f, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        schedule.g2(t.detach()), slope - 2 * f * sigma.detach().square(), rtol=1e-10, atol=1e-10
+    )
+
+
+@every
+def test_log_snr_and_its_inverse(name):
+    schedule, t = SCHEDULES[name][0], times(name)
+    alpha, sigma = schedule(t)
+    torch.testing.assert_close(schedule.log_snr(t), 2 * (alpha.log() - sigma.log()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, rtol=1e-9, atol=1e-9)
+    assert torch.equal(schedule.alpha(t), alpha) and torch.equal(schedule.sigma(t), sigma)
+
+
+@every
+def test_any_shape_and_dtype(name):
+    schedule, t = SCHEDULES[name][0], times(name)[:6]
+    for method in (schedule.alpha, schedule.sigma, schedule.f, schedule.g2, schedule.log_snr):
+        assert torch.equal(method(t.view(2, 1, 3)), method(t).view(2, 1, 3))
+        assert torch.equal(method(t[2]), method(t)[2])
+        single = method(t.float())
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), method(t.float().double()), rtol=3e-5, atol=1e-6)
+    assert schedule.alpha(float(t[0])).dtype == torch.float32 and schedule.alpha(float(t[0])).shape == ()
+
+
+@every
+def test_maps_over_a_batch_of_times(name):
+    schedule, t = SCHEDULES[name][0], times(name)[:5]
+    assert torch.equal(torch.func.vmap(schedule.g2)(t), schedule.g2(t))
+
+
+def test_closed_forms():
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    same = lambda got, want: torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)  # noqa: E731
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
+    alpha = torch.exp(-integral / 2)
+    for schedule, sigma, g2 in (
+        (S.VP(), (1 - alpha**2).sqrt(), beta),
+        (S.SubVP(), 1 - alpha**2, beta * (1 - alpha**4)),
+    ):
+        same(schedule.alpha(t), alpha)
+        same(schedule.sigma(t), sigma)
+        same(schedule.f(t), -beta / 2)
+        same(schedule.g2(t), g2)
+        same(schedule.beta(t), beta)
+    one, zero = torch.ones_like(t), torch.zeros_like(t)
+    for schedule, expected in (
+        (S.VE(), (one, t.sqrt(), zero, one)),
+        (S.EDM(), (one, t, zero, 2 * t)),
+        (S.RectifiedFlow(), (t, 1 - t, 1 / t, -2 * (1 - t) / t)),
+    ):
+        for got, want in zip(
+            (schedule.alpha(t), schedule.sigma(t), schedule.f(t), schedule.g2(t)), expected, strict=True
+        ):
+            same(got, want)
+
+
+def test_data_end_is_legal():
+    for schedule in (S.VP(), S.SubVP(), S.VE(), S.EDM()):
+        alpha, sigma = schedule(0.0)
+        assert alpha == 1 and sigma == 0 and schedule.log_snr(0.0) == torch.inf
+    alpha, sigma = S.RectifiedFlow()(1.0)
+    assert alpha == 1 and sigma == 0 and S.RectifiedFlow().g2(1.0) == 0
+
+
+def test_small_noise_keeps_its_digits_in_float32():
+    """sigma of VP at t = 1e-7 in float32: sqrt(1 - alpha^2) would be 0."""
+    t = torch.tensor(1e-7)
+    assert S.VP().sigma(t).double() == pytest.approx(float(S.VP().sigma(t.double())), rel=1e-6)
+    assert 1 - S.VP().alpha(t).square() == 0
+
+
+def test_table_is_met_at_its_own_steps():
+    for table in (scaled_linear(), linear(50), linear().float()):
+        schedule = S.Tabulated(table)
+        steps = torch.arange(len(table))
+        alpha, sigma = schedule(steps.double())
+        torch.testing.assert_close(alpha.square(), table.double(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(sigma.square(), 1 - table.double(), rtol=1e-10, atol=0)
+        assert schedule.alpha(steps).dtype == torch.float32
+    assert repr(S.Tabulated(linear(50))) == "Tabulated(50 steps)"
+
+
+def test_table_is_monotone_and_close_to_its_continuous_limit():
+    """log-SNR falls everywhere, so g2 >= 0; between steps a table of every 10th step meets the full one."""
+    full = scaled_linear()
+    coarse = S.Tabulated(full[9::10])
+    t = torch.linspace(0, 99, 4001, dtype=torch.float64)
+    assert bool((coarse.log_snr(t).diff() < 0).all()) and bool((coarse.g2(t) > 0).all())
+    inside = torch.arange(9, 1000, dtype=torch.float64)
+    error = (coarse.log_snr((inside - 9) / 10) - torch.logit(full[9:])).abs()
+    assert (
+        error[:20].max() < 0.05 and error[20:].max() < 1e-3
+    )  # the table starts where log-SNR is a logarithm
+
+
+def test_linear_log_snr_is_reproduced_exactly():
+    lam = torch.linspace(6, -6, 13, dtype=torch.float64)
+    schedule = S.Tabulated(torch.sigmoid(lam))
+    t = torch.linspace(0, 12, 50, dtype=torch.float64)
+    torch.testing.assert_close(schedule.log_snr(t), 6 - t, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(schedule.g2(t), torch.sigmoid(t - 6), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: S.VP()(1.5), "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got 1.5"),
+        (lambda: S.SubVP().g2(-0.25),
+         "t: expected values in [0, 1] for SubVP(beta_min=0.1, beta_max=20.0), got -0.25"),
+        (lambda: S.VP().f(torch.tensor([0.5, float("nan")])),
+         "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got nan"),
+        (lambda: S.EDM()(torch.tensor([1.0, -1.0])), "t: expected values in [0, inf) for EDM(), got -1"),
+        (lambda: S.RectifiedFlow().f(0.0), "t: expected values in (0, 1] for RectifiedFlow(), got 0"),
+        (lambda: S.Tabulated(linear(10))(9.5),
+         "t: expected values in [0, 9] for Tabulated(10 steps), got 9.5"),
+        (lambda: S.VP().t_of_log_snr(-20.0),
+         "t_of_log_snr(log_snr): expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got 1.41275"),
+        (lambda: S.Tabulated(torch.tensor([0.5])), "alphas_cumprod: expected shape [T] with T >= 2, got [1]"),
+        (lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
+         "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from 0.9 to 0"),
+        (lambda: S.VP(2.0, 1.0), "beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got 2.0, 1.0"),
+    ],
+)  # fmt: skip
+def test_errors(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_compiles():
+    schedule = S.VP()
+    compiled = torch.compile(lambda t: schedule.g2(t) + schedule.sigma(t), fullgraph=True, backend="eager")
+    t = torch.linspace(0, 1, 5)
+    torch.testing.assert_close(compiled(t), schedule.g2(t) + schedule.sigma(t))
