@@ -155,6 +155,38 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
   }
   for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(sum[j]);
 }
+// out[i][j] = |z_i - row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
+template <class T, int Q, int V>
+DFK_INLINE void distance_cols_block(const T* const* z, const T* cols, int64_t ldc, int64_t d, T* const* out,
+                                    int64_t at) {
+  for (int64_t start = 0; start < d; start += 32) {
+    const int64_t end = start + 32 < d ? start + 32 : d;
+    Vec<T> acc[Q][V] = {};
+    for (int64_t k = start; k < end; ++k) {
+      Vec<T> y[V];
+      for (int j = 0; j < V; ++j) y[j] = load(cols + k * ldc + at + j * W<T>);
+      for (int i = 0; i < Q; ++i) {
+        const Vec<T> zk = all(z[i][k]);
+        for (int j = 0; j < V; ++j) {
+          const Vec<T> t = y[j] - zk;
+          acc[i][j] += t * t;
+        }
+      }
+    }
+    for (int i = 0; i < Q; ++i)
+      for (int j = 0; j < V; ++j) {
+        T* to = out[i] + at + j * W<T>;
+        store(to, start ? load(to) + acc[i][j] : acc[i][j]);
+      }
+  }
+}
+template <class T, int Q>
+void distance_cols(const T* const* z, const T* cols, int64_t ldc, int64_t n, int64_t d, T* const* out) {
+  int64_t j = 0;
+  for (; j + 3 * W<T> <= n; j += 3 * W<T>) distance_cols_block<T, Q, 3>(z, cols, ldc, d, out, j);
+  for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(z, cols, ldc, d, out, j);
+}
+
 template <class T>
 void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, T* out) {
   int64_t j = 0;

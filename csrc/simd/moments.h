@@ -83,47 +83,82 @@ void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const doub
   add_scaled(s.first, w, mass, delta);
 }
 
-// Adds e_j t_j and its like to `work` (first, then the rows of second) for up to `group` queries that share
-// the rows t; the scalars go to the sums at once. e[i]: weights, zero where an atom does not count. norm:
-// |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
+// along_j = <t_j, v> becomes e_j (along_j - origin); returns the sum. Near the mean of <t, v>, an origin
+// keeps the second moment from being a small difference of large numbers.
 template <class T>
-void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Sums* s, T* const* work,
-              const T* const* v, T* const* e, Rows<T> t, const T* cols, int64_t n, const T* norm, T* coef,
-              int64_t ld_coef) {
-  const T* in[group];
-  T* out[group];
+double tilt_weights(const T* e, int64_t n, T* along, double* origin) {
+  if (*origin != *origin) {
+    double mass = 0, sum = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      mass += e[j];
+      sum += double(e[j]) * along[j];
+    }
+    *origin = mass > 0 ? T(sum / mass) : T(0);
+  }
+  const T shift = T(*origin);
+  double tilt = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    along[j] = e[j] * (along[j] - shift);
+    tilt += along[j];
+  }
+  return tilt;
+}
+
+// Takes the origins back: sums of e <t, v_k> as Moments has them.
+template <class T>
+void settle(const Problem<T>& p, const Moments<T>& m, Sums s, double* origin) {
+  for (int64_t k = 0; k < p.K; ++k) {
+    if (origin[k] != 0 && origin[k] == origin[k]) {
+      add_scaled(s.second + k * m.stride, m.stride, origin[k], s.first);
+      s.tilt[k] += origin[k] * *s.mass;
+    }
+    origin[k] = 0;
+  }
+}
+
+// One query while a tile is added.
+template <class T>
+struct Target {
+  Sums sums;
+  T* work;         // where this tile's vectors go: first, then the rows of second
+  const T* v;      // K vectors, rows of `stride`
+  const T* e;      // weights, zero where an atom does not count
+  double* origin;  // [K] what is taken off <t, v_k>; set from the first tile where it is nan
+};
+
+// Adds e_j t_j and its like for up to `group` queries that share the rows t; the scalars go to the sums at
+// once. norm: |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
+template <class T>
+void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Target<T>* q, Rows<T> t,
+              const T* cols, int64_t n, const T* norm, T* coef, int64_t ld_coef) {
+  const T* in[group] = {};
+  T* out[group] = {};
   for (int64_t i = 0; i < count; ++i) {
-    in[i] = e[i];
-    out[i] = work[i];
+    in[i] = q[i].e;
+    out[i] = q[i].work;
   }
   weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
   if (p.op == Op::posterior) {
     for (int64_t i = 0; i < count; ++i) {
       Vec<T> sum{};
       int64_t j = 0;
-      for (; j + W<T> <= n; j += W<T>) sum += load(e[i] + j) * load(norm + j);
-      *s[i].spread += total<T>(sum);
-      for (; j < n; ++j) *s[i].spread += double(e[i][j]) * norm[j];
+      for (; j + W<T> <= n; j += W<T>) sum += load(q[i].e + j) * load(norm + j);
+      *q[i].sums.spread += total<T>(sum);
+      for (; j < n; ++j) *q[i].sums.spread += double(q[i].e[j]) * norm[j];
     }
   } else if (p.op == Op::matvec) {
     for (int64_t k = 0; k < p.K; ++k) {
-      for (int64_t i = 0; i < count; ++i) in[i] = v[i] + k * m.stride;
+      for (int64_t i = 0; i < count; ++i) in[i] = q[i].v + k * m.stride;
       dots<T>(count, in, t, cols, n, m.stride, coef, ld_coef, nullptr);
       for (int64_t i = 0; i < count; ++i) {
-        T* c = coef + i * ld_coef;
-        double tilt = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          c[j] *= e[i][j];
-          tilt += c[j];
-        }
-        s[i].tilt[k] += tilt;
-        in[i] = c;
-        out[i] = work[i] + (1 + k) * m.stride;
+        in[i] = coef + i * ld_coef;
+        out[i] = q[i].work + (1 + k) * m.stride;
+        q[i].sums.tilt[k] += tilt_weights(q[i].e, n, coef + i * ld_coef, q[i].origin + k);
       }
       weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
     }
   } else if (p.op == Op::diagonal) {
-    for (int64_t i = 0; i < count; ++i) out[i] = work[i] + m.stride;
+    for (int64_t i = 0; i < count; ++i) out[i] = q[i].work + m.stride;
     weighted_sums<T, true>(count, in, t.at, t.ld, n, m.stride, out);
   } else {
     for (int64_t i = 0; i < count; ++i)
@@ -131,9 +166,9 @@ void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Sum
         const int64_t some = p.d - k < group ? p.d - k : group;
         for (int64_t c = 0; c < some; ++c) {
           T* to = coef + c * ld_coef;
-          for (int64_t j = 0; j < n; ++j) to[j] = e[i][j] * t.at[j * t.ld + k + c];
+          for (int64_t j = 0; j < n; ++j) to[j] = q[i].e[j] * t.at[j * t.ld + k + c];
           in[c] = to;
-          out[c] = work[i] + (1 + k + c) * m.stride;
+          out[c] = q[i].work + (1 + k + c) * m.stride;
         }
         weighted_sums<T>(some, in, t.at, t.ld, n, m.stride, out);
       }

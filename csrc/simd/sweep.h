@@ -1,10 +1,13 @@
 // One sweep over a range of atoms for a block of queries: d above a few vectors' worth.
 //
 // Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi, a
-// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, y measured from the centre, so it is
-// believed only where the noise is about as large as the data and many atoms carry weight (`near`). Elsewhere
-// it is a filter with a rigorous error bound, and the atoms that can carry weight, few as a rule, are
-// evaluated again by differences and gathered about the heaviest of them (`gather_exactly`).
+// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, y measured from the centre. So, for
+// every query and tile:
+//   near     the noise is as large as the data and many atoms carry weight: they are believed
+//   between  many atoms carry weight, in less noise: logits again by differences, for the whole tile
+//   far      they are a filter with a rigorous error bound: the atoms that can carry weight, few as a rule,
+//   are
+//            evaluated again by differences and gathered about the heaviest of them (`gather_exactly`)
 #pragma once
 #include "moments.h"
 
@@ -20,8 +23,14 @@ double weight_gap(const Problem<T>& p) {
   return __builtin_log(double(p.N) + 1) - __builtin_log(epsilon<T>) + 10;
 }
 
-// Expanded logits are believed while alpha^2 |y|^2 + |x|^2 <= 2 near_limit d sigma^2.
-inline constexpr double near_limit = 1.5;
+// With z = alpha^2 |y|^2 / d sigma^2: nothing is taken about the centre unless z <= 2 centre_limit, as far as
+// second moments about it are good to a few units in the last place; near while z + |x|^2 / d sigma^2 <= 2
+// near_limit.
+inline constexpr double near_limit = 1;
+template <class T>
+double centre_limit(const Problem<T>& p) {
+  return p.op == Op::posterior || p.op == Op::matvec ? 4 : 0.125;
+}
 
 template <class T>
 struct Query {
@@ -64,6 +73,7 @@ class Sweep {
     query_ = arena_.template take<Query<T>>(B_);
     x_ = arena_.template take<T>(B_ * w_);
     ref_ = arena_.template take<T>(B_ * w_);
+    z_ = arena_.template take<T>(B_ * w_);
     v_ = arena_.template take<T>(B_ * p.K * w_);
     rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
     shifted_ = arena_.template take<T>(tile_ * w_);
@@ -76,6 +86,8 @@ class Sweep {
     pick_ = arena_.template take<int64_t>(tile_);
     pointer_ = arena_.template take<const T*>(tile_);
     delta_ = arena_.template take<double>(w_);
+    origin_ = arena_.template take<double>(B_ * p.K);
+    for (int64_t k = 0; k < B_ * p.K; ++k) origin_[k] = __builtin_nan("");
     work_ = arena_.template take<T>(B_ * (1 + m.rows) * w_);
     memset(work_, 0, size_t(B_ * (1 + m.rows) * w_) * sizeof(T));
     const int64_t row = p.d;
@@ -83,6 +95,7 @@ class Sweep {
       const int64_t b = b0 + i;
       for (int64_t k = 0; k < w_; ++k) {
         x_[i * w_ + k] = k < row ? p.x[b * row + k] - (p.centre ? p.alpha[b] * p.centre[k] : T(0)) : T(0);
+        z_[i * w_ + k] = p.alpha[b] == 0 ? T(0) : x_[i * w_ + k] / p.alpha[b];
         ref_[i * w_ + k] = 0;
         for (int64_t j = 0; j < p.K; ++j)
           v_[(i * p.K + j) * w_ + k] = k < row ? p.v[(b * p.K + j) * row + k] : T(0);
@@ -101,8 +114,12 @@ class Sweep {
         const int status = visit(tile, q, B_ - q < group ? B_ - q : group, q == 0);
         if (status != ok) return status;
       }
-      if (++visited % 16 == 0 || i + tile_ >= n1)
+      if (++visited % 16 == 0)
         for (int64_t q = 0; q < B_; ++q) flush(q);
+    }
+    for (int64_t q = 0; q < B_; ++q) {
+      flush(q);
+      settle(p_, m_, sums(q), origin_ + q * p_.K);
     }
     return ok;
   }
@@ -117,9 +134,10 @@ class Sweep {
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + 2 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
+    return Arena::bytes<Query<T>>(B_) + 3 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
            t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
-           3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + t(B_ * (1 + m_.rows) * w_);
+           3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + Arena::bytes<double>(B_ * p_.K) +
+           t(B_ * (1 + m_.rows) * w_);
   }
   Sums sums(int64_t i) const { return sums_of(p_, m_, s_, b0_ + i); }
 
@@ -172,10 +190,8 @@ class Sweep {
     }
     Tile<T> t = given;
     t.largest_norm = largest_norm_;
-    Sums active[group];
-    const T* v[group];
-    T *e[group], *sink[group];
-    int64_t n_active = 0;
+    Target<T> active[group];
+    int64_t n_active = 0, between[group], n_between = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = query_[q + i];
       const Sums s = sums(q + i);
@@ -184,31 +200,64 @@ class Sweep {
       if (!(largest > -T(__builtin_inf()))) continue;
       // A tile beside which all that came before is nothing starts the query anew.
       if (query.k + largest - error(t, query) > *s.top + gap_) restart(q + i);
-      const bool near = *s.ref < 0 && query.h * t.largest_norm - query.k <= near_limit * p_.d &&
-                        (*s.mass > 0 || crowded(t, l, largest));
-      if (!near) {
+      const double z = query.h * t.largest_norm;
+      const bool about_centre =
+          z <= centre_limit(p_) * p_.d && *s.ref < 0 && (*s.mass > 0 || crowded(t, l, largest));
+      if (about_centre && (query.h == 0 || z - query.k <= near_limit * p_.d)) {
+        if (weigh(t, q + i, l, largest, query.k)) active[n_active++] = target(q + i, l);
+      } else if (about_centre && -query.k < 1e30 * query.h) {
+        between[n_between++] = q + i;
+      } else {
         gather_exactly(t, q + i, l, largest);
-      } else if (weigh(t, q + i, l, largest)) {
-        active[n_active] = s;
-        sink[n_active] = work(q + i);
-        v[n_active] = v_ + (q + i) * p_.K * w_;
-        e[n_active++] = l;
       }
     }
-    if (n_active) add_tile(p_, m_, n_active, active, sink, v, e, t.rows, t.cols, t.n, t.norm, coef_, tile_);
+    if (n_between) {
+      exact_logits(t, n_between, between, logits_ - q * tile_);
+      for (int64_t i = 0; i < n_between; ++i) {
+        T* l = logits_ + (between[i] - q) * tile_;
+        if (weigh(t, between[i], l, max_of(l, t.padded), 0)) active[n_active++] = target(between[i], l);
+      }
+    }
+    if (n_active) add_tile(p_, m_, n_active, active, t.rows, t.cols, t.n, t.norm, coef_, tile_);
     return ok;
   }
 
   // Dot products into logits, relative to the query's k; returns the largest.
   T finish_logits(const Tile<T>& t, const Query<T>& query, T* l) {
+    for (int64_t j = 0; j < t.padded; j += W<T>)
+      store<T>(l + j,
+               query.by * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) + ::load(t.log_prior + j));
+    return max_of(l, t.padded);
+  }
+
+  static T max_of(const T* l, int64_t n) {
     Vec<T> largest = all<T>(-T(__builtin_inf()));
-    for (int64_t j = 0; j < t.padded; j += W<T>) {
-      const Vec<T> v =
-          query.by * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) + ::load(t.log_prior + j);
-      store<T>(l + j, v);
-      largest = larger<T>(v, largest);
-    }
+    for (int64_t j = 0; j < n; j += W<T>) largest = larger<T>(::load(l + j), largest);
     return max_lanes<T>(largest);
+  }
+
+  // Logits of the whole tile by differences: log pi - |x - alpha y|^2 / 2 sigma^2, query i's at out + i *
+  // tile_.
+  void exact_logits(const Tile<T>& t, int64_t count, const int64_t* queries, T* out) {
+    const T* z[group];
+    T* l[group];
+    for (int64_t i = 0; i < count; ++i) {
+      z[i] = z_ + queries[i] * w_;
+      l[i] = out + queries[i] * tile_;
+    }
+    if (t.cols) {
+      with_count<group>(count,
+                        [&](auto c) { distance_cols<T, c.value>(z, t.cols, t.padded, t.padded, w_, l); });
+    } else {
+      for (int64_t j = 0; j < t.n; ++j) pointer_[j] = t.rows.at + j * t.rows.ld;
+      for (int64_t i = 0; i < count; ++i) {
+        distances(z[i], T(1), pointer_, t.n, w_, l[i]);
+        for (int64_t j = t.n; j < t.padded; ++j) l[i][j] = 0;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < t.padded; j += W<T>)
+        store<T>(l[i] + j, ::load(t.log_prior + j) - T(query_[queries[i]].h) * ::load(l[i] + j));
   }
 
   // No expanded logit of the tile is further than this from the exact one.
@@ -217,8 +266,13 @@ class Sweep {
            (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
   }
 
+  Target<T> target(int64_t i, const T* e) const {
+    return {sums(i), work(i), v_ + i * p_.K * w_, e, origin_ + i * p_.K};
+  }
+
   void restart(int64_t i) {
     if (*sums(i).mass == 0) return;
+    for (int64_t k = 0; k < p_.K; ++k) origin_[i * p_.K + k] = __builtin_nan("");
     clear(p_, m_, sums(i));
     memset(work(i), 0, size_t((1 + m_.rows) * w_) * sizeof(T));
     memset(ref_ + i * w_, 0, size_t(w_) * sizeof(T));
@@ -231,16 +285,16 @@ class Sweep {
     return 8 * count >= t.n;
   }
 
-  // Logits into weights, in place; false where the whole tile is too light to count.
-  bool weigh(const Tile<T>& t, int64_t i, T* l, T largest) {
-    const Query<T>& query = query_[i];
+  // Logits less `offset` into weights, in place; false where the whole tile is too light to count.
+  bool weigh(const Tile<T>& t, int64_t i, T* l, T largest, double offset) {
     const Sums s = sums(i);
-    T top = T(*s.top - query.k);  // exact: it was stored as k plus a number of type T
+    T top = T(*s.top - offset);
     if (largest < top - T(gap_)) return false;
-    if (largest > top) {
+    if (largest > top) top = largest;
+    // The top is offset plus a number of type T, so that it comes back from double without rounding.
+    if (offset + top != *s.top) {
       flush(i);
-      raise_top(p_, m_, s, query.k + double(largest));
-      top = T(*s.top - query.k);
+      raise_top(p_, m_, s, offset + top);
     }
     Vec<T> sum{}, sum2{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
@@ -276,6 +330,7 @@ class Sweep {
     T* ref = ref_ + i * w_;
     if (exact_[best] > *s.top) {
       flush(i);
+      settle(p_, m_, s, origin_ + i * p_.K);
       raise_top(p_, m_, s, exact_[best]);
       for (int64_t k = 0; k < w_; ++k) {
         delta_[k] = double(ref[k]) - pointer_[best][k];
@@ -305,9 +360,10 @@ class Sweep {
     }
     *s.mass += total<T>(sum);
     *s.mass2 += total<T>(sum2);
-    const T* v = v_ + i * p_.K * w_;
-    T* sink = work(i);
-    add_tile(p_, m_, 1, &s, &sink, &v, &e, Rows<T>{shifted_, w_}, static_cast<const T*>(nullptr), kept, norm,
+    for (int64_t k = 0; k < p_.K; ++k)
+      if (origin_[i * p_.K + k] != origin_[i * p_.K + k]) origin_[i * p_.K + k] = 0;
+    const Target<T> one = target(i, e);
+    add_tile(p_, m_, 1, &one, Rows<T>{shifted_, w_}, static_cast<const T*>(nullptr), kept, norm,
              coef_ + 2 * tile_, tile_);
   }
 
@@ -320,8 +376,8 @@ class Sweep {
   Arena arena_;
   double largest_norm_ = 0;
   Query<T>* query_;
-  T *x_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_, *work_;
-  double *exact_, *delta_;
+  T *x_, *z_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_, *work_;
+  double *exact_, *delta_, *origin_;
   int64_t* pick_;
   const T** pointer_;
 };
