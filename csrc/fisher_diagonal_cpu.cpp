@@ -1,4 +1,5 @@
 // The diagonal of F, [B, d]: (1 - (alpha^2 / sigma^2) Var_w(y)) / sigma^2, elementwise.
+#include <algorithm>
 #include <vector>
 
 #include "gather_cpu.h"

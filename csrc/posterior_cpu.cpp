@@ -1,4 +1,5 @@
 // log_prob [B], mean [B, d], fisher_trace [B], ess [B] in one pass over the atoms.
+#include <algorithm>
 #include <tuple>
 #include <vector>
 

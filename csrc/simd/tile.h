@@ -44,13 +44,24 @@ template <class T, class S>
 void convert(const S* in, int64_t d, T scale, T offset, T* out) {
   for (int64_t k = 0; k < d; ++k) out[k] = scale * T(in[k]) + offset;
 }
+DFK_INLINE float float_of_bits(uint32_t bits) {
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
 template <class T>
 void convert_bf16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
+  for (int64_t k = 0; k < d; ++k) out[k] = scale * T(float_of_bits(uint32_t(in[k]) << 16)) + offset;
+}
+// By bits: not every compiler that builds the rest has _Float16.
+template <class T>
+void convert_f16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
   for (int64_t k = 0; k < d; ++k) {
-    const uint32_t bits = uint32_t(in[k]) << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    out[k] = scale * T(f) + offset;
+    const uint32_t size = uint32_t(in[k] & 0x7fff) << 13, sign = uint32_t(in[k] & 0x8000) << 16;
+    const float normal = float_of_bits(size + (112u << 23)), special = float_of_bits(size | (255u << 23));
+    const float subnormal = float_of_bits(size + (113u << 23)) - 6.103515625e-5f;
+    const float f = size < (1u << 23) ? subnormal : size >= (31u << 23) ? special : normal;
+    out[k] = scale * T(sign ? -f : f) + offset;
   }
 }
 
@@ -66,7 +77,7 @@ void read_row(const Problem<T>& p, int64_t i, T* out) {
       convert(static_cast<const double*>(p.y) + at, p.d, scale, offset, out);
       break;
     case Storage::f16:
-      convert(static_cast<const _Float16*>(p.y) + at, p.d, scale, offset, out);
+      convert_f16(static_cast<const uint16_t*>(p.y) + at, p.d, scale, offset, out);
       break;
     case Storage::bf16:
       convert_bf16(static_cast<const uint16_t*>(p.y) + at, p.d, scale, offset, out);
