@@ -24,25 +24,28 @@ Storage storage_of(ScalarType type) {
   return Storage::f32;
 }
 
-// Checks the numbers that are cheap to look at (all but y); returns log sum exp(log_prior).
+// Checks the numbers that are cheap to look at (all but y); sets prior_top, returns log sum exp(log_prior -
+// prior_top).
 template <class T>
-double check_values(const Problem<T>& p) {
+double check_values(Problem<T>& p) {
   expect_finite("x", p.x, p.B * p.d);
   expect_finite("alpha", p.alpha, p.B);
   expect_finite("sigma", p.sigma, p.B);
   if (p.v) expect_finite("v", p.v, p.B * p.K * p.d);
   expect_positive("sigma", p.sigma, p.B);
   if (!p.log_prior) return std::log(double(p.N));
-  double top = -INFINITY, mass = 0;
+  T top = -T(INFINITY);
+  double mass = 0;
   for (int64_t i = 0; i < p.N; ++i) {
-    const double l = p.log_prior[i];
+    const T l = p.log_prior[i];
     STD_TORCH_CHECK(l < INFINITY, "log_prior: expected numbers below inf, got ", l, " at index ", i);
     top = std::max(top, l);
   }
   STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ", p.N,
                   " masked");
-  for (int64_t i = 0; i < p.N; ++i) mass += std::exp(p.log_prior[i] - top);
-  return top + std::log(mass);
+  for (int64_t i = 0; i < p.N; ++i) mass += std::exp(double(p.log_prior[i] - top));
+  p.prior_top = top;
+  return std::log(mass);
 }
 
 // The mean of up to 64 atoms, where it is not small beside their spread: about it, less cancels. Else
@@ -131,6 +134,7 @@ Gathered<T> gather(const Arguments& a, Op op) {
        data<T>(a.sigma),
        data<T>(a.log_prior),
        nullptr,
+       T(0),
        a.scale,
        a.offset,
        a.x.size(0),

@@ -15,7 +15,7 @@ template <class T>
 struct Gathered {
   Problem<T> problem;
   Moments<T> moments;
-  double log_total;  // log sum exp(log_prior)
+  double log_total;  // log sum exp(log_prior - prior_top)
   std::vector<T> centre;
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 

@@ -22,6 +22,7 @@ struct Problem {
   const T* sigma;      // [B]
   const T* log_prior;  // [N] or null (uniform)
   const T* centre;     // [d] or null (zero): roughly the middle of the atoms
+  T prior_top;         // the largest log_prior, taken off it
   double scale, offset;
   int64_t B, N, d, K, ldy;
   Storage storage;

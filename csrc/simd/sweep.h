@@ -1,8 +1,8 @@
 // One sweep over a range of atoms for a block of queries: d above a few vectors' worth.
 //
 // Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi, a
-// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, y measured from the centre. So, for
-// every query and tile:
+// matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, x and y measured from the centre. So,
+// for every query and tile:
 //   near     the noise is as large as the data and many atoms carry weight: they are believed
 //   between  many atoms carry weight, in less noise: logits again by differences, for the whole tile
 //   far      they are a filter with a rigorous error bound: the atoms that can carry weight, few as a rule,
@@ -47,7 +47,7 @@ Query<T> query_of(const T* x, int64_t d, double alpha, double sigma) {
 
 template <class T>
 struct Tile {
-  Rows<T> rows;
+  Rows<T> rows, raw;         // less the centre, and as they are
   const T* cols;             // the transpose in columns of `padded`, or null
   int64_t start, n, padded;  // padded: n rounded up to whole vectors
   T *norm, *log_prior;
@@ -72,10 +72,12 @@ class Sweep {
     if (!arena_.ok()) return;
     query_ = arena_.template take<Query<T>>(B_);
     x_ = arena_.template take<T>(B_ * w_);
+    raw_x_ = arena_.template take<T>(B_ * w_);
     ref_ = arena_.template take<T>(B_ * w_);
     z_ = arena_.template take<T>(B_ * w_);
     v_ = arena_.template take<T>(B_ * p.K * w_);
     rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
+    centred_ = arena_.template take<T>(p.centre ? tile_ * (w_ + W<T>) : 0);
     shifted_ = arena_.template take<T>(tile_ * w_);
     cols_ = arena_.template take<T>(tile_ * w_);
     logits_ = arena_.template take<T>(group * tile_);
@@ -90,15 +92,16 @@ class Sweep {
     for (int64_t k = 0; k < B_ * p.K; ++k) origin_[k] = __builtin_nan("");
     work_ = arena_.template take<T>(B_ * (1 + m.rows) * w_);
     memset(work_, 0, size_t(B_ * (1 + m.rows) * w_) * sizeof(T));
-    const int64_t row = p.d;
     for (int64_t i = 0; i < B_; ++i) {
       const int64_t b = b0 + i;
       for (int64_t k = 0; k < w_; ++k) {
-        x_[i * w_ + k] = k < row ? p.x[b * row + k] - (p.centre ? p.alpha[b] * p.centre[k] : T(0)) : T(0);
+        const T centre = p.centre && k < p.d ? p.centre[k] : T(0);
+        raw_x_[i * w_ + k] = k < p.d ? p.x[b * p.d + k] : T(0);
+        x_[i * w_ + k] = raw_x_[i * w_ + k] - p.alpha[b] * centre;
         z_[i * w_ + k] = p.alpha[b] == 0 ? T(0) : x_[i * w_ + k] / p.alpha[b];
-        ref_[i * w_ + k] = 0;
+        ref_[i * w_ + k] = centre;
         for (int64_t j = 0; j < p.K; ++j)
-          v_[(i * p.K + j) * w_ + k] = k < row ? p.v[(b * p.K + j) * row + k] : T(0);
+          v_[(i * p.K + j) * w_ + k] = k < p.d ? p.v[(b * p.K + j) * p.d + k] : T(0);
       }
       query_[i] = query_of(x_ + i * w_, w_, p.alpha[b], p.sigma[b]);
       clear(p, m, sums(i));
@@ -134,8 +137,8 @@ class Sweep {
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + 3 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
-           t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
+    return Arena::bytes<Query<T>>(B_) + 4 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
+           2 * t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
            3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + Arena::bytes<double>(B_ * p_.K) +
            t(B_ * (1 + m_.rows) * w_);
   }
@@ -152,8 +155,20 @@ class Sweep {
     memset(from, 0, size_t((1 + m_.rows) * w_) * sizeof(T));
   }
 
+  Rows<T> centred(Rows<T> raw, int64_t n) {
+    const int64_t ld = w_ + W<T>;
+    for (int64_t j = 0; j < n; ++j) {
+      T* row = centred_ + j * ld;
+      for (int64_t k = 0; k < p_.d; ++k) row[k] = raw.at[j * raw.ld + k] - p_.centre[k];
+      for (int64_t k = p_.d; k < w_; ++k) row[k] = 0;
+    }
+    return {centred_, ld};
+  }
+
   Tile<T> load(int64_t start, int64_t n) {
-    Tile<T> t{read_rows(p_, start, n, w_, rows_, in_place_),
+    const Rows<T> raw = read_rows(p_, start, n, w_, rows_, in_place_);
+    Tile<T> t{p_.centre ? centred(raw, n) : raw,
+              raw,
               nullptr,
               start,
               n,
@@ -275,7 +290,7 @@ class Sweep {
     for (int64_t k = 0; k < p_.K; ++k) origin_[i * p_.K + k] = __builtin_nan("");
     clear(p_, m_, sums(i));
     memset(work(i), 0, size_t((1 + m_.rows) * w_) * sizeof(T));
-    memset(ref_ + i * w_, 0, size_t(w_) * sizeof(T));
+    read_reference(p_, -1, ref_ + i * w_);
   }
 
   // Whether at least an eighth of the atoms can carry weight: too many to evaluate twice.
@@ -318,10 +333,10 @@ class Sweep {
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= least) {
-        pointer_[n] = t.rows.at + j * t.rows.ld;
+        pointer_[n] = t.raw.at + j * t.raw.ld;
         pick_[n++] = j;
       }
-    distances(x_ + i * w_, query.alpha, pointer_, n, w_, coef_);
+    distances(raw_x_ + i * w_, query.alpha, pointer_, n, w_, coef_);
     int64_t best = 0;
     for (int64_t j = 0; j < n; ++j) {
       exact_[j] = double(t.log_prior[pick_[j]]) - query.half * coef_[j];
@@ -376,7 +391,8 @@ class Sweep {
   Arena arena_;
   double largest_norm_ = 0;
   Query<T>* query_;
-  T *x_, *z_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_, *work_;
+  T *x_, *raw_x_, *z_, *centred_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_,
+      *log_prior_, *work_;
   double *exact_, *delta_, *origin_;
   int64_t* pick_;
   const T** pointer_;

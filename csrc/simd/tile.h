@@ -97,7 +97,7 @@ void read_reference(const Problem<T>& p, int64_t ref, T* out) {
 
 template <class T>
 DFK_INLINE bool rows_in_place(const Problem<T>& p) {
-  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0 && !p.centre;
+  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0;
 }
 
 template <class T>
@@ -106,7 +106,7 @@ struct Rows {
   int64_t ld;
 };
 
-// Rows [i, i + n) of y less the centre, unless in place through `room`: n rows of width + a vector, since
+// Rows [i, i + n) of y, unless in place through `room`: n rows of width + a vector, since
 // rows a multiple of 4 KiB apart would compete for the same cache lines.
 template <class T>
 Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room, bool in_place) {
@@ -114,8 +114,6 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
   for (int64_t j = 0; j < n; ++j) {
     T* row = room + j * (width + W<T>);
     read_row(p, i + j, row);
-    if (p.centre)
-      for (int64_t k = 0; k < p.d; ++k) row[k] -= p.centre[k];
     for (int64_t k = p.d; k < width; ++k) row[k] = 0;
   }
   return {room, width + W<T>};
@@ -124,7 +122,7 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
 // log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.
 template <class T>
 void read_log_prior(const Problem<T>& p, int64_t i, int64_t n, int64_t padded, T* out) {
-  for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior ? p.log_prior[i + j] : T(0);
+  for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior ? p.log_prior[i + j] - p.prior_top : T(0);
   for (int64_t j = n; j < padded; ++j) out[j] = -T(__builtin_inf());
 }
 
