@@ -14,17 +14,17 @@ void run(const Tensor& v, const Tensor& x0, const Tensor& mean, const Tensor& al
   expect_finite("alpha", data<T>(alpha), alpha.numel());
   expect_finite("sigma", data<T>(sigma), sigma.numel());
   expect_positive("sigma", data<T>(sigma), sigma.numel());
+  const Kernels<T>& kernel = kernels_for<T>();  // may throw, which a parallel loop would garble
   std::atomic<bool> finite{true};
   each(v.size(0) * K, 4 * d, [&](int64_t i) {
     const int64_t b = i / K;
     const double precision = 1.0 / (double(data<T>(sigma)[b]) * data<T>(sigma)[b]);
     const double ratio = double(data<T>(alpha)[b]) * data<T>(alpha)[b] * precision;
-    if (!kernels_for<T>().endpoint(centred, data<T>(v) + i * d, data<T>(x0) + b * d, data<T>(mean) + b * d, d,
-                                   ratio, precision, mutable_data<T>(out) + i * d))
+    if (!kernel.endpoint(centred, data<T>(v) + i * d, data<T>(x0) + b * d, data<T>(mean) + b * d, d, ratio,
+                         precision, mutable_data<T>(out) + i * d))
       finite = false;
   });
-  STD_TORCH_CHECK(finite,
-                  "v, x0, mean: expected finite values, got nan, inf or an overflow of an inner product");
+  STD_TORCH_CHECK(finite, "v, x0, mean: expected finite values, got nan, inf or an overflow");
 }
 
 Tensor endpoint_matvec(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, std::string form) {

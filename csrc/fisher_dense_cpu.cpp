@@ -23,6 +23,7 @@ void finish(const Gathered<T>& g, T* out) {
         f[j * p.d + k] = f[k * p.d + j] = T(value);
       }
   });
+  expect_representable(out, p.B * p.d * p.d);
 }
 
 Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,

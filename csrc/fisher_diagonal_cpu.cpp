@@ -21,6 +21,7 @@ void finish(const Gathered<T>& g, T* out) {
       out[b * p.d + k] = T((1 - noise.ratio * std::max(variance, 0.0)) * noise.precision);
     }
   });
+  expect_representable(out, p.B * p.d);
 }
 
 Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,

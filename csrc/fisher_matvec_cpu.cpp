@@ -24,6 +24,7 @@ void finish(const Gathered<T>& g, T* out, const F& f) {
         out[row * p.d + j] = T(f(noise, double(p.v[row * p.d + j]), second[j] / m.mass[b] - tilt * mean[j]));
     }
   });
+  expect_representable(out, p.B * p.K * p.d);
 }
 
 template <class F>

@@ -63,7 +63,7 @@ std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
     }
   }
   for (const T m : mean) mean_square += double(m) * m;
-  if (!(mean_square > 0.2 * square) || count < 2) mean.clear();
+  if (!(mean_square > 0.5 * square) || count < 2) mean.clear();
   return mean;
 }
 

@@ -15,17 +15,17 @@ void run(const Tensor& m, const Tensor& eps, const std::optional<Tensor>& x, con
   expect_finite("alpha", data<T>(alpha), B);
   expect_finite("sigma", data<T>(sigma), B);
   expect_positive("sigma", data<T>(sigma), B);
+  const Kernels<T>& kernel = kernels_for<T>();  // may throw, which a parallel loop would garble
   each(B, x ? 2 * d : 1, [&](int64_t b) {
     const double s = data<T>(sigma)[b], a = data<T>(alpha)[b], value = data<T>(m)[b], precision = 1 / (s * s);
     double inside = double(d) * (1 - value);
     if (x) {
-      const double square =
-          kernels_for<T>().residual_square(data<T>(x) + b * d, data<T>(eps) + b * d, T(s), d);
+      const double square = kernel.residual_square(data<T>(x) + b * d, data<T>(eps) + b * d, T(s), d);
       inside = double(d) - (a * a * double(d) * value - square) * precision;
     }
     mutable_data<T>(out)[b] = T(inside * precision);
   });
-  if (x) expect_finite("x, eps", data<T>(out), B);
+  expect_finite(x ? "m, x, eps" : "m", data<T>(out), B);  // nan, inf, or an overflow
 }
 
 Tensor matched_trace(Tensor m, Tensor eps, std::optional<Tensor> x, Tensor alpha, Tensor sigma,

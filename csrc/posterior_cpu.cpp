@@ -28,6 +28,9 @@ void finish(const Gathered<T>& g, T* log_prob, T* mean, T* fisher_trace, T* ess)
     fisher_trace[b] = T((double(p.d) - noise.ratio * spread) * noise.precision);
     ess[b] = T(m.mass[b] * m.mass[b] / m.mass2[b]);
   });
+  expect_representable(log_prob, p.B);
+  expect_representable(fisher_trace, p.B);
+  expect_representable(mean, p.B * p.d);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma,

@@ -59,7 +59,7 @@ struct Kernels {
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t S, int64_t b);
   // Row `ref` of y as T, scaled, or the centre where ref = -1, into out[0, d).
   void (*read_reference)(const Problem<T>&, int64_t ref, T* out);
-  // One row of endpoint_matvec; false where an inner product is not finite.
+  // One row of endpoint_matvec; false where a result is not finite.
   bool (*endpoint)(bool centred, const T* v, const T* x0, const T* mean, int64_t d, double ratio,
                    double precision, T* out);
   // |x - sigma eps|^2.

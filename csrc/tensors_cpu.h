@@ -65,6 +65,15 @@ void expect_finite(const char* name, const T* values, int64_t n) {
   STD_TORCH_CHECK(sum == 0, name, ": expected finite values, got nan or inf");
 }
 
+// Finite arguments can still lead out of the dtype: sigma^-2, |y|^2.
+template <class T>
+void expect_representable(const T* results, int64_t n) {
+  T sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += T(0) * results[i];
+  STD_TORCH_CHECK(sum == 0, "result: expected finite numbers, got an overflow of ",
+                  sizeof(T) == 4 ? "float32" : "float64");
+}
+
 template <class T>
 void expect_positive(const char* name, const T* values, int64_t n) {
   for (int64_t i = 0; i < n; ++i)

@@ -9,6 +9,7 @@ values are not looked at.
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 _COMPUTE = (torch.float32, torch.float64)
 _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 _BLOCK = 1 << 22  # elements of y that diagnose looks at together
+_PLACE = re.compile(r"^[^,:]*, .+?:\d+, ")  # function, file:line that C++ puts before its message
 
 
 def mismatch(name, expected, got):
@@ -27,19 +29,25 @@ def _type(name, expected, got):
 
 
 def _shape(shape) -> str:
-    return str(list(shape))
+    return str(list(shape)).replace("'", "")
+
+
+def _dtype(t) -> str:
+    return str(t.dtype).removeprefix("torch.")
 
 
 def tensor(name, t):
     if not isinstance(t, Tensor):
         raise _type(name, "a tensor", type(t).__name__)
+    if t.layout != torch.strided:
+        raise _type(name, "a dense tensor", t.layout)
 
 
 def query(name, x):
     """A [B, *E] tensor in a compute dtype. -> flat [B, d]"""
     tensor(name, x)
     if x.dtype not in _COMPUTE:
-        raise _type(name, "float32 or float64", str(x.dtype).removeprefix("torch."))
+        raise _type(name, "float32 or float64", _dtype(x))
     if x.dim() == 2:
         return x
     if x.dim() == 0:
@@ -63,10 +71,6 @@ def same(name, t, other_name, other):
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)
 
 
-def _dtype(t) -> str:
-    return str(t.dtype).removeprefix("torch.")
-
-
 def level(name, a, x):
     """alpha or sigma, a number, 0-d or [B]. -> [B] in x's dtype"""
     if isinstance(a, Tensor):
@@ -81,12 +85,14 @@ def level(name, a, x):
         return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
     if isinstance(a, bool) or not isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
         raise _type(name, "a number or a tensor", type(a).__name__)
-    if not torch.compiler.is_compiling():
-        if not math.isfinite(a) or name == "sigma" and a <= 0:
-            raise mismatch(name, "a finite value > 0" if name == "sigma" else "a finite value", float(a))
     if torch.compiler.is_compiling():
-        return x.new_ones(x.shape[0]) * a
-    return x.new_full((x.shape[0],), a)
+        return x.new_ones(x.shape[0]) * a  # a may be symbolic
+    if not math.isfinite(a) or name == "sigma" and a <= 0:
+        raise mismatch(name, "a finite value > 0" if name == "sigma" else "a finite value", float(a))
+    try:
+        return x.new_full((x.shape[0],), a)
+    except RuntimeError:
+        raise mismatch(name, f"a finite value in {_dtype(x)}", a) from None
 
 
 def constant(name, a):
@@ -116,7 +122,7 @@ def points(x, y, alpha, sigma, log_prior, scale, offset):
     if y.dim() == 0 or y.shape[1:] != x.shape[1:]:
         raise mismatch(
             "y",
-            f"shape [N{''.join(f', {n}' for n in x.shape[1:])}] to go with x of shape {_shape(x.shape)}",
+            f"shape {_shape(['N', *x.shape[1:]])} to go with x of shape {_shape(x.shape)}",
             _shape(y.shape),
         )
     if y.shape[0] == 0:
@@ -142,15 +148,15 @@ def points(x, y, alpha, sigma, log_prior, scale, offset):
     return flat, y, level("alpha", alpha, x), level("sigma", sigma, x), log_prior, scale, offset
 
 
-def vectors(v, other_name, other, d):
+def vectors(name, v, other_name, other, d):
     """[B, *E] or [B, K, *E] beside a [B, *E] tensor. -> [B, K, d]"""
-    tensor("v", v)
-    same("v", v, other_name, other)
+    tensor(name, v)
+    same(name, v, other_name, other)
     event = other.shape[1:]
     many = v.dim() == other.dim() + 1
     if not (v.shape == other.shape or many and v.shape[0] == other.shape[0] and v.shape[2:] == event):
-        wide = _shape([other.shape[0], "K", *event]).replace("'", "")
-        raise mismatch("v", f"shape {_shape(other.shape)} or {wide}", _shape(v.shape))
+        wide = _shape([other.shape[0], "K", *event])
+        raise mismatch(name, f"shape {_shape(other.shape)} or {wide}", _shape(v.shape))
     return v if many and v.dim() == 3 else v.reshape(v.shape[0], v.shape[1] if many else 1, d)
 
 
@@ -160,7 +166,8 @@ def choice(name, value, allowed):
 
 
 def call(op, args, **given):
-    """op(*args); a value that the kernel could not use becomes a ValueError that names the argument.
+    """op(*args); a value that the kernel could not use becomes a ValueError: it names the argument or, where
+    each is finite and together they overflow, says in the kernel's words what did.
 
     `given`: the arguments that were reshaped, as the caller gave them, so that the index in the message is
     theirs.
@@ -173,6 +180,9 @@ def call(op, args, **given):
         if not torch._C._are_functorch_transforms_active():  # no values to look at under vmap
             names = [a.name for a in op._schema.arguments]
             diagnose({**dict(zip(names, args, strict=True)), **given}, error)
+            words = _PLACE.sub("", str(error))
+            if ": expected " in words:
+                raise ValueError(words) from error
         raise
 
 
@@ -191,10 +201,15 @@ def diagnose(args, cause):
         elif name == "sigma":
             _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
         else:
-            step = max(1, _BLOCK // max(1, a[:1].numel()))
-            for start in range(0, a.shape[0], step):
-                block = a[start : start + step]
-                _first(name, block, ~torch.isfinite(block), "finite values", cause, start)
+            finite(name, a, cause)
+
+
+def finite(name, a, cause=None):
+    """Raises ValueError for the first NaN or inf in a [n, ...] tensor."""
+    step = max(1, _BLOCK // max(1, a[:1].numel()))
+    for start in range(0, a.shape[0], step):
+        block = a[start : start + step]
+        _first(name, block, ~torch.isfinite(block), "finite values", cause, start)
 
 
 def _first(name, a, bad, expected, cause, start=0):

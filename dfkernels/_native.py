@@ -33,12 +33,17 @@ module, reason = _load()
 available: bool = module is not None
 
 
+def isa() -> tuple[str, str]:
+    """(instruction set in use, "") or ("", why none is: DFKERNELS_ISA names one that this CPU lacks)."""
+    try:
+        return module.isa(), ""
+    except RuntimeError as error:
+        return "", str(error)
+
+
 def info() -> dict[str, object]:
     """The compiled part's compiler, flags, isa_levels, isa, built_with_torch, target_torch; {} without."""
     if module is None:
         return {}
-    try:
-        isa = module.isa()
-    except RuntimeError as error:  # DFKERNELS_ISA names one that this CPU lacks: calls say so, too
-        isa = f"none: {error}"
-    return {**module.build_info(), "isa": isa}
+    name, why = isa()
+    return {**module.build_info(), "isa": name or f"none: {why}"}

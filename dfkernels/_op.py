@@ -72,9 +72,7 @@ def define(
     """
     _library.define(name + schema)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _library.impl(
-        name, fallback if vjp is not None else _checked(name, op, fallback), "CompositeExplicitAutograd"
-    )
+    _library.impl(name, _fallback(name, op, fallback, vjp is None), "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
@@ -112,9 +110,8 @@ def _legacy_batch(batch, text, tensors, *rest):
     """
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    views = [
-        torch._remove_batch_dim(t, level, 1, 0) for t in tensors
-    ]  # [1, ...] where t has no such dimension
+    # [1, ...] where a tensor has no such dimension
+    views = [torch._remove_batch_dim(t, level, 1, 0) for t in tensors]
     size = max(v.shape[0] for v in views)
     dims = [0 if v.shape[0] == size else None for v in views]
     views = [v[0] if dim is None else v for v, dim in zip(views, dims, strict=True)]
@@ -122,20 +119,22 @@ def _legacy_batch(batch, text, tensors, *rest):
     return [torch._add_batch_dim(o, 0, level) for o in outs]
 
 
-def _checked(name, op, fallback):
-    """The fallback, as loud as a compiled kernel about values that it cannot use. Looks at nothing on CUDA:
-    no synchronisation.
+def _fallback(name, op, fallback, loud):
+    """The fallback in the dtypes that it is given, whatever autocast says. If loud, it raises for values that
+    it cannot use, as a compiled kernel does; on CUDA it looks at none: no synchronisation.
     """
-    sigma = [a.name for a in op._schema.arguments].index("sigma")
+    names = [a.name for a in op._schema.arguments]
 
     def implementation(*args):
-        if args[sigma].device.type != "cpu":
-            return fallback(*args)
-        if not bool((args[sigma] > 0).all()):
-            raise RuntimeError(f"{name}: sigma must be > 0")
-        out = fallback(*args)
+        with torch._C._DisableAutocast():
+            if not loud or args[0].device.type != "cpu":
+                return fallback(*args)
+            alpha, sigma = (args[names.index(name)] for name in ("alpha", "sigma"))
+            if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0)).all()):
+                raise RuntimeError("alpha, sigma: expected finite values, sigma > 0")
+            out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in _tuple(out)):
-            raise RuntimeError(f"{name}: the result is not finite")
+            raise RuntimeError(f"{name}: expected a finite result, got nan, inf or an overflow")
         return out
 
     return implementation
@@ -208,10 +207,7 @@ def _function(name, op, twin, fast, vjp, jvp):
     def forward_derivative(ctx, *tangents):
         flat, _ = restore(ctx)
         flat = [forward_ad.unpack_dual(a, level=0).primal if isinstance(a, _Tensor) else a for a in flat]
-        with (
-            torch.enable_grad(),
-            forward_ad._set_fwd_grad_enabled(True),
-        ):  # for the levels below, as in forward
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # as in forward
             return tuple(jvp(_nested(flat, ctx.lengths), tangents[2:]))
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward}
@@ -237,8 +233,8 @@ def _twin_vjp(twin, args, needs, cotangents):
 
 def folded(op_name: str, sides: str) -> Callable:
     """vmap rule for an op whose outputs are all per query. `sides` says of each argument: q per query (the
-    new dimension is
-    folded into the batch), a per atom (one call per element), - not a tensor."""
+    new dimension is folded into the batch), a per atom (one call per element), - not a tensor.
+    """
 
     def rule(info, in_dims, *args):
         op = getattr(getattr(torch.ops, NAMESPACE), op_name).default

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _check
+
 __all__ = ["PointCloud"]
 
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -55,18 +57,20 @@ class PointCloud:
             raise ValueError(
                 f"y: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(y.shape)}"
             )
-        for name, value in (("scale", scale), ("offset", offset)):
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
         y = y.detach().contiguous()
         _check_finite(y)
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "log_prior", _check_log_prior(log_prior, y))
-        object.__setattr__(self, "scale", float(scale))
-        object.__setattr__(self, "offset", float(offset))
+        object.__setattr__(self, "scale", _check.constant("scale", scale))
+        object.__setattr__(self, "offset", _check.constant("offset", offset))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"PointCloud is immutable: cannot set {name}")
+
+    def __setstate__(self, state: tuple[None, dict[str, object]]) -> None:
+        """For copy and pickle: what was checked once is not looked at again."""
+        for name, value in state[1].items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return self.y.shape[0]

@@ -10,14 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import _check, ops
 from .cloud import PointCloud
 
 __all__ = ["DiffusionFisher", "Solution"]
 
-_DENSE_D = (
-    512  # N d^2 operations for the dense F; Lanczos takes 30 to 300 passes of 4 N d on each vector of a block
-)
+# N d^2 operations for the dense F; Lanczos takes 30 to 300 passes of 4 N d on each vector of a block
+_DENSE_D = 512
 
 
 class Solution(NamedTuple):
@@ -40,11 +39,12 @@ class DiffusionFisher:
         alpha, sigma: float, 0-d or [B]; sigma > 0.
 
     F is symmetric, at most I/sigma^2, and may be indefinite. Everything is computed when first asked for, and
-    kept. An eigenpair (l, v) of F is one of the posterior covariance, with eigenvalue (sigma^2/alpha^2)(1 -
-    sigma^2 l): the directions of largest posterior variance are those of the smallest eigenvalues of F.
+    kept; torch.compile breaks its graph here: with fullgraph=True call the ops. An eigenpair (l, v) of F is
+    one of the posterior covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of
+    largest posterior variance are those of the smallest eigenvalues of F.
 
-    Raises TypeError / ValueError naming the argument, from the constructor where the shapes tell, else from
-    the first use.
+    Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and numbers, for
+    values of tensors from the first use.
     """
 
     def __init__(self, x: Tensor, cloud: PointCloud, alpha: float | Tensor, sigma: float | Tensor) -> None:
@@ -52,22 +52,12 @@ class DiffusionFisher:
             raise TypeError(
                 f"cloud: expected a PointCloud, got {type(cloud).__name__}; wrap it: PointCloud(y)"
             )
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-            came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x: expected a float32 or float64 tensor, got {came}")
-        if x.ndim < 1 or x.shape[1:] != cloud.event_shape:
-            expected = ["B", *cloud.event_shape]
-            raise ValueError(f"x: expected shape {expected} to match the cloud, got {list(x.shape)}")
+        _check.query("x", x)
+        if x.shape[1:] != cloud.event_shape:
+            expected = ", ".join(map(str, ("B", *cloud.event_shape)))
+            raise ValueError(f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}")
         self.x, self.cloud = x, cloud
-        self.alpha, self.sigma = self._per_query("alpha", alpha), self._per_query("sigma", sigma)
-        if x.device.type == "cpu" and not bool((self.sigma > 0).all()):
-            raise ValueError(f"sigma: expected values > 0, got {self.sigma.min().item():g}")
-
-    def _per_query(self, name: str, value: float | Tensor) -> Tensor:
-        value, batch = torch.as_tensor(value, dtype=self.x.dtype, device=self.x.device), self.x.shape[0]
-        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != batch):
-            raise ValueError(f"{name}: expected a number or shape [{batch}], got {list(value.shape)}")
-        return value.expand(batch)
+        self.alpha, self.sigma = _check.level("alpha", alpha, x), _check.level("sigma", sigma, x)
 
     def _args(self, *v: Tensor) -> tuple:
         return (self.x, self.cloud.y, *v, self.alpha, self.sigma, self.cloud.log_prior)
@@ -99,14 +89,13 @@ class DiffusionFisher:
 
     @cached_property
     def eps(self) -> Tensor:
-        """(x - alpha * denoised)/sigma, [B, *E]: the ideal noise prediction."""
-        ones = (-1,) + (1,) * (self.x.ndim - 1)
-        return (self.x - self.alpha.view(ones) * self.denoised) / self.sigma.view(ones)
+        """(x - alpha denoised)/sigma, [B, *E]: the ideal noise prediction."""
+        return self._posterior.eps(self.x, self.alpha, self.sigma)
 
     @cached_property
     def score(self) -> Tensor:
         """Gradient of log q_t at x, [B, *E]: -eps/sigma."""
-        return -self.eps / self.sigma.view((-1,) + (1,) * (self.x.ndim - 1))
+        return self._posterior.score(self.x, self.alpha, self.sigma)
 
     @property
     def d(self) -> int:
@@ -202,8 +191,9 @@ class DiffusionFisher:
     ) -> Solution:
         """As `solve`, with iterations and residuals ([B] or [B, K]), which it leaves for you to judge."""
         self._no_tangent("solve")
-        rhs = self._vectors("b", b)
-        shift = self._per_query("damping", damping)
+        rhs = _check.vectors("b", b, "x", self.x, self.d)
+        _check.finite("b", b.detach())
+        shift = _check.level("damping", damping, self.x)
         if not bool((shift >= 0).all() & shift.isfinite().all()):
             raise ValueError(f"damping: expected finite values >= 0, got {shift.min().item():g}")
         tol = _tolerance(b.dtype, tol)
@@ -294,9 +284,18 @@ class DiffusionFisher:
             return values[:, :k], self._signed(vectors[:, :k])
         if generator is None:
             generator = torch.Generator(self.device).manual_seed(0)
-        unit = 1 / self.sigma.square()[:, None]
         shape = (self.shape[0], block, self.d)
-        basis = _orthonormal(torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator))
+        start = torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)
+        with torch.autocast(self.device.type, enabled=False):
+            values, vectors = self._lanczos(k, largest, _orthonormal(start), room, tol, max_iter)
+        return values, self._signed(vectors)
+
+    def _lanczos(
+        self, k: int, largest: bool, basis: Tensor, room: int, tol: float, max_iter: int
+    ) -> tuple[Tensor, Tensor]:
+        """Thick-restart block Lanczos from an orthonormal basis [B, block, d], grown to at most room rows."""
+        block = basis.shape[1]
+        unit = 1 / self.sigma.square()[:, None]
         image = self._apply(basis)
         for _ in range(max_iter):
             small = basis @ image.mT
@@ -307,7 +306,7 @@ class DiffusionFisher:
             rest = ritz_image - values[..., None] * ritz
             error = rest.norm(dim=-1) / torch.maximum(unit, values.abs())
             if bool((error[:, :k] <= tol).all()):
-                return values[:, :k], self._signed(ritz[:, :k])
+                return values[:, :k], ritz[:, :k]
             if basis.shape[1] + block > room:
                 basis, image = ritz, ritz_image
             size = rest.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
@@ -328,17 +327,6 @@ class DiffusionFisher:
         for t in (self.x, self.alpha, self.sigma):
             if torch.autograd.forward_ad.unpack_dual(t).tangent is not None:
                 raise NotImplementedError(f"{name} has no forward-mode derivative")
-
-    def _vectors(self, name: str, v: Tensor) -> Tensor:
-        """[B, *E] or [B, K, *E] -> [B, K, d]."""
-        if v.dtype != self.dtype:
-            raise TypeError(f"{name}: expected {self.dtype} as x, got {v.dtype}")
-        single = v.shape == self.x.shape
-        if not single and (v.ndim != self.x.ndim + 1 or (v.shape[0], *v.shape[2:]) != tuple(self.x.shape)):
-            batch, event = self.x.shape[0], list(self.x.shape[1:])
-            expected = f"{[batch, *event]} or {[batch, 'K', *event]}".replace("'", "")
-            raise ValueError(f"{name}: expected shape {expected}, got {list(v.shape)}")
-        return v.reshape(v.shape[0], 1 if single else v.shape[1], self.d)
 
     def _apply(self, v: Tensor) -> Tensor:
         """F v on flat vectors [B, K, d]."""

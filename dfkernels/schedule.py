@@ -64,9 +64,8 @@ class Schedule:
         t = self._t_of_log_snr(_tensor(log_snr))
         lo, hi = self.t_range
         slack = 16 * torch.finfo(t.dtype).eps * max(hi, 1.0) if math.isfinite(hi) else 0.0
-        snapped = torch.where(
-            (t >= lo - slack) & (t <= hi + slack), t.clamp(lo, hi), t
-        )  # the ends, up to rounding
+        inside = (t >= lo - slack) & (t <= hi + slack)
+        snapped = torch.where(inside, t.clamp(lo, hi), t)  # the ends, up to rounding
         return self._time(snapped, name="t_of_log_snr(log_snr)")
 
     def _time(self, t: float | Tensor, open_start: bool = False, name: str = "t") -> Tensor:
@@ -305,9 +304,7 @@ class Tabulated(Schedule):
         target = lam.detach().double()
         lo = torch.zeros_like(target)
         hi = lo + self.t_range[1]
-        for _ in range(
-            64
-        ):  # bisection: lam is monotone, the table short, and 2^-64 of its length is below rounding
+        for _ in range(64):  # bisection: lam is monotone, and 2^-64 of the table's length is below rounding
             mid = (lo + hi) / 2
             above = self._cubic(mid)[0] > target
             lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)

@@ -60,24 +60,84 @@ def test_memory_stays_bounded(native):
 def test_disabled_native_says_so():
     done = _run(
         "-c",
-        "from dfkernels import _backend; print(_backend.choose(), _backend.reasons())",
+        "from dfkernels import _backend; print(_backend.reasons())",
         DFKERNELS_NATIVE="0",
     )
-    assert done.stdout == "pytorch {'native-cpu': 'DFKERNELS_NATIVE=0', 'pytorch': ''}\n", done.stderr
+    assert done.stdout == "{'native-cpu': 'DFKERNELS_NATIVE=0', 'pytorch': ''}\n", done.stderr
 
 
 @needs_native
 def test_native_runs_on_the_cpu_only():
-    assert _backend.choose("cpu") == "native-cpu"
     assert _backend.reasons("cpu") == {"native-cpu": "", "pytorch": ""}
-    assert _backend.choose("cuda") == "pytorch"
     assert _backend.reasons("cuda:0")["native-cpu"] == "the tensors are on cuda"
 
 
 @needs_native
-@pytest.mark.parametrize("op", OPS)
+def test_an_instruction_set_that_is_not_there_is_said():
+    code = (
+        "import torch; from dfkernels import _backend, ops\n"
+        "print(_backend.reasons()['native-cpu'])\n"
+        "try: ops.posterior(torch.zeros(1, 1), torch.zeros(1, 1), 1.0, 1.0)\n"
+        "except ValueError as error: print(error)"
+    )
+    done = _run("-c", code, DFKERNELS_ISA="nonsense")
+    message = (
+        "DFKERNELS_ISA: expected base, v3 or v4, compiled in and supported by this CPU, got 'nonsense'\n"
+    )
+    assert done.stdout == 2 * message, done.stderr
+
+
+@needs_native
+@pytest.mark.parametrize("op", [*OPS, "covariance_matvec"])
 def test_native_implements(op):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkernels::{op}", "CPU")
+
+
+CONSTANT = """
+import torch
+from dfkernels import ops
+x, y, log_prior = torch.zeros(2, 3), torch.arange(18.0).reshape(6, 3) / 18, torch.arange(6.0)
+pairs = zip(*[ops.posterior(x, y, 0.9, 0.5, log_prior + shift) for shift in (0.0, 2.0**22)])
+print(max(float((a - b).abs().max()) for a, b in pairs))
+"""
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_a_constant_in_log_prior_costs_no_digits(native):
+    """log_prior need not be normalised: 2^22 more of it, which float32 still holds, changes nothing."""
+    done = _run("-c", CONSTANT, DFKERNELS_NATIVE=native)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1e-6
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_covariance_matvec(native):
+    """The inner op behind d mean/dx is sum_i w_i t_i <t_i, v>, t_i = y_i - mean, from every storage type."""
+    done = _run("-c", COVARIANCE, DFKERNELS_NATIVE=native)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1e-14
+
+
+COVARIANCE = """
+import math, torch
+import dfkernels
+from dfkernels.ops.posterior.reference import weights
+
+draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+x, v = draw(5, 7), draw(5, 3, 7)
+alpha, sigma, prior = torch.linspace(0, 1, 5).double(), torch.linspace(0.4, 2, 5).double(), draw(300)
+prior[::7] = -math.inf
+errors = []
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8):
+    y = (50 * draw(300, 7) + 100).clamp(0, 255).to(dtype)
+    got = torch.ops.dfkernels.covariance_matvec(x, y, v, alpha, sigma, prior, 0.02, -2.0)
+    *_, w = weights(x, y, alpha, sigma, prior, scale=0.02, offset=-2.0)
+    t = 0.02 * y.double() - 2
+    t = t - (w @ t)[:, None]
+    exact = torch.einsum("bn,bni,bnj,bkj->bki", w, t, t, v)
+    errors.append(float((got - exact).abs().max() / exact.abs().max()))
+print(max(errors))
+"""
 
 
 @needs_native

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,14 +109,14 @@ class Evil:
 def corrupt(name):
     """One bad file per kind."""
     if name == "short.npy":
-        data = open("y.npy", "rb").read()
-        open(name, "wb").write(data[:-10])
+        data = Path("y.npy").read_bytes()
+        Path(name).write_bytes(data[:-10])
     elif name == "head.npy":
-        open(name, "wb").write(b"\x93NUMPY\x01")
+        Path(name).write_bytes(b"\x93NUMPY\x01")
     elif name == "text.npy":
-        open(name, "w").write("not an array")
+        Path(name).write_text("not an array")
     elif name == "empty.npy":
-        open(name, "w").close()
+        Path(name).touch()
     elif name == "object.npy":
         np.save(name, np.array([Evil()]), allow_pickle=True)
     elif name == "evil.pt":
@@ -126,8 +127,8 @@ def corrupt(name):
         torch.save({"a": torch.ones(3), "b": torch.ones(3)}, name)
     elif name == "short.pt":
         torch.save(torch.ones(1000), name)
-        data = open(name, "rb").read()
-        open(name, "wb").write(data[: len(data) // 2])
+        data = Path(name).read_bytes()
+        Path(name).write_bytes(data[: len(data) // 2])
     elif name == "short.safetensors":
         write_safetensors(
             name, {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 1200]}}, b"\0" * 100
@@ -137,9 +138,9 @@ def corrupt(name):
             name, {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 100]}}, b"\0" * 100
         )
     elif name == "head.safetensors":
-        open(name, "wb").write(struct.pack("<Q", 1 << 40) + b"{}")
+        Path(name).write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
     elif name == "json.safetensors":
-        open(name, "wb").write(struct.pack("<Q", 2) + b"!!")
+        Path(name).write_bytes(struct.pack("<Q", 2) + b"!!")
     elif name == "nan.npy":
         y = np.load("y.npy")
         y[4, 1, 2] = np.nan
@@ -228,7 +229,7 @@ def test_bad_options(here, capsys, extra, message):
 
 
 def test_unwritable_result(here, capsys):
-    open("file", "w").close()
+    Path("file").touch()
     assert cli.main("posterior y.npy x.npy --sigma 1 -o file/out.npz".split()) == 2
     assert capsys.readouterr().err.startswith("dfkernels posterior: error: file: cannot write there: ")
 

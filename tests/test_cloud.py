@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -31,6 +33,17 @@ def test_is_immutable():
     for name in ("y", "log_prior", "scale", "new"):
         with pytest.raises(AttributeError, match=f"^PointCloud is immutable: cannot set {name}$"):
             setattr(cloud, name, None)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies_and_pickles(again):
+    y, log_prior = torch.arange(6.0).reshape(3, 2), torch.tensor([0.0, 1.0, -math.inf])
+    cloud = PointCloud(y, log_prior, scale=2, offset=1)
+    other = again(cloud)
+    assert torch.equal(other.y, cloud.y) and torch.equal(other.log_prior, cloud.log_prior)
+    assert (other.scale, other.offset) == (2.0, 1.0)
+    with pytest.raises(AttributeError, match="^PointCloud is immutable: cannot set y$"):
+        other.y = cloud.y
 
 
 def test_strided_atoms_become_contiguous_and_leave_the_graph():
@@ -107,9 +120,10 @@ def test_to():
         (lambda: PointCloud(torch.zeros(2, 0)), ValueError,
          "y: expected shape [N, *E] with N >= 1 and no empty dimension, got [2, 0]"),
         (lambda: PointCloud(torch.zeros(2, 2), scale=math.inf), ValueError,
-         "scale: expected a finite number, got inf"),
+         "scale: expected a finite value, got inf"),
+        (lambda: PointCloud(torch.zeros(2, 2), scale="2"), TypeError, "scale: expected a number, got str"),
         (lambda: PointCloud(torch.zeros(2, 2), offset=math.nan), ValueError,
-         "offset: expected a finite number, got nan"),
+         "offset: expected a finite value, got nan"),
         (lambda: PointCloud(torch.zeros(2, 2), torch.zeros(3)), ValueError,
          "log_prior: expected shape [2] (one weight per atom), got [3]"),
         (lambda: PointCloud(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)), TypeError,

@@ -229,11 +229,19 @@ def test_fisher_matvec(change, kind, message):
             "mean: expected finite values, got nan at index [0, 2]",
         ),
         (dict(v=_with(x, (0, 2), inf)), ValueError, "v: expected finite values, got inf at index [0, 2]"),
+        (dict(x0=_with(x, (1, 0), -inf)), ValueError, "x0: expected finite values, got -inf at index [1, 0]"),
+        (
+            dict(alpha=torch.tensor([nan, 1.0])),
+            ValueError,
+            "alpha: expected finite values, got nan at index [0]",
+        ),
+        (dict(x0=x.to_sparse()), TypeError, "x0: expected a dense tensor, got torch.sparse_coo"),
     ],
 )
-def test_endpoint_matvec(change, kind, message):
+@pytest.mark.parametrize("form", ["paper", "centred"])
+def test_endpoint_matvec(form, change, kind, message):
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
-        ops.endpoint_matvec(**dict(v=v, x0=x, mean=x, alpha=0.9, sigma=0.5) | change)
+        ops.endpoint_matvec(**dict(v=v, x0=x, mean=x, alpha=0.9, sigma=0.5, form=form) | change)
 
 
 @pytest.mark.parametrize(
@@ -253,11 +261,52 @@ def test_endpoint_matvec(change, kind, message):
             ValueError,
             "x: expected finite values, got nan at index [1, 1]",
         ),
+        (
+            dict(eps=_with(x, (1, 1), nan), x=x, form="paper"),
+            ValueError,
+            "eps: expected finite values, got nan at index [1, 1]",
+        ),
+        (
+            dict(alpha=torch.tensor([nan, 1.0])),
+            ValueError,
+            "alpha: expected finite values, got nan at index [0]",
+        ),
+        (
+            dict(sigma=torch.tensor([1.0, inf])),
+            ValueError,
+            "sigma: expected finite values > 0, got inf at index [1]",
+        ),
     ],
 )
 def test_matched_trace(change, kind, message):
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         ops.matched_trace(**dict(m=torch.zeros(2), eps=x, alpha=0.9, sigma=0.5) | change)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.posterior(x + 1e30, y, 0.9, 0.5),
+        lambda: ops.posterior(x, y, 1e30, 0.5, scale=1e10, offset=1.0),
+        lambda: ops.fisher_matvec(x + 1e30, y, v, 0.9, 0.5),
+        lambda: ops.fisher_diagonal(x + 1e30, y, 0.9, 0.5),
+        lambda: ops.fisher_dense(x + 1e30, y, 0.9, 0.5),
+        lambda: ops.endpoint_matvec(v + 1e30, x + 1e30, x, 0.9, 0.5),
+        lambda: ops.endpoint_matvec(v + 1e30, x + 1e30, x, 0.9, 0.5, form="centred"),
+        lambda: ops.matched_trace(x[:, 0], x + 1e38, 0.9, 10.0, x=x, form="paper"),
+        lambda: ops.matched_trace(x[:, 0] + 1e38, x, 0.9, 1e-3),
+        lambda: ops.endpoint_matvec(v + 1e18, x + 1e18, x + 9e17, 0.9, 1e-3),
+    ],
+)
+def test_finite_arguments_that_overflow(call):
+    """No argument is at fault alone: the kernel's words, without its file and line."""
+    with pytest.raises(ValueError, match=r"^[a-z0-9_, ]+: expected [^/]*, got [^/]*(inf|overflow)"):
+        call()
+
+
+def test_a_number_beyond_the_dtype():
+    with pytest.raises(ValueError, match=r"^alpha: expected a finite value in float32, got 1e\+50$"):
+        ops.posterior(x, y, 1e50, 0.5)
 
 
 def test_vmap_checks_shapes_not_values():

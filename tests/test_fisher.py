@@ -194,6 +194,15 @@ def test_solve_is_differentiable_twice():
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
 
 
+def test_levels_can_be_mapped():
+    """The constructor looks at no value of a tensor."""
+    x, cloud, alpha, _ = problem()
+    levels = torch.tensor([0.5, 0.9], dtype=x.dtype)
+    got = torch.func.vmap(lambda sigma: DiffusionFisher(x, cloud, alpha, sigma).trace())(levels)
+    expected = torch.stack([DiffusionFisher(x, cloud, alpha, float(sigma)).trace() for sigma in levels])
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_forward_mode_raises():
     x, cloud, alpha, sigma = problem()
     for name, call in (("solve", lambda f: f.solve(x, 9.0)), ("eigsh", lambda f: f.eigsh(1)[0])):
@@ -297,25 +306,39 @@ def one(**change):
     return DiffusionFisher(**args)
 
 
+def test_lanczos_keeps_its_dtype_inside_autocast():
+    values, vectors = wide(torch.float32).eigsh(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = wide(torch.float32).eigsh(2)
+    assert torch.equal(again[0], values) and torch.equal(again[1], vectors)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
         (lambda: one(cloud=torch.zeros(5, 3)), TypeError,
          "cloud: expected a PointCloud, got Tensor; wrap it: PointCloud(y)"),
         (lambda: one(x=torch.zeros(2, 3).half()), TypeError,
-         "x: expected a float32 or float64 tensor, got torch.float16"),
-        (lambda: one(x=[1.0]), TypeError, "x: expected a float32 or float64 tensor, got list"),
+         "x: expected float32 or float64, got float16"),
+        (lambda: one(x=[1.0]), TypeError, "x: expected a tensor, got list"),
         (lambda: one(x=torch.zeros(2, 4)), ValueError,
-         "x: expected shape ['B', 3] to match the cloud, got [2, 4]"),
-        (lambda: one(alpha=torch.ones(3)), ValueError, "alpha: expected a number or shape [2], got [3]"),
+         "x: expected shape [B, 3] to match the cloud, got [2, 4]"),
+        (lambda: one(alpha=torch.ones(3)), ValueError,
+         "alpha: expected a number, shape [] or [2], got shape [3]"),
         (lambda: one(sigma=torch.ones(2, 1)), ValueError,
-         "sigma: expected a number or shape [2], got [2, 1]"),
-        (lambda: one(sigma=torch.tensor([1.0, 0.0])), ValueError, "sigma: expected values > 0, got 0"),
-        (lambda: one(sigma=-2), ValueError, "sigma: expected values > 0, got -2"),
+         "sigma: expected a number, shape [] or [2], got shape [2, 1]"),
+        (lambda: one(sigma=torch.tensor([1.0, 0.0])).score, ValueError,
+         "sigma: expected finite values > 0, got 0.0 at index [1]"),
+        (lambda: one(sigma=-2), ValueError, "sigma: expected a finite value > 0, got -2.0"),
+        (lambda: one(alpha="1"), TypeError, "alpha: expected a number or a tensor, got str"),
+        (lambda: one() @ [1.0], TypeError, "v: expected a tensor, got list"),
+        (lambda: one().solve([1.0]), TypeError, "b: expected a tensor, got list"),
+        (lambda: one().solve(torch.full((2, 3), float("nan"))), ValueError,
+         "b: expected finite values, got nan at index [0, 0]"),
         (lambda: one().solve(torch.zeros(2, 4)), ValueError,
          "b: expected shape [2, 3] or [2, K, 3], got [2, 4]"),
         (lambda: one().solve(torch.zeros(2, 3).double()), TypeError,
-         "b: expected torch.float32 as x, got torch.float64"),
+         "b: expected float32 like x, got float64"),
         (lambda: one().solve(torch.zeros(2, 3), -1.0), ValueError,
          "damping: expected finite values >= 0, got -1"),
         (lambda: one().solve(torch.zeros(2, 3), tol=0.0), ValueError,

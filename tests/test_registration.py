@@ -64,7 +64,7 @@ def test_schema(name):
     assert str(op(name)._schema) == f"dfkernels::{name}{SCHEMAS[name]}"
 
 
-@pytest.mark.parametrize("name, args", calls())
+@pytest.mark.parametrize("name, args", list(calls()))
 def test_opcheck(name, args):
     args = tuple(a.clone().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args)
     assert torch.library.opcheck(op(name), args) == CHECKS

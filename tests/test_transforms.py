@@ -7,11 +7,13 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import ALL, OPS, Case, floats, table
-from dfkernels import ops
-from dfkernels.ops import _pairs
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+
+from dfkernels import ops
+from dfkernels.ops import _pairs
 
 
 def close(got, expected, tolerance=1e-9):
@@ -221,6 +223,71 @@ def test_score_costs_no_pass_over_the_atoms(monkeypatch):
         .score(x, case.tensors["alpha"], case.tensors["sigma"])
         .detach(),
     )
+
+
+class Calls(TorchDispatchMode):
+    """Names of the package's ops that reach their kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "dfkernels":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+REVERSE = {
+    "backward": lambda f, x: torch.autograd.grad(f(x.requires_grad_()).square().sum(), x),
+    "grad": lambda f, x: grad(lambda a: f(a).square().sum())(x),
+    "vjp": lambda f, x: vjp(f, x)[1](torch.cos(x)),
+    "jacrev": lambda f, x: jacrev(f)(x),
+    "vmap(grad)": lambda f, x: vmap(grad(lambda a: f(a[None]).square().sum()))(x),
+}
+FORWARD = {
+    "jvp": lambda f, x: jvp(f, (x,), (torch.cos(x),)),
+    "jacfwd": lambda f, x: jacfwd(f)(x),
+}
+
+
+@pytest.mark.parametrize("transform", [*REVERSE, *FORWARD])
+def test_what_derivatives_of_the_mean_in_x_cost(transform):
+    """One fused pass in reverse, however many cotangents; tiled sums in forward mode."""
+    x, y = (table("posterior")[0].tensors[k].clone() for k in "xy")
+    with Calls() as calls:
+        (REVERSE | FORWARD)[transform](lambda x: ops.posterior(x, y, 0.9, 0.5).mean, x)
+    cost = ["covariance_matvec"] if transform in REVERSE else ["pair_gradient"] * 2
+    assert calls.names == ["posterior", *cost]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [lambda f: jacrev(jacrev(f)), lambda f: lambda x: vjp(grad(f), x)[1](x)],
+    ids=["jacrev", "vjp"],
+)
+def test_second_derivatives_of_log_prob_cost_one_fused_pass(transform):
+    case = table("posterior")[0]
+    with Calls() as calls:
+        transform(lambda x: case.run({"x": x})[0].sum())(case.tensors["x"].clone())
+    assert calls.names == ["posterior", "covariance_matvec"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_autocast_changes_nothing(op):
+    """The compute dtype is x's, forward, backward and forward mode, inside autocast too."""
+    case = Case(op, "float32", table(op)[0].inputs(torch.float32), table(op)[0].options)
+    names = floats(case)
+    tangents = tuple(torch.cos(case.tensors[k]) for k in names)
+    results = []
+    for on in (False, True):
+        inputs = [case.tensors[k].clone().requires_grad_() for k in names]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            value = scalar(case, names, False)(*inputs)
+            value.backward()
+            along = jvp(scalar(case, names, False), tuple(i.detach() for i in inputs), tangents)[1]
+        results.append([value.detach(), along, *[t.grad for t in inputs if t.grad is not None]])
+    close(*results, 0)
 
 
 @pytest.mark.parametrize("case", table("fisher_matvec"), ids=str)

@@ -155,10 +155,10 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
   }
   for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(sum[j]);
 }
-// out[i][j] = |z_i - row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
+// out[i][j] = |x_i - alpha_i row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
 template <class T, int Q, int V>
-DFK_INLINE void distance_cols_block(const T* const* z, const T* cols, int64_t ldc, int64_t d, T* const* out,
-                                    int64_t at) {
+DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t d,
+                                    T* const* out, int64_t at) {
   for (int64_t start = 0; start < d; start += 32) {
     const int64_t end = start + 32 < d ? start + 32 : d;
     Vec<T> acc[Q][V] = {};
@@ -166,10 +166,10 @@ DFK_INLINE void distance_cols_block(const T* const* z, const T* cols, int64_t ld
       Vec<T> y[V];
       for (int j = 0; j < V; ++j) y[j] = load(cols + k * ldc + at + j * W<T>);
       for (int i = 0; i < Q; ++i) {
-        const Vec<T> zk = all(z[i][k]);
+        const Vec<T> xk = all(x[i][k]);
         for (int j = 0; j < V; ++j) {
-          const Vec<T> t = y[j] - zk;
-          acc[i][j] += t * t;
+          const Vec<T> u = xk - alpha[i] * y[j];
+          acc[i][j] += u * u;
         }
       }
     }
@@ -181,10 +181,11 @@ DFK_INLINE void distance_cols_block(const T* const* z, const T* cols, int64_t ld
   }
 }
 template <class T, int Q>
-void distance_cols(const T* const* z, const T* cols, int64_t ldc, int64_t n, int64_t d, T* const* out) {
+void distance_cols(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t n, int64_t d,
+                   T* const* out) {
   int64_t j = 0;
-  for (; j + 3 * W<T> <= n; j += 3 * W<T>) distance_cols_block<T, Q, 3>(z, cols, ldc, d, out, j);
-  for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(z, cols, ldc, d, out, j);
+  for (; j + 3 * W<T> <= n; j += 3 * W<T>) distance_cols_block<T, Q, 3>(x, alpha, cols, ldc, d, out, j);
+  for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(x, alpha, cols, ldc, d, out, j);
 }
 
 template <class T>

@@ -48,11 +48,20 @@ bool endpoint(bool centred, const T* v, const T* x0, const T* mean, int64_t d, d
     b = blocked_sum<T>(d, [=](int64_t k, auto tag) { return read(mean + k, tag) * read(v + k, tag); });
   }
   const T p = T(precision), along_x0 = T(ratio * precision * a), along_mean = T(ratio * precision * b);
+  T zero = 0;  // nan once a result is not finite
   if (centred)
-    for (int64_t k = 0; k < d; ++k) out[k] = p * v[k] - along_x0 * (x0[k] - mean[k]);
+#pragma omp simd reduction(+ : zero)
+    for (int64_t k = 0; k < d; ++k) {
+      out[k] = p * v[k] - along_x0 * (x0[k] - mean[k]);
+      zero += out[k] - out[k];
+    }
   else
-    for (int64_t k = 0; k < d; ++k) out[k] = p * v[k] - (along_x0 * x0[k] - along_mean * mean[k]);
-  return a - a == 0 && b - b == 0;
+#pragma omp simd reduction(+ : zero)
+    for (int64_t k = 0; k < d; ++k) {
+      out[k] = p * v[k] - (along_x0 * x0[k] - along_mean * mean[k]);
+      zero += out[k] - out[k];
+    }
+  return zero == 0;
 }
 
 // |x - sigma eps|^2, which is alpha^2 |denoised|^2.

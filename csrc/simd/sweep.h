@@ -3,56 +3,15 @@
 // Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi, a
 // matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, x and y measured from the centre. So,
 // for every query and tile:
-//   near     the noise is as large as the data and many atoms carry weight: they are believed
-//   between  many atoms carry weight, in less noise: logits again by differences, for the whole tile
-//   far      they are a filter with a rigorous error bound: the atoms that can carry weight, few as a rule,
-//   are
-//            evaluated again by differences and gathered about the heaviest of them (`gather_exactly`)
+//   near     the noise is as large as the data and most atoms carry weight: they are believed
+//   between  most atoms carry weight, in less noise: logits again by differences, for the whole tile
+//   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are
+//   evaluated
+//            again by differences and gathered about the heaviest of them (`gather_exactly`)
 #pragma once
-#include "moments.h"
+#include "query.h"
 
 namespace {
-
-template <class T>
-inline constexpr double epsilon = sizeof(T) == 4 ? 1.1920929e-7 : 2.220446e-16;
-
-// Atoms lighter than exp(-gap) of the heaviest are left out: all N of them together weigh less than 1e-4
-// epsilon.
-template <class T>
-double weight_gap(const Problem<T>& p) {
-  return __builtin_log(double(p.N) + 1) - __builtin_log(epsilon<T>) + 10;
-}
-
-// With z = alpha^2 |y|^2 / d sigma^2: nothing is taken about the centre unless z <= 2 centre_limit, as far as
-// second moments about it are good to a few units in the last place; near while z + |x|^2 / d sigma^2 <= 2
-// near_limit.
-inline constexpr double near_limit = 1;
-template <class T>
-double centre_limit(const Problem<T>& p) {
-  return p.op == Op::posterior || p.op == Op::matvec ? 4 : 0.125;
-}
-
-template <class T>
-struct Query {
-  double k;     // -|x|^2 / 2 sigma^2, x less alpha times the centre as everywhere here
-  double half;  // 1 / 2 sigma^2
-  T alpha, by;  // by = alpha / sigma^2: rounding it scales all logits alike, and their differences are small
-  double h;     // alpha^2 / 2 sigma^2
-};
-template <class T>
-Query<T> query_of(const T* x, int64_t d, double alpha, double sigma) {
-  const double half = 0.5 / (sigma * sigma);
-  return {-dot(x, x, d) * half, half, T(alpha), T(2 * alpha * half), alpha * alpha * half};
-}
-
-template <class T>
-struct Tile {
-  Rows<T> rows, raw;         // less the centre, and as they are
-  const T* cols;             // the transpose in columns of `padded`, or null
-  int64_t start, n, padded;  // padded: n rounded up to whole vectors
-  T *norm, *log_prior;
-  double largest_norm, largest_log_prior;
-};
 
 template <class T>
 class Sweep {
@@ -74,7 +33,6 @@ class Sweep {
     x_ = arena_.template take<T>(B_ * w_);
     raw_x_ = arena_.template take<T>(B_ * w_);
     ref_ = arena_.template take<T>(B_ * w_);
-    z_ = arena_.template take<T>(B_ * w_);
     v_ = arena_.template take<T>(B_ * p.K * w_);
     rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
     centred_ = arena_.template take<T>(p.centre ? tile_ * (w_ + W<T>) : 0);
@@ -98,7 +56,6 @@ class Sweep {
         const T centre = p.centre && k < p.d ? p.centre[k] : T(0);
         raw_x_[i * w_ + k] = k < p.d ? p.x[b * p.d + k] : T(0);
         x_[i * w_ + k] = raw_x_[i * w_ + k] - p.alpha[b] * centre;
-        z_[i * w_ + k] = p.alpha[b] == 0 ? T(0) : x_[i * w_ + k] / p.alpha[b];
         ref_[i * w_ + k] = centre;
         for (int64_t j = 0; j < p.K; ++j)
           v_[(i * p.K + j) * w_ + k] = k < p.d ? p.v[(b * p.K + j) * p.d + k] : T(0);
@@ -137,7 +94,7 @@ class Sweep {
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + 4 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
+    return Arena::bytes<Query<T>>(B_) + 3 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
            2 * t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
            3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + Arena::bytes<double>(B_ * p_.K) +
            t(B_ * (1 + m_.rows) * w_);
@@ -218,9 +175,9 @@ class Sweep {
       const double z = query.h * t.largest_norm;
       const bool about_centre =
           z <= centre_limit(p_) * p_.d && *s.ref < 0 && (*s.mass > 0 || crowded(t, l, largest));
-      if (about_centre && (query.h == 0 || z - query.k <= near_limit * p_.d)) {
+      if (about_centre && z - query.k <= near_limit * p_.d) {
         if (weigh(t, q + i, l, largest, query.k)) active[n_active++] = target(q + i, l);
-      } else if (about_centre && -query.k < 1e30 * query.h) {
+      } else if (about_centre) {
         between[n_between++] = q + i;
       } else {
         gather_exactly(t, q + i, l, largest);
@@ -254,25 +211,28 @@ class Sweep {
   // Logits of the whole tile by differences: log pi - |x - alpha y|^2 / 2 sigma^2, query i's at out + i *
   // tile_.
   void exact_logits(const Tile<T>& t, int64_t count, const int64_t* queries, T* out) {
-    const T* z[group];
-    T* l[group];
+    const T* x[group];
+    T *l[group], alpha[group];
     for (int64_t i = 0; i < count; ++i) {
-      z[i] = z_ + queries[i] * w_;
+      x[i] = raw_x_ + queries[i] * w_;
+      alpha[i] = query_[queries[i]].alpha;
       l[i] = out + queries[i] * tile_;
     }
-    if (t.cols) {
-      with_count<group>(count,
-                        [&](auto c) { distance_cols<T, c.value>(z, t.cols, t.padded, t.padded, w_, l); });
+    if (t.cols && !p_.centre) {
+      for (int64_t i = 0; i < count; i += 4)
+        with_count<4>(count - i < 4 ? count - i : 4, [&](auto c) {
+          distance_cols<T, c.value>(x + i, alpha + i, t.cols, t.padded, t.padded, w_, l + i);
+        });
     } else {
-      for (int64_t j = 0; j < t.n; ++j) pointer_[j] = t.rows.at + j * t.rows.ld;
+      for (int64_t j = 0; j < t.n; ++j) pointer_[j] = t.raw.at + j * t.raw.ld;
       for (int64_t i = 0; i < count; ++i) {
-        distances(z[i], T(1), pointer_, t.n, w_, l[i]);
+        distances(x[i], alpha[i], pointer_, t.n, w_, l[i]);
         for (int64_t j = t.n; j < t.padded; ++j) l[i][j] = 0;
       }
     }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < t.padded; j += W<T>)
-        store<T>(l[i] + j, ::load(t.log_prior + j) - T(query_[queries[i]].h) * ::load(l[i] + j));
+        store<T>(l[i] + j, ::load(t.log_prior + j) - T(query_[queries[i]].half) * ::load(l[i] + j));
   }
 
   // No expanded logit of the tile is further than this from the exact one.
@@ -293,11 +253,12 @@ class Sweep {
     read_reference(p_, -1, ref_ + i * w_);
   }
 
-  // Whether at least an eighth of the atoms can carry weight: too many to evaluate twice.
+  // Whether at least half of the atoms can carry weight: no one atom is then a better reference than the
+  // centre.
   bool crowded(const Tile<T>& t, const T* l, T largest) const {
     int64_t count = 0;
     for (int64_t j = 0; j < t.n; ++j) count += l[j] >= largest - T(gap_);
-    return 8 * count >= t.n;
+    return 2 * count >= t.n;
   }
 
   // Logits less `offset` into weights, in place; false where the whole tile is too light to count.
@@ -391,8 +352,8 @@ class Sweep {
   Arena arena_;
   double largest_norm_ = 0;
   Query<T>* query_;
-  T *x_, *raw_x_, *z_, *centred_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_,
-      *log_prior_, *work_;
+  T *x_, *raw_x_, *centred_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_,
+      *work_;
   double *exact_, *delta_, *origin_;
   int64_t* pick_;
   const T** pointer_;

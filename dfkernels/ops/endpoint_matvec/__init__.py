@@ -47,7 +47,7 @@ def endpoint_matvec(v: Tensor, x0: Tensor, mean: Tensor, alpha, sigma, form: str
     """
     flat = _check.query("x0", x0)
     flat_mean = _check.like("mean", mean, "x0", x0)
-    v3 = _check.vectors(v, "x0", x0, flat.shape[1])
+    v3 = _check.vectors("v", v, "x0", x0, flat.shape[1])
     _check.choice("form", form, ("paper", "centred"))
     alpha, sigma = _check.level("alpha", alpha, flat), _check.level("sigma", sigma, flat)
     return _check.call(op, (v3, flat, flat_mean, alpha, sigma, form), v=v, x0=x0, mean=mean).reshape(v.shape)

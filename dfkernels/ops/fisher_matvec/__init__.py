@@ -95,5 +95,5 @@ def fisher_matvec(
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
     flat, atoms, *rest = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args = (flat, atoms, _check.vectors(v, "x", x, flat.shape[1]), *rest)
+    args = (flat, atoms, _check.vectors("v", v, "x", x, flat.shape[1]), *rest)
     return _check.call(op, args, x=x, y=y, v=v).reshape(v.shape)

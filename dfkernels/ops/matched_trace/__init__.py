@@ -1,7 +1,7 @@
 """DF-TM: the Fisher trace from a network that was trained to match it.
 
-paper (eq. 17): tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |mean|^2),  mean = (x - sigma eps)/alpha,  m ~
-E|x_0|^2/d
+paper (eq. 17): tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |mean|^2),  m ~ E|x_0|^2/d,
+                mean = (x - sigma eps)/alpha
 residual:       tr F ~ (d/sigma^2)(1 - m),  m ~ E|eps_true - eps|^2/d
 """
 

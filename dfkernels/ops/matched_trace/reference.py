@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def matched_trace(m, eps, x, alpha, sigma, form="residual"):
-    """residual: (d/sigma^2)(1 - m). paper: d/sigma^2 - (alpha^2/sigma^4)(d m - |mean|^2), alpha mean = x -
-    sigma eps.
+    """residual: (d/sigma^2)(1 - m)
+    paper:    d/sigma^2 - (alpha^2/sigma^4)(d m - |mean|^2),  alpha mean = x - sigma eps
     """
     d = eps.shape[1]
     if form == "residual":

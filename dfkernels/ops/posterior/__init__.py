@@ -2,8 +2,8 @@
 
 u_i = (x - alpha y_i)/sigma,  w_i = softmax_i(log pi_i - |u_i|^2/2),  log pi normalised
 log_prob = logsumexp_i(log pi_i - |u_i|^2/2) - (d/2) log(2 pi sigma^2)
-mean = sum_i w_i y_i        fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2 (Prop. 5, eq. 16)        ess =
-1/sum_i w_i^2
+mean = sum_i w_i y_i        ess = 1/sum_i w_i^2
+fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2,  C the posterior covariance        (Prop. 5, eq. 16)
 """
 
 from __future__ import annotations
@@ -43,30 +43,29 @@ def _per_query(a, x):
     return a.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(a, Tensor) and a.dim() else a
 
 
-def uniform(log_prior, x, y):
-    """log_prior, or its stand-in for equal weights."""
-    return x.new_zeros(()).expand(y.shape[0]) if log_prior is None else log_prior
+def _log_pi(log_prior, x, y):
+    """log pi, normalised first: a large constant in log_prior would cost the logits their digits."""
+    return torch.log_softmax(x.new_zeros(()).expand(y.shape[0]) if log_prior is None else log_prior, 0)
 
 
 def anchored(x, y, alpha, sigma, log_prior, scale, offset):
     """The base tensors of the pair sums: shift and centre from a fused pass, without derivative."""
     args = [a.detach() if isinstance(a, Tensor) else a for a in (x, y, alpha, sigma, log_prior)]
     log_prob, mean, _, _ = op(*args, scale, offset)
-    log_pi = uniform(args[4], x, y)
-    shift = log_prob + _log_norm(x, args[3]) + torch.logsumexp(log_pi, 0)
-    return [x, y, alpha, sigma, uniform(log_prior, x, y), shift, mean]
+    return [x, y, alpha, sigma, _log_pi(log_prior, x, y), log_prob + _log_norm(x, args[3]), mean]
 
 
 def _log_norm(x, sigma):
-    return 0.5 * x.shape[1] * torch.log(2 * math.pi * sigma * sigma)
+    """(d/2) log(2 pi sigma^2); sigma^2 may overflow."""
+    return x.shape[1] * (torch.log(sigma) + 0.5 * math.log(2 * math.pi))
 
 
 def _finish(z, sums):
-    x, _, alpha, sigma, log_pi, shift, centre = z
+    x, _, alpha, sigma, _, shift, centre = z
     s0, s1, s2, q = sums
     moved = s1 / s0[:, None]
     variance = s2 / s0 - (moved * moved).sum(1)
-    log_prob = shift + torch.log(s0) - _log_norm(x, sigma) - torch.logsumexp(log_pi, 0)
+    log_prob = shift + torch.log(s0) - _log_norm(x, sigma)
     trace = (x.shape[1] - (alpha / sigma) ** 2 * variance) / (sigma * sigma)
     return log_prob, centre + moved, trace, s0 * s0 / q
 
@@ -96,7 +95,7 @@ def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
 
 
 def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
-    log_pi = uniform(log_prior, x, y)
+    log_pi = _log_pi(log_prior, x, y)
     z = [x, y, alpha, sigma, log_pi, *_sweep(x, y, alpha, sigma, log_pi, scale, offset)]
     return _finish(z, _pairs.pair_sums("posterior", z, scale, offset))
 
@@ -153,10 +152,13 @@ def posterior(
         log_prior: [N] log weights, None = uniform; need not be normalised; -inf masks an atom.
 
     Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16). Differentiable
-    to any order in x, y, alpha, sigma and log_prior.
+    to any order in x, y, alpha, sigma and log_prior: log_prob in x costs its backward no pass, mean in x one
+    fused pass; every other derivative is a tiled PyTorch sum. Forward mode is of the latter kind, since it
+    has to give the tangents of all four outputs. Where only that of mean is wanted, take its vjp: d mean/dx =
+    (alpha/sigma^2) C is symmetric.
 
-    Raises ValueError or TypeError naming the argument. On the CPU a NaN or inf among the arguments is found
-    after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
+    Raises ValueError or TypeError naming the argument. On the CPU a NaN or inf among the arguments, or an
+    overflow, is found after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
     """
     args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
     log_prob, mean, trace, ess = _check.call(op, args, x=x, y=y)

@@ -12,9 +12,9 @@ def weights(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
     B, N, d = x.shape[0], y.shape[0], math.prod(x.shape[1:])
     x, y = x.reshape(B, d), y.reshape(N, d).to(x.dtype) * scale + offset
     alpha, sigma = (torch.as_tensor(a, dtype=x.dtype, device=x.device).expand(B) for a in (alpha, sigma))
-    log_pi = x.new_zeros(N) if log_prior is None else log_prior
+    log_pi = torch.log_softmax(x.new_zeros(N) if log_prior is None else log_prior, 0)
     u = (x[:, None] - alpha[:, None, None] * y) / sigma[:, None, None]
-    logits = log_pi - torch.logsumexp(log_pi, 0) - 0.5 * (u * u).sum(-1)
+    logits = log_pi - 0.5 * (u * u).sum(-1)
     log_q = torch.logsumexp(logits, 1) - 0.5 * d * torch.log(2 * math.pi * sigma**2)
     return x, y, alpha, sigma, log_q, torch.softmax(logits, 1)
 

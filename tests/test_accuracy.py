@@ -1,0 +1,113 @@
+"""float32 kernels against float64 on the same float32 inputs: at most twice the error of plain PyTorch in
+float32 (the difference form), over noise levels from 1e-3 to 1e3 times the data's scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from difference import EPS, by_ops, difference_form, errors
+
+# d: (queries, atoms). Enough queries that the RMS of their rounding errors is not a matter of luck.
+SIZES = {2: (44, 500), 16: (44, 500), 17: (44, 500), 40: (44, 500), 64: (44, 500), 784: (40, 80), 3072: (36, 24)}
+ALONE = 12  # queries that go in a batch of their own: fewer than 16 take another way through the kernel
+SIGMAS = (1e-3, 1e-2, 0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 5.0, 30.0, 1e3)
+KINDS = ("normal", "near-duplicates", "low rank", "clusters")
+
+# Beside twice the plain error: 4 roundings of the output, since the plain error is now and then zero by luck
+# (one atom alone carries weight, or the result is I/sigma^2 rounded once).
+FLOOR = 4 * EPS
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small calls: waking another thread for each takes longer than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def atoms(kind, n, d, normal):
+    if kind == "low rank":
+        rank = min(d, 3)
+        return normal(n, rank) @ normal(rank, d) / rank**0.5
+    if kind == "clusters":  # one of the five about the origin
+        return (normal(5, d) * (torch.arange(5) > 0)[:, None])[torch.arange(n) % 5] + 0.01 * normal(n, d)
+    y = normal(n, d)
+    if kind == "near-duplicates":
+        y[n // 2 :] = y[: n - n // 2] * (1 + 1e-6 * normal(n - n // 2, d))
+    return y
+
+
+def cells(d, kind, offset):
+    """(description, inputs) for every noise level, with and without log_prior: queries drawn from q_t, alpha 1
+    for half of them and 0.6 for the others; half of the vectors at random, half along the data."""
+    b, n = SIZES[d]
+    generator = torch.Generator().manual_seed(1000 * KINDS.index(kind) + d)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)
+    y = atoms(kind, n, d, normal) + offset
+    alpha = torch.ones(b)
+    alpha[1::4] = alpha[2::4] = 0.6
+    for log_prior in (None, 2 * normal(n)):
+        for level in SIGMAS:
+            sigma = torch.full((b,), level)
+            picked = y[torch.randint(n, (b,), generator=generator)]
+            x = alpha[:, None] * picked + sigma[:, None] * normal(b, d)
+            v = normal(b, 1, d)
+            v[::2] = y.mean(0) if offset else y[0]
+            where = f"sigma {level:g}, {'uniform' if log_prior is None else 'log_prior'}"
+            yield where, dict(x=x, y=y, alpha=alpha, sigma=sigma, log_prior=log_prior, v=v)
+
+
+def by_batches(p, dense):
+    per_query = ("x", "alpha", "sigma", "v")
+    parts = [
+        by_ops(**(p | {k: p[k][some] for k in per_query}), dense=dense)
+        for some in (slice(0, ALONE), slice(ALONE, None))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d", SIZES)
+def test_float32_error(d, kind, offset):
+    """RMS over the queries at most twice plain PyTorch's plus FLOOR, for every output. And where F is not
+    nearly singular, |tr F| sigma^2 >= 0.01 d, every tr F and F v within 1e-5 (d <= 64) or 1e-4 of its own
+    size; where plain float32 cannot, because that many digits are not in the inputs' roundings, within twice
+    its worst."""
+    limit, dense, bad = 1e-5 if d <= 64 else 1e-4, d <= 64, []
+    rms = lambda e: float(e.square().mean().sqrt())
+    for where, p in cells(d, kind, offset):
+        exact, plain = difference_form(**p, dense=dense), difference_form(**p, dense=dense, dtype=torch.float32)
+        got = by_batches(p, dense)
+        # The trace is a difference from d/sigma^2 and may vanish: an error in units of that.
+        unit = {"log_prob": 1 + exact["log_prob"].abs(), "fisher_trace": d * p["sigma"].double() ** -2}
+        ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
+        for name in exact:
+            o, t = rms(ours[name]), rms(theirs[name])
+            if not o <= 2 * t + FLOOR:
+                bad.append(f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps")
+        regular = exact["fisher_trace"].abs() >= 0.01 * unit["fisher_trace"]
+        ours, theirs = errors(got, exact), errors(plain, exact)
+        for name in ("fisher_trace", "matvec"):
+            o, t = (float(e[name][regular].max()) if regular.any() else 0.0 for e in (ours, theirs))
+            if not o <= max(limit, 2 * t):
+                bad.append(f"{name}, {where}: relative error {o:.1e}, plain {t:.1e}")
+    assert bad == []
+
+
+@pytest.mark.parametrize("d", [2, 17, 64])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
+def test_long_sums(d, sigma):
+    """40,000 atoms about a mean that is not zero."""
+    generator = torch.Generator().manual_seed(d)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)
+    y = normal(40_000, d) + 0.3
+    alpha, level = torch.ones(6), torch.full((6,), sigma)
+    p = dict(x=y[:6] + sigma * normal(6, d), y=y, alpha=alpha, sigma=level, v=normal(6, 1, d))
+    exact, plain = difference_form(**p), difference_form(**p, dtype=torch.float32)
+    unit = {"log_prob": 1 + exact["log_prob"].abs(), "fisher_trace": d * level.double() ** -2}
+    ours, theirs = errors(by_ops(**p), exact, unit), errors(plain, exact, unit)
+    rms = lambda e: float(e.square().mean().sqrt())
+    bad = {k: (rms(ours[k]), rms(theirs[k])) for k in exact if not rms(ours[k]) <= 2 * rms(theirs[k]) + FLOOR}
+    assert bad == {}
