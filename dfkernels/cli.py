@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from .methods import demo
+    from .experiments import demo
 
     return demo.run(args.out, quick=args.quick)
 

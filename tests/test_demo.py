@@ -17,10 +17,10 @@ pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[de
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
-from dfkernels.methods import demo  # noqa: E402
-from dfkernels.methods.demo import data, report  # noqa: E402
-from dfkernels.methods.demo.speed import plain, sdpa  # noqa: E402
-from dfkernels.methods.demo.sweep import CHECKS, LIMIT  # noqa: E402
+from dfkernels.experiments import demo  # noqa: E402
+from dfkernels.experiments.demo import data, report  # noqa: E402
+from dfkernels.experiments.demo.speed import plain, sdpa  # noqa: E402
+from dfkernels.experiments.demo.sweep import CHECKS, LIMIT  # noqa: E402
 
 FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"]
 

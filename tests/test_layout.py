@@ -18,6 +18,7 @@ LAYERS = [
     {"schedule", "cloud", "ops"},
     {"fisher"},
     {"methods", "env"},
+    {"experiments"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,1 @@
+"""What the command line runs on real data: `demo`, and `reproduce`, the paper's experiments."""

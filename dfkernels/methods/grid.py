@@ -1,0 +1,90 @@
+"""Time grids: the nodes of a solver, as float64 data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from ..schedule import Schedule
+
+__all__ = ["Nodes", "Trajectory", "nodes", "time_grid"]
+
+SPACINGS = ("log", "edm", "time")
+
+
+class Nodes(NamedTuple):
+    """t, alpha_t, sigma_t and s = sigma/alpha at the nodes of a solver, each [M + 1] in float64, noisiest
+    first (M >= 0 steps).
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    s: Tensor
+
+
+class Trajectory(NamedTuple):
+    """States x[i] [B, *E] at the times t [M + 1] (float64), in the order in which the solver passed them."""
+
+    t: Tensor
+    x: list[Tensor]
+
+
+def time_grid(
+    schedule: Schedule, steps: int, noise: tuple[float, float], spacing: str = "log", *, rho: float = 7.0
+) -> Tensor:
+    """Times [steps + 1], float64, from noise level noise[1] down to noise[0], in units of s = sigma/alpha.
+
+    spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5); "time": uniform
+    in t. Raises ValueError naming the argument, also where the schedule does not reach these levels.
+    """
+    low, high = noise
+    if not 0 < low < high:
+        raise ValueError(f"noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got {noise}")
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    _check.choice("spacing", spacing, SPACINGS)
+    ends = torch.tensor([high, low], dtype=torch.float64)
+    unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if spacing == "time":
+        first, last = schedule.t_of_log_snr(-2 * ends.log())
+        t = first + unit * (last - first)
+    else:
+        power = ends.log() if spacing == "log" else ends ** (1 / rho)
+        s = power[0] + unit * (power[1] - power[0])
+        s = s.exp() if spacing == "log" else s**rho
+        s[0], s[-1] = high, low
+        t = schedule.t_of_log_snr(-2 * s.log())
+    nodes(schedule, t)
+    return t
+
+
+def nodes(schedule: Schedule, t: Tensor) -> Nodes:
+    """The levels at the times t [M + 1], noisiest first.
+
+    Raises TypeError / ValueError naming `t` for another shape, sigma = 0 or alpha = 0 at a node (a solver
+    divides by both), or noise sigma/alpha that does not strictly fall.
+    """
+    _check.tensor("t", t)
+    if t.ndim != 1 or len(t) < 1 or not t.is_floating_point():
+        raise ValueError(f"t: expected a floating tensor of shape [M + 1], got {t.dtype} {list(t.shape)}")
+    t = t.detach().to("cpu", torch.float64)
+    alpha, sigma = schedule(t)
+    for name, level in (("sigma", sigma), ("alpha", alpha)):
+        if not bool((level > 0).all()):
+            at = t[~(level > 0)][0].item()
+            raise ValueError(
+                f"t: expected {name} > 0 at every node, got {name} = 0 at t = {at:g} of {schedule!r}; "
+                "stop short of it, e.g. with time_grid(schedule, steps, noise=(0.002, 80))"
+            )
+    s = sigma / alpha
+    if bool((s.diff() >= 0).any()):
+        i = int((s.diff() >= 0).nonzero()[0])
+        raise ValueError(
+            "t: expected noise sigma/alpha that strictly falls from node to node, got "
+            f"{s[i].item():g} at t = {t[i].item():g}, then {s[i + 1].item():g} at t = {t[i + 1].item():g}"
+        )
+    return Nodes(t, alpha, sigma, s)

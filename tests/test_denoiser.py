@@ -1,0 +1,207 @@
+"""Denoiser: every prediction type is one linear change of variables. Time grids: the nodes of a solver."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dfkernels import DiffusionFisher, PointCloud, schedule
+from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
+from dfkernels.methods.grid import nodes, time_grid
+
+SCHEDULES = [
+    schedule.VP(),
+    schedule.SubVP(),
+    schedule.VE(),
+    schedule.EDM(),
+    schedule.RectifiedFlow(),
+    schedule.Tabulated(torch.linspace(0.9999, 0.001, 500, dtype=torch.float64)),
+]
+
+
+def column(level, x):
+    return level.view(-1, *[1] * (x.ndim - 1))
+
+
+def network_of(kind, x_0, eps, levels, velocity):
+    """A network that answers with the truth in the given parametrisation."""
+    alpha, sigma = levels
+    return {
+        "epsilon": lambda x, t: eps,
+        "sample": lambda x, t: x_0,
+        "v_prediction": lambda x, t: alpha * eps - sigma * x_0,
+        "flow": lambda x, t: velocity,
+    }[kind]
+
+
+@pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("event", [(), (3,), (2, 3, 4)], ids=str)
+def test_every_prediction_type_gives_back_noise_sample_and_score(sch, kind, event):
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 5, *event, dtype=torch.float64, generator=generator)
+    t = time_grid(sch, 4, (0.05, 5.0))
+    alpha, sigma = (column(level, x_0) for level in sch(t))
+    x = alpha * x_0 + sigma * eps
+
+    def path(t):
+        alpha, sigma = sch(t)
+        return column(alpha, x) * x_0 + column(sigma, x) * eps
+
+    velocity = torch.func.jvp(path, (t,), (torch.ones_like(t),))[1]  # dx_t/dt at fixed x_0 and eps
+    if isinstance(sch, schedule.RectifiedFlow):
+        assert torch.allclose(velocity, x_0 - eps, atol=1e-12)
+    denoiser = Denoiser(network_of(kind, x_0, eps, (alpha, sigma), velocity), sch, kind)
+    # one division by alpha or sigma, each at least 0.04, of rounding errors of numbers up to 10
+    assert torch.allclose(denoiser.eps(x, t), eps, atol=1e-11)
+    assert torch.allclose(denoiser.denoised(x, t), x_0, atol=1e-11)
+    assert torch.allclose(denoiser.score(x, t), -eps / sigma, atol=1e-10)
+    assert denoiser.evaluations == 3
+
+
+def test_v_prediction_is_ddim_s_velocity_on_variance_preserving_schedules():
+    """Salimans & Ho 2022: eps = alpha v + sigma x, x_0 = alpha x - sigma v."""
+    sch, t = schedule.VP(), torch.tensor([0.1, 0.7], dtype=torch.float64)
+    x, v = torch.randn(2, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    alpha, sigma = (level[:, None] for level in sch(t))
+    eps, x_0 = Denoiser(lambda x, t: v, sch, "v_prediction").both(x, t)
+    assert torch.allclose(eps, alpha * v + sigma * x, atol=1e-14)
+    assert torch.allclose(x_0, alpha * x - sigma * v, atol=1e-14)
+
+
+def test_exact_is_the_posterior_over_the_cloud():
+    y = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(2))
+    cloud, sch = PointCloud(y), schedule.SubVP()
+    x, t = y[:5] * 0.5, torch.linspace(0.2, 0.9, 5)
+    at = DiffusionFisher(x, cloud, *sch(t))
+    denoiser = Denoiser.exact(cloud, sch)
+    assert torch.equal(denoiser.denoised(x, t), at.denoised)
+    assert torch.allclose(denoiser.eps(x, t), at.eps, atol=1e-5)
+    assert torch.allclose(denoiser.score(x, t), at.score, rtol=1e-5, atol=1e-5)
+
+
+def test_time_goes_to_the_network_in_x_s_dtype_and_to_the_schedule_in_its_own():
+    seen = []
+
+    def network(x, t):
+        seen.append(t)
+        return x
+
+    denoiser = Denoiser(network, schedule.EDM())
+    x = torch.ones(3, 2)
+    for t in (0.1, torch.tensor(0.1, dtype=torch.float64), torch.full((3,), 0.1), 1):
+        denoiser.eps(x, t)
+    assert [(t.dtype, t.shape) for t in seen] == [(torch.float32, (3,))] * 4
+    sigma = denoiser.levels(x, 1 / 3)[1]
+    assert sigma.dtype == torch.float32 and sigma[0] == torch.tensor(1 / 3, dtype=torch.float64).float()
+
+
+def test_wrong_networks_are_named():
+    x, t = torch.zeros(3, 2), torch.tensor([0.1, 0.2, 0.4])
+
+    def error(network, kind=ValueError):
+        with pytest.raises(kind) as caught:
+            Denoiser(network, schedule.VE()).eps(x, t)
+        return str(caught.value)
+
+    assert error(lambda x, t: x[:, :1]) == "network: expected output of shape [3, 2], got [3, 1]"
+    assert (
+        error(lambda x, t: x.double(), TypeError)
+        == "network: expected output of dtype torch.float32, got torch.float64"
+    )
+    assert error(lambda x, t: None, TypeError) == "network: expected a tensor, got NoneType"
+    spoilt = torch.zeros(3, 2)
+    spoilt[2, 1] = math.nan
+    assert (
+        error(lambda x, t: spoilt)
+        == "network: returned NaN or inf for 1 of 3 samples, first for sample 2 at t = 0.4"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, message",
+    [
+        ((1, schedule.VP()), TypeError, "network: expected a callable network(x, t), got int"),
+        ((abs, None), TypeError, "schedule: expected a dfkernels.schedule, got NoneType"),
+        (
+            (abs, schedule.VP(), "eps"),
+            ValueError,
+            "prediction_type: expected 'epsilon' or 'sample' or 'v_prediction' or 'flow', got 'eps'",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(arguments, kind, message):
+    with pytest.raises(kind) as caught:
+        Denoiser(*arguments)
+    assert str(caught.value) == message
+
+
+def test_bad_times_are_named():
+    denoiser = Denoiser(lambda x, t: x, schedule.VP())
+    with pytest.raises(ValueError, match=r"t: expected a number, shape \[\] or \[3\], got shape \[2\]"):
+        denoiser.eps(torch.zeros(3, 2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"t: expected values in \[0, 1\] for VP"):
+        denoiser.eps(torch.zeros(3, 2), 1.5)
+
+
+@pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("spacing", ["log", "edm", "time"])
+@given(st.floats(0.02, 0.5), st.floats(1.1, 50), st.integers(1, 40))
+@settings(max_examples=20, deadline=None)
+def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, steps):
+    t = time_grid(sch, steps, (low, low * ratio), spacing)
+    alpha, sigma = sch(t)
+    s = sigma / alpha
+    assert t.dtype == torch.float64 and t.shape == (steps + 1,)
+    assert bool((s.diff() < 0).all())
+    assert s[[0, -1]].tolist() == pytest.approx([low * ratio, low], rel=1e-9)
+    even = {"log": s.log(), "edm": s ** (1 / 7), "time": t}[spacing].diff()
+    assert torch.allclose(even, even.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: time_grid(schedule.VP(), 5, (1.0, 1.0)),
+            "noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got (1.0, 1.0)",
+        ),
+        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected at least 1, got 0"),
+        (
+            lambda: time_grid(schedule.VP(), 5, (0.1, 1.0), "cosine"),
+            "spacing: expected 'log' or 'edm' or 'time', got 'cosine'",
+        ),
+        (
+            lambda: nodes(schedule.VE(), torch.tensor([1.0, 0.5, 0.0])),
+            "t: expected sigma > 0 at every node, got sigma = 0 at t = 0 of VE(); stop short of it, e.g. with "
+            "time_grid(schedule, steps, noise=(0.002, 80))",
+        ),
+        (
+            lambda: nodes(schedule.RectifiedFlow(), torch.tensor([0.0, 0.5])),
+            "t: expected alpha > 0 at every node, got alpha = 0 at t = 0 of RectifiedFlow(); stop short of it, "
+            "e.g. with time_grid(schedule, steps, noise=(0.002, 80))",
+        ),
+        (
+            lambda: nodes(schedule.EDM(), torch.tensor([0.1, 0.2])),
+            "t: expected noise sigma/alpha that strictly falls from node to node, got 0.1 at t = 0.1, then 0.2 "
+            "at t = 0.2",
+        ),
+        (
+            lambda: nodes(schedule.EDM(), torch.zeros(2, 2)),
+            "t: expected a floating tensor of shape [M + 1], got torch.float32 [2, 2]",
+        ),
+    ],
+)
+def test_bad_grids_are_named(call, message):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_a_range_that_the_schedule_does_not_reach_is_an_error():
+    with pytest.raises(ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"):
+        time_grid(schedule.VP(), 5, (0.1, 1e6))
