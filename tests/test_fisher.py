@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from dfkernels import DiffusionFisher, PointCloud, ops
+from dfkernels import DiffusionFisher, FisherOperator, PointCloud, _operator, ops
 
 
 def problem(dtype=torch.float64, n=40, event=(2, 3), batch=4, sigma=(0.6, 1.0, 2.0, 5.0), seed=0):
@@ -363,3 +363,90 @@ def test_no_queries():
         and fisher.solve(torch.zeros(0, 3)).shape == (0, 3)
     )
     assert fisher.eigsh(2)[1].shape == (0, 2, 3)
+
+
+# ---- FisherOperator: all of the above from the product alone
+
+
+class Product(FisherOperator):
+    """matrix + slope x x^T, by its product only."""
+
+    def __init__(self, x, matrix, slope=0.0):
+        super().__init__(x, 1.0, 0.5)
+        self.matrix, self.slope = matrix, slope
+
+    @property
+    def _given(self):
+        return (self.x,)
+
+    def _with(self, x):
+        return Product(x, self.matrix, self.slope)
+
+    def __matmul__(self, v):
+        rows, x = v.reshape(len(self.x), -1, self.d), self.x.reshape(len(self.x), 1, self.d)
+        return (rows @ self.matrix.mT + self.slope * (rows * x).sum(-1, keepdim=True) * x).reshape(v.shape)
+
+
+def product(d=7, event=(7,), batch=3, seed=0, slope=0.0):
+    draw = torch.Generator().manual_seed(seed)
+    root = torch.randn(batch, d, d, generator=draw, dtype=torch.float64)
+    x = torch.randn(batch, *event, generator=draw, dtype=torch.float64)
+    return Product(x, root @ root.mT / d + 0.1 * torch.eye(d), slope)
+
+
+@pytest.mark.parametrize("block", [1, 3 * 7 * 2, 1 << 22], ids=["one column", "two columns", "all"])
+@pytest.mark.parametrize("event", [(7,), (1, 7, 1)], ids=str)
+def test_trace_diagonal_and_dense_follow_from_the_product(event, block, monkeypatch):
+    monkeypatch.setattr(_operator, "_BLOCK", block)
+    fisher = product(event=event)
+    torch.testing.assert_close(fisher.to_dense(), fisher.matrix, rtol=1e-14, atol=1e-14)
+    diagonal = fisher.matrix.diagonal(0, 1, 2).reshape(3, *event)
+    torch.testing.assert_close(fisher.diagonal(), diagonal, rtol=1e-14, atol=0)
+    torch.testing.assert_close(fisher.trace(), fisher.matrix.diagonal(0, 1, 2).sum(1), rtol=1e-14, atol=0)
+    assert fisher.shape == (3, 7, 7) and fisher.d == 7 and fisher.T is fisher
+    assert repr(fisher) == "Product(shape=(3, 7, 7), torch.float64, cpu)"
+
+
+def test_columns_keep_their_place_when_the_matrix_is_not_symmetric():
+    fisher = product()
+    fisher.matrix = torch.arange(3 * 49, dtype=torch.float64).reshape(3, 7, 7)
+    assert torch.equal(fisher.to_dense(), fisher.matrix)
+
+
+def test_solve_and_its_derivative_follow_from_the_product():
+    fisher = product(slope=0.3)
+    x = fisher.x.clone().requires_grad_()
+    b = torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got = Product(x, fisher.matrix, 0.3).solve(b, 0.5, tol=1e-13)
+    dense = fisher.matrix + 0.3 * x[:, :, None] * x[:, None] + 0.5 * torch.eye(7)
+    expected = torch.linalg.solve(dense, b.mT).mT
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+    weights = torch.randn(b.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    gradients = [torch.autograd.grad((s * weights).sum(), x)[0] for s in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+def test_solve_claims_no_sufficient_damping_for_an_unknown_operator():
+    fisher = product()
+    fisher.matrix = -torch.eye(7, dtype=torch.float64).expand(3, 7, 7)
+    message = (
+        "damping: F + damping I is not positive definite at query 0 (damping = 0); more than 1 is necessary"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        fisher.solve(torch.ones(3, 7, dtype=torch.float64))
+
+
+def test_lanczos_follows_from_the_product():
+    fisher = product(d=560, event=(560,), batch=2)
+    values, vectors = fisher.eigsh(2)
+    torch.testing.assert_close(
+        values, torch.linalg.eigvalsh(fisher.matrix).flip(-1)[:, :2], rtol=1e-8, atol=0
+    )
+    check_pairs(fisher, values, vectors, fisher.matrix, 1e-6)
+
+
+def test_the_exact_fisher_is_an_operator(fisher):
+    assert isinstance(fisher, FisherOperator)
+    base = FisherOperator.to_dense(fisher), FisherOperator.diagonal(fisher), FisherOperator.trace(fisher)
+    for got, expected in zip(base, (fisher.to_dense(), fisher.diagonal(), fisher.trace()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
