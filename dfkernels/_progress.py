@@ -35,7 +35,11 @@ class Progress:
         self.total = total
         self.step("", done - self.done)
 
-    def __exit__(self, *exc: object) -> None:
+    def clear(self) -> None:
+        """Take the bar off the terminal, to print there; the next step draws it again."""
         if self.tty:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
+
+    def __exit__(self, *exc: object) -> None:
+        self.clear()

@@ -21,6 +21,7 @@ from dfkernels.experiments import demo  # noqa: E402
 from dfkernels.experiments.demo import data, report  # noqa: E402
 from dfkernels.experiments.demo.speed import plain, sdpa  # noqa: E402
 from dfkernels.experiments.demo.sweep import CHECKS, LIMIT  # noqa: E402
+from dfkernels.experiments.page import extra, text  # noqa: E402
 
 FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"]
 
@@ -103,11 +104,12 @@ def test_a_check_that_fails_shows():
 
 
 def test_table_is_aligned():
-    assert report.text_table(["a", "bb"], [["100", "2"]]) == "  a  bb\n───────\n100   2"
+    assert text.text_table(["a", "bb"], [["100", "2"]]) == "  a  bb\n───────\n100   2"
+    assert text.text_table(["a", "b"], [["x", "10"]], words={0}) == "a   b\n─────\nx  10"
 
 
 def test_missing_extra(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "sklearn" else object())
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
     assert (
         capsys.readouterr().err

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from ..._files import folder, write
 from ..._progress import Progress
+from ..page import extra
+from ..page.text import machine, text_table
 from .speed import Speed, speed
 from .sweep import LIMIT, Sweep, sweep
 
@@ -22,23 +23,22 @@ def run(out: Path, *, quick: bool = False) -> int:
     What was finished before an error stays: every file is written whole, as soon as it is there, results
     before figures.
     """
-    missing = [name for name in ("sklearn", "matplotlib", "PIL") if find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f'{", ".join(missing)} not installed: pip install "dfkernels[demo]"')
-    from . import data, figures, report  # figures needs the extra
+    extra.require()
+    from ..page.theme import DARK, LIGHT  # these need the extra
+    from . import data, figures, report
 
     start = time.monotonic()
     folder(out)
     sets = [data.digits(quick), data.patches(quick)]
     batches = [[1, 64], [1, 16]] if quick else [[1, 8, 64, 512, 4096], [1, 4, 16, 64, 256]]
-    print(report.machine())
+    print(machine())
     with Progress("compute", sum(2 + len(s.sigma) for s in sets) + sum(map(len, batches))) as bar:
         sweeps = [sweep(s, bar.step) for s in sets]
         speeds = [speed(s, b, bar.step) for s, b in zip(sets, batches, strict=True)]
     for each in sweeps:
-        print(f"\n{report.describe(each)}\n{report.text_table(report.sweep_head(), report.sweep_rows(each))}")
+        print(f"\n{report.describe(each)}\n{text_table(report.sweep_head(), report.sweep_rows(each))}")
     rows = [row for each in speeds for row in report.speed_rows(each)]
-    print(f"\n{report.text_table(report.speed_head(), rows)}\n")
+    print(f"\n{text_table(report.speed_head(), rows)}\n")
     error = report.worst(sweeps)
     good = error <= LIMIT
     verdict = "all checks hold" if good else "A CHECK FAILED"
@@ -48,11 +48,11 @@ def run(out: Path, *, quick: bool = False) -> int:
     write(out / "results.npz", lambda file: np.savez_compressed(file, **arrays))
     pictures: dict[str, dict[str, bytes]] = {}
     with Progress("figures", 2 * (len(sets) + 3)) as bar:
-        for theme in (figures.LIGHT, figures.DARK):
+        for theme in (LIGHT, DARK):
             pictures[theme.name] = {}
             for name, draw in figures.draw_all(sweeps, speeds, theme, 72 if quick else 170).items():
                 png = pictures[theme.name][name] = draw()
-                if theme is figures.LIGHT:
+                if theme is LIGHT:
                     write(out / f"{name}.png", lambda file, png=png: file.write(png))
                 bar.step("draw")
     page = report.page(sweeps, speeds, pictures["light"], pictures["dark"], time.monotonic() - start)

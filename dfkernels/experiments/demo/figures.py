@@ -1,53 +1,24 @@
-"""The demo's figures, each drawn for a light and a dark page. Colours: Okabe and Ito's, safe for colour-blind
-readers.
-"""
+"""The demo's figures."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from torch import Tensor
 
-matplotlib.use("Agg")
-import numpy as np  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from .speed import PEERS, Speed  # noqa: E402
-from .sweep import CHECKS, LIMIT, PAIRS, Sweep  # noqa: E402
+from ..page.theme import Theme, png
+from .speed import PEERS, Speed
+from .sweep import CHECKS, LIMIT, PAIRS, Sweep
 
 _FLOOR = 1e-9  # where an error of zero is drawn on a log axis
 _COLLAPSED = 1e-4  # below this share of sigma^2 float32 cannot tell the posterior variance from zero
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one variant of the page."""
-
-    name: str
-    paper: str
-    ink: str
-    faint: str
-    grid: str
-    series: tuple[str, str, str]
-    extra: tuple[str, str, str]
-
-
-LIGHT = Theme(
-    "light", "#ffffff", "#1f2328", "#646b75", "#e6e8eb",
-    ("#0072b2", "#d55e00", "#009e73"), ("#cc79a7", "#b8860b", "#5f6670"),
-)  # fmt: skip
-DARK = Theme(
-    "dark", "#16191d", "#e6e8ea", "#98a1ac", "#2b3037",
-    ("#56b4e9", "#f0883e", "#2fc79a"), ("#e29bc4", "#e3b341", "#aab2bc"),
-)  # fmt: skip
 
 
 def draw_all(
@@ -60,45 +31,7 @@ def draw_all(
     figures["noise"] = lambda: noise(sweeps, theme)
     figures["accuracy"] = lambda: accuracy(sweeps, theme)
     figures["speed"] = lambda: speed(speeds, theme)
-    return {name: (lambda draw=draw: _png(draw, theme, dpi)) for name, draw in figures.items()}
-
-
-def _png(draw: Callable[[], Figure], theme: Theme, dpi: int) -> bytes:
-    style = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.labelsize": 9,
-        "axes.labelcolor": theme.ink,
-        "axes.edgecolor": theme.faint,
-        "axes.facecolor": theme.paper,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "xtick.color": theme.faint,
-        "ytick.color": theme.faint,
-        "xtick.labelcolor": theme.ink,
-        "ytick.labelcolor": theme.ink,
-        "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-        "text.color": theme.ink,
-        "figure.facecolor": theme.paper,
-        "lines.linewidth": 1.8,
-        "legend.frameon": False,
-        "legend.labelcolor": theme.ink,
-    }
-    with plt.rc_context(style):
-        figure = draw()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi)
-        plt.close(figure)
-    return buffer.getvalue()
+    return {name: (lambda draw=draw: png(draw, theme, dpi)) for name, draw in figures.items()}
 
 
 # ---- images

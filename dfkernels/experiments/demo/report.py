@@ -1,14 +1,13 @@
-"""The demo's tables (terminal) and its page (HTML, self-contained)."""
+"""The demo's tables and its page."""
 
 from __future__ import annotations
 
-import base64
-import html
-import platform
+from html import escape
 
 import torch
 
-from ... import __version__
+from ..page import html
+from ..page.text import machine
 from .speed import PEERS, Speed
 from .sweep import CHECKS, LIMIT, Sweep
 
@@ -43,33 +42,6 @@ _FORMULAS = (
     ("Fisher", "F = −∇² log q = I/σ² − (α²/σ⁴) C,   C = Σᵢ wᵢ (yᵢ − ȳ)(yᵢ − ȳ)ᵀ"),
     ("trace, ESS", "tr F = (d − Σᵢ wᵢ |uᵢ − ū|²)/σ²,   ESS = 1/Σᵢ wᵢ²"),
 )
-_STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--faint:#646b75;--line:#e6e8eb;--soft:#f6f7f8}
-@media(prefers-color-scheme:dark){
-:root{--paper:#16191d;--ink:#e6e8ea;--faint:#98a1ac;--line:#2b3037;--soft:#1d2126}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:900px;margin:0 auto;padding:48px 20px 72px}
-h1{font-size:28px;line-height:1.2;margin:0 0 8px}h2{font-size:19px;margin:44px 0 8px}p{max-width:74ch}
-.lead{color:var(--faint);margin:0 0 20px}.nowrap{white-space:nowrap}.note{font-size:14px;margin:20px 0 8px}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:24px 0}
-.facts div{background:var(--soft);border-radius:8px;padding:12px 14px}
-.facts b{display:block;font-size:22px;line-height:1.25}
-.facts span{display:block;color:var(--faint);font-size:13px;line-height:1.35;margin-top:3px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:16px 0}dt{color:var(--faint)}
-dd{margin:0;font-family:"Cambria Math","STIX Two Math","DejaVu Serif",serif;white-space:pre-wrap}
-figure{margin:16px 0 0}figure img{width:100%;height:auto;display:block}
-figcaption{color:var(--faint);font-size:14px;max-width:80ch;margin-top:8px}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;min-width:100%}
-th,td{text-align:right;padding:3px 9px;border-bottom:1px solid var(--line);white-space:nowrap}
-th{color:var(--faint);font-weight:600}
-th:first-child,td:first-child{text-align:left;padding-left:0}
-td.gap,th.gap{border-left:1px solid var(--line)}
-footer{margin-top:48px;color:var(--faint);font-size:13px;border-top:1px solid var(--line);padding-top:12px}
-code{font-family:ui-monospace,"DejaVu Sans Mono",monospace;font-size:.92em}
-"""
 
 
 def sweep_rows(sweep: Sweep) -> list[list[str]]:
@@ -111,15 +83,6 @@ def speed_head() -> list[str]:
     return ["data", "queries", *[f"{name}, ms" for name in PEERS], "best peer / ours"]
 
 
-def text_table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned to the right, two spaces between."""
-    widths = [max(len(row[j]) for row in (head, *rows)) for j in range(len(head))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
-    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
-
-
 def describe(sweep: Sweep) -> str:
     """What a table is about, in one line."""
     data = sweep.data
@@ -136,13 +99,6 @@ def describe(sweep: Sweep) -> str:
 def worst(sweeps: list[Sweep]) -> float:
     """The largest error of all checks; NaN if any is."""
     return torch.cat([s.errors.flatten() for s in sweeps]).max().item()
-
-
-def machine() -> str:
-    return (
-        f"dfkernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
 
 
 def page(
@@ -162,12 +118,8 @@ def page(
         "<p class=lead>A data set blurred by Gaussian noise has a density, a score, an ideal denoiser and a "
         "Fisher information in closed form. dfkernels computes them in one pass over the data. This page is "
         "that computation on two real data sets, checked number by number.</p>",
-        "<div class=facts>"
-        + "".join(f"<div><b>{a}</b><span>{html.escape(b)}</span></div>" for a, b in facts)
-        + "</div>",
-        "<dl>"
-        + "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in _FORMULAS)
-        + "</dl>",
+        html.facts(facts),
+        html.definitions(_FORMULAS),
         "<p>Here α = 1 (variance exploding) and uniform weights πᵢ = 1/N; every schedule is the same picture "
         "at equal σ/α. Eigenpairs of F are those of the posterior covariance C: <span class=nowrap>Cv = σ²(1 "
         "− σ²λ)v</span>, so the <em>smallest</em> eigenvalues of F are the directions in which the clean "
@@ -181,49 +133,18 @@ def page(
         "speed": "Speed",
     }
     for name in light:
-        parts += [f"<h2>{titles[name]}</h2>", _figure(name, titles[name], light[name], dark[name])]
+        parts += [
+            f"<h2>{titles[name]}</h2>",
+            html.figure(titles[name], _CAPTIONS[name], light[name], dark[name]),
+        ]
         for sweep in sweeps:
             if sweep.data.name == name:
                 parts.append(
-                    f"<p class=note>{html.escape(describe(sweep))}. Left: medians. Right: the largest error "
+                    f"<p class=note>{escape(describe(sweep))}. Left: medians. Right: the largest error "
                     f"of each quantity.</p>"
                 )
-                parts.append(_html_table(sweep_head(), sweep_rows(sweep), len(_HEAD)))
+                parts.append(html.table(sweep_head(), sweep_rows(sweep), rule=len(_HEAD)))
     parts.append("<p class=note>Milliseconds per call.</p>")
-    parts.append(_html_table(speed_head(), [row for speed in speeds for row in speed_rows(speed)], 2))
-    parts.append(
-        f"<footer>{html.escape(machine())}. Made by <code>dfkernels demo</code>; the numbers are in "
-        f"results.npz.</footer>"
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport "
-        "content='width=device-width,initial-scale=1'>"
-        f"<title>dfkernels: the diffusion Fisher on real "
-        f"data</title><style>{_STYLE}</style><main>{''.join(parts)}</main></html>\n"
-    )
-
-
-def _figure(name: str, title: str, light: bytes, dark: bytes) -> str:
-    day, night = ("data:image/png;base64," + base64.b64encode(png).decode() for png in (light, dark))
-    return (
-        f"<figure><picture><source media='(prefers-color-scheme: dark)' srcset='{night}'>"
-        f"<img src='{day}' alt='{html.escape(title)}'></picture>"
-        f"<figcaption>{html.escape(_CAPTIONS[name])}</figcaption></figure>"
-    )
-
-
-def _html_table(head: list[str], rows: list[list[str]], rule: int) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        marks = [" class=gap" if j == rule else "" for j in range(len(cells))]
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{m}>{html.escape(c)}</{tag}>" for c, m in zip(cells, marks, strict=True))
-            + "</tr>"
-        )
-
-    return (
-        "<div class=wide><table>"
-        + line(head, "th")
-        + "".join(line(row, "td") for row in rows)
-        + "</table></div>"
-    )
+    parts.append(html.table(speed_head(), [row for speed in speeds for row in speed_rows(speed)], rule=2))
+    footer = f"{escape(machine())}. Made by <code>dfkernels demo</code>; the numbers are in results.npz."
+    return html.page("dfkernels: the diffusion Fisher on real data", parts, footer)
