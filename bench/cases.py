@@ -5,14 +5,19 @@ half of the atoms do; nothing can be skipped, which is the worst case for us and
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
+from dfkernels import ops
+
 SIZES = [(1, 50_000, 3072), (8, 50_000, 3072), (64, 50_000, 3072), (1, 100_000, 4096), (256, 50_000, 784), (1024, 10_000, 64),
          (4096, 10_000, 2), (64, 20_000, 192)]
 NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
+CHAINS = [(4096, 3, 2), (4096, 64, 16)]
+STEPS = 1000
 ACCUMULATING_PRODUCTS = {"posterior": 2, "fisher_matvec": 3}  # logits, mean; logits, <y, v>, C v
 
 
@@ -42,6 +47,15 @@ class Case:
             inputs["v"] = torch.randn(self.B, self.d, generator=generator)
         return inputs
 
+    @cached_property
+    def peer_inputs(self) -> dict[str, torch.Tensor]:
+        return {**self.inputs, "y_norm": self.y.square().sum(1)}
+
+    @property
+    def ess(self) -> float:
+        found = ops.posterior(**{k: v for k, v in self.inputs.items() if k != "v"})
+        return float(found.ess.median())
+
     @property
     def bytes(self) -> int:
         """y once, x and the result once."""
@@ -54,6 +68,43 @@ class Case:
     @property
     def exps(self) -> int:
         return self.B * self.N
+
+
+@dataclass
+class ChainCase:
+    """Float32 chains of STEPS steps at sigma from 1 to 0.02 over normal atoms of spread 0.5; alpha = 1."""
+
+    B: int
+    N: int
+    d: int
+    op: str = "transport_chain"
+    noise: str = f"{STEPS} steps"
+    sigma_value: float = 0.02
+    ess: float = 1.0
+
+    @cached_property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        x = torch.randn(self.B, self.d, generator=torch.Generator().manual_seed(1))
+        sigma = torch.logspace(0, math.log10(self.sigma_value), STEPS + 1, dtype=torch.float64)
+        return {"x": x, "y": 0.5 * atoms(self.N, self.d), "alpha": torch.ones_like(sigma), "sigma": sigma}
+
+    @property
+    def peer_inputs(self) -> dict[str, torch.Tensor]:
+        return self.inputs
+
+    @property
+    def bytes(self) -> int:
+        """y once; x, the result and its Jacobian once."""
+        return 4 * (self.N * self.d + 2 * self.B * self.d + self.B * self.d**2)
+
+    @property
+    def flops(self) -> int:
+        """Logits, mean, the symmetric covariance, C A."""
+        return 2 * STEPS * self.B * (2 * self.N * self.d + self.N * self.d * (self.d + 1) // 2 + self.d**3)
+
+    @property
+    def exps(self) -> int:
+        return STEPS * self.B * self.N
 
 
 def atoms(N: int, d: int) -> torch.Tensor:

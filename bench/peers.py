@@ -3,10 +3,15 @@
 gemm     addmm, softmax, mm: everything that we compute, in the expanded (cancelling) form
 sdpa     scaled_dot_product_attention's CPU kernel with a bias and its log-sum-exp: log_prob and mean only, one sigma a call
 compile  torch.compile of gemm
+torch    transport_chain's reference: batched differences and a softmax, step by step
 """
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+
+from dfkernels.ops.transport_chain import reference as transport_chain_reference
 
 
 def posterior_gemm(x, y, alpha, sigma, y_norm):
@@ -37,8 +42,11 @@ def posterior_sdpa(x, y, alpha, sigma, y_norm):
     return lse, mean
 
 
+@cache
 def contenders(op: str) -> dict:
     """name -> function of the case's inputs and y_norm."""
+    if op == "transport_chain":
+        return {"torch": transport_chain_reference}
     gemm = {"posterior": posterior_gemm, "fisher_matvec": fisher_matvec_gemm}[op]
     found = {"gemm": gemm, "compile": torch.compile(gemm, dynamic=False)}
     if op == "posterior":

@@ -1,4 +1,5 @@
-"""README's tables from bench/results/cpu.csv. `python -m bench.table` rewrites them; a test compares."""
+"""README's tables from bench/results/cpu.csv and docs/reproduction.md. `python -m bench.table` rewrites them; a
+test compares."""
 from __future__ import annotations
 
 import csv
@@ -8,8 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu.csv"
+REPRODUCTION = ROOT / "docs" / "reproduction.md"
 README = ROOT / "README.md"
-CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile")
+CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
 
 
 def read_rows(path: Path = RESULTS) -> list[dict]:
@@ -29,7 +31,7 @@ def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def summary(rows: list[dict]) -> list[str]:
-    return [f"{op}, {noise} noise: {geometric_mean(part, 'speedup'):.2f} x the best peer (least "
+    return [f"{op}, {noise}: {geometric_mean(part, 'speedup'):.2f} x the best peer (least "
             f"{min(float(r['speedup']) for r in part):.2f}), {geometric_mean(part, 'time_over_floor'):.2f} x the floor"
             for (op, noise), part in groups(rows).items()]
 
@@ -39,7 +41,7 @@ def markdown(rows: list[dict]) -> str:
     lines = [f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}, {about['date']}; measured in "
              f"the same run: memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, exp {about['exp_gs']} G/s.", ""]
     for op in dict.fromkeys(r["op"] for r in rows):
-        names = [n for n in CONTENDERS if any(r["op"] == op and r[f"{n}_ms"] for r in rows)]
+        names = [n for n in CONTENDERS if any(r["op"] == op and r.get(f"{n}_ms") for r in rows)]
         lines += [f"`{op}`, float32, milliseconds (median):", "",
                   f"| B | N | d | noise | {' | '.join(names)} | best peer / ours | ours / floor |",
                   "|" + " --: |" * 3 + " :-- |" + " --: |" * (len(names) + 2)]
@@ -56,14 +58,21 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def with_tables(text: str, rows: list[dict]) -> str:
-    """`text` with everything between the markers <!-- bench --> and <!-- /bench --> made anew."""
-    body = f"<!-- bench -->\n{markdown(rows)}\n<!-- /bench -->"
-    return re.sub(r"<!-- bench -->.*?<!-- /bench -->", lambda _: body, text, flags=re.S)
+def summary_of(document: str) -> str:
+    """A reproduction's summary: what made it, and every target with what was reached."""
+    return re.search(r"<!-- summary -->(.*?)<!-- /summary -->", document, flags=re.S).group(1).strip()
+
+
+def with_tables(text: str, rows: list[dict], document: str) -> str:
+    """`text` with what stands between <!-- bench --> and <!-- /bench --> made anew, and <!-- reproduction -->."""
+    for mark, body in (("bench", markdown(rows)), ("reproduction", summary_of(document))):
+        block = f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
+        text = re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _, block=block: block, text, flags=re.S)
+    return text
 
 
 def write_readme(rows: list[dict]) -> None:
-    README.write_text(with_tables(README.read_text(), rows))
+    README.write_text(with_tables(README.read_text(), rows, REPRODUCTION.read_text()))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,27 @@ struct Moments {
   int64_t stride, rows;
 };
 
+// One step of transport_chain, x being x - alpha centre: x <- keep x + pull mean, and
+// A <- (identity I + spread C) A, or transposed A <- A + A^T (identity I + spread C).
+template <class T>
+struct ChainStep {
+  T alpha, half;  // half = 1 / 2 sigma^2
+  T keep, pull, identity, spread;
+};
+
+// B chains of M steps over the atoms less their centre; everything contiguous.
+template <class T>
+struct Chains {
+  T* x;                // [B, d], from start to end
+  T* jacobian;         // [B, d, d], |A|_F = sqrt(d)
+  T* log_norm;         // [B]
+  const T* y;          // [N, d]
+  const T* log_prior;  // [N]
+  const ChainStep<T>* steps;
+  int64_t B, N, d, M;
+  bool transposed;
+};
+
 enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
 
 // One instruction set's kernels.
@@ -64,6 +85,9 @@ struct Kernels {
                    double precision, T* out);
   // |x - sigma eps|^2.
   double (*residual_square)(const T* x, const T* eps, T sigma, int64_t d);
+  // Chains [b0, b1), in groups of chain_lanes.
+  int (*transport)(const Chains<T>&, int64_t b0, int64_t b1);
+  int64_t chain_lanes;
 };
 
 struct KernelTable {

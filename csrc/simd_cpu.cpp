@@ -1,6 +1,7 @@
 // The CPU kernels, compiled once for every instruction set (DFK_ISA). Only plain arithmetic on raw pointers:
 // an inline function of the standard library or of torch, instantiated here with wide instructions, could be
 // the copy that the linker keeps for the whole process, and crash it on an older CPU.
+#include "simd/chain.h"
 #include "simd/lanes.h"
 #include "simd/network.h"
 
@@ -33,7 +34,8 @@ double exp_rate(int64_t repeats) {
 }
 
 template <class T>
-constexpr Kernels<T> kernels{W<T>, gather<T>, merge<T>, read_reference<T>, endpoint<T>, residual_square<T>};
+constexpr Kernels<T> kernels{W<T>,        gather<T>,          merge<T>,     read_reference<T>,
+                             endpoint<T>, residual_square<T>, transport<T>, ChainGroup<T>::lanes};
 constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, exp_rate};
 
 }  // namespace

@@ -9,8 +9,10 @@ from .fisher_diagonal import fisher_diagonal
 from .fisher_matvec import fisher_matvec
 from .matched_trace import matched_trace
 from .posterior import Posterior, posterior
+from .transport_chain import Chain, transport_chain
 
 __all__ = [
+    "Chain",
     "Posterior",
     "endpoint_matvec",
     "fisher_dense",
@@ -18,4 +20,5 @@ __all__ = [
     "fisher_matvec",
     "matched_trace",
     "posterior",
+    "transport_chain",
 ]

@@ -1,0 +1,138 @@
+"""DDIM over the exact posterior of a point cloud, with the Jacobian of the whole map, chain by chain.
+
+x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) mean
+A <- M A,  M = dx_s/dx_t = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t
+         = (sigma_s/sigma_t) I + (alpha_s - alpha_t sigma_s/sigma_t) (alpha_t/sigma_t^2) C
+(Algorithm 2, with the discrete step's own derivative.) A is rescaled at every step by a power of two, which
+is exact, and at the end to |A|_F = sqrt(d): in the Dirac setting the Jacobian itself underflows.
+
+The compiled kernel takes d <= 16: a chain in every lane, all steps in one call. Above, and on other devices,
+the steps are PyTorch, each with a call of `posterior` and one of `covariance_matvec`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _check, _op
+from ..posterior import op as posterior_op
+from .reference import advance, coefficients, normalised
+from .reference import transport_chain as reference
+
+__all__ = ["Chain", "reference", "transport_chain"]
+
+KERNEL_MAX_D = 16  # most_d in csrc/transport_chain_cpu.cpp
+
+
+class Chain(NamedTuple):
+    """Where the chains end, x [B, *E], and the map's Jacobian exp(log_norm) A: A [B, d, d] with |A|_F =
+    sqrt(d), log_norm [B].
+    """
+
+    x: Tensor
+    A: Tensor
+    log_norm: Tensor
+
+
+def _steps(x, y, alpha, sigma, log_prior, rates, transposed):
+    """The reference by ops that bound the memory."""
+    A = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
+    log_norm = x.new_zeros(x.shape[0])
+    levels = torch.stack([alpha[:-1], sigma[:-1]], 1).to(x.dtype)
+    for (a, s), (keep, pull, identity, spread) in zip(
+        levels, torch.stack(coefficients(alpha, sigma, rates), 1).tolist(), strict=True
+    ):
+        at = (a.expand(x.shape[0]), s.expand(x.shape[0]), log_prior, 1.0, 0.0)
+        mean = posterior_op(x, y, *at)[1]
+        product = torch.ops.dfkernels.covariance_matvec(x, y, A.mT, *at).mT
+        A, log_norm = normalised(advance(A, product, identity, spread, transposed), log_norm)
+        x = keep * x + pull * mean
+    return x.clone(memory_format=torch.contiguous_format), A.contiguous(), log_norm
+
+
+def _fake(x, y, alpha, sigma, log_prior, rates, transposed):
+    B, d = x.shape
+    return x.new_empty(B, d), x.new_empty(B, d, d), x.new_empty(B)
+
+
+def _no_derivative(*args):
+    raise NotImplementedError(
+        "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
+        "differentiate dfkernels.ops.transport_chain.reference"
+    )
+
+
+def _define(name):
+    return _op.define(
+        name,
+        "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, Tensor? rates, bool transposed)"
+        " -> (Tensor, Tensor, Tensor)",
+        fallback=_steps,
+        fake=_fake,
+        twin=_no_derivative,
+        fast=_no_derivative,
+        batch=_op.folded(name, "qaaaaa-"),
+    )
+
+
+op, stepwise = _define("transport_chain"), _define("transport_chain_stepwise")  # the latter has no kernel
+
+
+def _levels(name, a, x):
+    """[M + 1] floating -> float64."""
+    _check.tensor(name, a)
+    if a.dim() != 1 or a.shape[0] == 0 or not a.dtype.is_floating_point:
+        raise _check.mismatch(name, "a floating tensor of shape [M + 1]", f"{a.dtype} {list(a.shape)}")
+    return a.to(x.device, torch.float64)
+
+
+def transport_chain(
+    x: Tensor,
+    y: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_prior: Tensor | None = None,
+    *,
+    rates: Tensor | None = None,
+    transposed: bool = False,
+) -> Chain:
+    """M DDIM steps from the noise x to the data y by the exact posterior mean, and the Jacobian of that map.
+
+    Args:
+        x: [B, *E] the chains' starts, float32 or float64: the dtype of computation and results.
+        y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N bytes a
+            thread.
+        alpha, sigma: [M + 1] floating, the levels from start to end, used in float64; sigma > 0 throughout.
+        log_prior: [N] log weights as in `posterior`.
+        rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1 (alpha_t/sigma_t)^2 C)
+            A, an Euler step of dA/dt = B A.
+        transposed: A <- A + A^T (r_0 I + r_1 (alpha_t/sigma_t)^2 C) with these rates, the printed line 6 of
+            Algorithm 2 (wrong, for comparison).
+
+    Returns Chain(x [B, *E], A [B, d, d], log_norm [B]). The same bits for any number of threads. No
+    derivatives: an argument that requires grad (outside torch.no_grad) or carries a tangent raises
+    NotImplementedError.
+
+    Raises ValueError or TypeError naming the argument; see `posterior` for values.
+    """
+    flat, atoms, *_, log_prior, _, _ = _check.points(x, y, 1.0, 1.0, log_prior, 1.0, 0.0)
+    alpha, sigma = _levels("alpha", alpha, x), _levels("sigma", sigma, x)
+    M = alpha.shape[0] - 1
+    if sigma.shape != alpha.shape:
+        raise _check.mismatch("sigma", f"shape [{M + 1}] like alpha", list(sigma.shape))
+    if rates is not None:
+        _check.tensor("rates", rates)
+        if rates.shape != (M, 2):
+            raise _check.mismatch("rates", f"shape [{M}, 2], a row per step", list(rates.shape))
+        rates = rates.to(x.device, torch.float64)
+    elif transposed:
+        raise _check.mismatch("rates", "a tensor with transposed=True", "None")
+    args = (flat, atoms.to(x.dtype), alpha, sigma, log_prior, rates, bool(transposed))
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        _no_derivative()
+    run = op if flat.shape[1] <= KERNEL_MAX_D else stepwise
+    end, A, log_norm = _check.call(run, args, x=x, y=y)
+    return Chain(end.reshape(x.shape), A, log_norm)
