@@ -7,9 +7,10 @@ Importing it registers torch.ops.dfkernels.
 from __future__ import annotations
 
 from . import methods, ops, schedule
+from ._operator import FisherOperator
 from .cloud import PointCloud
 from .fisher import DiffusionFisher
 
-__all__ = ["DiffusionFisher", "PointCloud", "methods", "ops", "schedule"]
+__all__ = ["DiffusionFisher", "FisherOperator", "PointCloud", "methods", "ops", "schedule"]
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
-"""The command line: parses, calls methods, prints.  Exit codes: 0, 1 (a check of the demo failed), 2 (bad
-input), 130 (Ctrl-C).
+"""The command line: parses, calls methods, prints.  Exit codes: 0, 1 (a check failed, or an experiment),
+2 (bad input), 130 (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from . import __version__
 from ._files import FileError, folder
 from ._progress import Progress
+from .experiments import reproduce
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +43,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
     demo.add_argument("--quick", action="store_true", help="fewer atoms, queries and noise levels (seconds)")
     demo.set_defaults(run=_demo)
+
+    reproduction = commands.add_parser(
+        "reproduce",
+        help="the paper's experiments: tables, figures, every claim checked",
+        description="Trains what the experiments need, runs them, and writes tables, figures, Markdown and "
+        "one HTML page to DIR. Trained networks stay in DIR: an interrupted run goes on from them.",
+    )
+    reproduction.add_argument("experiment", choices=(*reproduce.NAMES, "all"))
+    reproduction.add_argument(
+        "--out", type=Path, default=Path("out/reproduce"), metavar="DIR", help="(default: out/reproduce)"
+    )
+    reproduction.add_argument(
+        "--quick", action="store_true", help="small samples, short training (a minute or two)"
+    )
+    reproduction.set_defaults(run=_reproduce)
 
     posterior = commands.add_parser(
         "posterior",
@@ -80,6 +96,11 @@ def _demo(args: argparse.Namespace) -> int:
     from .experiments import demo
 
     return demo.run(args.out, quick=args.quick)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    names = reproduce.NAMES if args.experiment == "all" else [args.experiment]
+    return reproduce.run(list(names), args.out, quick=args.quick)
 
 
 def _posterior(args: argparse.Namespace) -> int:

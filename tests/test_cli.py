@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from dfkernels import __version__, _files, cli, ops
+from dfkernels._progress import Progress
 
 
 @pytest.fixture
@@ -262,6 +265,30 @@ def test_interrupt(here, capsys, monkeypatch):
     monkeypatch.setattr(_files, "load", stop)
     assert cli.main("posterior y.npy x.npy --sigma 1".split()) == 130
     assert capsys.readouterr().err == "\ndfkernels posterior: interrupted\n"
+
+
+def test_reproduce_takes_one_experiment_or_all(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reproduce", "table4"])
+    message = "argument experiment: invalid choice: 'table4' (choose from "
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    args = cli._parser().parse_args(["reproduce", "all"])
+    assert args.out == Path("out/reproduce") and args.quick is False  # the demo's files are out/*
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "--help"])
+    assert "{errata,table2,table3,adjoint,likelihood,all}" in capsys.readouterr().out
+
+
+def test_the_bar_makes_room_for_printing(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("reproduce", 4) as bar:
+        bar.step("one")
+        bar.clear()
+        assert re.search(r"reproduce ━{7} +25 % +0 s  one\r\x1b\[2K$", sys.stderr.getvalue())
 
 
 def test_version_and_env(capsys):

@@ -8,11 +8,13 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import math
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from cases import OPS
 
 import dfkernels as df
@@ -45,7 +47,7 @@ def commands() -> list[str]:
 
 
 def test_the_example_prints_what_it_says():
-    [example] = blocks("python")
+    example, _ = blocks("python")
     expected = re.findall(r"^print\(.*\) +# (.+)$", example, re.M)
     assert len(expected) == example.count("print(") == 3
     assert sum(bool(line) and not line.startswith("import") for line in example.splitlines()) <= 12
@@ -53,6 +55,26 @@ def test_the_example_prints_what_it_says():
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "README.md", "exec"), {})
     assert printed.getvalue().splitlines() == expected
+
+
+def test_the_methods_example_runs():
+    """With a network that knows the answer for Gaussian data, in v: alpha eps - sigma x_0 = 0 at unit variance."""
+    _, example = blocks("python")
+    generator = torch.Generator().manual_seed(0)
+    x = 50 * torch.randn(4, 3, dtype=torch.float64, generator=generator)
+    schedule = df.schedule.VP(0.1, 20.0)
+    given = {
+        "df": df,
+        "network": lambda x, t: 0 * x,
+        "schedule": schedule,
+        "cloud": df.PointCloud(torch.randn(50, 3, dtype=torch.float64, generator=generator)),
+        "x": x * schedule.alpha(schedule.t_of_log_snr(torch.tensor(-2 * math.log(50.0)))),
+    }
+    exec(compile(example, "README.md", "exec"), given)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    truth = normal.log_prob(given["path"].x[-1]).sum(1)
+    # Heun's error in 40 steps, and a prior without the data's own spread, (1/50)^2
+    assert torch.allclose(given["result"].log_prob, truth, atol=0.05)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -104,7 +126,8 @@ def test_ci_runs_what_readme_says():
 
 def test_the_op_table_is_the_ops():
     signatures = re.findall(r"^\| `(\w+)\(([\w, ]+)\)` \|", README, re.M)
-    assert [name for name, _ in signatures] == list(OPS) == sorted(df.ops.__all__[1:], key=OPS.index)
+    named = [name for name, _ in signatures]
+    assert named == [*OPS, "transport_chain"] and sorted(named) == [n for n in df.ops.__all__ if n.islower()]
     for name, arguments in signatures:
         declared = list(inspect.signature(getattr(df.ops, name)).parameters)
         assert arguments.split(", ") == declared[: arguments.count(",") + 1], name
@@ -138,16 +161,24 @@ def test_variables_are_read_somewhere():
     assert named == set(re.findall(r"""["'](DFKERNELS_\w+)["']""", code))
 
 
-def test_the_bench_table_is_the_committed_csv():
+def test_the_tables_are_the_committed_results():
+    """The benchmark's are those of the CSV, and the reproduction's numbers those of docs/reproduction.md."""
     spec = importlib.util.spec_from_file_location("bench_table", ROOT / "bench" / "table.py")
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     assert README.count("<!-- bench -->") == README.count("<!-- /bench -->") == 1
-    if not table.RESULTS.exists():
-        pytest.fail(
-            f"{table.RESULTS.relative_to(ROOT)} does not exist: run `make bench` and commit it", pytrace=False
-        )
-    assert table.with_tables(README, table.read_rows()) == README, "run `python -m bench.table`"
+    assert README.count("<!-- reproduction -->") == README.count("<!-- /reproduction -->") == 1
+    for path, command in ((table.RESULTS, "make bench"), (table.REPRODUCTION, "dfkernels reproduce all")):
+        if not path.exists():
+            pytest.fail(
+                f"{path.relative_to(ROOT)} does not exist: run `{command}` and commit it", pytrace=False
+            )
+    document = table.REPRODUCTION.read_text()
+    assert table.with_tables(README, table.read_rows(), document) == README, "run `python -m bench.table`"
+    marked = "a\n<!-- reproduction -->\nold\n<!-- /reproduction -->\nb"
+    block = f"<!-- reproduction -->\n{table.summary_of(document)}\n<!-- /reproduction -->"
+    assert table.with_tables(marked, table.read_rows(), document) == f"a\n{block}\nb"
+    assert table.summary_of(document).startswith("Made by `dfkernels reproduce ")
 
 
 def test_the_picture_is_small():

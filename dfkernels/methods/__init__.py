@@ -1,1 +1,31 @@
-"""Methods built from the ops, one per file."""
+"""Methods built from the ops, one per file, for a network of any convention or for the data set itself."""
+
+from __future__ import annotations
+
+from . import (
+    adjoint,
+    denoiser,
+    endpoint,
+    grid,
+    likelihood,
+    networks,
+    samplers,
+    trace_matching,
+    training,
+    transport,
+)
+from .denoiser import Denoiser
+
+__all__ = [
+    "Denoiser",
+    "adjoint",
+    "denoiser",
+    "endpoint",
+    "grid",
+    "likelihood",
+    "networks",
+    "samplers",
+    "trace_matching",
+    "training",
+    "transport",
+]

@@ -1,0 +1,249 @@
+"""Small networks for eps and for traces, and the preconditioning that makes Gaussian data their starting
+point.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import _check
+from ..schedule import Schedule
+from .denoiser import Denoiser
+
+__all__ = ["PREDICTS", "ImageNet", "Preconditioned", "VectorNet", "gaussian_power"]
+
+OUTPUTS = ("event", "scalar")
+PREDICTS = ("epsilon", "residual", "noise", "paper")
+_FREQUENCIES = (0.25, 0.5, 1.0, 2.0)  # of the level in radians: ln(sigma/alpha) spans about 10
+
+
+class Preconditioned(nn.Module):
+    """A network whose output 0 is the exact answer for Gaussian data N(mean, std^2 I).
+
+    With v = alpha^2 std^2 + sigma^2, z = (x - alpha mean)/sqrt(v), F = body(z, ln(sigma/(alpha std))):
+
+    epsilon:  (sigma z + alpha std F)/sqrt(v)                   Karras et al. 2022, Table 1, written for eps:
+              F has targets of mean square 1 at every level
+    residual: (alpha^2 std^2/v) softplus(F)/ln 2                m ~ E|eps_true - eps|^2/d; positive
+    noise:    p + 2 r sqrt(p/d) F                               m ~ E|eps|^2/d, with r = alpha std/sqrt(v),
+              p = |sigma z|^2/(v d) + r^2
+    paper:    p + 2 r sqrt(p/d) F                               t ~ E|x_0|^2/d, with r = std sigma/sqrt(v),
+              p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2; with a denoiser
+              |ybar|^2/d + r^2 softplus(F)/ln 2, ybar its prediction, frozen: F need not resolve |x_0|^2/d to a
+              relative sigma^2
+
+    Args:
+        body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet, ImageNet.
+        schedule: of the t that `forward(x, t)` is given (t [B]).
+        mean, std: of the data, one number each.
+        denoiser: for "paper" only: the Denoiser of the MatchedTrace. It is not among the parameters.
+
+    Call it as the network of a Denoiser (prediction_type "epsilon") or of a MatchedTrace.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        schedule: Schedule,
+        *,
+        predicts: str = "epsilon",
+        mean: float = 0.0,
+        std: float = 1.0,
+        denoiser: Denoiser | None = None,
+    ) -> None:
+        super().__init__()
+        _check.choice("predicts", predicts, PREDICTS)
+        if denoiser is not None and predicts != "paper":
+            raise _check.mismatch("denoiser", f"None with predicts={predicts!r}", type(denoiser).__name__)
+        self.mean, self.std = _check.constant("mean", mean), _check.constant("std", std)
+        if not std > 0:
+            raise ValueError(f"std: expected a number > 0, got {std}")
+        self.body, self.schedule, self.predicts, self.denoiser = body, schedule, predicts, denoiser
+
+    def extra_repr(self) -> str:
+        about = f"{self.schedule!r}, predicts={self.predicts!r}, mean={self.mean:g}, std={self.std:g}"
+        return about if self.denoiser is None else f"{about}, denoiser={self.denoiser!r}"
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (a.to(x.dtype) for a in self.schedule(t))
+        root = (alpha**2 * self.std**2 + sigma**2).sqrt()
+        column = (-1, *[1] * (x.ndim - 1))
+        z = (x - alpha.view(column) * self.mean) / root.view(column)
+        out = self.body(z, (sigma / (alpha * self.std)).log())
+        if self.predicts == "epsilon":
+            return (sigma / root).view(column) * z + (alpha * self.std / root).view(column) * out
+        if self.predicts == "residual":
+            return (alpha * self.std / root) ** 2 * _positive(out)
+        if self.denoiser is not None:
+            with torch.no_grad():
+                ybar = self.denoiser.denoised(x, t)
+            return ybar.reshape(len(x), -1).square().mean(1) + (sigma * self.std / root) ** 2 * _positive(out)
+        power, spread = gaussian_power(self.predicts, x, alpha, sigma, self.mean, self.std)
+        return power + spread * out
+
+
+def _positive(out: Tensor) -> Tensor:
+    """1 at 0."""
+    return nn.functional.softplus(out) / math.log(2)
+
+
+def gaussian_power(
+    of: str, x: Tensor, alpha: Tensor, sigma: Tensor, mean: float, std: float
+) -> tuple[Tensor, Tensor]:
+    """p = |mean|^2/d + r^2, [B]: E|eps|^2/d (of = "noise") or E|x_0|^2/d ("paper") given x, for data N(mean,
+    std^2 I) with the posterior N(mean, r^2 I) of eps or x_0; and 2 r sqrt(p/d), about the standard deviation
+    of what it is the mean of. x [B, *E]; alpha, sigma [B].
+    """
+    variance = alpha**2 * std**2 + sigma**2
+    column = (-1, *[1] * (x.ndim - 1))
+    away = x - alpha.view(column) * mean
+    if of == "noise":
+        centre, r2 = (sigma / variance).view(column) * away, alpha**2 * std**2 / variance
+    else:
+        centre, r2 = mean + (alpha * std**2 / variance).view(column) * away, std**2 * sigma**2 / variance
+    power = centre.reshape(len(x), -1).square().mean(1) + r2
+    return power, 2 * (r2 * power / x[0].numel()).sqrt()
+
+
+class VectorNet(nn.Module):
+    """A residual MLP for x [B, d] at noise levels [B] -> [B, d] ("event") or [B] ("scalar").
+
+    Args:
+        width, depth: units per layer, hidden layers.
+        octaves: the input is joined by sin and cos of w x, w = pi/4 2^k for k = 0 ... octaves - 1, each faded
+            by exp(-(w s)^2/2) as noise of standard deviation s fades it, s^2 = sigmoid(2 level) (that of a
+            Preconditioned's z). For low-dimensional data with edges, which a plain MLP blurs.
+        seed: of the initial weights; torch's global generator is neither read nor moved.
+
+    Every hidden layer is scaled and shifted by the level. The output starts at 0.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        output: str = "event",
+        width: int = 128,
+        depth: int = 3,
+        octaves: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check.choice("output", output, OUTPUTS)
+        self.d, self.output, self.octaves = d, output, octaves
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sizes = [d * (1 + 2 * octaves), *[width] * depth]
+            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+            self.films = nn.ModuleList(_Film(width) for _ in range(depth))
+            self.head = _zero(nn.Linear(width, d if output == "event" else 1))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        if x.shape[1:] != (self.d,):
+            raise _check.mismatch("x", f"shape [B, {self.d}]", list(x.shape))
+        code, h = _code(level), x
+        if self.octaves:
+            omega = torch.pi / 4 * 2 ** torch.arange(self.octaves, dtype=x.dtype, device=x.device)
+            fade = torch.exp(-(omega**2) * torch.sigmoid(2 * level)[:, None] / 2)
+            angle = x[:, :, None] * omega
+            h = torch.cat([x, *((f * fade[:, None]).flatten(1) for f in (angle.sin(), angle.cos()))], 1)
+        for i, (layer, film) in enumerate(zip(self.layers, self.films, strict=True)):
+            new = nn.functional.silu(film(layer(h), code))
+            h = h + new if i else new
+        out = self.head(h)
+        return out if self.output == "event" else out[:, 0]
+
+
+class ImageNet(nn.Module):
+    """A small U-Net for x [B, channels, H, W], or [B, H, W] with channels = 1 -> x's shape or [B] ("scalar").
+
+    Args:
+        size: (H, W) or H = W, at least 2.
+        width: channels at full resolution, a multiple of 8; twice as many at half resolution.
+        seed: of the initial weights; torch's global generator is neither read nor moved.
+
+    Every block is scaled and shifted by the noise level [B]; learned positions tell it where it is. The
+    output starts at 0.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int | tuple[int, int],
+        *,
+        output: str = "event",
+        width: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check.choice("output", output, OUTPUTS)
+        self.event = (channels, *((size, size) if isinstance(size, int) else size))
+        self.output = output
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.position = nn.Parameter(torch.zeros(width, *self.event[1:]))
+            self.first = nn.Conv2d(channels, width, 3, padding=1)
+            self.fine = _Block(width)
+            self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
+            self.coarse = nn.ModuleList(_Block(2 * width) for _ in range(2))
+            if output == "scalar":
+                self.head = _zero(nn.Linear(2 * width, 1))
+            else:
+                self.up = nn.Conv2d(2 * width, width, 1)
+                self.last = _Block(width)
+                self.head = _zero(nn.Conv2d(width, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) not in (self.event, self.event[1:] if self.event[0] == 1 else self.event):
+            raise _check.mismatch("x", f"shape {['B', *self.event]}".replace("'", ""), list(x.shape))
+        code = _code(level)
+        fine = self.fine(self.first(x.view(-1, *self.event)) + self.position, code)
+        coarse = self.down(fine)
+        for block in self.coarse:
+            coarse = block(coarse, code)
+        if self.output == "scalar":
+            return self.head(coarse.mean((2, 3)))[:, 0]
+        up = nn.functional.interpolate(self.up(coarse), size=fine.shape[2:])
+        return self.head(nn.functional.silu(self.last(fine + up, code))).view(x.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.film = _Film(width)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        h = self.film(self.one(nn.functional.silu(self.norm(x))), code)
+        return x + self.two(nn.functional.silu(h))
+
+
+class _Film(nn.Module):
+    """h -> h exp(a) + b with a, b linear in the level's code: one weight is a power of sigma."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1 + 2 * len(_FREQUENCIES), 2 * width)
+        with torch.no_grad():
+            self.linear.bias[:width] = 0
+
+    def forward(self, h: Tensor, code: Tensor) -> Tensor:
+        a, b = self.linear(code).view(len(code), -1, *[1] * (h.ndim - 2)).chunk(2, 1)
+        return h * a.exp() + b
+
+
+def _code(level: Tensor) -> Tensor:
+    """[B] -> [B, 9]: the level and its sines and cosines."""
+    angle = level[:, None] * level.new_tensor(_FREQUENCIES)
+    return torch.cat([level[:, None] / 4, angle.sin(), angle.cos()], 1)
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer

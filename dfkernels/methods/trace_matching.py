@@ -1,0 +1,221 @@
+"""DF-TM: tr F from a scalar network, trained by regression; with any denoising network, any schedule.
+
+residual: m ~ E|eps - eps_theta|^2/d;  tr F ~ (d/sigma^2)(1 - m)
+noise:    m ~ E|eps|^2/d;              tr F ~ (d (1 - m) + |eps_theta|^2)/sigma^2
+paper:    m ~ E|x_0|^2/d;              tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |ybar_theta|^2)  (eq. 17)
+
+Prefer "residual": an error of eps_theta enters at second order. "noise" is eq. 17 about the origin x/alpha:
+the error enters at first order; needs no eps_theta to train. "paper" is a difference of two numbers that
+agree to a relative sigma^2: its regression has noise of size 2 |x| sigma/d where the answer is of size
+sigma^2. Trust it for sigma/alpha of the order of the data's standard deviation and above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _check, ops
+from ..schedule import Schedule
+from .denoiser import Denoiser, checked
+from .networks import gaussian_power
+
+__all__ = ["FORMS", "MatchedTrace", "Noisy", "bound", "denoising_loss", "diffuse", "trace_loss"]
+
+FORMS = ("residual", "noise", "paper")
+TraceNetwork = Callable[[Tensor, Tensor], Tensor]
+
+
+class Noisy(NamedTuple):
+    """x = alpha x_0 + sigma eps [B, *E] at times t [B] (float64), levels alpha and sigma [B], and the targets
+    of a regression at x: x_0 and eps [B, *E], each a draw given x or a mean of draws, with `rest` [B] the sum
+    of the squares of eps that the mean leaves out.
+    """
+
+    x: Tensor
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    x_0: Tensor
+    eps: Tensor
+    rest: Tensor
+
+
+def diffuse(
+    schedule: Schedule,
+    x_0: Tensor,
+    generator: torch.Generator,
+    noise: tuple[float, float],
+    queries: int | None = None,
+) -> Noisy:
+    """x_0 [N, *E] at noise levels sigma/alpha log-uniform in `noise`, stratified: one in each of B equal
+    parts.
+
+    queries None: B = N, and the targets are the draws themselves. An integer B <= N, for rows in random
+    order: only the first B are diffused, and the targets are means given x over all N rows (one pass of
+    ops.posterior). Since each x came from one of the rows, this is Rao-Blackwell: expected gradients stay,
+    exactly, and a target's variance falls by the number of rows that share the weight. Take N well above B:
+    the queries share their rows. Worth its N B d operations in few dimensions, where many rows do.
+
+    Raises ValueError for another range than 0 < noise[0] < noise[1], or one that the schedule does not reach.
+    """
+    _check.query("x_0", x_0)
+    low, high = noise
+    if not 0 < low < high:
+        raise ValueError(f"noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got {noise}")
+    if queries is not None and not 0 < queries <= len(x_0):
+        raise ValueError(f"queries: expected 1 to {len(x_0)}, the rows of x_0, got {queries}")
+    rows = x_0[:queries]
+    n, wide = len(rows), {"dtype": torch.float64, "device": x_0.device}
+    u = (torch.arange(n, **wide) + torch.rand(n, generator=generator, **wide)) / n
+    ends = torch.tensor([low, high], **wide).log()
+    t = schedule.t_of_log_snr(-2 * (ends[0] + u * (ends[1] - ends[0])))
+    eps = torch.randn(rows.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+    alpha, sigma = (level.to(x_0.dtype) for level in schedule(t))
+    column = (-1, *[1] * (x_0.ndim - 1))
+    x = alpha.view(column) * rows + sigma.view(column) * eps
+    if queries is None:
+        return Noisy(x, t, alpha, sigma, rows, eps, torch.zeros_like(alpha))
+    at = ops.posterior(x, x_0, alpha, sigma)
+    rest = x[0].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
+    return Noisy(x, t, alpha, sigma, at.mean, (x - alpha.view(column) * at.mean) / sigma.view(column), rest)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator,
+    *,
+    noise: tuple[float, float],
+    std: float | None = None,
+    queries: int | None = None,
+) -> Tensor:
+    """mean of w_t |eps_theta(x_t, t) - eps|^2/d, whatever the network predicts; a scalar.
+
+    w_t = 1 + sigma^2/(alpha std)^2 is one over the variance of eps given x_t for data of standard deviation
+    std (EDM's weighting); std = None: w_t = 1. x_0 [N, *E]: a batch of data; noise: range of sigma/alpha;
+    queries: see `diffuse`.
+    """
+    at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
+    square = _flat(denoiser.eps(at.x, at.t) - at.eps).square().mean(1)
+    weight = 1.0 if std is None else 1 + (at.sigma / (at.alpha * std)) ** 2
+    return (weight * square).mean()
+
+
+def trace_loss(
+    network: TraceNetwork,
+    denoiser: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator,
+    *,
+    noise: tuple[float, float],
+    form: str = "residual",
+    mean: float = 0.0,
+    std: float | None = None,
+    queries: int | None = None,
+) -> Tensor:
+    """mean of ((m(x_t, t) - target)/guess)^2; target = |eps - eps_theta|^2/d, |eps|^2/d ("noise") or
+    |x_0|^2/d ("paper", Algorithm 1); a scalar.
+
+    guess is the exact m of data N(mean, std^2 I); std = None: 1. Compared with weights that make the targets'
+    noise uniform, this spends less where that noise drowns the answer: small sigma in the paper's form, large
+    sigma in the noise form. The denoiser is frozen; only the residual form calls it.
+
+    Args:
+        network: `network(x, t)`, x [B, *E], t [B] in x's dtype -> m [B].
+        x_0: [N, *E], a batch of data.
+        noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
+
+    Raises ValueError / TypeError naming `trace network` where its output is not [B], finite and of x's dtype.
+    """
+    _check.choice("form", form, FORMS)
+    at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
+    m = _values(network, at.x, at.t)
+    d = at.x[0].numel()
+    if form == "residual":
+        with torch.no_grad():
+            centre, rest = denoiser.eps(at.x, at.t) - at.eps, at.rest
+    elif form == "noise":
+        centre, rest = at.eps, at.rest
+    else:
+        centre, rest = at.x_0, (at.sigma / at.alpha) ** 2 * at.rest
+    target = (_flat(centre).square().sum(1) + rest) / d
+    if std is None:
+        guess = 1.0
+    elif form == "residual":
+        guess = 1 / (1 + (at.sigma / (at.alpha * std)) ** 2)
+    else:
+        guess = gaussian_power(form, at.x, at.alpha, at.sigma, mean, std)[0]
+    return ((m - target) / guess).square().mean()
+
+
+class MatchedTrace:
+    """tr F [B] at x [B, *E], t (a number, [] or [B]) by one call of the trace network.
+
+    Args:
+        network: `network(x, t)` -> m [B], trained by `trace_loss` with the same denoiser and form.
+        denoiser: what it was trained with. All but the residual form call it once, unless eps is given.
+
+    An estimate as good as its training: `bound` says how errors of the two networks enter. It learns the
+    trace of the law that the training set was drawn from, not that of its atoms, as far as it generalises.
+    """
+
+    def __init__(self, network: TraceNetwork, denoiser: Denoiser, form: str = "residual") -> None:
+        if not callable(network):
+            raise TypeError(f"network: expected a callable network(x, t), got {type(network).__name__}")
+        _check.choice("form", form, FORMS)
+        self.network, self.denoiser, self.form = network, denoiser, form
+
+    def __call__(self, x: Tensor, t: float | Tensor, eps: Tensor | None = None) -> Tensor:
+        """tr F, [B]. eps [B, *E]: the denoiser's at the same x and t, where the caller has it already."""
+        alpha, sigma = self.denoiser.levels(x, t)
+        m = _values(self.network, x, torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)))
+        if self.form == "residual":
+            return ops.matched_trace(m, x, alpha, sigma)  # eps would only say what shape x has
+        eps = self.denoiser.eps(x, t) if eps is None else eps
+        if self.form == "noise":
+            return ops.matched_trace(m, eps, alpha, sigma) + _flat(eps).square().sum(1) / sigma**2
+        return ops.matched_trace(m, eps, alpha, sigma, x=x, form="paper")
+
+
+def bound(
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    d: int,
+    trace_error: float | Tensor,
+    eps_error: float | Tensor,
+    *,
+    form: str = "residual",
+    radius: float | Tensor | None = None,
+) -> float | Tensor:
+    """residual: d d1/sigma^2 + d2^2/sigma^2
+    noise:    d d1/sigma^2 + (2 R/sigma^2) d2 + d2^2/sigma^2
+    paper:    (alpha^2 d/sigma^4) d1 + (2 alpha D_y/sigma^3) d2 + d2^2/sigma^2   (Prop. 7, corrected)
+
+    The largest error of MatchedTrace for a trace network off by at most d1 = trace_error and noise
+    predictions off by at most d2 = eps_error in the 2-norm. radius: D_y, the largest |y| in the data, for
+    "paper"; R, the norm of the exact noise prediction, for "noise". The printed Prop. 7 lacks the term with
+    D_y and is too small by orders of magnitude.
+    """
+    _check.choice("form", form, FORMS)
+    if (radius is None) == (form != "residual"):
+        expected = "a number" if radius is None else "None"
+        raise _check.mismatch("radius", f"{expected} with form={form!r}", radius)
+    second = eps_error**2 / sigma**2
+    if form == "paper":
+        return alpha**2 * d * trace_error / sigma**4 + 2 * alpha * radius * eps_error / sigma**3 + second
+    first = 0.0 if radius is None else 2 * radius * eps_error / sigma**2
+    return d * trace_error / sigma**2 + first + second
+
+
+def _values(network: TraceNetwork, x: Tensor, t: Tensor) -> Tensor:
+    m = network(x, t.to(x.dtype))
+    checked("trace network", m, x.new_empty(len(x)), t)
+    return m
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1)

@@ -1,0 +1,298 @@
+"""The training loop: deterministic, resumable at any moment with the same bits, loud about the wrong file."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from dfkernels._files import FileError
+from dfkernels.methods.networks import ImageNet, VectorNet
+from dfkernels.methods.training import train
+
+
+def line_loss(module, generator):
+    x = torch.randn(16, 1, generator=generator)
+    return (module(x) - 3 * x + 1).square().mean()
+
+
+def wave_loss(module, generator):
+    x = torch.randn(32, 2, generator=generator)
+    return (module(x, torch.rand(32, generator=generator)) - x.sin()).square().mean()
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def state(module):
+    return torch.cat([p.flatten() for p in module.state_dict().values()])
+
+
+def test_it_learns_and_returns_a_frozen_average():
+    module = nn.Linear(1, 1)
+    seen = []
+    average = train(
+        module, line_loss, steps=300, lr=0.1, ema=0.9, generator=generator(), step=lambda *a: seen.append(a)
+    )
+    assert (average.weight.item(), average.bias.item()) == pytest.approx((3, -1), abs=1e-3)
+    assert not average.training
+    assert not any(p.requires_grad for p in average.parameters())
+    assert module.weight.requires_grad
+    assert seen == [(i, 300) for i in range(301)]
+
+
+def test_the_average_is_the_documented_one():
+    weights = []
+
+    def loss(module, generator):
+        weights.append(module.weight.item())
+        return module.weight.square().sum()
+
+    module = nn.Linear(1, 1, bias=False)
+    average = train(module, loss, steps=5, ema=0.25, generator=generator())
+    expected = weights[0]
+    for i, p in enumerate([*weights[1:], module.weight.item()]):
+        keep = min(0.25, (1 + i) / (10 + i))
+        expected = keep * expected + (1 - keep) * p
+    assert average.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_rate_falls_as_a_cosine():
+    """Adam on a constant gradient moves by the rate itself."""
+    seen = []
+
+    def loss(module, generator):
+        seen.append(module.weight.item())
+        return module.weight.sum()
+
+    module = nn.Linear(1, 1, bias=False)
+    train(module, loss, steps=8, lr=0.5, generator=generator())
+    moved = -torch.tensor([*seen, module.weight.item()]).diff()
+    expected = [0.25 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    assert moved.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradients_are_clipped_together():
+    module = nn.Linear(2, 1, bias=False)
+    seen = []
+    module.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p))
+    train(
+        module,
+        lambda m, g: 100 * (m.weight * torch.tensor([[3.0, 4.0]])).sum(),
+        steps=1,
+        clip=2.0,
+        generator=generator(),
+    )
+    assert seen[0].grad.flatten().tolist() == pytest.approx([1.2, 1.6], rel=1e-5)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop_at(last):
+        def step(done, total):
+            if done == last:
+                raise Stop
+
+        return step
+
+    whole = train(VectorNet(2, width=8), wave_loss, steps=40, generator=generator())
+    path = tmp_path / "run.pt"
+    for last in (7, 23):  # between two checkpoints, the first time before any
+        with pytest.raises(Stop):
+            train(
+                VectorNet(2, width=8), wave_loss, steps=40, generator=generator(), checkpoint=path, every=10,
+                step=stop_at(last),
+            )  # fmt: skip
+    done = []
+    other = torch.Generator().manual_seed(5)  # overwritten by the checkpoint's
+    resumed = train(
+        VectorNet(2, width=8), wave_loss, steps=40, generator=other, checkpoint=path, every=10,
+        step=lambda i, n: done.append(i),
+    )  # fmt: skip
+    assert torch.equal(state(resumed), state(whole))
+    assert done == list(range(20, 41))
+
+    def never(module, generator):
+        raise AssertionError("a finished run trains no more")
+
+    module = VectorNet(2, width=8)
+    again = train(module, never, steps=40, generator=generator(), checkpoint=path, every=10)
+    assert torch.equal(state(again), state(whole))
+    assert not torch.equal(state(module), state(whole))  # the weights themselves, not their average
+
+
+def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
+    """SIGKILL, three times, while checkpoints are written as fast as they can be."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, torch
+            from pathlib import Path
+            torch.set_num_threads(1)
+            sys.path.insert(0, sys.argv[2])
+            from test_training import wave_loss
+            from dfkernels.methods.networks import VectorNet
+            from dfkernels.methods.training import train
+            train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]), every=1,
+                  generator=torch.Generator().manual_seed(0), step=lambda i, n: print(i, flush=True))
+            """
+        )
+    )
+    path = tmp_path / "run.pt"
+    here = os.path.dirname(__file__)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(here), os.environ.get("PYTHONPATH", "")]),
+    }
+    first = 0
+    for further in (1, 30, 77):
+        with subprocess.Popen(
+            [sys.executable, script, path, here], stdout=subprocess.PIPE, text=True, env=env
+        ) as run:
+            start = int(run.stdout.readline())
+            assert start >= first  # nothing that a checkpoint holds is lost
+            for _ in range(further):
+                first = int(run.stdout.readline())
+            run.send_signal(signal.SIGKILL)
+        assert run.returncode == -signal.SIGKILL
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = []
+        resumed = train(
+            VectorNet(2, width=8), wave_loss, steps=900, generator=generator(), checkpoint=path, every=1000,
+            step=lambda i, n: steps.append(i),
+        )  # fmt: skip
+        whole = train(VectorNet(2, width=8), wave_loss, steps=900, generator=generator())
+    finally:
+        torch.set_num_threads(threads)
+    assert steps[0] >= first >= 100
+    assert torch.equal(state(resumed), state(whole))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    path = tmp_path / "run.pt"
+    train(
+        nn.Linear(1, 1),
+        line_loss,
+        steps=3,
+        generator=generator(),
+        checkpoint=path,
+        configuration={"noise": (1, 2)},
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 4}, "steps: 3 there, 4 here"),
+        ({"lr": 0.5}, "lr: 0.002 there, 0.5 here"),
+        ({"configuration": {"noise": [1, 3]}}, r"noise: \[1, 2\] there, \[1, 3\] here"),
+        ({"configuration": None}, r"noise: \[1, 2\] there, nothing here"),
+        ({"module": nn.Linear(1, 1, bias=False)}, r"module: .*bias=True\) there, .*bias=False\) here"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_configuration_is_refused(finished, change, message):
+    before = finished.read_bytes()
+    given = {
+        "module": nn.Linear(1, 1),
+        "loss": line_loss,
+        "steps": 3,
+        "configuration": {"noise": (1, 2)},
+    } | change
+    with pytest.raises(FileError, match=f"run.pt: checkpoint of another configuration: {message}: delete it"):
+        train(**given, generator=generator(), checkpoint=finished)
+    assert finished.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path):
+    """str(module), which the configuration compares, does not show the size of an ImageNet."""
+    path = tmp_path / "run.pt"
+
+    def loss(module, generator):
+        size = module.event[1]
+        return module(torch.randn(2, size, size, generator=generator), torch.zeros(2)).square().mean()
+
+    train(ImageNet(1, 4, width=8), loss, steps=1, generator=generator(), checkpoint=path)
+    with pytest.raises(
+        FileError, match=r"run\.pt: checkpoint of another module \(.*position.*\): delete it, or"
+    ):
+        train(ImageNet(1, 6, width=8), loss, steps=1, generator=generator(), checkpoint=path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1000, -1])
+def test_a_truncated_checkpoint_is_refused(finished, keep):
+    finished.write_bytes(finished.read_bytes()[:keep])
+    with pytest.raises(FileError, match=r"run\.pt: no checkpoint, or a truncated one \(.*\): delete it"):
+        train(nn.Linear(1, 1), line_loss, steps=3, generator=generator(), checkpoint=finished)
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": torch.zeros(2)}, [1, 2], torch.zeros(3), {"configuration": {"steps": 3}}]
+)
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "run.pt"
+    torch.save(content, path)
+    with pytest.raises(FileError, match=r"run\.pt: no checkpoint"):
+        train(nn.Linear(1, 1), line_loss, steps=3, generator=generator(), checkpoint=path)
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    with pytest.raises(FileError, match=r"gone/run\.pt: cannot write: No such file or directory"):
+        train(
+            nn.Linear(1, 1),
+            line_loss,
+            steps=1,
+            generator=generator(),
+            checkpoint=tmp_path / "gone" / "run.pt",
+        )
+
+
+def test_a_nan_loss_names_the_step_and_leaves_the_checkpoint(tmp_path):
+    calls = []
+
+    def loss(module, generator):
+        calls.append(0)
+        return line_loss(module, generator) * (math.nan if len(calls) == 7 else 1)
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match="^loss: expected a finite number, got nan at step 7 of 10$"):
+        train(nn.Linear(1, 1), loss, steps=10, generator=generator(), checkpoint=path, every=5)
+    assert torch.load(path, weights_only=True)["done"] == 5
+
+
+def test_a_nan_gradient_names_the_step():
+    with pytest.raises(
+        FloatingPointError, match="^gradient: expected finite numbers, got norm nan at step 1 of 2$"
+    ):
+        train(nn.Linear(1, 1), lambda m, g: (0 * m.weight).sqrt().sum(), steps=2, generator=generator())
+
+
+def test_an_error_inside_the_loss_names_the_step():
+    def loss(module, generator):
+        raise ValueError("network: returned NaN")
+
+    with pytest.raises(ValueError, match=r"^network: returned NaN \(in training, step 1 of 2\)$"):
+        train(nn.Linear(1, 1), loss, steps=2, generator=generator())
+
+
+def test_a_loss_that_is_no_number():
+    with pytest.raises(ValueError, match=r"^loss: expected a scalar tensor, got shape \[1, 1\]$"):
+        train(nn.Linear(1, 1), lambda m, g: m.weight, steps=1, generator=generator())
+    with pytest.raises(ValueError, match="^loss: expected a scalar tensor, got float$"):
+        train(nn.Linear(1, 1), lambda m, g: 0.5, steps=1, generator=generator())
+    with pytest.raises(ValueError, match="^steps, every: expected at least 1, got 0, 1000$"):
+        train(nn.Linear(1, 1), line_loss, steps=0, generator=generator())
