@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..._files import folder, write
 from ..._progress import Progress
 from ..page import extra
@@ -40,7 +42,8 @@ def run(names: list[str], out: Path, *, quick: bool = False) -> int:
     networks = folder(out / ("networks-quick" if quick else "networks"))
     whole = report.Run(list(names), quick)
     print(machine(), flush=True)
-    with Progress("reproduce", sum(len(module.STAGES) + 1 for module in modules.values())) as bar:
+    stages = sum(len(module.STAGES) + 1 for module in modules.values())
+    with Progress("reproduce", stages) as bar, _threads(1 if quick else torch.get_num_threads()):
         for name, module in modules.items():
             result = _experiment(whole, name, module, networks, bar)
             _save(whole, result, out)
@@ -48,6 +51,17 @@ def run(names: list[str], out: Path, *, quick: bool = False) -> int:
     files = ["index.html", "reproduction.md", *(f"{r.name}.md" for r in whole.results if r.section)]
     print(f"{time.monotonic() - whole.start:.0f} s; written to {out}: {', '.join(files)}")
     return 1 if whole.failed else 0
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """A quick run's batches are too small to share: threads that wait for each other would only cost."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _experiment(whole: Run, name: str, module: ModuleType, networks: Path, bar: Progress) -> Result:

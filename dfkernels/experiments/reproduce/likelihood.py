@@ -320,7 +320,8 @@ def _text(rows: list[Row], levels: list[Level]) -> list[str]:
         ),
         (
             f"The paper's form is no use at this level (mean |error| {size[paper.name]} bits/dim): eq. 17 "
-            "multiplies the trace network's error by α²d/σ⁴, of which d/s² is left in the integrand. Where "
+            "multiplies the trace network's error by α²d/σ⁴, of which d/s² is left in the integrand, and the "
+            "network starts from a Gaussian's answer here (Table 2 shows a better start). Where "
             "the noise is of the order of the data's standard deviation it is as good as the other form, as "
             f"the last table shows: {_number(unit.paper)} against {_number(unit.residual)} from "
             f"s = {unit.s:g} on."
