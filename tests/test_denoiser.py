@@ -8,19 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedules import SCHEDULES
 
 from dfkernels import DiffusionFisher, PointCloud, schedule
 from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
 from dfkernels.methods.grid import nodes, time_grid
-
-SCHEDULES = [
-    schedule.VP(),
-    schedule.SubVP(),
-    schedule.VE(),
-    schedule.EDM(),
-    schedule.RectifiedFlow(),
-    schedule.Tabulated(torch.linspace(0.9999, 0.001, 500, dtype=torch.float64)),
-]
 
 
 def column(level, x):

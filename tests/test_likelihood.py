@@ -9,20 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedules import SCHEDULES
 
 from dfkernels import DiffusionFisher, PointCloud, schedule
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.likelihood import Divergence, Hutchinson, exact, log_prob
 from dfkernels.methods.trace_matching import MatchedTrace
 
-SCHEDULES = [
-    schedule.VP(),
-    schedule.SubVP(),
-    schedule.VE(),
-    schedule.EDM(),
-    schedule.RectifiedFlow(),
-    schedule.Tabulated(torch.linspace(0.9999, 0.0001, 500, dtype=torch.float64)),
-]
 VARIANCE = torch.tensor([0.09, 1.0, 4.0], dtype=torch.float64)
 NOISE = (0.05, 20.0)
 

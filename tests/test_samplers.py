@@ -8,20 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schedules import SCHEDULES
 
 from dfkernels import PointCloud, schedule
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.grid import nodes, time_grid
 from dfkernels.methods.samplers import METHODS, invert, sample
 
-SCHEDULES = [
-    schedule.VP(),
-    schedule.SubVP(),
-    schedule.VE(),
-    schedule.EDM(),
-    schedule.RectifiedFlow(),
-    schedule.Tabulated(torch.linspace(0.9999, 0.001, 500, dtype=torch.float64)),
-]
 VARIANCE = torch.tensor([0.09, 1.0, 4.0], dtype=torch.float64)
 NOISE = (0.05, 5.0)
 
