@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sklearn")
 
-from dfkernels.experiments.reproduce import digits
+from dfkernels.experiments.reproduce import digits, section
 
 
 def test_the_split_is_a_partition_of_all_images():
@@ -39,7 +39,7 @@ def test_dequantised_images_stay_in_their_bins_and_have_the_stated_deviation():
 def test_every_stage_is_reported_once_and_in_order(stages, total, start):
     """A run resumed at `start`, or from a finished checkpoint, reports what went before at once."""
     names, told = [f"stage {i}" for i in range(stages)], []
-    at = digits.progress(names, told.append)
+    at = section.progress(names, told.append)
     for done in range(min(start, total), total + 1):
         at(done, total)
         assert len(told) == stages * done // total

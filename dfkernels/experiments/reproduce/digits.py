@@ -18,6 +18,7 @@ from ...methods.networks import ImageNet, Preconditioned
 from ...methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
 from ...methods.training import train
 from ...schedule import VP
+from .section import progress
 
 SCHEDULE = VP()
 NOISE = (0.01, 50.0)  # levels sigma/alpha that the networks are trained for
@@ -153,14 +154,3 @@ def _trained(
         configuration={"batch": _BATCH, "noise": NOISE, "held": HELD},
         step=progress(stages, step),
     )
-
-
-def progress(stages: list[str], step: Callable[[str], None]) -> Callable[[int, int], None]:
-    """A callback(done, total) that calls step(stage) once for each of the stages, evenly spaced."""
-    left = list(stages)
-
-    def at(done: int, total: int) -> None:
-        while left and (len(stages) - len(left) + 1) * total <= len(stages) * done:
-            step(left.pop(0))
-
-    return at

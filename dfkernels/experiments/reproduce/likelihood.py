@@ -19,7 +19,7 @@ from ...methods.likelihood import Divergence, Hutchinson, Likelihood, exact, log
 from ...methods.trace_matching import MatchedTrace
 from . import digits
 from . import likelihood_figures as figures
-from .section import Claim, Picture, Section, Table
+from .section import Claim, Picture, Section, Table, progress
 
 _TRUTH = 10 * ["exact divergence"]
 _LEVELS = 5 * ["density at each noise level"]
@@ -83,7 +83,7 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
         seconds = time.perf_counter() - start
         return Row(name, result.bits_per_dim, seconds, result.evaluations, result.products)
 
-    truth = row("exact divergence", Divergence(), digits.progress(_TRUTH, step))
+    truth = row("exact divergence", Divergence(), progress(_TRUTH, step))
     rows = [
         truth,
         *(row(f"Hutchinson, K = {k}", Hutchinson(_seeded(k), k)) for k in _PROBES),
@@ -94,7 +94,7 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     step("other traces")
     solvers = _solvers(network, images, data.std, steps)
     step("solvers")
-    report = digits.progress(_LEVELS, step)
+    report = progress(_LEVELS, step)
     levels = []
     for s in _S:
         levels.append(_level(network, matched, data, s, 4 if quick else 24, steps))

@@ -17,6 +17,7 @@ from ...methods.networks import ImageNet, Preconditioned
 from ...methods.trace_matching import denoising_loss
 from ...methods.training import train
 from .digits import NOISE, SCHEDULE, Digits
+from .section import progress
 
 STAGES = [
     *10 * ["MNIST: training the noise network"],
@@ -95,14 +96,6 @@ def _trained(
     step: Callable[[str], None],
 ) -> nn.Module:
     """`train` with a checkpoint in `out`; calls step(stage) once for each of the stages, evenly spaced."""
-    reported = 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal reported
-        while reported < len(stages) * done // total:
-            step(stages[reported])
-            reported += 1
-
     return train(
         network,
         loss,
@@ -111,5 +104,5 @@ def _trained(
         checkpoint=out / f"mnist-{name}.pt",
         every=500,
         configuration={"batch": _BATCH, "noise": NOISE, "held": _HELD, "size": _SIZE},
-        step=progress,
+        step=progress(stages, step),
     )

@@ -1,4 +1,4 @@
-"""What one experiment hands to the report: tables, figures and the claims that were checked."""
+"""What one experiment hands to the report: tables, figures, checked claims; and its progress."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ class Section:
     pictures: list[Picture]
     claims: list[Claim]
     seconds: dict[str, float] = field(default_factory=dict)  # what took how long, e.g. {"training": 412.0}
+
+
+def progress(stages: list[str], step: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A callback(done, total) that calls step(stage) once for each of the stages, evenly spaced."""
+    left = list(stages)
+
+    def at(done: int, total: int) -> None:
+        while left and (len(stages) - len(left) + 1) * total <= len(stages) * done:
+            step(left.pop(0))
+
+    return at

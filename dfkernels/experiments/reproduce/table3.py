@@ -22,7 +22,7 @@ from ...schedule import EDM, VE, VP, Schedule, SubVP
 from .section import Claim, Section, Table
 from .table3_figures import angle, pictures
 
-STAGES = ["Table 3: published grid", "Table 3: equal noise levels", "Table 3: number of steps"]
+STAGES = ["published grid", "equal noise levels", "number of steps"]
 
 
 @dataclass(frozen=True)
