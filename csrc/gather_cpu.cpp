@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <tuple>
 
 namespace dfk {
 namespace {
@@ -43,9 +44,21 @@ double check_values(Problem<T>& p) {
   }
   STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ", p.N,
                   " masked");
-  for (int64_t i = 0; i < p.N; ++i) mass += std::exp(double(p.log_prior[i] - top));
+  for (int64_t i = 0; i < p.N; ++i)
+    if (p.log_prior[i] > -INFINITY) mass += std::exp(double(p.log_prior[i] - top));
   p.prior_top = top;
   return std::log(mass);
+}
+
+// Where a mask leaves so few atoms that they pay for being copied out: theirs are the only rows read.
+template <class T>
+std::vector<int64_t> unmasked(const Problem<T>& p) {
+  std::vector<int64_t> rows;
+  if (!p.log_prior) return rows;
+  for (int64_t i = 0; i < p.N; ++i)
+    if (p.log_prior[i] > -INFINITY) rows.push_back(i);
+  if (4 * int64_t(rows.size()) > 3 * p.N) rows.clear();
+  return rows;
 }
 
 // The mean of up to 64 atoms, where it is not small beside their spread: about it, less cancels. Else
@@ -54,13 +67,14 @@ template <class T>
 std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
   const int64_t count = std::min<int64_t>(p.N, 64);
   std::vector<T> row(p.d), mean(p.d);
+  const T part = T(1) / T(count);
   double square = 0, mean_square = 0;
   for (int64_t i = 0; i < count; ++i) {
     kernel.read_reference(p, i * (p.N / count), row.data());
-    for (int64_t k = 0; k < p.d; ++k) {
-      mean[k] += row[k] / T(count);
-      square += double(row[k]) * row[k] / double(count);
-    }
+    for (int64_t k = 0; k < p.d; ++k) mean[k] += row[k] * part;
+    double sum[8] = {};  // one chain of additions would wait for itself
+    for (int64_t k = 0; k < p.d; ++k) sum[k % 8] += double(row[k]) * row[k];
+    for (const double s : sum) square += s / double(count);
   }
   for (const T m : mean) mean_square += double(m) * m;
   if (!(mean_square > 0.5 * square) || count < 2) mean.clear();
@@ -123,28 +137,37 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
 }
 
 template <class T>
+std::pair<Problem<T>, double> problem_of(const Arguments& a, Op op) {
+  Problem<T> p{data<T>(a.x),
+               a.y.const_data_ptr(),
+               data<T>(a.v),
+               data<T>(a.alpha),
+               data<T>(a.sigma),
+               data<T>(a.log_prior),
+               nullptr,
+               nullptr,
+               T(0),
+               a.scale,
+               a.offset,
+               a.x.size(0),
+               a.y.size(0),
+               a.x.size(1),
+               a.v ? a.v->size(1) : 0,
+               a.y.stride(0),
+               storage_of(a.y.scalar_type()),
+               op};
+  const double log_total = check_values(p);
+  return {p, log_total};
+}
+
+template <class T>
 Gathered<T> gather(const Arguments& a, Op op) {
   const Kernels<T>& kernel = kernels_for<T>();
   Gathered<T> out;
   Problem<T>& p = out.problem;
-  p = {data<T>(a.x),
-       a.y.const_data_ptr(),
-       data<T>(a.v),
-       data<T>(a.alpha),
-       data<T>(a.sigma),
-       data<T>(a.log_prior),
-       nullptr,
-       T(0),
-       a.scale,
-       a.offset,
-       a.x.size(0),
-       a.y.size(0),
-       a.x.size(1),
-       a.v ? a.v->size(1) : 0,
-       a.y.stride(0),
-       storage_of(a.y.scalar_type()),
-       op};
-  out.log_total = check_values(p);
+  std::tie(p, out.log_total) = problem_of<T>(a, op);
+  out.rows = unmasked(p);
+  if (!out.rows.empty()) p.rows = out.rows.data(), p.N = int64_t(out.rows.size());
 
   Moments<T>& m = out.moments;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
@@ -191,6 +214,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   return out;
 }
 
+template std::pair<Problem<float>, double> problem_of(const Arguments&, Op);
+template std::pair<Problem<double>, double> problem_of(const Arguments&, Op);
 template Gathered<float> gather(const Arguments&, Op);
 template Gathered<double> gather(const Arguments&, Op);
 

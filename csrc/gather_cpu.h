@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "dispatch_cpu.h"
@@ -17,6 +18,7 @@ struct Gathered {
   Moments<T> moments;
   double log_total;  // log sum exp(log_prior - prior_top)
   std::vector<T> centre;
+  std::vector<int64_t> rows;
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 
   // Mean less the reference, in double: out[0, d). The reference itself goes to ref[0, d).
@@ -35,8 +37,14 @@ struct Arguments {
 Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                 std::optional<Tensor> log_prior, double scale, double offset);
 
+// Arguments as a Problem, values but y's checked, and log sum exp(log_prior - prior_top).
+template <class T>
+std::pair<Problem<T>, double> problem_of(const Arguments& a, Op op);
+
 template <class T>
 Gathered<T> gather(const Arguments& a, Op op);
+extern template std::pair<Problem<float>, double> problem_of(const Arguments&, Op);
+extern template std::pair<Problem<double>, double> problem_of(const Arguments&, Op);
 extern template Gathered<float> gather(const Arguments&, Op);
 extern template Gathered<double> gather(const Arguments&, Op);
 

@@ -15,14 +15,15 @@ enum class Op : int { posterior, matvec, diagonal, dense };
 
 template <class T>
 struct Problem {
-  const T* x;          // [B, d]
-  const void* y;       // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
-  const T* v;          // [B, K, d], matvec only
-  const T* alpha;      // [B]
-  const T* sigma;      // [B]
-  const T* log_prior;  // [N] or null (uniform)
-  const T* centre;     // [d] or null (zero): roughly the middle of the atoms
-  T prior_top;         // the largest log_prior, taken off it
+  const T* x;           // [B, d]
+  const void* y;        // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
+  const T* v;           // [B, K, d], matvec only
+  const T* alpha;       // [B]
+  const T* sigma;       // [B]
+  const T* log_prior;   // [N] or null (uniform)
+  const T* centre;      // [d] or null (zero): roughly the middle of the atoms
+  const int64_t* rows;  // [N] or null (all): atom i is row rows[i] of y and log_prior
+  T prior_top;          // the largest log_prior, taken off it
   double scale, offset;
   int64_t B, N, d, K, ldy;
   Storage storage;
@@ -67,6 +68,40 @@ struct Chains {
   bool transposed;
 };
 
+// kept_atoms: with t = y - centre and z = x - alpha centre, c approximates <z, t>, and no logit of atom i,
+// times sigma^2 and less what is the same for all atoms, is above
+//   alpha c - half size_i^2 + variance log pi_i
+//     + |alpha| (reach rest_i + along shift_i + code (size_i + shift_i) + extra_i)
+struct Bound {
+  float alpha, half, variance, reach, along, code;
+  float lost[5];  // extra_i = sum over levels of lost scales_i
+};
+
+// What is known of the atoms of one chunk at a level of the index; shift and log_prior may be null.
+inline constexpr int64_t screen_chunk = 128, screen_tile = 64;
+struct ScreenAtoms {
+  const float *size, *rest, *shift, *log_prior, *scales[5];
+  int levels;
+};
+
+struct ScreenKernels {
+  // out[q * ld + j] = scales[j] sum_k query[q * K + k] codes[k * screen_tile + j]
+  void (*first)(const int16_t* codes, const float* scales, int64_t K, const float* query, int64_t queries,
+                float* out, int64_t ld);
+  // The middle and the upper end of the logits of atoms pick[0, n), from c; the largest of each.
+  void (*bounds)(const Bound&, const ScreenAtoms&, const uint8_t* pick, const float* c, int64_t n, float* mid,
+                 float* up, float* largest_mid, float* largest_up);
+  // Keeps those j < n with up[j] >= least, or nan: their indices, in order, to pick; the largest of the
+  // others.
+  int64_t (*keep)(const float* up, int64_t n, float least, uint8_t* pick, float* largest_dropped);
+  // out[i] = <row, queries[i]>, n a multiple of 32
+  void (*dots)(const int8_t* row, int64_t n, const int16_t* const* queries, int64_t count, double* out);
+  // out[i][j] = <row j of v, z[i]>, rows d apart
+  void (*rotate)(const float* v, int64_t rows, int64_t d, const double* const* z, int64_t count,
+                 double* const* out);
+  double (*square_distance)(const double* x, double alpha, const double* y, int64_t n);
+};
+
 enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
 
 // One instruction set's kernels.
@@ -94,6 +129,7 @@ struct KernelTable {
   const char* isa;
   Kernels<float> f32;
   Kernels<double> f64;
+  ScreenKernels screen;
   double (*exp_rate)(int64_t repeats);  // how many float exps were done: the probe times it
 };
 

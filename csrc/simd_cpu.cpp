@@ -4,6 +4,7 @@
 #include "simd/chain.h"
 #include "simd/lanes.h"
 #include "simd/network.h"
+#include "simd/screen.h"
 
 #define DFK_CAT_(a, b) a##b
 #define DFK_CAT(a, b) DFK_CAT_(a, b)
@@ -36,7 +37,7 @@ double exp_rate(int64_t repeats) {
 template <class T>
 constexpr Kernels<T> kernels{W<T>,        gather<T>,          merge<T>,     read_reference<T>,
                              endpoint<T>, residual_square<T>, transport<T>, ChainGroup<T>::lanes};
-constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, exp_rate};
+constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, screen_kernels, exp_rate};
 
 }  // namespace
 

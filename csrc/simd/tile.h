@@ -66,9 +66,14 @@ void convert_f16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
 }
 
 template <class T>
+DFK_INLINE int64_t row_of(const Problem<T>& p, int64_t i) {
+  return p.rows ? p.rows[i] : i;
+}
+
+template <class T>
 void read_row(const Problem<T>& p, int64_t i, T* out) {
   const T scale = T(p.scale), offset = T(p.offset);
-  const int64_t at = i * p.ldy;
+  const int64_t at = row_of(p, i) * p.ldy;
   switch (p.storage) {
     case Storage::f32:
       convert(static_cast<const float*>(p.y) + at, p.d, scale, offset, out);
@@ -97,7 +102,7 @@ void read_reference(const Problem<T>& p, int64_t ref, T* out) {
 
 template <class T>
 DFK_INLINE bool rows_in_place(const Problem<T>& p) {
-  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0;
+  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0 && !p.rows;
 }
 
 template <class T>
@@ -122,7 +127,7 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
 // log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.
 template <class T>
 void read_log_prior(const Problem<T>& p, int64_t i, int64_t n, int64_t padded, T* out) {
-  for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior ? p.log_prior[i + j] - p.prior_top : T(0);
+  for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior ? p.log_prior[row_of(p, i + j)] - p.prior_top : T(0);
   for (int64_t j = n; j < padded; ++j) out[j] = -T(__builtin_inf());
 }
 

@@ -1,0 +1,86 @@
+"""kept_atoms by the cascade of bounds in PyTorch, in double: the path of devices without a kernel.
+
+docs/certified.md derives the bounds. Everything is in units of sigma^2 and less -|z|^2 / 2, z = x - alpha centre,
+which is the same for all atoms of a query.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._kinds import load
+
+UNIT = 2.0**-53
+
+
+class Screen:
+    """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
+
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, gap, k):
+        self.y, self.scale, self.offset, self.k = y, scale, offset, k
+        self.x, self.alpha, self.variance = x.double(), alpha.double()[:, None], sigma.double()[:, None] ** 2
+        self.log_prior = None if log_prior is None else (log_prior - log_prior.max()).double()
+        self.z = self.x - self.alpha * centre
+        self.size = self.z.norm(dim=1, keepdim=True)
+        self.gap = gap * self.variance
+        self.atoms = torch.arange(len(y), device=y.device)
+        self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
+        self.best = torch.full_like(self.size, -torch.inf)
+        self.dropped = []  # (largest logit, number)
+
+    def exact(self, atoms):
+        """Logits [Q, m] of atoms [Q, m], each less what rounding may add to it."""
+        rows = load(self.y[atoms], torch.float64, self.scale, self.offset)
+        distance = (self.x[:, None] - self.alpha[..., None] * rows).square().sum(-1)
+        prior = 0 if self.log_prior is None else self.variance * self.log_prior[atoms]
+        sizes = distance + self.size**2 + abs(prior)
+        return prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+
+    def drop(self, product, norm, width):
+        """Leaves out what cannot matter: <z, t> is within width of product, both [Q, n]; norm [n] is |t|^2."""
+        mid = self.alpha * product - self.alpha**2 / 2 * norm
+        sizes = (self.alpha * product).abs() + self.alpha**2 / 2 * norm + self.alpha.abs() * width
+        if self.log_prior is not None:
+            prior = self.variance * self.log_prior[self.atoms]
+            mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
+        up = mid + self.alpha.abs() * width + 2.0**-22 * sizes  # |t| is rounded to float32
+        mid = mid.masked_fill(~self.alive, -torch.inf)
+        promising = self.atoms[mid.topk(self.k, 1).indices]  # the kernel takes the largest `up` as well
+        self.best = torch.maximum(self.best, self.exact(promising).amin(1, keepdim=True))
+        gone = self.alive & (up < self.best - self.gap)
+        self.dropped.append((up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True)))
+        self.alive &= ~gone
+        left = self.alive.any(0)
+        self.atoms, self.alive = self.atoms[left], self.alive[:, left]
+        return left
+
+    def share(self):
+        """The mass left out is at most this part of the mass kept, [Q]."""
+        return sum((n * ((m - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped) * (1 + 1e-9)
+
+
+def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):
+    """Runs a Screen through all levels."""
+    skew, cuts, d = float(facts[0]), cuts.tolist(), s.x.shape[1]
+    a = s.z @ basis.double().T
+    first = first.transpose(1, 2).reshape(-1, cuts[0])
+    square = s.size**2
+    at = lambda t: t[s.atoms].double()
+    for level, (k0, k1) in enumerate(zip([0, *cuts], cuts, strict=False)):
+        q = first[s.atoms] if level == 0 else codes[s.atoms, k0 - cuts[0] : k1 - cuts[0]]
+        part = (a * step)[:, k0:k1] @ q.double().T * at(scales[level])
+        product = part if level == 0 else product + part
+        start = part if level == 0 else start
+        a2 = a[:, :k1].square().sum(1, keepdim=True)
+        rounding = 8 * UNIT * (d + k1) * k1**0.5
+        reach = ((square - a2).clamp_min(0) + skew * a2 + rounding * (square + a2)).sqrt()
+        code = at(size) * (1 + 2.0**-22) + at(shift[level])  # at least |q step scale|
+        width = reach * at(rest[level]) + a2.sqrt() * at(shift[level])
+        left = s.drop(product, at(size) ** 2, width + (skew * a2.sqrt() + rounding * s.size) * code)
+        product, start = product[:, left], start[:, left]
+    if len(tail):
+        product = start + s.z @ tail[s.atoms, :d].double().T * at(scales[-1])
+        rounding = 8 * UNIT * (d + cuts[0]) * cuts[0] ** 0.5
+        code = 4 * at(size)  # of the first level and of the tail
+        s.drop(product, at(size) ** 2, s.size * (at(rest[-1]) + rounding * code))
+    return s
