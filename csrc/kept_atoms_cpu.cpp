@@ -2,7 +2,6 @@
 // index of int8 codes (dfkernels/index.py; docs/certified.md derives the bounds). Everything here is in units
 // of sigma^2 and less -|z|^2 / 2, which is the same for all atoms of a query.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -97,12 +96,6 @@ class Cascade {
     size_t level = 0;
     for (bool tail_done = false;;) {
       const int64_t left = screen();
-      if (std::getenv("DBG"))
-        fprintf(stderr, "level %d tail %d left %ld t=%.3f\n", int(level), int(tail_done), long(left),
-                1e-3 * double(std::chrono::duration_cast<std::chrono::microseconds>(
-                                  std::chrono::steady_clock::now().time_since_epoch())
-                                  .count() %
-                              1000000));
       if (level == 0 && !tail_done && 4 * left > Q_ * p_.N && !pays(left)) return false;
       if (tail_done || left <= 32 * Q_) break;
       const int64_t width = level + 1 < in_.cuts.size() ? in_.cuts[level + 1] - in_.cuts[level] : 0;

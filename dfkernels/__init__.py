@@ -10,7 +10,17 @@ from . import methods, ops, schedule
 from ._operator import FisherOperator
 from .cloud import PointCloud
 from .fisher import DiffusionFisher
+from .top_k import TopK, top_k
 
-__all__ = ["DiffusionFisher", "FisherOperator", "PointCloud", "methods", "ops", "schedule"]
+__all__ = [
+    "DiffusionFisher",
+    "FisherOperator",
+    "PointCloud",
+    "TopK",
+    "methods",
+    "ops",
+    "schedule",
+    "top_k",
+]
 
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +22,13 @@ from torch import Tensor
 _SUFFIXES = (".npy", ".safetensors", ".pt", ".pth")
 _SAFETENSORS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "U8": torch.uint8,
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
+
+
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 class FileError(ValueError):
@@ -42,18 +48,10 @@ def load(name: str) -> Tensor | np.ndarray:
     try:
         if path.suffix == ".npy":
             return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-        arrays = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+        arrays = _safetensors(path)[0] if path.suffix == ".safetensors" else _torch_file(path)
     except FileError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+    except _UNREADABLE as error:
         raise FileError(f"{path}: truncated or unreadable: {_first_sentence(error)}") from None
     if isinstance(arrays, Tensor):
         arrays = {"": arrays}
@@ -91,6 +89,53 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A .safetensors file, whole or not at all; every tensor at a multiple of 64 bytes, with its checksum."""
+    names = {dtype: name for name, dtype in _SAFETENSORS.items()}
+    arrays = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    header, end = {"__metadata__": metadata | {"crc32": json.dumps(_checksums(arrays))}}, 0
+    for name, t in arrays.items():
+        begin, end = end, end + t.numel() * t.element_size()
+        header[name] = {"dtype": names[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+
+    def fill(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in arrays.values():
+            file.write(_bytes(t))
+
+    write(path, fill)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_tensors` wrote, memory-mapped, checksums compared. Raises FileError."""
+    if not path.is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        arrays, metadata = _safetensors(path)
+        checksums = json.loads(metadata["crc32"])
+    except _UNREADABLE as error:
+        raise FileError(f"{path}: truncated or unreadable: {_first_sentence(error)}") from None
+    for name, found in _checksums(arrays).items():
+        if found != checksums.get(name):
+            raise FileError(f"{path}: damaged: the checksum of {name} is {found}, not {checksums.get(name)}")
+    return arrays, metadata
+
+
+def checksum(t: Tensor) -> int:
+    """CRC-32 of a contiguous tensor's bytes."""
+    return zlib.crc32(_bytes(t))
+
+
+def _bytes(t: Tensor) -> memoryview:
+    return memoryview(t.flatten().view(torch.uint8).numpy())
+
+
+def _checksums(arrays: dict[str, Tensor]) -> dict[str, int]:
+    return {name: checksum(t) for name, t in arrays.items()}
+
+
 def folder(path: Path) -> Path:
     """`path`, made if missing and seen to be writable. Raises FileError."""
     try:
@@ -117,20 +162,20 @@ def _torch_file(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    """Header length (uint64, little endian), JSON {name: {dtype, shape, data_offsets}}, tensor bytes."""
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata). Header length (uint64, little endian), JSON {name: {dtype, shape, data_offsets}},
+    tensor bytes.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"the header needs {length} bytes, the file has {size}")
         header = json.loads(file.read(length))
-    arrays = {}
+    arrays, metadata = {}, header.pop("__metadata__", {})
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in _SAFETENSORS:
-            continue  # other dtypes are no atoms; such a tensor is not offered
+            continue  # such a tensor is not offered
         dtype, shape, (begin, end) = _SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
             raise ValueError(
@@ -143,4 +188,4 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         if raw.ctypes.data % dtype.itemsize:
             raw = np.array(raw)  # the format does not promise alignment
         arrays[name] = torch.from_numpy(raw).view(dtype).view(shape)
-    return arrays
+    return arrays, metadata

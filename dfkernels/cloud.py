@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import _check
+from . import _check, index
 
 __all__ = ["PointCloud"]
 
@@ -35,7 +36,7 @@ class PointCloud:
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape or a value that is not finite.
     """
 
-    __slots__ = ("log_prior", "offset", "scale", "y")
+    __slots__ = ("_index", "log_prior", "offset", "scale", "y")
     y: Tensor
     log_prior: Tensor | None
     scale: float
@@ -63,6 +64,7 @@ class PointCloud:
         object.__setattr__(self, "log_prior", _check_log_prior(log_prior, y))
         object.__setattr__(self, "scale", _check.constant("scale", scale))
         object.__setattr__(self, "offset", _check.constant("offset", offset))
+        object.__setattr__(self, "_index", None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"PointCloud is immutable: cannot set {name}")
@@ -110,6 +112,40 @@ class PointCloud:
             return self
         prior = None if self.log_prior is None else self.log_prior.to(y.device)
         return PointCloud(y, prior, scale=self.scale, offset=self.offset)
+
+    def index(self, path: str | Path | None = None, *, seed: int = 0) -> index.CloudIndex:
+        """The index of the atoms that `tolerance=` works with: built when first asked for, then kept.
+
+        Args:
+            path: a .safetensors file: read, memory-mapped, if it is there, else written.
+            seed: of the sample and the random projection that find the principal axes. It changes how fast the
+                results come, never the results by more than the tolerance.
+
+        Seconds per 10^5 atoms of a few thousand numbers; about a third of the size of float32 atoms, at most
+        1.3 times the size of uint8 ones. Not carried over by `to`.
+
+        Raises FileError (a ValueError): a file that is damaged, of another format or of another cloud, or that
+        cannot be written. ValueError for atoms of less than 32 bytes, which are read as fast as any index.
+        """
+        if self.y.element_size() * self.d < 32:
+            raise ValueError(
+                f"index: expected atoms of at least 32 bytes, got {self.y.element_size() * self.d} (d = {self.d}, "
+                f"{self.dtype}): these are read as fast as an index"
+            )
+        if self._index is None or path is not None:
+            object.__setattr__(self, "_index", self._indexed(None if path is None else Path(path), seed))
+        return self._index
+
+    def _indexed(self, path: Path | None, seed: int) -> index.CloudIndex:
+        flat = self.y.reshape(len(self), -1)
+        of = None if path is None else index.fingerprint(flat, self.scale, self.offset)
+        if path is not None and path.exists():
+            found = index.load_index(path, of)
+        else:
+            found = self._index or index.build(flat.cpu(), self.scale, self.offset, seed)
+            if path is not None:
+                index.save(path, found, of)
+        return index.CloudIndex(*[t.to(self.device) for t in found])
 
     def __repr__(self) -> str:
         parts = [

@@ -4,15 +4,30 @@ pass gives.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from . import ops
+from . import _check, ops
 from ._operator import FisherOperator
 from .cloud import PointCloud
+from .ops.kept_atoms import BLOCK
+from .ops.kept_atoms import op as kept_atoms
 
 __all__ = ["DiffusionFisher"]
+
+
+class _Part(NamedTuple):
+    """Queries that are computed together, from the atoms that log_prior does not mask."""
+
+    queries: slice | Tensor
+    log_prior: Tensor | None
+    log_share: float  # log of the share that these atoms have of all pi
+    atoms: int
 
 
 class DiffusionFisher(FisherOperator):
@@ -23,6 +38,11 @@ class DiffusionFisher(FisherOperator):
         x: [B, *E], float32 or float64; the computation follows its dtype.
         cloud: the atoms, event shape E, on x's device.
         alpha, sigma: float, 0-d or [B]; sigma > 0.
+        tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than eps of the
+            posterior weight, certainly, and need not be read (the cloud has to have an index: `cloud.index()`).
+            `dropped_mass` bounds what was left out, and `log_prob_error`, `mean_error` and `fisher_error` what
+            follows for the results. Derivatives are those of the atoms kept. Fast at low noise; where most
+            atoms carry weight all are taken.
 
     F is symmetric, at most I/sigma^2, and may be indefinite. Everything is computed when first asked for, and
     kept; torch.compile breaks its graph here: with fullgraph=True call the ops. An eigenpair (l, v) of F is
@@ -33,7 +53,15 @@ class DiffusionFisher(FisherOperator):
     values of tensors from the first use.
     """
 
-    def __init__(self, x: Tensor, cloud: PointCloud, alpha: float | Tensor, sigma: float | Tensor) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        cloud: PointCloud,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        *,
+        tolerance: float | None = None,
+    ) -> None:
         if not isinstance(cloud, PointCloud):
             raise TypeError(
                 f"cloud: expected a PointCloud, got {type(cloud).__name__}; wrap it: PointCloud(y)"
@@ -42,25 +70,92 @@ class DiffusionFisher(FisherOperator):
         if x.shape[1:] != cloud.event_shape:
             expected = ", ".join(map(str, ("B", *cloud.event_shape)))
             raise ValueError(f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}")
-        self.cloud = cloud
+        self.cloud, self.tolerance = cloud, _tolerance(tolerance, cloud)
 
     @property
     def _given(self) -> tuple[Tensor, ...]:
         return self.x, self.alpha, self.sigma
 
     def _with(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> DiffusionFisher:
-        return DiffusionFisher(x, self.cloud, alpha, sigma)
+        return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
-    def _args(self, *v: Tensor) -> tuple:
-        return (self.x, self.cloud.y, *v, self.alpha, self.sigma, self.cloud.log_prior)
+    @cached_property
+    def _selected(self) -> tuple[list[_Part], Tensor]:
+        """(parts, dropped mass [B])."""
+        if self.tolerance is None or len(self.x) == 0:
+            part = _Part(slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
+            return [part], self.x.new_zeros(len(self.x), dtype=torch.float64)
+        atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
+        return _parts(self.x, self.cloud, atoms, counts.tolist()), dropped
 
-    @property
-    def _affine(self) -> dict[str, float]:
-        return {"scale": self.cloud.scale, "offset": self.cloud.offset}
+    def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of a data-set op, part by part."""
+        cloud, outs = self.cloud, []
+        parts = self._selected[0]
+        for q, log_prior, _, _ in parts:
+            out = op(
+                *(self.x[q], cloud.y, *(t[q] for t in v), self.alpha[q], self.sigma[q], log_prior),
+                scale=cloud.scale,
+                offset=cloud.offset,
+            )
+            outs.append((out,) if isinstance(out, Tensor) else tuple(out))
+        if len(parts) == 1:
+            return outs[0]
+        order = torch.cat([torch.arange(len(self.x), device=self.device)[q] for q, *_ in parts])
+        return tuple(torch.cat(o)[order.argsort()] for o in zip(*outs, strict=True))
 
     @cached_property
     def _posterior(self) -> ops.Posterior:
-        return ops.posterior(*self._args(), **self._affine)
+        found = ops.Posterior(*self._compute(ops.posterior))
+        if self.tolerance is None:
+            return found
+        share = self._per_query(lambda part: part.log_share, found.log_prob.dtype)
+        return found._replace(log_prob=found.log_prob + share)
+
+    def _per_query(self, value: Callable[[_Part], float], dtype: torch.dtype) -> Tensor:
+        out = self.x.new_empty(len(self.x), dtype=dtype)
+        for part in self._selected[0]:
+            out[part.queries] = value(part)
+        return out
+
+    @property
+    def dropped_mass(self) -> Tensor:
+        """float64 [B]: the weight of the atoms left out is at most this part of all; 0 where none are. Below
+        tolerance, rounding included.
+        """
+        return self._selected[1]
+
+    @cached_property
+    def atoms_read(self) -> Tensor:
+        """int64 [B]: from how many atoms the results were computed."""
+        return self._per_query(lambda part: part.atoms, torch.int64)
+
+    @property
+    def log_prob_error(self) -> Tensor:
+        """float64 [B]: 0 <= log q - log_prob <= log(1 + dropped_mass), beside rounding."""
+        return self.dropped_mass.log1p()
+
+    @cached_property
+    def _reach(self) -> Tensor:
+        """No atom is further from the mean than this, [B]: |mean - centre| + max |y - centre|."""
+        if self.tolerance is None:
+            return self.dropped_mass
+        mean = self.denoised.detach().flatten(1).double()
+        found = self.cloud.index()
+        return (mean - found.centre).norm(dim=1) + found.facts[1]
+
+    @property
+    def mean_error(self) -> Tensor:
+        """float64 [B]: |E[y | x] - denoised| <= dropped_mass R, R = max_i |y_i - denoised|; beside rounding."""
+        return self.dropped_mass * self._reach
+
+    @property
+    def fisher_error(self) -> Tensor:
+        """float64 [B]: the error of the trace and, in the 2-norm, of F is at most (alpha^2/sigma^4)
+        dropped_mass R^2, R as in `mean_error`; beside rounding.
+        """
+        ratio = self.alpha.detach().double() / self.sigma.detach().double() ** 2
+        return ratio**2 * self.dropped_mass * self._reach**2
 
     @property
     def log_prob(self) -> Tensor:
@@ -90,13 +185,16 @@ class DiffusionFisher(FisherOperator):
         return self._posterior.score(self.x, self.alpha, self.sigma)
 
     def __repr__(self) -> str:
-        return f"DiffusionFisher(shape={tuple(self.shape)}, {self.dtype}, {self.device}, {self.cloud!r})"
+        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
+        shape = tuple(self.shape)
+        return f"DiffusionFisher(shape={shape}, {self.dtype}, {self.device}, {self.cloud!r}{tolerance})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v for v [B, *E], or for K vectors per query at the cost of one pass over the data, v [B, K,
         *E].
         """
-        return ops.fisher_matvec(*self._args(v), **self._affine)
+        _check.vectors("v", v, "x", self.x, self.d)
+        return self._compute(ops.fisher_matvec, v)[0]
 
     def trace(self) -> Tensor:
         """tr F, [B] (Prop. 5, eq. 16)."""
@@ -104,7 +202,7 @@ class DiffusionFisher(FisherOperator):
 
     @cached_property
     def _diagonal(self) -> Tensor:
-        return ops.fisher_diagonal(*self._args(), **self._affine)
+        return self._compute(ops.fisher_diagonal)[0]
 
     def diagonal(self) -> Tensor:
         """diag F, [B, *E]."""
@@ -112,7 +210,7 @@ class DiffusionFisher(FisherOperator):
 
     @cached_property
     def _dense(self) -> Tensor:
-        return ops.fisher_dense(*self._args(), **self._affine)
+        return self._compute(ops.fisher_dense)[0]
 
     def to_dense(self) -> Tensor:
         """F as [B, d, d]; kept, so mind B d^2 numbers of memory."""
@@ -122,3 +220,67 @@ class DiffusionFisher(FisherOperator):
         # every eigenvalue is <= 1/sigma^2, so the smallest is at least tr F - (d - 1)/sigma^2
         enough = ((self.d - 1) / self.sigma[query] ** 2 - self.trace()[query]).item()
         return f", more than (d - 1)/sigma^2 - tr F = {enough:.4g} is always enough"
+
+
+def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:
+    if tolerance is None:
+        return None
+    if _check.constant("tolerance", tolerance) <= 0 or tolerance >= 1:
+        raise _check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
+    if cloud._index is None:
+        raise ValueError("tolerance: the cloud has no index: call cloud.index() first")
+    return float(tolerance)
+
+
+@torch.no_grad()
+def select(
+    x: Tensor, cloud: PointCloud, alpha: Tensor, sigma: Tensor, tolerance: float, k: int | None = None
+):
+    """(atoms, counts [B], dropped [B]): the atoms of one query after another that can carry weight; a count of
+    -1 where all should be taken. With k only those that can be among the k heaviest.
+    """
+    x = x.detach().reshape(len(x), -1)
+    y = cloud.y.reshape(len(cloud), -1)
+    prior = None if cloud.log_prior is None else cloud.log_prior.to(x.dtype)
+    gap = math.log(len(cloud) / tolerance) if k is None else 0.0
+    args = (
+        x,
+        y,
+        alpha.detach(),
+        sigma.detach(),
+        prior,
+        cloud.scale,
+        cloud.offset,
+        *cloud.index(),
+        gap,
+        k or 1,
+    )
+    return _check.call(kept_atoms, args, x=x, y=y)
+
+
+def _parts(x: Tensor, cloud: PointCloud, atoms: Tensor, counts: list[int]) -> list[_Part]:
+    """The queries of a block share the union of their atoms: a row that is read serves all of them."""
+    parts, dense, start = [], [], 0
+    for b in range(0, len(counts), BLOCK):
+        some = counts[b : b + BLOCK]
+        if some[0] < 0:
+            dense += range(b, b + len(some))
+            continue
+        rows = atoms[start : start + sum(some)].unique()
+        parts.append(_masked(slice(b, b + len(some)), x, cloud, rows))
+        start += sum(some)
+    if dense:
+        parts.append(_Part(torch.tensor(dense, device=x.device), cloud.log_prior, 0.0, len(cloud)))
+    return parts
+
+
+def _masked(queries: slice, x: Tensor, cloud: PointCloud, rows: Tensor) -> _Part:
+    log_prior = x.new_full((len(cloud),), -math.inf)
+    if cloud.log_prior is None:
+        log_prior[rows] = 0.0
+        share = math.log(len(rows) / len(cloud))
+    else:
+        log_prior[rows] = cloud.log_prior[rows].to(x.dtype)
+        own, total = (t.double().logsumexp(0) for t in (cloud.log_prior[rows], cloud.log_prior))
+        share = float(own - total)
+    return _Part(queries, log_prior, share, len(rows))

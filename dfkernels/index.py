@@ -11,17 +11,20 @@ docs/certified.md says what follows for <x, y>.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import _files
 from .ops._kinds import load
 
 TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
 _ROWS = 1 << 22  # numbers of atoms looked at together
 _SAMPLE = 8192  # atoms from which the principal axes are found
 _UNIT = 2.0**-53
+_FORMAT = "dfkernels index 1"
 
 
 class CloudIndex(NamedTuple):
@@ -43,6 +46,30 @@ class CloudIndex(NamedTuple):
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self)
+
+
+def fingerprint(y: Tensor, scale: float, offset: float) -> str:
+    """Of the atoms scale * y + offset."""
+    return f"{list(y.shape)} {y.dtype} scale={scale!r} offset={offset!r} crc32={_files.checksum(y.cpu())}"
+
+
+def save(path: Path, index: CloudIndex, of: str) -> None:
+    """Writes the index of the cloud with fingerprint `of` to a .safetensors file. Raises FileError."""
+    _files.save_tensors(path, index._asdict(), {"format": _FORMAT, "cloud": of})
+
+
+def load_index(path: Path, of: str) -> CloudIndex:
+    """The index in a file, memory-mapped. Raises FileError: damaged, of another version or of another cloud."""
+    tensors, metadata = _files.read_tensors(path)
+    if metadata.get("format") != _FORMAT or set(tensors) != set(CloudIndex._fields):
+        found = metadata.get("format", "another kind of file")
+        raise _files.FileError(f"{path}: expected {_FORMAT!r}, got {found!r}: remove it and index anew")
+    if metadata.get("cloud") != of:
+        raise _files.FileError(
+            f"{path}: the index of another cloud: expected {of}, got {metadata.get('cloud')}; remove it and index "
+            "anew"
+        )
+    return CloudIndex(**tensors)
 
 
 def cuts_for(N: int, d: int, itemsize: int) -> list[int]:
@@ -90,7 +117,9 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
     spread = (some @ basis.T).square().mean(0).sqrt()
     step = (spread / spread.max()).nan_to_num(1.0).clamp_min(1e-3)
     V, units = basis.double(), step.double()
-    skew = torch.linalg.matrix_norm(V @ V.T - torch.eye(K, dtype=torch.float64)) * (1 + 1e-9) + 4 * _UNIT * d * K
+    skew = (
+        torch.linalg.matrix_norm(V @ V.T - torch.eye(K, dtype=torch.float64)) * (1 + 1e-9) + 4 * _UNIT * d * K
+    )
     has_tail = y.element_size() > 1 and d >= 128
     first = torch.zeros(-(-N // TILE) * TILE, K0, dtype=torch.int16)
     codes = torch.empty(N, K - K0, dtype=torch.int8)

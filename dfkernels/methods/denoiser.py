@@ -47,11 +47,13 @@ class Denoiser:
         self.evaluations = 0
 
     @classmethod
-    def exact(cls, cloud: PointCloud, schedule: Schedule) -> Denoiser:
-        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises."""
+    def exact(cls, cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Denoiser:
+        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises. tolerance: as
+        in `DiffusionFisher`.
+        """
 
         def mean(x: Tensor, t: Tensor) -> Tensor:
-            return DiffusionFisher(x, cloud, *schedule(t)).denoised
+            return DiffusionFisher(x, cloud, *schedule(t), tolerance=tolerance).denoised
 
         return cls(mean, schedule, "sample")
 

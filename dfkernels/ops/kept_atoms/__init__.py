@@ -37,7 +37,11 @@ def _in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
 def _fake(x, *args, size=None):
     size = torch.library.get_ctx().new_dynamic_size() if size is None else size
     empty = x.new_empty
-    return empty(size, dtype=torch.int64), empty(len(x), dtype=torch.int64), empty(len(x), dtype=torch.float64)
+    return (
+        empty(size, dtype=torch.int64),
+        empty(len(x), dtype=torch.int64),
+        empty(len(x), dtype=torch.float64),
+    )
 
 
 def _not_differentiable(*args):

@@ -48,7 +48,9 @@ class Screen:
         promising = self.atoms[mid.topk(self.k, 1).indices]  # the kernel takes the largest `up` as well
         self.best = torch.maximum(self.best, self.exact(promising).amin(1, keepdim=True))
         gone = self.alive & (up < self.best - self.gap)
-        self.dropped.append((up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True)))
+        self.dropped.append(
+            (up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True))
+        )
         self.alive &= ~gone
         left = self.alive.any(0)
         self.atoms, self.alive = self.atoms[left], self.alive[:, left]
