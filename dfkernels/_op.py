@@ -100,6 +100,11 @@ def define(
     return op
 
 
+def unknown_size() -> torch.SymInt:
+    """For a fake: a size that only the data decide."""
+    return torch.library.get_ctx().new_dynamic_size()
+
+
 class _Info(NamedTuple):
     batch_size: int
 

@@ -41,7 +41,7 @@ class CloudIndex(NamedTuple):
     rest: Tensor  # float32 [levels, N], the tail's last
     shift: Tensor  # float32 [levels without the tail, N]
     cuts: Tensor  # int64 [levels without the tail]: coordinates up to each
-    facts: Tensor  # float64 [2]: |V V^T - I|, the largest |t|
+    facts: Tensor  # float64 [3]: |V V^T - I|, the largest |t|, the largest |y| plus |centre|
 
     @property
     def nbytes(self) -> int:
@@ -152,7 +152,7 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
                 codes[s, k0 - K0 : k1 - K0] = q.to(torch.int8)
     radius = size.double().max() * (1 + 1e-6)
     first = first.view(-1, TILE, K0).transpose(1, 2).contiguous()
-    facts = torch.stack([skew, radius])
+    facts = torch.stack([skew, radius, radius + 2 * centre.double().norm()])
     return CloudIndex(
         centre, basis, step, first, codes, tail, size, scales, rest, shift, torch.tensor(cuts), facts
     )

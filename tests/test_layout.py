@@ -143,6 +143,7 @@ def test_an_op_has_its_twin_and_its_kernel():
         "fisher_dense",
         "fisher_diagonal",
         "fisher_matvec",
+        "kept_atoms",
         "matched_trace",
         "posterior",
         "transport_chain",

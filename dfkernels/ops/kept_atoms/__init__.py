@@ -24,7 +24,7 @@ def _in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
     atoms, counts, dropped = [], [], []
     for b in range(0, len(x), BLOCK):
         some = slice(b, b + BLOCK)
-        s = Screen(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, gap, k)
+        s = Screen(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, index[-1], gap, k)
         cascade(s, *index)
         atoms += [s.atoms[alive] for alive in s.alive]
         counts.append(s.alive.sum(1))
@@ -35,7 +35,7 @@ def _in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
 
 
 def _fake(x, *args, size=None):
-    size = torch.library.get_ctx().new_dynamic_size() if size is None else size
+    size = _op.unknown_size() if size is None else size
     empty = x.new_empty
     return (
         empty(size, dtype=torch.int64),

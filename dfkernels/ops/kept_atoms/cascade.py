@@ -16,13 +16,16 @@ UNIT = 2.0**-53
 class Screen:
     """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, gap, k):
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap, k):
         self.y, self.scale, self.offset, self.k = y, scale, offset, k
         self.x, self.alpha, self.variance = x.double(), alpha.double()[:, None], sigma.double()[:, None] ** 2
         self.log_prior = None if log_prior is None else (log_prior - log_prior.max()).double()
         self.z = self.x - self.alpha * centre
         self.size = self.z.norm(dim=1, keepdim=True)
         self.gap = gap * self.variance
+        # of coordinates that are large beside their differences
+        radius, far = facts[1] * self.alpha.abs(), facts[2] * self.alpha.abs()
+        self.margin = 2.0**-48 * (self.x.norm(dim=1, keepdim=True) + far) * (self.size + radius)
         self.atoms = torch.arange(len(y), device=y.device)
         self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
         self.best = torch.full_like(self.size, -torch.inf)
@@ -47,7 +50,7 @@ class Screen:
         mid = mid.masked_fill(~self.alive, -torch.inf)
         promising = self.atoms[mid.topk(self.k, 1).indices]  # the kernel takes the largest `up` as well
         self.best = torch.maximum(self.best, self.exact(promising).amin(1, keepdim=True))
-        gone = self.alive & (up < self.best - self.gap)
+        gone = self.alive & (up < self.best - self.gap - self.margin)
         self.dropped.append(
             (up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True))
         )
@@ -58,7 +61,7 @@ class Screen:
 
     def share(self):
         """The mass left out is at most this part of the mass kept, [Q]."""
-        return sum((n * ((m - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped) * (1 + 1e-9)
+        return sum((n * ((m + self.margin - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped) * (1 + 1e-9)
 
 
 def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):

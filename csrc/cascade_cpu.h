@@ -1,0 +1,358 @@
+// The cascade of bounds: which atoms of a block of queries can carry weight.
+#pragma once
+#include <cstring>
+#include <functional>
+
+#include "asked_cpu.h"
+#include "tensors_cpu.h"
+
+namespace dfk {
+
+inline constexpr int64_t block = 8;  // queries that share what is read
+
+// What is left of a chunk for a query: so many atoms, the largest middle and upper end of their logits.
+struct Cell {
+  int32_t count;
+  float mid, up;
+};
+
+// Memory that a thread keeps from call to call, unless it is much: touching it anew would cost as much as the
+// first level.
+struct Room {
+  std::vector<float> floats;
+  std::vector<uint8_t> picks;
+  static Room& of_this_thread() {
+    static thread_local Room room;
+    return room;
+  }
+  void trim() {
+    constexpr size_t most = 8 << 20;
+    if (floats.size() > most) floats = {}, picks = {};
+  }
+};
+
+template <class T>
+class Cascade {
+ public:
+  Cascade(const Problem<T>& p, const Index& index, double gap, int64_t k, int64_t b0, int64_t b1, Room& room)
+      : p_(p),
+        in_(index),
+        k_(k),
+        b0_(b0),
+        Q_(b1 - b0),
+        chunks_((p.N + screen_chunk - 1) / screen_chunk),
+        cells_(Q_ * chunks_) {
+    for (int64_t b = b0; b < b1; ++b)
+      q_.emplace_back(index, p.x + b * p.d, double(p.alpha[b]), double(p.sigma[b]), gap);
+    const size_t n = size_t(Q_ * chunks_ * screen_chunk);
+    if (room.picks.size() < n) room.floats.resize(4 * n), room.picks.resize(n);
+    c_ = room.floats.data(), first_ = c_ + n, mid_ = c_ + 2 * n, up_ = c_ + 3 * n;
+    picks_ = room.picks.data();
+    wide_ = {nullptr, p.y,      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   0,
+             p.scale, p.offset, p.B,     p.N,     p.d,     0,       p.ldy,   p.storage, p.op};
+  }
+
+  // False where the dense kernel is cheaper, or numbers are out of range.
+  bool run() {
+    for (const Asked& q : q_)
+      if (!q.usable()) return false;
+    rotate(0, in_.cuts[0]);
+    for (Asked& q : q_) q.set_first();
+    each_chunk([this](int64_t c) { first_level(c); });
+    improve();
+    size_t level = 0;
+    for (bool tail_done = false;;) {
+      const int64_t left = screen();
+      if (level == 0 && !tail_done && 4 * left > Q_ * p_.N && !pays(left)) return false;
+      if (tail_done || left <= 32 * Q_) break;
+      const int64_t width = level + 1 < in_.cuts.size() ? in_.cuts[level + 1] - in_.cuts[level] : 0;
+      // A level of the basis where it is cheap beside the tail, or beside the atoms themselves.
+      if (width > 0 && (left + 12 * p_.d / Q_) * width * 4 < left * (in_.padded ? in_.padded : row_bytes())) {
+        ++level;
+        rotate(in_.cuts[level - 1], in_.cuts[level]);
+        for (Asked& q : q_) q.set_level(level);
+        each_chunk([this, level](int64_t c) { next_level(c, level); });
+      } else if (in_.padded) {
+        tail_done = true;
+        for (Asked& q : q_) q.set_tail();
+        each_chunk([this](int64_t c) { tail(c); });
+      } else {
+        break;
+      }
+      improve();
+    }
+    if (k_ == 1) each(Q_, 1 << 20, [this](int64_t i) { trim(i); });
+    return true;
+  }
+
+  int64_t count(int64_t i) const {
+    int64_t sum = 0;
+    for (int64_t c = 0; c < chunks_; ++c) sum += cell(i, c).count;
+    return sum;
+  }
+  void write(int64_t i, int64_t* out) const {
+    for (int64_t c = 0; c < chunks_; ++c)
+      for (int64_t j = 0; j < cell(i, c).count; ++j) *out++ = c * screen_chunk + picks_[at(i, c) + j];
+  }
+  double dropped(int64_t i) const { return q_[i].dropped(); }
+
+ private:
+  const Cell& cell(int64_t i, int64_t c) const { return cells_[i * chunks_ + c]; }
+  Cell& cell(int64_t i, int64_t c) { return cells_[i * chunks_ + c]; }
+  int64_t at(int64_t i, int64_t c) const { return (i * chunks_ + c) * screen_chunk; }
+  int64_t row_bytes() const {
+    const int sizes[] = {4, 8, 2, 2, 1};
+    return p_.d * sizes[int(p_.storage)];
+  }
+  double log_prior(int64_t atom) const {
+    return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.prior_top) : 0;
+  }
+
+  template <class F>
+  void each_chunk(const F& f) {
+    const int64_t tasks = std::min<int64_t>(chunks_, 64);
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int64_t c = t; c < chunks_; c += tasks) f(c);
+    });
+  }
+
+  // Coordinates [k0, k1) of z in the basis.
+  void rotate(int64_t k0, int64_t k1) {
+    each((k1 - k0 + 3) / 4, 4 * Q_ * p_.d, [&](int64_t i) {
+      const int64_t k = k0 + 4 * i;
+      const double* z[block];
+      double* a[block];
+      for (int64_t q = 0; q < Q_; ++q) z[q] = q_[q].z.data(), a[q] = q_[q].a.data() + k;
+      kernels().screen.rotate(in_.basis + k * p_.d, std::min<int64_t>(4, k1 - k), p_.d, z, Q_, a);
+    });
+  }
+
+  void first_level(int64_t c) {
+    const int64_t K = in_.cuts[0], n0 = c * screen_chunk, n = std::min(screen_chunk, p_.N - n0);
+    float query[block * 32], products[block * screen_chunk], scales[screen_chunk] = {};
+    for (int64_t i = 0; i < Q_; ++i) std::copy(q_[i].first.begin(), q_[i].first.end(), query + i * K);
+    std::copy_n(in_.scales + n0, n, scales);
+    for (int64_t tile = 0; tile < n; tile += screen_tile)
+      kernels().screen.first(in_.first + (n0 + tile) * K, scales + tile, K, query, Q_, products + tile,
+                             screen_chunk);
+    const Known known(*this, c, 0);
+    for (int64_t i = 0; i < Q_; ++i) {
+      const int64_t to = at(i, c);
+      std::memcpy(first_ + to, products + i * screen_chunk, screen_chunk * sizeof(float));
+      for (int64_t j = 0; j < screen_chunk; ++j) picks_[to + j] = uint8_t(j);
+      bound(i, c, n, known, first_);
+    }
+  }
+
+  void next_level(int64_t c, size_t level) {
+    const int64_t k0 = in_.cuts[level - 1] - in_.cuts[0], n = in_.cuts[level] - in_.cuts[level - 1];
+    survivors(c, level, in_.codes + k0, in_.K - in_.cuts[0], n, level == 1 ? first_ : c_);
+  }
+  void tail(int64_t c) { survivors(c, in_.cuts.size(), in_.tail, in_.padded, in_.padded, first_); }
+
+  // c = before + what this level adds, and bounds from it. A row of codes serves all queries that it is left
+  // of.
+  void survivors(int64_t c, size_t level, const int8_t* codes, int64_t ld, int64_t n, const float* before) {
+    const Known known(*this, c, level);
+    uint8_t asking[screen_chunk] = {};
+    int64_t cells[screen_chunk][block];
+    const int16_t* queries[screen_chunk][block];
+    double units[screen_chunk][block];
+    for (int64_t i = 0; i < Q_; ++i)
+      for (int64_t j = 0; j < cell(i, c).count; ++j) {
+        const uint8_t atom = picks_[at(i, c) + j];
+        const int m = asking[atom]++;
+        cells[atom][m] = at(i, c) + j;
+        queries[atom][m] = q_[i].level.data();
+        units[atom][m] = q_[i].level_unit;
+      }
+    codes += c * screen_chunk * ld;
+    for (int64_t atom = 0; atom < known.n; ++atom) {
+      if (!asking[atom]) continue;
+      double products[block];
+      prefetch_next(codes, ld, n, asking, atom, known.n);
+      kernels().screen.dots(codes + atom * ld, n, queries[atom], asking[atom], products);
+      const double scale = known.atoms.scales[level][atom];
+      for (int m = 0; m < asking[atom]; ++m)
+        c_[cells[atom][m]] = before[cells[atom][m]] + float(products[m] * units[atom][m] * scale);
+    }
+    for (int64_t i = 0; i < Q_; ++i)
+      if (cell(i, c).count) bound(i, c, cell(i, c).count, known, c_);
+  }
+
+  static void prefetch_next(const int8_t* codes, int64_t ld, int64_t n, const uint8_t* asking, int64_t atom,
+                            int64_t atoms) {
+    while (++atom < atoms && !asking[atom]) {
+    }
+    if (atom < atoms)
+      for (int64_t k = 0; k < n; k += 64) __builtin_prefetch(codes + atom * ld + k);
+  }
+
+  // What the index knows of the atoms of a chunk.
+  struct Known {
+    int64_t n;
+    ScreenAtoms atoms{};
+    float log_prior[screen_chunk];
+    Known(const Cascade& of, int64_t c, size_t level) {
+      const int64_t n0 = c * screen_chunk, N = of.p_.N;
+      n = std::min(screen_chunk, N - n0);
+      atoms.size = of.in_.size + n0;
+      atoms.rest = of.in_.rest + int64_t(level) * N + n0;
+      if (level < of.in_.cuts.size()) atoms.shift = of.in_.shift + int64_t(level) * N + n0;
+      atoms.levels = int(level) + 1;
+      for (size_t l = 0; l <= level; ++l) atoms.scales[l] = of.in_.scales + int64_t(l) * N + n0;
+      if (!of.p_.log_prior) return;
+      for (int64_t j = 0; j < n; ++j) log_prior[j] = float(of.log_prior(n0 + j));
+      atoms.log_prior = log_prior;
+    }
+  };
+
+  // Bounds of the n atoms that are left of chunk c for query i.
+  void bound(int64_t i, int64_t c, int64_t n, const Known& known, const float* product) {
+    const int64_t from = at(i, c);
+    Cell& out = cell(i, c);
+    out.count = int32_t(n);
+    kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, product + from, n, mid_ + from,
+                            up_ + from, &out.mid, &out.up);
+  }
+
+  // Drops what lies below the best known logit less the gap; returns how many pairs are left.
+  int64_t screen() {
+    std::vector<std::pair<float, int32_t>> gone(Q_ * chunks_);
+    each_chunk([&](int64_t c) {
+      for (int64_t i = 0; i < Q_; ++i) {
+        Cell& here = cell(i, c);
+        const int64_t to = at(i, c), n = here.count;
+        if (n == 0) continue;
+        const float below = std::nextafter(float(q_[i].least()), -INFINITY);
+        if (here.up < below) {
+          gone[i * chunks_ + c] = {here.up, int32_t(n)};
+          here.count = 0;
+          continue;
+        }
+        uint8_t pick[screen_chunk];
+        float largest;
+        here.count = int32_t(kernels().screen.keep(up_ + to, n, below, pick, &largest));
+        for (int64_t j = 0; j < here.count; ++j) {
+          picks_[to + j] = picks_[to + pick[j]];
+          c_[to + j] = c_[to + pick[j]], first_[to + j] = first_[to + pick[j]];
+          up_[to + j] = up_[to + pick[j]];
+        }
+        gone[i * chunks_ + c] = {largest, int32_t(n - here.count)};
+      }
+    });
+    int64_t left = 0;
+    for (int64_t i = 0; i < Q_; ++i)
+      for (int64_t c = 0; c < chunks_; ++c) {
+        left += cell(i, c).count;
+        q_[i].drop(gone[i * chunks_ + c].first, gone[i * chunks_ + c].second);
+      }
+    return left;
+  }
+
+  // Leaves out the lightest of what is left, as many as may go: gap allows for all N atoms at its edge.
+  void trim(int64_t i) {
+    constexpr int buckets = 256;  // by distance from the best, in quarters
+    constexpr double width = 0.25;
+    Asked& q = q_[i];
+    const auto bucket = [&](float up) {
+      const double below = (q.best - up - q.margin) / q.variance / width;
+      return below > 0 ? int(std::min(below, buckets - 1.0)) : 0;  // nan: 0
+    };
+    int64_t counts[buckets] = {};
+    for (int64_t c = 0; c < chunks_; ++c)
+      for (int64_t j = 0; j < cell(i, c).count; ++j) ++counts[bucket(up_[at(i, c) + j])];
+    double room = double(p_.N) * std::exp(-q.gap / q.variance) * (1 - 1e-6) - dropped(i);
+    int cut = buckets;
+    for (; cut > 1; --cut) {
+      const double mass = double(counts[cut - 1]) * std::exp(-width * (cut - 1));
+      if (mass > room) break;
+      room -= mass;
+      q.drop(q.best - width * (cut - 1) * q.variance - q.margin, counts[cut - 1]);
+    }
+    for (int64_t c = 0; c < chunks_; ++c) {
+      int32_t kept = 0;
+      const int64_t from = at(i, c);
+      for (int64_t j = 0; j < cell(i, c).count; ++j)
+        if (bucket(up_[from + j]) < cut) picks_[from + kept++] = picks_[from + j];
+      cell(i, c).count = kept;
+    }
+  }
+
+  // A logit, to within `error` of the true one.
+  double exact(const Asked& q, int64_t atom, std::vector<double>& room, double* error = nullptr) const {
+    room.resize(p_.d);
+    kernels().f64.read_reference(wide_, atom, room.data());
+    const double square = kernels().screen.square_distance(q.x.data(), q.alpha, room.data(), p_.d);
+    const double prior = q.variance * log_prior(atom);
+    if (error) *error = 0x1p-51 * (double(p_.d) + 8) * (square + q.square + std::fabs(prior));
+    return prior + (q.square - square) / 2;
+  }
+
+  // The exact logits of the most promising atoms of every query: k by the middle of what their logits may be,
+  // which is right in much noise, and k by the upper end, which is right where the query almost is an atom.
+  void improve() {
+    each(Q_, 1 << 20, [&](int64_t i) {
+      std::vector<int64_t> atoms;
+      promising(i, mid_, &Cell::mid, atoms);
+      promising(i, up_, &Cell::up, atoms);
+      std::sort(atoms.begin(), atoms.end());
+      atoms.erase(std::unique(atoms.begin(), atoms.end()), atoms.end());
+      if (int64_t(atoms.size()) < k_) return;
+      std::vector<double> logits, room;
+      for (const int64_t atom : atoms) {
+        double error;
+        const double logit = exact(q_[i], atom, room, &error);
+        logits.push_back(logit - error);
+      }
+      std::nth_element(logits.begin(), logits.begin() + (k_ - 1), logits.end(), std::greater<>());
+      q_[i].best = std::max(q_[i].best, logits[k_ - 1]);
+    });
+  }
+  // The k atoms that are left for which `by` is largest: from no more than k chunks.
+  void promising(int64_t i, const float* by, float Cell::* largest, std::vector<int64_t>& atoms) const {
+    std::vector<std::pair<float, int64_t>> chunks, best;
+    for (int64_t c = 0; c < chunks_; ++c)
+      if (cell(i, c).count) chunks.emplace_back(cell(i, c).*largest, c);
+    const int64_t some = std::min<int64_t>(k_, int64_t(chunks.size()));
+    std::partial_sort(chunks.begin(), chunks.begin() + some, chunks.end(), std::greater<>());
+    for (int64_t n = 0; n < some; ++n) {
+      const int64_t c = chunks[n].second, from = at(i, c);
+      for (int64_t j = 0; j < cell(i, c).count; ++j)
+        best.emplace_back(by[from + j], c * screen_chunk + picks_[from + j]);
+    }
+    const int64_t k = std::min<int64_t>(k_, int64_t(best.size()));
+    std::partial_sort(best.begin(), best.begin() + k, best.end(), std::greater<>());
+    for (int64_t j = 0; j < k; ++j) atoms.push_back(best[j].second);
+  }
+
+  // Whether going on is cheaper than the dense kernel, from the exact logits of a few atoms.
+  bool pays(int64_t left) {
+    constexpr int64_t sample = 64;
+    std::vector<uint8_t> needed(sample * Q_);
+    each(sample, Q_ * p_.d, [&](int64_t s) {
+      std::vector<double> room;
+      for (int64_t i = 0; i < Q_; ++i)
+        needed[s * Q_ + i] = exact(q_[i], s * p_.N / sample, room) >= q_[i].least();
+    });
+    int64_t rows = 0;
+    for (int64_t s = 0; s < sample; ++s) {
+      const auto* first = needed.data() + s * Q_;
+      rows += std::any_of(first, first + Q_, [](uint8_t n) { return n != 0; });
+    }
+    const double read = double(rows) / double(sample), alive = double(left) / double(Q_ * p_.N);
+    return read + 0.4 * alive < 0.9;
+  }
+
+  const Problem<T>& p_;
+  const Index& in_;
+  const int64_t k_, b0_, Q_, chunks_;
+  std::vector<Asked> q_;
+  Problem<double> wide_;
+  float *c_, *first_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
+  uint8_t* picks_;
+  std::vector<Cell> cells_;
+};
+
+}  // namespace dfk
