@@ -6,6 +6,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
+
+# tl.sum over a cluster's CTAs (num_ctas > 1): earlier compilers refuse it
+CLUSTERS = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 8)
 
 POINTER = {torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 POINTER[torch.uint8] = "*u8"
@@ -46,3 +51,18 @@ def _cuda_device(index: int) -> Device:
 
 def device_of(tensor: torch.Tensor) -> Device:
     return _cuda_device(tensor.device.index) if tensor.is_cuda else DEVICES[90]
+
+
+def signature(kernel, dtype: torch.dtype, integers: tuple[str, ...], constants: dict) -> dict[str, str]:
+    """A variant's signature where every pointer is to one dtype."""
+    kinds = dict.fromkeys(integers, "i32") | dict.fromkeys(constants, "constexpr")
+    return {name: kinds.get(name, POINTER[dtype]) for name in kernel.arg_names}
+
+
+@triton.jit
+def row_sums(t):
+    """[rows, n] -> [rows]; one row may lie across a cluster, over which Triton reduces vectors only."""
+    if t.shape[0] == 1:
+        return tl.sum(t)[None]
+    else:
+        return tl.sum(t, 1)
