@@ -112,9 +112,7 @@ def measure(names) -> list[dict]:
 
 def read(path: Path = BUDGET) -> list[dict]:
     with path.open(newline="") as file:
-        return [
-            {**row, **{k: int(row[k]) for k in ("cc", *COUNTS)}} for row in csv.DictReader(file)
-        ]
+        return [{**row, **{k: int(row[k]) for k in ("cc", *COUNTS)}} for row in csv.DictReader(file)]
 
 
 def write(rows: list[dict], path: Path = BUDGET) -> None:
@@ -128,7 +126,9 @@ def write(rows: list[dict], path: Path = BUDGET) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.triton_budget", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.triton_budget", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("ops", nargs="*", metavar="op", default=ops(), help=f"of {', '.join(ops())}")
     parser.add_argument("--cc", type=int, nargs="*", default=CAPABILITIES, help="compute capabilities")
     parser.add_argument("--json", action="store_true", help="print the rows and write nothing")

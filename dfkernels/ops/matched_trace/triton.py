@@ -117,7 +117,7 @@ def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) 
     block, rows, pieces, ctas = min(room, triton.next_power_of_2(d)), 1, 1, 1
     if block < room // 2:
         rows = min(room // 2 // block, triton.next_power_of_2(triton.cdiv(B, enough)))
-    elif 2 * B <= device.multiprocessors and 2 * room <= d:
+    elif B < device.multiprocessors and 2 * room <= d:
         if clusters and device.cc >= 90 and 8 * B >= device.multiprocessors:
             ctas = min(8, triton.next_power_of_2(d) // room)
             block *= ctas

@@ -1,0 +1,88 @@
+"""Every Triton kernel compiled for four GPUs without one: registers, spills and shared memory keep to a budget.
+
+`python -m bench.triton_budget` writes the budget anew; say in the commit why it grew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+pytest.importorskip("triton.backends.nvidia", reason="Triton was built without its NVIDIA part")
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from bench import triton_budget as budget  # noqa: E402
+
+from dfkernels.ops import _triton  # noqa: E402
+
+OPS = budget.ops()
+KNOWN = {tuple(row[k] for k in budget.KEY): row for row in budget.read()}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return budget.measure(OPS)
+
+
+def test_nothing_spills_in_a_loop(measured):
+    assert [row for row in measured if row["loop_spills"]] == []
+
+
+def test_shared_memory_fits_every_device(measured):
+    too_much = [row for row in measured if row["shared"] > _triton.DEVICES[row["cc"]].shared]
+    assert too_much == []
+
+
+def test_registers_and_shared_memory_stay_within_the_budget(measured):
+    """Only with a Triton whose figures are committed: another compiler has others."""
+    if triton.__version__ not in {row["triton"] for row in KNOWN.values()}:
+        pytest.skip(f"no budget for Triton {triton.__version__}")
+    for row in measured:
+        allowed = KNOWN.get(tuple(row[k] for k in budget.KEY))
+        assert allowed is not None, f"run python -m bench.triton_budget: new is {row}"
+        assert {k: row[k] for k in budget.COUNTS if row[k] > allowed[k]} == {}, (row, allowed)
+
+
+def test_the_budget_is_of_these_kernels(measured):
+    found = {tuple(row[k] for k in budget.KEY) for row in measured}
+    stale = {key for key in KNOWN if key[0] == triton.__version__} - found
+    assert stale == set(), "run python -m bench.triton_budget"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_variants_have_names_of_their_own(op):
+    for cc in budget.CAPABILITIES:
+        names = [v.name for v in importlib.import_module(f"dfkernels.ops.{op}.triton").variants(cc)]
+        assert names and sorted(set(names)) == sorted(names)
+
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   STL [R1], R4 ;
+        /*0020*/                   LDL R5, [R1+0x4] ;
+        /*0030*/                   STL.64 [R1+0x8], R6 ;
+        /*0040*/              @!P0 BRA 0x20 ;
+        /*0050*/                   LDL R4, [R1] ;
+        /*0060*/                   BRA 0x60;
+"""
+
+
+def test_spills_are_counted_in_loops_only():
+    assert budget.loop_spills(SASS) == 2
+    assert budget.loop_spills(SASS.replace("0x20 ", "0x30 ")) == 1
+    assert budget.loop_spills(SASS.replace("0x20 ", "0x50 ")) == 0
+
+
+def test_the_budget_file_keeps_other_compilers(tmp_path):
+    row = {"triton": "3.7.1", "op": "a", "variant": "v", "cc": 90, **dict.fromkeys(budget.COUNTS, 1)}
+    other = {**row, "triton": "3.8.0"}
+    path = tmp_path / "budget.csv"
+    budget.write([row, other], path)
+    budget.write([{**row, "registers": 2}], path)
+    assert budget.read(path) == [{**row, "registers": 2}, other]
