@@ -6,7 +6,8 @@ Per lane (a query, or a query with one of its vectors v), with e = exp(l - top) 
 
 A tile of atoms is three-dimensional: coordinates along axis DAX, atoms along axis 1, lanes along the third.
 DAX = 2: a thread holds columns of a few rows and lanes share them. DAX = 0: a thread holds whole lanes, so
-that every sum stays inside it; for small d.
+that every sum stays inside it; for small d. Where d is too large for registers, logits and <t, v> are GIVEN
+(`rows_sum`), and a program has a block of the coordinates.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ def add_exactly(sum, lost, more):
 
 
 @triton.jit
+def load_atoms(y, start, i, k, ldy, N, d, scale, offset, T: tl.constexpr, AFFINE: tl.constexpr):
+    """Atoms start + i at coordinates k, zero beyond N and d."""
+    real = (i < N - start) & (k < d)
+    at = tl.load(y + start * ldy + (i * ldy + k), mask=real, other=0.0).to(T)
+    if AFFINE:
+        at = tl.where(k < d, at * scale + offset, 0.0)
+    return at
+
+
+@triton.jit
 def sweep(
     x,  # [B, d]
     y,  # [N, d], rows ldy apart; the atoms are scale * y + offset
@@ -45,6 +56,9 @@ def sweep(
     alpha,  # [B]
     sigma,  # [B]
     log_pi,  # [N]
+    given,  # [lanes, N]: logits, base 2
+    tilts,  # [lanes, N]: <y - about, v>
+    about,  # [lanes, d]
     scalars,  # out [4, splits, lanes]: top (base 2), mass, square, tilt
     vectors,  # out [3, splits, lanes, d]: ref, first, second
     N,
@@ -60,6 +74,7 @@ def sweep(
     MATVEC: tl.constexpr,
     PRIOR: tl.constexpr,
     AFFINE: tl.constexpr,
+    GIVEN: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
     LANES: tl.constexpr,
@@ -68,18 +83,20 @@ def sweep(
 ):
     T = x.dtype.element_ty
     blocks = tl.cdiv(lanes, LANES)
-    split = (tl.program_id(0) // blocks).to(tl.int64)
-    lane = (tl.program_id(0) % blocks) * LANES + along(LANES, 2 - DAX)
+    parts = tl.cdiv(d, D)  # 1 unless GIVEN
+    part = tl.program_id(0) % parts
+    split = (tl.program_id(0) // parts // blocks).to(tl.int64)
+    lane = (tl.program_id(0) // parts % blocks).to(tl.int64) * LANES + along(LANES, 2 - DAX)
     live = lane < lanes
-    query = (lane // per_query).to(tl.int64)
-    k = along(D, DAX)
+    query = lane // per_query
+    k = part * D + along(D, DAX)
     cell = live & (k < d)
     a = tl.load(alpha + query, mask=live, other=0.0)
     noise = tl.load(sigma + query, mask=live, other=1.0)
     by = -0.5 * LOG2E / (noise * noise)
     xq = tl.load(x + query * d + k, mask=cell, other=0.0)
     if MATVEC:
-        vq = tl.load(v + lane.to(tl.int64) * d + k, mask=cell, other=0.0)
+        vq = tl.load(v + lane * d + k, mask=cell, other=0.0)
 
     top = tl.zeros_like(by) - float("inf")
     mass = tl.zeros_like(by)
@@ -89,6 +106,8 @@ def sweep(
     lost_square = tl.zeros_like(by)
     odd = tl.zeros_like(by)  # nan once a distance is not finite
     ref = tl.zeros_like(xq)
+    if GIVEN and MATVEC:
+        ref = tl.load(about + lane * d + k, mask=cell, other=0.0)
     first = tl.zeros_like(xq)
     second = tl.zeros_like(xq)
 
@@ -97,20 +116,24 @@ def sweep(
     for tile in tl.range(0, tl.cdiv(tl.minimum(span, N - begin), ATOMS), num_stages=STAGES):
         start = begin + tile * ATOMS
         here = i < N - start
-        at = tl.load(y + start * ldy + (i * ldy + k), mask=here & (k < d), other=0.0).to(T)
-        if AFFINE:
-            at = tl.where(k < d, at * scale + offset, 0.0)
-        u = xq - a * at
-        distance = tl.sum(u * u, DAX, keep_dims=True)
-        odd += tl.sum(distance * 0.0, 1, keep_dims=True)
-        logit = by * distance
-        if PRIOR:
-            logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
+        if GIVEN:
+            logit = tl.load(given + lane * N + start + i, mask=here & live, other=-float("inf"))
+            odd += tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
+        else:
+            at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+            u = xq - a * at
+            distance = tl.sum(u * u, DAX, keep_dims=True)
+            odd += tl.sum(distance * 0.0, 1, keep_dims=True)
+            logit = by * distance
+            if PRIOR:
+                logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
         logit = tl.where(here & live, logit, -float("inf"))
         peak = tl.max(logit, 1, keep_dims=True)
         if tl.max((peak > top - gap).to(tl.int32)) > 0:
             new = tl.maximum(top, peak)
             safe = tl.where(new == -float("inf"), 0.0, new)
+            if GIVEN:
+                at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
             e = tl.exp2(logit - safe)
             down = tl.exp2(top - safe)
             top = new
@@ -119,7 +142,7 @@ def sweep(
             tilt *= down
             first *= down
             second *= down
-            heavier = tile_mass > mass
+            heavier = (tile_mass > mass) & (not (GIVEN and MATVEC))
             if tl.max(heavier.to(tl.int32)) > 0:
                 # What came before weighs less than this tile: go over to the tile's mean, found from its
                 # heaviest atom. Where one atom has all the weight, ref is that atom, and nothing cancels.
@@ -139,7 +162,10 @@ def sweep(
             et = e * t
             first += tl.sum(et, 1, keep_dims=True)
             if MATVEC:
-                p = tl.sum(t * vq, DAX, keep_dims=True)
+                if GIVEN:
+                    p = tl.load(tilts + lane * N + start + i, mask=here & live, other=0.0)
+                else:
+                    p = tl.sum(t * vq, DAX, keep_dims=True)
                 tilt += tl.sum(e * p, 1, keep_dims=True)
                 second += tl.sum(p * et, 1, keep_dims=True)
             else:
@@ -151,11 +177,12 @@ def sweep(
 
     out = split * lanes + lane
     count = splits.to(tl.int64) * lanes
-    tl.store(scalars + out, top, mask=live)
-    tl.store(scalars + count + out, mass + lost + odd, mask=live)
-    tl.store(scalars + 2 * count + out, square + lost_square, mask=live)
+    whole = live & (part == 0)
+    tl.store(scalars + out, top, mask=whole)
+    tl.store(scalars + count + out, mass + lost + odd, mask=whole)
+    tl.store(scalars + 2 * count + out, square + lost_square, mask=whole)
     if MATVEC:
-        tl.store(scalars + 3 * count + out, tilt, mask=live)
+        tl.store(scalars + 3 * count + out, tilt, mask=whole)
     tl.store(vectors + out * d + k, ref, mask=cell)
     tl.store(vectors + (count + out) * d + k, first, mask=cell)
     tl.store(vectors + (2 * count + out) * d + k, second, mask=cell)

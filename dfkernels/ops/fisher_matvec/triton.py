@@ -5,39 +5,44 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton_gather import gather
-from .._triton_merge import merge_matvec, merge_mean, moved_dots
+from .._triton_gather import gather, in_blocks, rows, tile_for
+from .._triton_merge import merge_grid, merge_matvec, merge_mean, moved_dots
+
+
+def _mean(p, sums):
+    """[lanes, d] in double."""
+    lanes, d = p.lanes, p.x.shape[1]
+    mean = p.x.new_empty(lanes, d, dtype=torch.float64)
+    grid, sizes = merge_grid(lanes, d)
+    merge_mean[grid](sums.scalars, sums.vectors, mean, lanes, d, sums.splits, **sizes)
+    return mean
+
+
+def _launch(p, fisher):
+    lanes, d = p.lanes, p.x.shape[1]
+    if tile_for(lanes, d, p.x.element_size()).wide:
+        logits = rows(p)
+        about = _mean(p, gather(p, logits)).to(p.x.dtype)
+        sums = gather(p, logits, rows(p, about), about)
+    else:
+        sums = gather(p)
+    mean = _mean(p, sums)
+    dots = mean.new_empty(sums.splits, lanes)
+    width = min(triton.next_power_of_2(d), 1024)
+    moved_dots[(sums.splits * lanes,)](sums.vectors, mean, p.v, dots, lanes, d, D=width)
+    out = p.v.new_empty(p.v.shape)
+    grid, sizes = merge_grid(lanes, d)
+    merge_matvec[grid](
+        *(sums.scalars, sums.vectors, mean, dots, p.v, p.alpha, p.sigma, out),
+        *(lanes, p.v.shape[1], d, sums.splits),
+        FISHER=fisher,
+        **sizes,
+    )
+    return out
 
 
 def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher):
-    B, K, d = v.shape
-    out = v.new_empty(v.shape)
+    """As the ops: F v, or C v."""
     if v.numel() == 0:
-        return out
-    v, alpha, sigma = v.contiguous(), alpha.contiguous(), sigma.contiguous()
-    with torch.cuda.device_of(x):
-        sums = gather(x, y, v, alpha, sigma, log_prior, scale, offset)
-        D = min(triton.next_power_of_2(d), 128)
-        grid = (B * K * triton.cdiv(d, D),)
-        mean = x.new_empty(B * K, d, dtype=torch.float64)
-        dots = x.new_empty(sums.splits, B * K, dtype=torch.float64)
-        merge_mean[grid](sums.scalars, sums.vectors, mean, B * K, d, sums.splits, SPLITS=16, D=D)
-        moved_dots[(sums.splits * B * K,)](sums.vectors, mean, v, dots, B * K, d, D=min(triton.next_power_of_2(d), 1024))
-        merge_matvec[grid](
-            sums.scalars,
-            sums.vectors,
-            mean,
-            dots,
-            v,
-            alpha,
-            sigma,
-            out,
-            B * K,
-            K,
-            d,
-            sums.splits,
-            FISHER=fisher,
-            SPLITS=16,
-            D=D,
-        )
-    return out
+        return v.new_empty(v.shape)
+    return in_blocks(lambda p: _launch(p, fisher), x, y, v, alpha, sigma, log_prior, scale, offset)
