@@ -5,6 +5,7 @@ benchmark's.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import io
@@ -89,7 +90,7 @@ def test_commands_exist():
         elif words[:2] == ["python", "-m"] and words[2] != "dfkernels":
             assert words[2].split(".")[0] == "bench"
             assert (ROOT / (words[2].replace(".", "/") + ".py")).exists() or (
-                ROOT / words[2] / "__main__.py"
+                ROOT / words[2].replace(".", "/") / "__main__.py"
             ).exists()
         else:
             assert "dfkernels" in (words[0], words[-1]), command
@@ -148,6 +149,13 @@ def test_the_bench_table_is_the_committed_csv():
             f"{table.RESULTS.relative_to(ROOT)} does not exist: run `make bench` and commit it", pytrace=False
         )
     assert table.with_tables(README, table.read_rows()) == README, "run `python -m bench.table`"
+
+
+def test_the_gpu_table_is_the_committed_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    report = importlib.import_module("bench.gpu.report")
+    assert README.count("<!-- gpu -->") == README.count("<!-- /gpu -->") == 1
+    assert report.with_tables(README, report.read_results()) == README, "run `python -m bench.gpu.report`"
 
 
 def test_the_picture_is_small():

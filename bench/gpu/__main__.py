@@ -27,8 +27,6 @@ import dfkernels as df
 from . import peers, report
 from .cases import EXACT_QUERIES, Case, floor, grid
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "bench" / "results"
 SMALL = """
 import torch
 from dfkernels import ops
@@ -51,7 +49,7 @@ def shell(*command: str, timeout: float | None = None, **more) -> tuple[int, str
     try:
         done = subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=report.ROOT,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,7 +121,7 @@ def sanitizer(timeout: float) -> dict:
     if not Path(tool).exists():
         return {}
     found = {}
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(report.ROOT)}
     for kind in ("memcheck", "racecheck"):
         command = (tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-c", SMALL)
         code, text = shell(*command, timeout=timeout / 2, env=environment)
@@ -216,7 +214,7 @@ def main() -> int:
 
     deadline = time.monotonic() + 60 * args.minutes
     about = machine()
-    path = args.out or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', about['gpu'].lower())}.json"
+    path = args.out or report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', about['gpu'].lower())}.json"
     result = {"machine": about, "commit": commit(), "date": date.today().isoformat(), "rows": []}
     if not args.only:
         result["tests"] = tests(timeout=60 * args.minutes / 3)

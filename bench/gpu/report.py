@@ -1,13 +1,17 @@
-"""What a run found: the file, the targets, the tables."""
+"""What a run found: the file, the targets, the tables. `python -m bench.gpu.report` puts them into README."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from .cases import geometric_mean
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
 CONTENDERS = (
     "dfkernels",
     "torch",
@@ -115,3 +119,19 @@ def markdown(result: dict) -> str:
             f"{ms(row, 'dfkernels') / row['floor_ms']:.2f} ({row['bound']}) |"
         )
     return "\n".join(lines)
+
+
+def with_tables(text: str, results: list[dict]) -> str:
+    """`text` with everything between the markers <!-- gpu --> and <!-- /gpu --> made anew."""
+    body = "\n\n".join(map(markdown, results)) or "Not yet measured on a GPU."
+    return re.sub(
+        r"<!-- gpu -->.*?<!-- /gpu -->", lambda _: f"<!-- gpu -->\n{body}\n<!-- /gpu -->", text, flags=re.S
+    )
+
+
+def read_results() -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(), read_results()))
