@@ -22,12 +22,12 @@ def merge_grid(lanes: int, d: int):
 
 @triton.jit
 def split_weights(scalars, lane, lanes, splits, start, top, SPLITS: tl.constexpr):
-    """Places of some splits' sums, which of them exist, and w_s [SPLITS, 1]."""
+    """Places of some splits' sums, which of them have any, and w_s [SPLITS, 1]."""
     s = start + tl.arange(0, SPLITS)[:, None]
     there = s < splits
     at = s.to(tl.int64) * lanes + lane
-    w = tl.exp2(tl.load(scalars + at, mask=there, other=-float("inf")) - top).to(tl.float64)
-    return at, there, w
+    log_w = tl.load(scalars + at, mask=there, other=-float("inf")) - top
+    return at, there & (log_w != -float("inf")), tl.exp2(log_w).to(tl.float64)
 
 
 @triton.jit
@@ -138,17 +138,18 @@ def merge_mean(scalars, vectors, mean, lanes, d, splits, SPLITS: tl.constexpr, D
 
 
 @triton.jit
-def moved_dots(vectors, mean, v, dots, lanes, d, D: tl.constexpr):
+def moved_dots(scalars, vectors, mean, v, dots, lanes, d, D: tl.constexpr):
     """g_s = <ref_s - mean, v>, [splits, lanes] in double, one per program."""
     at = tl.program_id(0).to(tl.int64)
     lane = at % lanes
+    end = tl.where(tl.load(scalars + at) == -float("inf"), 0, d)
     total = tl.zeros((D,), tl.float64)
-    for start in range(0, d, D):
+    for start in range(0, end, D):
         k = start + tl.arange(0, D)
-        moved = tl.load(vectors + at * d + k, mask=k < d, other=0.0) - tl.load(
-            mean + lane * d + k, mask=k < d, other=0.0
-        )
-        total += moved * tl.load(v + lane * d + k, mask=k < d, other=0.0)
+        cell = k < end
+        moved = tl.load(vectors + at * d + k, mask=cell, other=0.0).to(tl.float64)
+        moved -= tl.load(mean + lane * d + k, mask=cell, other=0.0)
+        total += moved * tl.load(v + lane * d + k, mask=cell, other=0.0)
     tl.store(dots + at, tl.sum(total))
 
 

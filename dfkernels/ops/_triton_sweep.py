@@ -56,11 +56,12 @@ def sweep(
     alpha,  # [B]
     sigma,  # [B]
     log_pi,  # [N]
-    given,  # [lanes, N]: logits, base 2
+    given,  # [B, N]: logits, base 2; those below floor - gap need only be that
+    floor,  # [B]: no more than the largest
     tilts,  # [lanes, N]: <y - about, v>
     about,  # [lanes, d]
     scalars,  # out [4, splits, lanes]: top (base 2), mass, square, tilt
-    vectors,  # out [3, splits, lanes, d]: ref, first, second
+    vectors,  # out [3, splits, lanes, d]: ref, first, second; where mass > 0
     N,
     d,
     ldy,
@@ -80,6 +81,7 @@ def sweep(
     LANES: tl.constexpr,
     DAX: tl.constexpr,
     STAGES: tl.constexpr,
+    STRIP: tl.constexpr,  # tiles, where logits are given
 ):
     T = x.dtype.element_ty
     blocks = tl.cdiv(lanes, LANES)
@@ -111,69 +113,84 @@ def sweep(
     first = tl.zeros_like(xq)
     second = tl.zeros_like(xq)
 
+    least = tl.zeros_like(by) - float("inf")  # some atom's logit is at least this
     begin = split * span
     i = along(ATOMS, 1)
-    for tile in tl.range(0, tl.cdiv(tl.minimum(span, N - begin), ATOMS), num_stages=STAGES):
-        start = begin + tile * ATOMS
-        here = i < N - start
-        if GIVEN:
-            logit = tl.load(given + lane * N + start + i, mask=here & live, other=-float("inf"))
-            odd += tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
-        else:
-            at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
-            u = xq - a * at
-            distance = tl.sum(u * u, DAX, keep_dims=True)
-            odd += tl.sum(distance * 0.0, 1, keep_dims=True)
-            logit = by * distance
-            if PRIOR:
-                logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
-        logit = tl.where(here & live, logit, -float("inf"))
-        peak = tl.max(logit, 1, keep_dims=True)
-        if tl.max((peak > top - gap).to(tl.int32)) > 0:
-            new = tl.maximum(top, peak)
-            safe = tl.where(new == -float("inf"), 0.0, new)
+    tiles = tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS)
+    strips = 1
+    strip = tiles
+    if GIVEN:
+        least = tl.load(floor + query, mask=live, other=float("inf"))
+        strip = STRIP
+        strips = tl.cdiv(tiles, strip)
+    for j in range(strips):
+        end = tl.minimum(tiles, (j + 1) * strip)
+        if GIVEN:  # most of the time nothing in a strip matters
+            n = begin + j * strip * ATOMS + along(STRIP * ATOMS, 1)
+            ahead = tl.load(given + query * N + n, mask=(n < N) & live, other=-float("inf"))
+            some = tl.max(((ahead > tl.maximum(top, least) - gap) | (ahead != ahead)).to(tl.int32))
+            end = tl.where(some > 0, end, j * strip)
+        for tile in tl.range(j * strip, end, num_stages=STAGES):
+            start = begin + tile * ATOMS
+            here = i < N - start
             if GIVEN:
-                at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
-            e = tl.exp2(logit - safe)
-            down = tl.exp2(top - safe)
-            top = new
-            tile_mass = tl.sum(e, 1, keep_dims=True)
-            mass *= down
-            tilt *= down
-            first *= down
-            second *= down
-            heavier = (tile_mass > mass) & (not (GIVEN and MATVEC))
-            if tl.max(heavier.to(tl.int32)) > 0:
-                # What came before weighs less than this tile: go over to the tile's mean, found from its
-                # heaviest atom. Where one atom has all the weight, ref is that atom, and nothing cancels.
-                best = tl.argmax(logit, 1, keep_dims=True)
-                best = tl.sum(tl.where(i == best, at, 0.0), 1, keep_dims=True)
-                mean = best + tl.sum(e * (at - best), 1, keep_dims=True) / tl.where(heavier, tile_mass, 1.0)
-                moved = tl.where(heavier, ref - mean, 0.0)
-                ref = tl.where(heavier, mean, ref)
-                if MATVEC:
-                    shift = tl.sum(moved * vq, DAX, keep_dims=True)
-                    tilt += mass * shift
-                    second += shift * first + tilt * moved
-                else:
-                    second += moved * (2 * first + mass * moved)
-                first += mass * moved
-            t = at - ref
-            et = e * t
-            first += tl.sum(et, 1, keep_dims=True)
-            if MATVEC:
-                if GIVEN:
-                    p = tl.load(tilts + lane * N + start + i, mask=here & live, other=0.0)
-                else:
-                    p = tl.sum(t * vq, DAX, keep_dims=True)
-                tilt += tl.sum(e * p, 1, keep_dims=True)
-                second += tl.sum(p * et, 1, keep_dims=True)
+                logit = tl.load(given + query * N + start + i, mask=here & live, other=-float("inf"))
+                odd += tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
-                second += tl.sum(t * et, 1, keep_dims=True)
-            mass, lost = add_exactly(mass, lost * down, tile_mass)
-            square, lost_square = add_exactly(
-                square * (down * down), lost_square * (down * down), tl.sum(e * e, 1, keep_dims=True)
-            )
+                at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+                u = xq - a * at
+                distance = tl.sum(u * u, DAX, keep_dims=True)
+                odd += tl.sum(distance * 0.0, 1, keep_dims=True)
+                logit = by * distance
+                if PRIOR:
+                    logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
+            logit = tl.where(here & live, logit, -float("inf"))
+            peak = tl.max(logit, 1, keep_dims=True)
+            if tl.max((peak > tl.maximum(top, least) - gap).to(tl.int32)) > 0:
+                new = tl.maximum(top, peak)
+                safe = tl.where(new == -float("inf"), 0.0, new)
+                if GIVEN:
+                    at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+                e = tl.exp2(logit - safe)
+                down = tl.exp2(top - safe)
+                top = new
+                tile_mass = tl.sum(e, 1, keep_dims=True)
+                mass *= down
+                tilt *= down
+                first *= down
+                second *= down
+                heavier = (tile_mass > mass) & (not (GIVEN and MATVEC))
+                if tl.max(heavier.to(tl.int32)) > 0:
+                    # What came before weighs less than this tile: go over to the tile's mean, found from its
+                    # heaviest atom. Where one atom has all the weight, ref is that atom, and nothing cancels.
+                    best = tl.argmax(logit, 1, keep_dims=True)
+                    best = tl.sum(tl.where(i == best, at, 0.0), 1, keep_dims=True)
+                    mean = best + tl.sum(e * (at - best), 1, keep_dims=True) / tl.where(heavier, tile_mass, 1.0)
+                    moved = tl.where(heavier, ref - mean, 0.0)
+                    ref = tl.where(heavier, mean, ref)
+                    if MATVEC:
+                        shift = tl.sum(moved * vq, DAX, keep_dims=True)
+                        tilt += mass * shift
+                        second += shift * first + tilt * moved
+                    else:
+                        second += moved * (2 * first + mass * moved)
+                    first += mass * moved
+                t = at - ref
+                et = e * t
+                first += tl.sum(et, 1, keep_dims=True)
+                if MATVEC:
+                    if GIVEN:
+                        p = tl.load(tilts + lane * N + start + i, mask=here & live, other=0.0)
+                    else:
+                        p = tl.sum(t * vq, DAX, keep_dims=True)
+                    tilt += tl.sum(e * p, 1, keep_dims=True)
+                    second += tl.sum(p * et, 1, keep_dims=True)
+                else:
+                    second += tl.sum(t * et, 1, keep_dims=True)
+                mass, lost = add_exactly(mass, lost * down, tile_mass)
+                square, lost_square = add_exactly(
+                    square * (down * down), lost_square * (down * down), tl.sum(e * e, 1, keep_dims=True)
+                )
 
     out = split * lanes + lane
     count = splits.to(tl.int64) * lanes
@@ -183,6 +200,7 @@ def sweep(
     tl.store(scalars + 2 * count + out, square + lost_square, mask=whole)
     if MATVEC:
         tl.store(scalars + 3 * count + out, tilt, mask=whole)
+    cell &= mass > 0
     tl.store(vectors + out * d + k, ref, mask=cell)
     tl.store(vectors + (count + out) * d + k, first, mask=cell)
     tl.store(vectors + (2 * count + out) * d + k, second, mask=cell)

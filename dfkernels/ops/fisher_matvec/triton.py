@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton_gather import gather, in_blocks, rows, tile_for
+from .._triton_gather import gather, in_blocks, logits, rows, tile_for
 from .._triton_merge import merge_grid, merge_matvec, merge_mean, moved_dots
 
 
@@ -20,16 +20,16 @@ def _mean(p, sums):
 
 def _launch(p, fisher):
     lanes, d = p.lanes, p.x.shape[1]
-    if tile_for(lanes, d, p.x.element_size()).wide:
-        logits = rows(p)
-        about = _mean(p, gather(p, logits)).to(p.x.dtype)
-        sums = gather(p, logits, rows(p, about), about)
+    if tile_for(lanes, d, p.x.element_size()).given:
+        given = logits(p)
+        about = _mean(p, gather(p, given)).to(p.x.dtype)
+        sums = gather(p, given, rows(p, about), about)
     else:
         sums = gather(p)
     mean = _mean(p, sums)
     dots = mean.new_empty(sums.splits, lanes)
     width = min(triton.next_power_of_2(d), 1024)
-    moved_dots[(sums.splits * lanes,)](sums.vectors, mean, p.v, dots, lanes, d, D=width)
+    moved_dots[(sums.splits * lanes,)](sums.scalars, sums.vectors, mean, p.v, dots, lanes, d, D=width)
     out = p.v.new_empty(p.v.shape)
     grid, sizes = merge_grid(lanes, d)
     merge_matvec[grid](
