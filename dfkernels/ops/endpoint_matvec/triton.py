@@ -116,16 +116,6 @@ def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters
     return Plan(rows, block, pieces, vectors, warps, ctas)
 
 
-def _stages(p: Plan, form: str) -> list[tuple[dict, dict]]:
-    """(constants, options) of every launch."""
-    sizes = {"CENTRED": form == "centred", "ROWS": p.rows, "BLOCK": p.block, "PADDED": 1}
-    options = {"num_warps": p.warps, "num_ctas": p.ctas}
-    if p.pieces == 1:
-        return [({**sizes, "STAGE": "row"}, options)]
-    padded = {"PADDED": triton.next_power_of_2(p.pieces)}
-    return [({**sizes, "STAGE": "dots"}, options), ({**sizes, "STAGE": "result", **padded}, options)]
-
-
 def launch(v, x0, mean, alpha, sigma, form):
     """As the op: v [B, K, d], x0 and mean [B, d], alpha and sigma [B] -> [B, K, d]."""
     B, K, d = v.shape
@@ -134,32 +124,16 @@ def launch(v, x0, mean, alpha, sigma, form):
     if out.numel() == 0:
         return out
     p = plan(B, K, d, v.element_size(), _triton.device_of(v), _triton.CLUSTERS)
-    dots = v.new_empty(B * K * 2 * p.pieces) if p.pieces > 1 else out
+    whole = p.pieces == 1
+    dots = out if whole else v.new_empty(B * K * 2 * p.pieces)
     grid = (triton.cdiv(B, p.rows) * p.pieces, triton.cdiv(K, p.vectors))
-    steps = alpha.stride(0), sigma.stride(0)
     with torch.cuda.device_of(v):
-        for constants, options in _stages(p, form):
+        for stage in ("row",) if whole else ("dots", "result"):
             _kernel[grid](
-                *(v, x0, mean, alpha, sigma, out, dots, B, K, d, p.vectors, p.pieces, *steps),
-                **constants,
-                **options,
+                *(v, x0, mean, alpha, sigma, out, dots, B, K, d, p.vectors, p.pieces),
+                *(alpha.stride(0), sigma.stride(0)),
+                **{"CENTRED": form == "centred", "STAGE": stage, "ROWS": p.rows, "BLOCK": p.block},
+                **{"PADDED": triton.next_power_of_2(p.pieces) if stage == "result" else 1},
+                **{"num_warps": p.warps, "num_ctas": p.ctas},
             )
     return out
-
-
-def variants(cc: int) -> list[_triton.Variant]:
-    """Every way to compile it that the shapes below lead to."""
-    found = {}
-    integers = ("B", "K", "d", "vectors", "pieces", "alpha_step", "sigma_step")
-    for dtype in (torch.float32, torch.float64):
-        for B, K, d in ((64, 1, 65536), (256, 1, 12288), (4096, 4, 3072), (65536, 1, 2), (8, 1, 196608)):
-            p = plan(B, K, d, dtype.itemsize, _triton.DEVICES[cc], _triton.CLUSTERS)
-            for form in ("paper", "centred"):
-                for constants, options in _stages(p, form):
-                    name = f"{form} {constants['STAGE']} {_triton.POINTER[dtype][1:]} {p.rows}x{p.block}"
-                    name += f" of {constants['PADDED']}" * (constants["PADDED"] > 1)
-                    name += f" ctas {p.ctas}" * (p.ctas > 1)
-                    signature = _triton.signature(_kernel, dtype, integers, constants)
-                    divisible = ("d",) if d % 16 == 0 else ()
-                    found[name] = _triton.Variant(name, _kernel, signature, constants, options, divisible)
-    return list(found.values())

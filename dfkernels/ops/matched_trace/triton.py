@@ -128,57 +128,28 @@ def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) 
     return Plan(rows, block, triton.cdiv(d, length), length, warps, ctas)
 
 
-def _launches(p: Plan | None) -> list[tuple[object, dict, dict]]:
-    """(kernel, constants, options) of every launch; p None: the residual form."""
-    if p is None:
-        return [(_finish, {"PAPER": False, "ROWS": 256, "PADDED": 1}, {"num_warps": 4})]
-    sizes = {"ROWS": p.rows, "BLOCK": p.block, "WHOLE": p.pieces == 1}
-    found = [(_squares, sizes, {"num_warps": p.warps, "num_ctas": p.ctas})]
-    if p.pieces > 1:
-        padded = triton.next_power_of_2(p.pieces)
-        found.append((_finish, {"PAPER": True, "ROWS": 4, "PADDED": padded}, {"num_warps": 4}))
-    return found
-
-
 def launch(m, eps, x, alpha, sigma, form):
     """As the op: m [B], eps and x [B, d], alpha and sigma [B] -> [B]."""
     B, d = eps.shape
     out = m.new_empty(B)
     if B == 0:
         return out
-    p, squares, pieces = None, m, 1
-    if form == "paper":
-        eps, x = eps.contiguous(), x.contiguous()
-        p = plan(B, d, eps.element_size(), _triton.device_of(eps), _triton.CLUSTERS)
-        pieces = p.pieces
-        squares = out if pieces == 1 else m.new_empty(B * pieces)
     steps = alpha.stride(0), sigma.stride(0), m.stride(0)
     with torch.cuda.device_of(m):
-        for kernel, constants, options in _launches(p):
-            if kernel is _squares:
-                args = (m, eps, x, alpha, sigma, squares, B, d, pieces, p.length, *steps)
-                grid = (triton.cdiv(B, p.rows) * pieces,)
-            else:
-                args = (m, squares, alpha, sigma, out, B, d, pieces, *steps)
-                grid = (triton.cdiv(B, constants["ROWS"]),)
-            kernel[grid](*args, **constants, **options)
+        squares, pieces = m, 1
+        if form == "paper":
+            p = plan(B, d, eps.element_size(), _triton.device_of(eps), _triton.CLUSTERS)
+            pieces = p.pieces
+            squares = out if pieces == 1 else m.new_empty(B * pieces)
+            _squares[(triton.cdiv(B, p.rows) * pieces,)](
+                *(m, eps.contiguous(), x.contiguous(), alpha, sigma, squares, B, d, pieces, p.length, *steps),
+                **{"ROWS": p.rows, "BLOCK": p.block, "WHOLE": pieces == 1},
+                **{"num_warps": p.warps, "num_ctas": p.ctas},
+            )
+        if form != "paper" or pieces > 1:
+            rows = 256 if pieces == 1 else 4
+            _finish[(triton.cdiv(B, rows),)](
+                *(m, squares, alpha, sigma, out, B, d, pieces, *steps),
+                **{"PAPER": form == "paper", "ROWS": rows, "PADDED": triton.next_power_of_2(pieces)},
+            )
     return out
-
-
-def variants(cc: int) -> list[_triton.Variant]:
-    """Every way to compile it that the shapes below lead to."""
-    found = {}
-    integers = ("B", "d", "pieces", "length", "alpha_step", "sigma_step", "m_step")
-    for dtype in (torch.float32, torch.float64):
-        for shape in ((64, 65536), (256, 12288), (4096, 3072), (65536, 2), (2, 65536), None):
-            p = shape and plan(*shape, dtype.itemsize, _triton.DEVICES[cc], _triton.CLUSTERS)
-            for kernel, constants, options in _launches(p):
-                sizes = f"{constants['ROWS']}x{constants.get('BLOCK', constants.get('PADDED'))}"
-                name = f"{kernel.__name__[1:]} {_triton.POINTER[dtype][1:]} {sizes}"
-                name += " residual" * (p is None) + " piece" * (not constants.get("WHOLE", True))
-                ctas = options.get("num_ctas", 1)
-                name += f" ctas {ctas}" * (ctas > 1)
-                signature = _triton.signature(kernel, dtype, integers, constants)
-                divisible = ("d",) if shape and shape[1] % 16 == 0 else ()
-                found[name] = _triton.Variant(name, kernel, signature, constants, options, divisible)
-    return list(found.values())
