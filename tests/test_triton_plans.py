@@ -56,7 +56,7 @@ def test_endpoint_matvec_covers_every_shape(device, clusters, itemsize):
         ((64, 65536), True, (1, 32768, 1, 65536, 8, 8)),
         ((256, 12288), False, (1, 4096, 1, 12288, 8, 1)),
         ((2, 65536), True, (1, 4096, 16, 4096, 8, 1)),  # too few rows: pieces, not clusters
-        ((65536, 2), False, (128, 2, 1, 2, 1, 1)),
+        ((65536, 2), False, (128, 2, 1, 2, 2, 1)),
     ],
 )
 def test_matched_trace(shape, clusters, plan):

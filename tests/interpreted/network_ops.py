@@ -101,7 +101,7 @@ def check_trace(B, d, dtype, form, alpha=None):
     "B, d, multiprocessors",
     [
         (3, 5, 132),  # a row per program
-        (70, 3, 4),  # four rows per program, the last one half empty
+        (300, 3, 4),  # 32 rows per program, the last one part empty; two programs in the residual form
         (2, 5000, 1),  # several blocks of a row in turn
         (2, 30000, 132),  # in pieces, merged by a second launch
         (0, 3, 132),

@@ -124,7 +124,7 @@ def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) 
         else:
             pieces = min(triton.cdiv(d, room), triton.cdiv(enough, B))
     length = triton.cdiv(triton.cdiv(d, pieces), block) * block
-    warps = max(1, min(8, 8 * rows * block // ctas // room))
+    warps = max(1, min(8, (8 if rows == 1 else 32) * rows * block // ctas // room))
     return Plan(rows, block, triton.cdiv(d, length), length, warps, ctas)
 
 
