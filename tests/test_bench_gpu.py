@@ -80,7 +80,9 @@ def test_the_floor_is_the_largest_of_three():
     assert bound == "memory" and time_of_y == pytest.approx(10.48576 / 4000 * 1000, rel=1e-4)
     many = Case("compute", "posterior", 4096, 262_144, 1024, storage="bfloat16")
     assert cases.floor(many, RATES) == (pytest.approx(many.flops / 800e9), "matrix")
-    assert cases.floor(Case("compute", "posterior", 4096, 262_144, 1024), RATES)[0] == pytest.approx(many.flops / 50e9)
+    assert cases.floor(Case("compute", "posterior", 4096, 262_144, 1024), RATES)[0] == pytest.approx(
+        many.flops / 50e9
+    )
     plane = Case("small d", "posterior", 65_536, 65_536, 2)
     assert cases.floor(plane, RATES) == (pytest.approx(65_536**2 / 4e9), "exp")
     assert Case("grid", "fisher_matvec", 2, 3, 5, K=4).flops == 2 * 9 * 2 * 3 * 5
@@ -126,8 +128,9 @@ def test_the_exact_result_is_the_references():
 
 def test_what_cannot_run_says_why(monkeypatch):
     late = row_of(TINY[1], monkeypatch, deadline=time.monotonic() - 1)
-    assert set(map(str, late["contenders"].values())) == {"{'skipped': 'out of time'}"}
-    monkeypatch.setattr(peers, "bytes_needed", lambda case: 2**40)
+    assert late["contenders"] == {"dfkernels": {"skipped": "out of time"}}
+    assert gpu.line(late).endswith("{'skipped': 'out of time'}")
+    monkeypatch.setattr(peers, "bytes_needed", lambda case, name: 2**40 * (name == "torch"))
     large = row_of(TINY[1], monkeypatch)
     assert large["contenders"]["torch"] == {"skipped": "needs 1024 GiB for [B, N] arrays"}
     assert large["contenders"]["dfkernels"]["ms"] == 2.0
@@ -138,6 +141,62 @@ def test_what_cannot_run_says_why(monkeypatch):
 
     monkeypatch.setitem(peers.PLAIN, "posterior", broken)
     assert row_of(TINY[1], monkeypatch)["contenders"]["torch"] == {"failed": "RuntimeError: no such kernel"}
+
+
+def test_the_whole_command(monkeypatch, tmp_path, capsys):
+    """From the tests to the summary, everything that needs a GPU replaced."""
+    one_case = gpu.measure_case
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "Events", lambda: lambda function, seconds: [1.0, 2.0, 6.0])
+    monkeypatch.setattr(measure, "graphed", lambda function: (function, True))
+    monkeypatch.setattr(measure, "rates", lambda timer: RATES)
+    monkeypatch.setattr(gpu, "grid", lambda: TINY)
+    monkeypatch.setattr(gpu, "measure_case", lambda *a: one_case(*a[:4], "cpu", *a[5:]))
+    monkeypatch.setattr(gpu, "machine", lambda: result_of({})["machine"] | {"memory": 2**33})
+    said = {"passed": 3, "failed": 0, "seconds": 1.0, "tail": ""}
+    monkeypatch.setattr(gpu, "tests", lambda timeout: said)
+    monkeypatch.setattr(gpu, "sanitizer", lambda deadline: {"memcheck": "clean"})
+    path = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--out", str(path)])
+    assert gpu.main() == 0
+    result = json.loads(path.read_text())
+    assert [row["op"] for row in result["rows"]] == [case.op for case in TINY]
+    assert (
+        result["tests"] == said and result["sanitizer"] == {"memcheck": "clean"} and result["rates"] == RATES
+    )
+    assert capsys.readouterr().out.endswith(f"{path}: 8 cases, 0 without time; 0 of ours wrong or failed\n")
+    assert report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result]).count("`fisher_matvec`") == 1
+    path.unlink()
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "endpoint", "--minutes", "0"])
+    assert gpu.main() == 0 and list(tmp_path.iterdir()) == []
+    assert "None: 2 cases, 2 without time; 0 of ours wrong or failed" in capsys.readouterr().out
+
+
+def test_what_a_peer_needs():
+    plane = Case("small d", "posterior", 65_536, 65_536, 2)
+    assert peers.bytes_needed(plane, "torch") == 3 * 2**34 and peers.bytes_needed(plane, "sdpa") == 0
+    wide = Case("memory", "posterior", 1, 1000, 4096, storage="bfloat16")
+    assert peers.bytes_needed(wide, "torch") == 4 * 1000 * (3 + 4096)
+    assert peers.bytes_needed(wide, "torch-bf16") == peers.bytes_needed(wide, "compile") == 4 * 1000 * 3
+    assert peers.bytes_needed(Case("network", "endpoint_matvec", 64, 0, 65_536), "torch") == 0
+
+
+def test_a_command_that_fails_or_hangs():
+    assert gpu.shell(sys.executable, "-c", "print('a'); raise SystemExit(3)") == (3, "a\n")
+    assert gpu.shell(sys.executable, "-c", "import time; time.sleep(60)", timeout=0.2) == (124, "")
+    assert gpu.shell("no-such-program-as-this")[0] == 127
+
+
+def test_the_cuda_tests_are_counted(monkeypatch):
+    said = "...F\n=== short summary ===\n1 failed, 3 passed, 2 skipped in 0.1s\n"
+    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (1, said))
+    found = gpu.tests(timeout=1)
+    assert (found["passed"], found["failed"], found["tail"]) == (3, 1, said)
+    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (124, "...."))
+    assert gpu.tests(timeout=1)["failed"] == -1
+    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (0, "5 passed in 1s\n"))
+    assert gpu.tests(timeout=1) == {"passed": 5, "failed": 0, "seconds": 0.0, "tail": ""}
 
 
 def result_of(times):

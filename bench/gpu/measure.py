@@ -38,13 +38,11 @@ class Events:
 
 
 def graphed(function):
-    """(replay of `function` as a CUDA graph, True), or (function, False) where it cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        function()
-    torch.cuda.current_stream().wait_stream(side)
+    """(replay of `function`, which has run before, as a CUDA graph, True), or (function, False) where it cannot be
+    captured.
+    """
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # the graph has memory of its own
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):

@@ -155,8 +155,12 @@ def contenders(case, inputs) -> dict:
     return found
 
 
-def bytes_needed(case) -> int:
-    """Of a plain peer beside its inputs: three [B, N] arrays, and the atoms as float32."""
-    wide = 0 if case.storage == "float32" else 4 * case.N * case.d
-    squares = 4 * case.N * case.d * (case.op in ("fisher_diagonal", "fisher_dense"))
-    return 12 * case.B * case.N * (1 + (case.op == "fisher_matvec")) + wide + squares
+def bytes_needed(case, name: str) -> int:
+    """Of a contender beside its inputs: [B, N] arrays, and the atoms as float32, squared or weighted."""
+    if not case.N or name not in ("torch", "torch-bf16", "compile"):
+        return 0
+    arrays = {"posterior": 3, "fisher_matvec": 5}.get(case.op, 2)
+    copies = (case.storage != "float32" and name == "torch") + (
+        case.op in ("fisher_diagonal", "fisher_dense")
+    )
+    return 4 * case.N * (arrays * case.B + copies * case.d)

@@ -52,7 +52,7 @@ def check_endpoint(inputs, form):
     "B, K, d, multiprocessors",
     [
         (3, 2, 5, 132),  # a row per program
-        (70, 3, 2, 4),  # four rows per program, the last one half empty
+        (70, 3, 2, 4),  # eight rows per program, the last one part empty
         (5, 7, 40, 1),  # several vectors per program
         (2, 1, 3000, 132),
     ],
