@@ -43,6 +43,7 @@ CLOUDS = [
     ((65_536, 65_536, 16, 1), SINGLE, SINGLE, False),
     ((65_536, 65_536, 2, 1), SINGLE, SINGLE, True),
     ((2, 1000, 100_000, 1), SINGLE, SINGLE, False),
+    ((7, 50_001, 33, 3), SINGLE, SINGLE, False),
     ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
 ]
 CALLS = {
@@ -175,13 +176,15 @@ def resources(kernel) -> dict[str, int]:
 
 
 def measure_here(cc: int) -> list[dict]:
-    rows = []
+    rows, errors = [], []
     for (file, name), launch in launches(cc).items():
         try:
             used = resources(compiled(launch, cc))
+            rows.append({"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used})
         except Exception as error:
-            raise RuntimeError(f"{file}, {name}, cc {cc}: {error}") from error
-        rows.append({"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used})
+            errors.append(f"{file}, {name}, cc {cc}: {error}")
+    if errors:
+        raise RuntimeError("\n\n".join(errors))
     return rows
 
 

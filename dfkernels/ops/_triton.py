@@ -39,6 +39,14 @@ def device_of(tensor: torch.Tensor) -> Device:
     return _cuda_device(tensor.device.index) if tensor.is_cuda else DEVICES[90]
 
 
+def expect(like: torch.Tensor, **given: tuple[torch.Tensor, tuple[int, ...]]) -> None:
+    """RuntimeError for a tensor, given with its shape, that a kernel would read past its end."""
+    for name, (t, shape) in given.items():
+        if t.shape != shape or t.dtype != like.dtype or t.device != like.device:
+            wanted = f"{list(shape)}, {like.dtype}, {like.device}"
+            raise RuntimeError(f"{name}: expected {wanted}, got {list(t.shape)}, {t.dtype}, {t.device}")
+
+
 @triton.jit
 def row_sums(t):
     """[rows, n] -> [rows]; one row may lie across a cluster, over which Triton reduces vectors only."""

@@ -123,3 +123,21 @@ def test_nan_stays_in_its_sample():
     assert got.isnan().any(-1).flatten().tolist() == [False, True, False]
     trace = matched.launch(alpha, x0, mean, alpha, sigma, "paper")
     assert trace.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("wrong", ["x0", "mean", "alpha", "sigma"])
+@pytest.mark.parametrize("change", [lambda t: t[1:], lambda t: t.double()], ids=["shape", "dtype"])
+def test_torch_ops_read_nothing_else(wrong, change):
+    """The op itself, called without the public function's checks."""
+    args = dict(
+        zip(("v", "x0", "mean", "alpha", "sigma"), endpoint_inputs(3, 1, 4, torch.float32), strict=True)
+    )
+    args[wrong] = change(args[wrong])
+    with pytest.raises(RuntimeError, match=f"^{wrong}: expected "):
+        endpoint.launch(**args, form="paper")
+    m, x0, mean, alpha, sigma = args.values()
+    names = {"x0": "eps", "mean": "x"}
+    with pytest.raises(
+        RuntimeError, match=": expected " if wrong == "x0" else f"^{names.get(wrong, wrong)}: expected "
+    ):
+        matched.launch(m[:, 0, 0], x0, mean, alpha, sigma, "paper")

@@ -119,6 +119,7 @@ def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters
 def launch(v, x0, mean, alpha, sigma, form):
     """As the op: v [B, K, d], x0 and mean [B, d], alpha and sigma [B] -> [B, K, d]."""
     B, K, d = v.shape
+    _triton.expect(v, x0=(x0, (B, d)), mean=(mean, (B, d)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
     v, x0, mean = v.contiguous(), x0.contiguous(), mean.contiguous()
     out = torch.empty_like(v)
     if out.numel() == 0:

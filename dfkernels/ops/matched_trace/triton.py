@@ -131,6 +131,7 @@ def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) 
 def launch(m, eps, x, alpha, sigma, form):
     """As the op: m [B], eps and x [B, d], alpha and sigma [B] -> [B]."""
     B, d = eps.shape
+    _triton.expect(eps, m=(m, (B,)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
     out = m.new_empty(B)
     if B == 0:
         return out
@@ -138,6 +139,7 @@ def launch(m, eps, x, alpha, sigma, form):
     with torch.cuda.device_of(m):
         squares, pieces = m, 1
         if form == "paper":
+            _triton.expect(eps, x=(x, (B, d)))
             p = plan(B, d, eps.element_size(), _triton.device_of(eps), _triton.CLUSTERS)
             pieces = p.pieces
             squares = out if pieces == 1 else m.new_empty(B * pieces)
