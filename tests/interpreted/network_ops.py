@@ -71,6 +71,14 @@ def test_endpoint_matvec_in_pieces(dtype, form):
     check_endpoint(endpoint_inputs(2, 2, d, dtype), form)
 
 
+@pytest.mark.parametrize("form", ["paper", "centred"])
+def test_endpoint_matvec_in_a_cluster(monkeypatch, form):
+    """A row that several CTAs hold together; the interpreter knows but one."""
+    monkeypatch.setattr(_triton, "CLUSTERS", True)
+    assert endpoint.plan(2, 1, 20_001, 4, _triton.DEVICES[90], True).ctas == 8
+    check_endpoint(endpoint_inputs(2, 1, 20_001, torch.float32), form)
+
+
 def test_endpoint_matvec_with_strides_and_without_samples():
     v, x0, mean, alpha, sigma = endpoint_inputs(4, 2, 6, torch.float64)
     inputs = [v.mT.contiguous().mT, x0[:1].expand(4, 6), mean, alpha[:1].expand(4), sigma[::2][:1].expand(4)]
@@ -110,6 +118,13 @@ def check_trace(B, d, dtype, form, alpha=None):
 def test_matched_trace(monkeypatch, B, d, multiprocessors, dtype, form):
     device(monkeypatch, multiprocessors)
     check_trace(B, d, dtype, form)
+
+
+def test_matched_trace_in_a_cluster(monkeypatch):
+    monkeypatch.setattr(_triton, "CLUSTERS", True)
+    device(monkeypatch, 20)
+    assert matched.plan(3, 20_001, 4, _triton.DEVICES[90], True).ctas == 4
+    check_trace(3, 20_001, torch.float32, "paper")
 
 
 def test_matched_trace_with_strides_and_no_signal():
