@@ -1,0 +1,73 @@
+"""Launches what keeps logits: every one by differences, or by the filter and then anew where they may matter."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from ._kinds import load
+from ._triton import Device, device_of
+from ._triton_problem import Problem, gap_of
+from ._triton_rows import filter_logits, rows_sum
+
+
+def rows_sizes(lanes: int) -> dict[str, int]:
+    """LANES that share a tile of y."""
+    few = {"D": 512, "LANES": 1} if lanes == 1 else {"D": 128, "LANES": 4}
+    return {**few, "ATOMS": 16, "STRIP": 16}
+
+
+def filter_sizes(B: int, device: Device) -> dict[str, int]:
+    """QUERIES of a tile: on Blackwell (10.x) no more than Triton 3.7 compiles without spills in the loop."""
+    largest = 32 if device.cc // 10 == 10 else 128
+    return {"D": 64, "ATOMS": 128, "QUERIES": max(16, min(largest, triton.next_power_of_2(B))), "STAGES": 3}
+
+
+def rows(p: Problem, about=None, bounds=None, floor=None) -> torch.Tensor:
+    """Every logit, [B, N], or every <y - about, v>, [lanes, N]; with bounds those that may matter, the logits in
+    their place.
+    """
+    N, d = p.y.shape
+    lanes = p.x.shape[0] if about is None else p.lanes
+    out = p.x.new_empty(lanes, N) if bounds is None or about is not None else bounds
+    sizes = rows_sizes(lanes)
+    grid = (triton.cdiv(N, sizes["ATOMS"] * sizes["STRIP"]) * triton.cdiv(lanes, sizes["LANES"]),)
+    or_x = lambda t: p.x if t is None else t
+    rows_sum[grid](
+        *(or_x(about), p.y, or_x(p.v), p.alpha, p.sigma, or_x(p.log_pi), or_x(bounds), or_x(floor), out),
+        *(N, d, p.y.stride(0), lanes, lanes // p.x.shape[0], gap_of(p), p.scale, p.offset),
+        **p.flags,
+        **sizes,
+        PROJECT=about is not None,
+        FILTERED=bounds is not None,
+        num_warps=4,
+    )
+    return out
+
+
+def filtered(p: Problem):
+    """(logits [B, N], floor [B]): by a matrix product what each is at most; anew what may matter."""
+    (B, d), N = p.x.shape, p.y.shape[0]
+    centre = load(p.y[:: max(1, N // 64)][:64], p.x.dtype, p.scale, p.offset).mean(0)
+    x = p.x - p.alpha[:, None] * centre
+    sizes = filter_sizes(B, device_of(x))
+    tiles = triton.cdiv(N, sizes["ATOMS"])
+    upper, lower = x.new_empty(B, N), x.new_empty(B, tiles)
+    filter_logits[(tiles * triton.cdiv(B, sizes["QUERIES"]),)](
+        *(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), p.y, centre, x.square().sum(1)),
+        *(p.alpha, p.sigma, p.x if p.log_pi is None else p.log_pi, upper, lower),
+        *(N, d, p.y.stride(0), B, p.scale, p.offset),
+        **p.flags,
+        **sizes,
+        num_warps=8 if sizes["QUERIES"] > 64 else 4,
+    )
+    floor = lower.amax(1)
+    return rows(p, bounds=upper, floor=floor), floor
+
+
+def logits(p: Problem):
+    """(logits [B, N], floor [B]), exact where they matter."""
+    if p.x.dtype == torch.float32 and p.x.shape[0] > 1:
+        return filtered(p)
+    given = rows(p)
+    return given, given.amax(1)
