@@ -123,7 +123,7 @@ def test_matched_trace(monkeypatch, B, d, multiprocessors, dtype, form):
 def test_matched_trace_in_a_cluster(monkeypatch):
     monkeypatch.setattr(_triton, "CLUSTERS", True)
     device(monkeypatch, 20)
-    assert matched.plan(3, 20_001, 4, _triton.DEVICES[90], True).ctas == 4
+    assert matched.plan(3, 20_001, 4, _triton.DEVICES[90], True).ctas == 8
     check_trace(3, 20_001, torch.float32, "paper")
 
 
