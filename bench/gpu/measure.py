@@ -13,12 +13,13 @@ import triton.language as tl
 class Events:
     """Milliseconds of each of several runs, between device events; L2 is flushed before each.
 
-    The flush takes longer than the host needs to queue a run, so that the device never waits for it.
+    The flush reads: lines that it wrote would have to be written back during the run. It takes longer than the host
+    needs to queue a run, so that the device never waits for it.
     """
 
     def __init__(self, least: int = 5, most: int = 100):
         size = torch.cuda.get_device_properties(0).L2_cache_size
-        self.junk = torch.empty(max(4 * size, 2**28), dtype=torch.int8, device="cuda")
+        self.junk = torch.zeros(max(size, 2**26), device="cuda")  # at least four times L2
         self.least, self.most = least, most
 
     def __call__(self, function, seconds: float) -> list[float]:
@@ -29,7 +30,7 @@ class Events:
     def run(self, function, count: int) -> list[float]:
         pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for start, end in pairs:
-            self.junk.zero_()
+            self.junk.sum()
             start.record()
             function()
             end.record()
