@@ -22,8 +22,9 @@ def rows_sum(
     alpha,
     sigma,
     log_pi,
-    floor,  # [lanes]
-    out,  # in (FILTERED: bounds), out [lanes, N]
+    bounds,  # [B, N]: no logit is larger; may be out
+    floor,  # [B]
+    out,  # out [lanes, N]
     N,
     d,
     ldy,
@@ -41,35 +42,36 @@ def rows_sum(
     LANES: tl.constexpr,
     STRIP: tl.constexpr,  # tiles of a program
 ):
-    """log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or <y - about, v>; FILTERED: where out may matter."""
+    """log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or <y - about, v>; FILTERED: of atoms that may matter."""
     T = x.dtype.element_ty
     blocks = tl.cdiv(lanes, LANES)
     begin = (tl.program_id(0) // blocks).to(tl.int64) * ATOMS * STRIP
     lane = (tl.program_id(0) % blocks).to(tl.int64) * LANES + along(LANES, 0)
     live = lane < lanes
-    query = lane if PROJECT else lane // per_query
-    a = tl.load(alpha + lane // per_query, mask=live, other=0.0)
+    query = lane // per_query
+    row = lane if PROJECT else query  # of x
+    a = tl.load(alpha + query, mask=live, other=0.0)
     i = along(ATOMS, 1)
     tiles = tl.cdiv(tl.minimum(STRIP * ATOMS, N - begin).to(tl.int32), ATOMS)
     if FILTERED:
-        least = tl.load(floor + lane, mask=live, other=float("inf")) - gap
+        least = tl.load(floor + query, mask=live, other=float("inf")) - gap
         n = begin + along(STRIP * ATOMS, 1)
-        bound = tl.load(out + lane * N + n, mask=(n < N) & live, other=-float("inf"))
-        tiles = tl.where(tl.max(((bound >= least) | (bound != bound)).to(tl.int32)) > 0, tiles, 0)
-    for tile in range(tiles):
+        ahead = tl.load(bounds + query * N + n, mask=(n < N) & live, other=-float("inf"))
+        tiles = tl.where(tl.max(((ahead >= least) | (ahead != ahead)).to(tl.int32)) > 0, tiles, 0)
+    for tile in range(0, tiles):
         start = begin + tile * ATOMS
         here = i < N - start
         at_out = out + lane * N + start + i
         chunks = tl.cdiv(d, D)
         if FILTERED:
-            bound = tl.load(at_out, mask=here & live, other=-float("inf"))
+            bound = tl.load(bounds + query * N + start + i, mask=here & live, other=-float("inf"))
             chunks = tl.where(tl.max(((bound >= least) | (bound != bound)).to(tl.int32)) > 0, chunks, 0)
         total = tl.zeros((LANES, ATOMS, D), T)
-        for c in range(chunks):
+        for c in range(0, chunks):
             k = c * D + along(D, 2)
             cell = live & (k < d)
             at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
-            xq = tl.load(x + query * d + k, mask=cell, other=0.0)
+            xq = tl.load(x + row * d + k, mask=cell, other=0.0)
             if PROJECT:
                 total += (at - xq) * tl.load(v + lane * d + k, mask=cell, other=0.0)
             else:
@@ -130,8 +132,8 @@ def filter_logits(
     half = 0.5 * LOG2E / (noise * noise)
     logit = half * (2 * a * product - own - a * a * size)
     reach = tl.sqrt(own) * tl.abs(a) * tl.sqrt(size)
-    # 2^-8 and 2^-18 of the roundings, d 2^-23 of adding up, a few 2^-23 of all other terms
-    error = half * (2 * reach * (0.00392 + d * 1.2e-7) + 2e-6 * (own + a * a * size))
+    # 2^-8 and 2^-18 of the roundings, d 2^-23 of adding up products, d/64 2^-23 of adding up squares
+    error = half * (2 * reach * (0.00392 + d * 1.2e-7) + (2e-6 + d * 2e-9) * (own + a * a * size))
     if PRIOR:
         prior = LOG2E * tl.load(log_pi + start + i, mask=i < N - start, other=0.0)
         logit += prior

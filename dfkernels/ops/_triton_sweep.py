@@ -58,7 +58,7 @@ def sweep(
     log_pi,  # [N]
     given,  # [B, N]: logits, base 2; those below floor - gap need only be that
     floor,  # [B]: no more than the largest
-    tilts,  # [lanes, N]: <y - about, v>
+    tilts,  # [lanes, N]: <y - about, v>, likewise
     about,  # [lanes, d]
     scalars,  # out [4, splits, lanes]: top (base 2), mass, square, tilt
     vectors,  # out [3, splits, lanes, d]: ref, first, second; where mass > 0
@@ -165,7 +165,9 @@ def sweep(
                     # heaviest atom. Where one atom has all the weight, ref is that atom, and nothing cancels.
                     best = tl.argmax(logit, 1, keep_dims=True)
                     best = tl.sum(tl.where(i == best, at, 0.0), 1, keep_dims=True)
-                    mean = best + tl.sum(e * (at - best), 1, keep_dims=True) / tl.where(heavier, tile_mass, 1.0)
+                    mean = best + tl.sum(e * (at - best), 1, keep_dims=True) / tl.where(
+                        heavier, tile_mass, 1.0
+                    )
                     moved = tl.where(heavier, ref - mean, 0.0)
                     ref = tl.where(heavier, mean, ref)
                     if MATVEC:
@@ -180,7 +182,8 @@ def sweep(
                 first += tl.sum(et, 1, keep_dims=True)
                 if MATVEC:
                     if GIVEN:
-                        p = tl.load(tilts + lane * N + start + i, mask=here & live, other=0.0)
+                        counts = here & live & (logit >= least - gap)
+                        p = tl.load(tilts + lane * N + start + i, mask=counts, other=0.0)
                     else:
                         p = tl.sum(t * vq, DAX, keep_dims=True)
                     tilt += tl.sum(e * p, 1, keep_dims=True)

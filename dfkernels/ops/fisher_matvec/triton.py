@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton_gather import gather, in_blocks, logits, rows, tile_for
+from .._triton import device_of
+from .._triton_gather import gather, in_blocks, tile_for
+from .._triton_logits import logits, rows
 from .._triton_merge import merge_grid, merge_matvec, merge_mean, moved_dots
 
 
@@ -20,10 +22,10 @@ def _mean(p, sums):
 
 def _launch(p, fisher):
     lanes, d = p.lanes, p.x.shape[1]
-    if tile_for(lanes, d, p.x.element_size()).given:
+    if tile_for(lanes, d, p.x.element_size(), device_of(p.x)).given:
         given = logits(p)
         about = _mean(p, gather(p, given)).to(p.x.dtype)
-        sums = gather(p, given, rows(p, about), about)
+        sums = gather(p, given, rows(p, about, *given), about)
     else:
         sums = gather(p)
     mean = _mean(p, sums)
