@@ -44,7 +44,7 @@ def top_of(scalars, lane, lanes, splits, SPLITS: tl.constexpr):
 @triton.jit
 def totals(scalars, vectors, lane, lanes, k, d, splits, SPLITS: tl.constexpr, D: tl.constexpr):
     """top, sum w mass, sum w^2 square and mean at coordinates k [1, D], of all splits."""
-    count = splits.to(tl.int64) * lanes
+    count = tl.full((), splits, tl.int64) * lanes
     top = top_of(scalars, lane, lanes, splits, SPLITS)
     mass = tl.zeros((SPLITS, 1), tl.float64)
     square = tl.zeros((SPLITS, 1), tl.float64)
@@ -85,7 +85,7 @@ def merge_squares(
     lane = (tl.program_id(0) // blocks).to(tl.int64)
     block = tl.program_id(0) % blocks
     k = block * D + tl.arange(0, D)[None, :]
-    count = splits.to(tl.int64) * lanes
+    count = tl.full((), splits, tl.int64) * lanes
     top, total, square, middle = totals(scalars, vectors, lane, lanes, k, d, splits, SPLITS, D)
     variance = tl.zeros((SPLITS, D), tl.float64)
     for start in range(0, splits, SPLITS):
@@ -175,7 +175,7 @@ def merge_matvec(
     blocks = tl.cdiv(d, D)
     lane = (tl.program_id(0) // blocks).to(tl.int64)
     k = tl.program_id(0) % blocks * D + tl.arange(0, D)[None, :]
-    count = splits.to(tl.int64) * lanes
+    count = tl.full((), splits, tl.int64) * lanes
     top = top_of(scalars, lane, lanes, splits, SPLITS)
     middle = tl.load(mean + lane * d + k, mask=k < d, other=0.0)
     mass = tl.zeros((SPLITS, 1), tl.float64)

@@ -196,7 +196,7 @@ def sweep(
                 )
 
     out = split * lanes + lane
-    count = splits.to(tl.int64) * lanes
+    count = tl.full((), splits, tl.int64) * lanes
     whole = live & (part == 0)
     tl.store(scalars + out, top, mask=whole)
     tl.store(scalars + count + out, mass + lost + odd, mask=whole)
