@@ -9,8 +9,9 @@ import torch
 import triton
 
 from ._triton import Device, device_of
-from ._triton_logits import logits
+from ._triton_logits import Logits, logits
 from ._triton_problem import Problem, gap_of, problem
+from ._triton_products import near_sums
 from ._triton_sweep import sweep
 
 
@@ -57,6 +58,19 @@ def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
     return max(triton.cdiv(tiles, LONGEST), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
 
 
+PRODUCTS = {"D": 64, "ATOMS": 32, "QUERIES": 64, "STAGES": 3}  # a program of `near_sums`
+
+
+def splits_of_products(N: int, B: int, d: int, device: Device) -> tuple[int, int]:
+    """(splits, atoms of a split) of `near_sums`."""
+    programs = triton.cdiv(d, PRODUCTS["D"]) * triton.cdiv(B, PRODUCTS["QUERIES"])
+    splits = max(
+        triton.cdiv(2 * device.multiprocessors, programs), triton.cdiv(N, 8 * LONGEST * PRODUCTS["ATOMS"])
+    )
+    span = triton.cdiv(triton.cdiv(N, splits), PRODUCTS["ATOMS"]) * PRODUCTS["ATOMS"]
+    return triton.cdiv(N, span), span
+
+
 def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Device) -> int:
     """As many as ROOM allows."""
     tile = tile_for(B * K, d, itemsize, device)
@@ -92,29 +106,45 @@ class Sums(NamedTuple):
     log_total: float
 
 
-def gather(p: Problem, given=None, tilts=None, about=None) -> Sums:
-    """The sweep of all splits. given: what `logits` returns, for tiles that take it; with tilts and about the
-    sums are those of the vectors v.
+def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, spread=False) -> Sums:
+    """The sweep of all splits. found: logits, for tiles that take them; with tilts and about the sums are those
+    of the vectors v. spread: only the sum of second over the coordinates will be used.
     """
     (B, d), N, lanes = p.x.shape, p.y.shape[0], p.lanes
-    tile = tile_for(lanes, d, p.x.element_size(), device_of(p.x))
-    if tile.given and given is None:
-        given = logits(p)
-    given, floor = given or (p.x, p.x)
+    device = device_of(p.x)
+    tile = tile_for(lanes, d, p.x.element_size(), device)
+    if tile.given and found is None:
+        found = logits(p)
     parts = triton.cdiv(d, tile.D)
     blocks = triton.cdiv(lanes, tile.LANES)
-    splits = splits_for(N, blocks * parts, tile, device_of(p.x))
+    splits = splits_for(N, blocks * parts, tile, device)
     span = triton.cdiv(triton.cdiv(N, splits), tile.ATOMS) * tile.ATOMS
     splits = triton.cdiv(N, span)
-    scalars, vectors = p.x.new_empty(4, splits, lanes), p.x.new_empty(3, splits, lanes, d)
+    products = found is not None and found.near is not None and p.v is None
+    near_splits, near_span = splits_of_products(N, B, d, device) if products else (0, 0)
+    count = splits + near_splits
+    scalars, vectors = p.x.new_empty(4, count, lanes), p.x.new_empty(3, count, lanes, d)
     matvec = p.v is not None and (tilts is not None or not tile.given)
     or_x = lambda t: p.x if t is None else t
+    given, floor = (p.x, p.x) if found is None else found[:2]
+    if products:
+        floor = torch.where(found.near > 0, math.inf, floor)
     sweep[(parts * blocks * splits,)](
         *(p.x, p.y, or_x(p.v), p.alpha, p.sigma, or_x(p.log_pi), given, floor, or_x(tilts), or_x(about)),
-        *(scalars, vectors, N, d, p.y.stride(0), lanes, lanes // B, splits, span, gap_of(p)),
+        *(scalars, vectors, N, d, p.y.stride(0), lanes, lanes // B, count, span, gap_of(p)),
         *(p.scale, p.offset),
         **p.flags,
         **{"MATVEC": matvec, "GIVEN": tile.given, "D": tile.D, "ATOMS": tile.ATOMS, "LANES": tile.LANES},
         **{"DAX": tile.DAX, "STAGES": tile.STAGES, "STRIP": tile.strip, "num_warps": tile.warps},
     )
-    return Sums(scalars, vectors, splits, 0.0 if p.log_pi is not None else -math.log(N))
+    if products:
+        grid = triton.cdiv(d, PRODUCTS["D"]) * triton.cdiv(B, PRODUCTS["QUERIES"]) * near_splits
+        near_sums[(grid,)](
+            *(found.given, found.top, found.near, p.y, found.centre, found.sizes, scalars, vectors),
+            *(N, d, p.y.stride(0), B, count, splits, near_span, 1.0, p.scale, p.offset),
+            **PRODUCTS,
+            AFFINE=p.flags["AFFINE"],
+            SPREAD=spread,
+            num_warps=4,
+        )
+    return Sums(scalars, vectors, count, 0.0 if p.log_pi is not None else -math.log(N))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 import triton
 
 from ._kinds import load
 from ._triton import Device, device_of
 from ._triton_problem import Problem, gap_of
-from ._triton_rows import filter_logits, rows_sum
+from ._triton_products import filter_logits
+from ._triton_rows import rows_sum
+
+
+NEAR = 2  # a query is near the data if |x'|^2 + alpha^2 max |y'|^2 <= NEAR d sigma^2
 
 
 def rows_sizes(lanes: int) -> dict[str, int]:
@@ -45,29 +52,47 @@ def rows(p: Problem, about=None, bounds=None, floor=None) -> torch.Tensor:
     return out
 
 
-def filtered(p: Problem):
-    """(logits [B, N], floor [B]): by a matrix product what each is at most; anew what may matter."""
+class Logits(NamedTuple):
+    """What the sweep and `near_sums` take."""
+
+    given: torch.Tensor  # [B, N], base 2, right where they matter
+    top: torch.Tensor  # [B]: the largest
+    near: torch.Tensor | None = None  # [B]: queries near the data
+    centre: torch.Tensor | None = None  # [d]
+    sizes: torch.Tensor | None = None  # [N]: |y - centre|^2
+
+
+def filtered(p: Problem) -> Logits:
+    """By a matrix product what each logit is at most; then those that may matter, better."""
     (B, d), N = p.x.shape, p.y.shape[0]
     centre = load(p.y[:: max(1, N // 64)][:64], p.x.dtype, p.scale, p.offset).mean(0)
     x = p.x - p.alpha[:, None] * centre
+    square = x.square().sum(1)
     sizes = filter_sizes(B, device_of(x))
     tiles = triton.cdiv(N, sizes["ATOMS"])
-    upper, lower = x.new_empty(B, N), x.new_empty(B, tiles)
-    filter_logits[(tiles * triton.cdiv(B, sizes["QUERIES"]),)](
-        *(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), p.y, centre, x.square().sum(1)),
-        *(p.alpha, p.sigma, p.x if p.log_pi is None else p.log_pi, upper, lower),
-        *(N, d, p.y.stride(0), B, p.scale, p.offset),
-        **p.flags,
-        **sizes,
-        num_warps=8 if sizes["QUERIES"] > 64 else 4,
-    )
-    floor = lower.amax(1)
-    return rows(p, bounds=upper, floor=floor), floor
+    upper, lower, norms = x.new_empty(B, N), x.new_empty(B, tiles), x.new_empty(N)
+
+    def launch(x, near, precise):
+        filter_logits[(tiles * triton.cdiv(B, sizes["QUERIES"]),)](
+            *(x, p.y, centre, square, near, p.alpha, p.sigma, p.x if p.log_pi is None else p.log_pi),
+            *(upper, lower, norms, N, d, p.y.stride(0), B, 1.0, p.scale, p.offset),
+            **p.flags,
+            **sizes,
+            PRECISE=precise,
+            num_warps=8 if sizes["QUERIES"] > 32 else 4,
+        )
+
+    launch(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), p.x, False)
+    close = square + p.alpha.square() * norms.amax() <= NEAR * d * p.sigma.square()
+    near = close.int()
+    launch(x, near, True)
+    floor = torch.where(close, math.inf, lower.amax(1))
+    given = rows(p, bounds=upper, floor=floor)
+    return Logits(given, given.amax(1), near, centre, norms)
 
 
-def logits(p: Problem):
-    """(logits [B, N], floor [B]), exact where they matter."""
+def logits(p: Problem) -> Logits:
     if p.x.dtype == torch.float32 and p.x.shape[0] > 1:
         return filtered(p)
     given = rows(p)
-    return given, given.amax(1)
+    return Logits(given, given.amax(1))

@@ -98,10 +98,10 @@ def merge_squares(
         moved = tl.where(cell, ref - middle, 0.0)
         variance += w * (second + moved * (2 * first + m * moved))
     variance = tl.sum(variance, 0, keep_dims=True) / total
-    variance = tl.where(variance < 0, 0.0, variance)
     noise = tl.load(sigma + lane).to(tl.float64)
     if DIAGONAL:
         ratio = tl.load(alpha + lane) / noise
+        variance = tl.where(variance < 0, 0.0, variance)
         f = (1 - ratio * ratio * variance) / (noise * noise)
         tl.store(out + lane * d + k, f.to(T), mask=k < d)
     else:
@@ -123,7 +123,9 @@ def finish_trace(parts, alpha, sigma, trace, d, blocks, BLOCKS: tl.constexpr):
         total += tl.load(parts + b * blocks + i, mask=i < blocks, other=0.0)
     noise = tl.load(sigma + b).to(tl.float64)
     ratio = tl.load(alpha + b) / noise
-    value = (d - ratio * ratio * tl.sum(total)) / (noise * noise)
+    variance = tl.sum(total)
+    variance = tl.where(variance < 0, 0.0, variance)
+    value = (d - ratio * ratio * variance) / (noise * noise)
     tl.store(trace + b, value.to(trace.dtype.element_ty))
 
 

@@ -57,7 +57,7 @@ def sweep(
     sigma,  # [B]
     log_pi,  # [N]
     given,  # [B, N]: logits, base 2; those below floor - gap need only be that
-    floor,  # [B]: no more than the largest
+    floor,  # [B]: no more than the largest; inf: nothing to do
     tilts,  # [lanes, N]: <y - about, v>, likewise
     about,  # [lanes, d]
     scalars,  # out [4, splits, lanes]: top (base 2), mass, square, tilt
@@ -113,6 +113,7 @@ def sweep(
     first = tl.zeros_like(xq)
     second = tl.zeros_like(xq)
 
+    does = live
     least = tl.zeros_like(by) - float("inf")  # some atom's logit is at least this
     begin = split * span
     i = along(ATOMS, 1)
@@ -121,20 +122,21 @@ def sweep(
     strip = tiles
     if GIVEN:
         least = tl.load(floor + query, mask=live, other=float("inf"))
+        does = live & (least < float("inf"))
         strip = STRIP
         strips = tl.cdiv(tiles, strip)
     for j in range(strips):
         end = tl.minimum(tiles, (j + 1) * strip)
         if GIVEN:  # most of the time nothing in a strip matters
             n = begin + j * strip * ATOMS + along(STRIP * ATOMS, 1)
-            ahead = tl.load(given + query * N + n, mask=(n < N) & live, other=-float("inf"))
+            ahead = tl.load(given + query * N + n, mask=(n < N) & does, other=-float("inf"))
             some = tl.max(((ahead > tl.maximum(top, least) - gap) | (ahead != ahead)).to(tl.int32))
             end = tl.where(some > 0, end, j * strip)
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
             here = i < N - start
             if GIVEN:
-                logit = tl.load(given + query * N + start + i, mask=here & live, other=-float("inf"))
+                logit = tl.load(given + query * N + start + i, mask=here & does, other=-float("inf"))
                 odd += tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
                 at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
@@ -144,7 +146,7 @@ def sweep(
                 logit = by * distance
                 if PRIOR:
                     logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
-            logit = tl.where(here & live, logit, -float("inf"))
+            logit = tl.where(here & does, logit, -float("inf"))
             peak = tl.max(logit, 1, keep_dims=True)
             if tl.max((peak > tl.maximum(top, least) - gap).to(tl.int32)) > 0:
                 new = tl.maximum(top, peak)
@@ -182,7 +184,7 @@ def sweep(
                 first += tl.sum(et, 1, keep_dims=True)
                 if MATVEC:
                     if GIVEN:
-                        counts = here & live & (logit >= least - gap)
+                        counts = here & does & (logit >= least - gap)
                         p = tl.load(tilts + lane * N + start + i, mask=counts, other=0.0)
                     else:
                         p = tl.sum(t * vq, DAX, keep_dims=True)

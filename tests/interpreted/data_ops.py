@@ -74,7 +74,7 @@ def test_every_case_in_float64(case):
 
 
 # (B, N, d): one lane; a few, and many, behind the filter; whole lanes in threads; wider than a program
-TILES = [(1, 70, 40), (3, 300, 20), (18, 100, 40), (65, 60, 3), (5, 600, 2), (2, 12, 5000)]
+TILES = [(1, 70, 40), (3, 300, 20), (44, 80, 40), (65, 60, 3), (5, 600, 2), (2, 12, 5000)]
 
 
 def inputs(B, N, d, sigma, offset, seed=0):
@@ -94,7 +94,7 @@ def inputs(B, N, d, sigma, offset, seed=0):
 
 def far(p, got, exact, plain):
     """name -> (error, allowed): RMS over the queries, at most twice plain PyTorch's plus 4 roundings, 10 for
-    1/sum w^2, as in test_accuracy.py; 12 and 24 where few queries make an RMS.
+    1/sum w^2, as in test_accuracy.py; three times that where few queries make an RMS a matter of luck.
     """
     few = 3 if len(p["x"]) < 10 else 1
     unit = {
@@ -103,11 +103,8 @@ def far(p, got, exact, plain):
     }
     rms = lambda e: float(e.square().mean().sqrt())
     ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
-    return {
-        k: (rms(ours[k]), 2 * rms(theirs[k]) + few * (10 if k == "ess" else 4) * EPS)
-        for k in exact
-        if not rms(ours[k]) <= 2 * rms(theirs[k]) + few * (10 if k == "ess" else 4) * EPS
-    }
+    pairs = {k: (rms(ours[k]), few * (2 * rms(theirs[k]) + (10 if k == "ess" else 4) * EPS)) for k in exact}
+    return {k: pair for k, pair in pairs.items() if not pair[0] <= pair[1]}
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
@@ -181,7 +178,7 @@ def test_nan_in_nan_out(B, N, d, name, value):
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
 @pytest.mark.parametrize("sigma", [1e-2, 1.0, 1e2])
-def test_the_filter_bounds_every_logit(sigma, offset):
+def test_the_filter_bounds_every_logit(sigma, offset, monkeypatch):
     """With operands in bfloat16, as on a GPU; its products are exact in float32."""
     p = inputs(20, 150, 40, sigma, offset)
     a = problem(*[p[k] for k in ("x", "y")], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
@@ -193,21 +190,33 @@ def test_the_filter_bounds_every_logit(sigma, offset):
         .sum(-1)
     )
     exact = exact / math.log(2)
+    monkeypatch.setattr(_triton_logits, "NEAR", 0)
     upper, floor = bounds(rounded)
     assert bool((upper >= exact - 1e-5 * exact.abs()).all())
     top = exact.max(1).values
     assert bool((floor <= top + 1e-5 * top.abs()).all())
-    logits, _ = _triton_logits.filtered(rounded)
+    logits = _triton_logits.filtered(rounded).given
     matters = exact >= (top - gap_of(a))[:, None]
     assert bool(matters.any(1).all())
     assert float((logits - exact)[matters].abs().max()) <= 1e-5 * float(exact[matters].abs().max())
 
 
 def bounds(p):
-    """What the filter writes, before anything is computed anew."""
+    """What the filter writes, before anything is computed anew: (upper [B, N], floor [B])."""
+    kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_triton_logits, "rows", lambda p, bounds, floor: bounds)
-        return _triton_logits.filtered(p)
+        patch.setattr(_triton_logits, "rows", lambda p, bounds, floor: kept.append(floor) or bounds)
+        return _triton_logits.filtered(p).given, kept[0]
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_queries_near_the_data_take_products(offset):
+    """At sigma = 3 times the data's spread all of them; at a tenth none."""
+    for sigma, expected in ((3.0, 1), (0.1, 0)):
+        p = inputs(20, 150, 40, sigma, offset)
+        p["x"] = p["sigma"][:, None] * _normal(5)(20, 40).float() + p["alpha"][:, None] * offset
+        a = problem(p["x"], p["y"], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+        assert set(_triton_logits.filtered(a).near.tolist()) == {expected}
 
 
 def test_rows_of_y_may_be_far_apart():

@@ -23,9 +23,9 @@ def _mean(p, sums):
 def _launch(p, fisher):
     lanes, d = p.lanes, p.x.shape[1]
     if tile_for(lanes, d, p.x.element_size(), device_of(p.x)).given:
-        given = logits(p)
-        about = _mean(p, gather(p, given)).to(p.x.dtype)
-        sums = gather(p, given, rows(p, about, *given), about)
+        found = logits(p)
+        about = _mean(p, gather(p, found)).to(p.x.dtype)
+        sums = gather(p, found, rows(p, about, found.given, found.top), about)
     else:
         sums = gather(p)
     mean = _mean(p, sums)

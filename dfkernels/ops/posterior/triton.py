@@ -11,7 +11,7 @@ from .._triton_merge import finish_trace, merge_grid, merge_squares
 
 def _launch(p):
     B, d = p.x.shape
-    sums = gather(p)
+    sums = gather(p, spread=True)
     grid, sizes = merge_grid(B, d)
     blocks = triton.cdiv(d, sizes["D"])
     log_prob, mean, trace, ess = p.x.new_empty(B), p.x.new_empty(B, d), p.x.new_empty(B), p.x.new_empty(B)
