@@ -1,7 +1,8 @@
 """python -m bench.triton_budget: what every Triton kernel takes of a GPU, found without one.
 
-Records what the launchers launch, on tensors without a device, compiles it for four compute capabilities and writes registers, spills and shared memory to
-bench/results/triton_budget.csv, the budget that tests/test_triton_compile.py keeps them to.
+Records what the launchers launch, on tensors without a device, compiles it for four compute capabilities and
+writes registers, spills and shared memory to bench/results/triton_budget.csv, the budget that
+tests/test_triton_compile.py keeps them to.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ KEY = ("triton", "file", "kernel", "cc")
 COUNTS = ("registers", "stack", "loop_spills", "shared")
 
 
-# op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called, and whether with
-# a log_prior: one for every configuration that it chooses.
+# op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called, and whether
+# with a log_prior: one for every configuration that it chooses.
 SINGLE, DOUBLE = torch.float32, torch.float64
 CLOUDS = [
     ((1, 100_000, 3072, 1), SINGLE, SINGLE, False),
@@ -153,15 +154,17 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def loop_spills(sass: str) -> int:
-    """Instructions that touch local memory between the target of a backward branch and the branch."""
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
-    local = [int(at, 16) for at, text in lines if re.search(r"\b(LDL|STL)\b", text)]
+    """Instructions that touch local memory in innermost loops, from a backward branch's target to the branch."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
     loops = []
     for at, text in lines:
         target = re.search(r"\bBRA\S* .*?(0x[0-9a-f]+)", text)
-        if target and int(target.group(1), 16) < int(at, 16):
-            loops.append((int(target.group(1), 16), int(at, 16)))
-    return sum(any(first <= at <= last for first, last in loops) for at in local)
+        if target and int(target.group(1), 16) < at:
+            loops.append((int(target.group(1), 16), at))
+    inside = lambda a, b: a != b and b[0] <= a[0] and a[1] <= b[1]
+    innermost = [loop for loop in loops if not any(inside(other, loop) for other in loops)]
+    local = [at for at, text in lines if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(first <= at <= last for first, last in innermost) for at in local)
 
 
 def resources(kernel) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The ops on a GPU: values, derivatives, memory, streams, graphs. Skipped without one; bench.gpu runs this file."""
+"""The ops on a GPU: values, derivatives, memory, streams, graphs. Skipped without one; bench.gpu runs it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SHAPES = [
 @pytest.mark.parametrize("B, N, d", SHAPES)
 @pytest.mark.parametrize("op", DATA_OPS)
 def test_float32_is_as_accurate_as_plain_pytorch(op, B, N, d, sigma):
-    """Twice the error of plain PyTorch by differences and four roundings, ten for the ESS; the last eight queries."""
+    """Twice the error of plain PyTorch by differences, and four roundings, ten for the ESS; the last queries."""
     if op == "fisher_dense" and d > 100:
         d, N = 33, min(N, 3000)
     args = inputs(op, B, N, d, sigma=sigma)

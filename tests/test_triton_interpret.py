@@ -1,6 +1,6 @@
-"""The Triton kernels' arithmetic without a GPU: the files in tests/interpreted, in a process that interprets them.
+"""The Triton kernels' arithmetic without a GPU: the files in tests/interpreted.
 
-Triton decides at import whether to compile or to interpret.
+In a process of their own: Triton decides at import whether to compile or to interpret.
 """
 
 from __future__ import annotations

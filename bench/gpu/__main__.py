@@ -1,7 +1,7 @@
 """python -m bench.gpu: the whole check of the GPU kernels, in under nine minutes on one GPU.
 
-The CUDA tests, every op over a grid against its roofline and its peers, then compute-sanitizer on small calls where
-there is one. Writes one JSON file after every case, so that a run that is cut short leaves what it has.
+The CUDA tests, every op over a grid against its roofline and its peers, then compute-sanitizer on small calls
+where there is one. Writes one JSON file after every case, so that a run that is cut short leaves what it has.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Case:
         room = memory // 4 // (ITEMSIZE[self.storage] * self.d)
         return replace(self, N=room) if self.N > room else self
 
-    def inputs(self, device, make=None) -> dict[str, torch.Tensor]:
-        """Random, never zeros: queries are atoms plus noise. `make` gives the atoms, if they are there already."""
+    def inputs(self, device) -> dict[str, torch.Tensor]:
+        """Random, never zeros: queries are atoms plus noise."""
         generator = torch.Generator(device).manual_seed(1)
         normal = lambda *shape: torch.randn(*shape, device=device, generator=generator)
         alpha, sigma = torch.ones(self.B, device=device), torch.full((self.B,), self.sigma, device=device)
@@ -76,7 +76,7 @@ class Case:
         if self.op == "matched_trace":
             found = {"m": normal(self.B), "eps": normal(self.B, self.d), "alpha": alpha, "sigma": sigma}
             return {**found, "x": normal(self.B, self.d)}
-        y = (make or random_atoms)(self, device)
+        y = random_atoms(self, device)
         index = torch.randint(self.N, (self.B,), device=device, generator=generator)
         found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
         if self.op == "fisher_matvec":
@@ -134,7 +134,7 @@ def grid() -> list[Case]:
 
 
 def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:
-    """(milliseconds, what bounds it): bytes / copy bandwidth, FLOPs / matrix rate of the storage, exps / rate."""
+    """(milliseconds, what bounds it): bytes, FLOPs or exps over their rates; FLOPs in the atoms' dtype."""
     matrix = rates["bf16_tflops" if case.storage == "bfloat16" else "fp32_tflops"]
     return max(
         (case.bytes / rates["copy_gbs"] / 1e6, "memory"),

@@ -3,7 +3,7 @@
 torch       two to three matrix products and a softmax between them, float32: the atoms as float32
 torch-bf16  the same in the atoms' own bfloat16, where they are stored so
 compile     torch.compile of the faster kind
-sdpa        scaled_dot_product_attention, |y|^2 as one more feature; where its head dimension allows; mean only
+sdpa        scaled_dot_product_attention, |y|^2 as one more feature; d < 256, mean only
 keops, flash-sinkhorn, flash-sd-kde    where they can be imported; mean only
 """
 
@@ -94,8 +94,8 @@ def keops(x, y, alpha, sigma, y_norm):
 
 
 def flash_sinkhorn(x, y, alpha, sigma, y_norm):
-    """Transport plan times y, for one sigma and alpha = 1. The potentials that make the rows of the plan sum to
-    one are ready-made, as y_norm is.
+    """Transport plan times y, for one sigma and alpha = 1. The potentials that make the plan's rows sum to one
+    are ready-made, as y_norm is.
     """
     from flash_sinkhorn.kernels import apply_plan_mat_flashstyle
 

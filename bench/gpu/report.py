@@ -112,10 +112,11 @@ def markdown(result: dict) -> str:
         times = ["" if (t := ms(row, n)) is None else f"{t:.3g}" for n in names]
         times[0] = f"**{times[0]}**"
         peer = best(row)
+        ratio = "" if peer is None else format(peer[0] / ms(row, "dfkernels"), ".1f")
         what = row["form"] or f"{row['storage']}, {row['noise']} noise"
         lines.append(
             f"| `{row['op']}` | {row['B']:,} | {row['N']:,} | {row['d']} | {row['K']} | {what} | "
-            f"{' | '.join(times)} | {'' if peer is None else format(peer[0] / ms(row, 'dfkernels'), '.1f')} | "
+            f"{' | '.join(times)} | {ratio} | "
             f"{ms(row, 'dfkernels') / row['floor_ms']:.2f} ({row['bound']}) |"
         )
     return "\n".join(lines)
