@@ -154,7 +154,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def loop_spills(sass: str) -> int:
-    """Instructions that touch local memory in innermost loops, from a backward branch's target to the branch."""
+    """Instructions that touch local memory in innermost loops: from a backward branch's target to it."""
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
     loops = []
     for at, text in lines:

@@ -95,7 +95,7 @@ SHAPES = [
 @pytest.mark.parametrize("B, N, d", SHAPES)
 @pytest.mark.parametrize("op", DATA_OPS)
 def test_float32_is_as_accurate_as_plain_pytorch(op, B, N, d, sigma):
-    """Twice the error of plain PyTorch by differences, and four roundings, ten for the ESS; the last queries."""
+    """Twice the error of plain PyTorch by differences, and 4 roundings, 10 for the ESS; the last queries."""
     if op == "fisher_dense" and d > 100:
         d, N = 33, min(N, 3000)
     args = inputs(op, B, N, d, sigma=sigma)

@@ -13,7 +13,7 @@ import triton.language as tl
 class Events:
     """Milliseconds of each of several runs, between device events; L2 is flushed before each.
 
-    The flush reads: lines that it wrote would have to be written back during the run. It takes longer than the
+    The flush reads: lines that it wrote would be written back during the run. It takes longer than the
     host needs to queue a run, so that the device never waits for it.
     """
 
@@ -39,8 +39,8 @@ class Events:
 
 
 def graphed(function):
-    """(replay of `function` as a CUDA graph, True), or (function, False) where it cannot be captured. It has run
-    before.
+    """(replay of `function` as a CUDA graph, True), or (function, False) where it cannot be captured. It has
+    run before.
     """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()  # the graph has memory of its own

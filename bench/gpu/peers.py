@@ -94,8 +94,8 @@ def keops(x, y, alpha, sigma, y_norm):
 
 
 def flash_sinkhorn(x, y, alpha, sigma, y_norm):
-    """Transport plan times y, for one sigma and alpha = 1. The potentials that make the plan's rows sum to one
-    are ready-made, as y_norm is.
+    """Transport plan times y, for one sigma and alpha = 1. The potentials that make its rows sum to one are
+    ready-made, as y_norm is.
     """
     from flash_sinkhorn.kernels import apply_plan_mat_flashstyle
 

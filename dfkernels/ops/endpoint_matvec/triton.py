@@ -2,10 +2,10 @@
 
 out = (v - (alpha/sigma)^2 (x0 <x0, v> - mean <mean, v>)) / sigma^2        centred: r <r, v>, r = x0 - mean
 
-A program keeps whole rows in registers between the dot products and the result. A row that is too long for one
-is cut into pieces: a first launch writes the pieces' dot products, a second adds them up, always in the same
-order, and reads the pieces again, last ones first, as many as L2 still holds. Where Triton can reduce over a
-cluster of CTAs, these share a row of up to 65,536 numbers.
+A program keeps whole rows in registers between the dot products and the result. A row that is too long for
+one is cut into pieces: a first launch writes the pieces' dot products, a second adds them up, always in the
+same order, and reads the pieces again, last ones first, as many as L2 still holds. Where Triton can reduce
+over a cluster of CTAs, these share a row of up to 65,536 numbers.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Plan(NamedTuple):
 
 
 def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) -> Plan:
-    """Sizes by registers: a thread holds 16 words of each of the three arrays, up to 64 where a row needs it."""
+    """Sizes by registers: a thread holds 16 words of each of the three arrays, 64 where a row needs it."""
     room = 4096 * 4 // itemsize  # numbers of each array for 256 threads
     enough = 4 * device.multiprocessors  # programs that fill the device
     block, rows, pieces, ctas = triton.next_power_of_2(d), 1, 1, 1

@@ -3,8 +3,8 @@
 residual: d (1 - m) / sigma^2
 paper:    (d - (d m alpha^2 - |x - sigma eps|^2) / sigma^2) / sigma^2
 
-A program sums the squares of whole rows; few and long rows are cut into pieces, which a second launch adds up,
-always in the same order, or, where Triton can reduce over a cluster of CTAs, are shared by one.
+A program sums the squares of whole rows; few and long rows are cut into pieces, which a second launch adds
+up, always in the same order, or, where Triton can reduce over a cluster of CTAs, are shared by one.
 """
 
 from __future__ import annotations
