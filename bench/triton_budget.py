@@ -101,8 +101,10 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
 def kind(value) -> str:
     """Triton's type of an argument."""
     if isinstance(value, torch.Tensor):
-        name = str(value.dtype).removeprefix("torch.")
-        return "*" + name.replace("bfloat", "bf").replace("float", "fp").replace("uint", "u")
+        name = "*" + str(value.dtype).removeprefix("torch.")
+        for long, short in (("bfloat", "bf"), ("float", "fp"), ("uint", "u"), ("int", "i")):
+            name = name.replace(long, short)
+        return name
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"
