@@ -43,10 +43,12 @@ def tile_for(lanes: int, d: int, itemsize: int, device: Device) -> Tile:
         return Tile(128, 8, 4, 2, 1, 4, True, 128)
     if D * itemsize**2 > 2**16 or itemsize == 4 and lanes > 16 and d > 16:
         D = min(D, 4096 // itemsize)
-        atoms = 32768 // itemsize // D
-        return Tile(D, atoms, 1, 2, 1, 8, True, 1024 // atoms)
+        atoms = min(32, 32768 // itemsize // D)
+        return Tile(D, atoms, 1, 2, 1, 8 if D >= 512 else 4, True, 1024 // atoms)
     warps = 16 if D * itemsize >= 16384 else 8 if D * itemsize >= 4096 else 4
     atoms = min(256, 16384 * warps // (itemsize**2 * D))
+    if warps == 16 and device.cc // 10 == 10:
+        atoms //= 2  # Triton 3.7 would spill in the loop
     stages = min(3, 1 + (device.shared - 2**15) // (atoms * D * itemsize)) if D >= 512 else 1
     return Tile(D, atoms, 1, 2, stages, warps, False)
 
@@ -58,17 +60,15 @@ def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
     return max(triton.cdiv(tiles, LONGEST), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
 
 
-PRODUCTS = {"D": 64, "ATOMS": 32, "QUERIES": 64, "STAGES": 3}  # a program of `near_sums`
+def products_sizes(B: int, spread: bool) -> dict[str, int]:
+    """A program of `near_sums`, at most a quarter of whose registers are one of its sums."""
+    queries = max(16, min(64, triton.next_power_of_2(B)))
+    return {"D": 64 if spread else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
 
 
-def splits_of_products(N: int, B: int, d: int, device: Device) -> tuple[int, int]:
-    """(splits, atoms of a split) of `near_sums`."""
-    programs = triton.cdiv(d, PRODUCTS["D"]) * triton.cdiv(B, PRODUCTS["QUERIES"])
-    splits = max(
-        triton.cdiv(2 * device.multiprocessors, programs), triton.cdiv(N, 8 * LONGEST * PRODUCTS["ATOMS"])
-    )
-    span = triton.cdiv(triton.cdiv(N, splits), PRODUCTS["ATOMS"]) * PRODUCTS["ATOMS"]
-    return triton.cdiv(N, span), span
+def splits_of_products(N: int, programs: int, atoms: int, device: Device) -> int:
+    """As `splits_for`; what is added up within a tile counts as one addition."""
+    return max(triton.cdiv(2 * device.multiprocessors, programs), triton.cdiv(N, 8 * LONGEST * atoms))
 
 
 def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Device) -> int:
@@ -121,7 +121,13 @@ def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, s
     span = triton.cdiv(triton.cdiv(N, splits), tile.ATOMS) * tile.ATOMS
     splits = triton.cdiv(N, span)
     products = found is not None and found.near is not None and p.v is None
-    near_splits, near_span = splits_of_products(N, B, d, device) if products else (0, 0)
+    near_splits = 0
+    if products:
+        sizes = products_sizes(B, spread)
+        programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(B, sizes["QUERIES"])
+        near_splits = splits_of_products(N, programs, sizes["ATOMS"], device)
+        near_span = triton.cdiv(triton.cdiv(N, near_splits), sizes["ATOMS"]) * sizes["ATOMS"]
+        near_splits = triton.cdiv(N, near_span)
     count = splits + near_splits
     scalars, vectors = p.x.new_empty(4, count, lanes), p.x.new_empty(3, count, lanes, d)
     matvec = p.v is not None and (tilts is not None or not tile.given)
@@ -138,13 +144,12 @@ def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, s
         **{"DAX": tile.DAX, "STAGES": tile.STAGES, "STRIP": tile.strip, "num_warps": tile.warps},
     )
     if products:
-        grid = triton.cdiv(d, PRODUCTS["D"]) * triton.cdiv(B, PRODUCTS["QUERIES"]) * near_splits
-        near_sums[(grid,)](
+        near_sums[(programs * near_splits,)](
             *(found.given, found.top, found.near, p.y, found.centre, found.sizes, scalars, vectors),
             *(N, d, p.y.stride(0), B, count, splits, near_span, 1.0, p.scale, p.offset),
-            **PRODUCTS,
+            **sizes,
             AFFINE=p.flags["AFFINE"],
             SPREAD=spread,
-            num_warps=4,
+            num_warps=8 if sizes["QUERIES"] == 64 else 4,
         )
     return Sums(scalars, vectors, count, 0.0 if p.log_pi is not None else -math.log(N))

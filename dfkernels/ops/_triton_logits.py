@@ -24,10 +24,11 @@ def rows_sizes(lanes: int) -> dict[str, int]:
     return {**few, "ATOMS": 16, "STRIP": 16}
 
 
-def filter_sizes(B: int, device: Device) -> dict[str, int]:
-    """QUERIES of a tile: on Blackwell (10.x) no more than Triton 3.7 compiles without spills in the loop."""
-    largest = 32 if device.cc // 10 == 10 else 128
-    return {"D": 64, "ATOMS": 128, "QUERIES": max(16, min(largest, triton.next_power_of_2(B))), "STAGES": 3}
+def filter_sizes(B: int, precise: bool, device: Device) -> dict[str, int]:
+    """QUERIES of a tile: as many as leave the loop without spills and fit shared memory."""
+    largest = 64 if precise or device.cc >= 100 else 128
+    queries = max(16, min(largest, triton.next_power_of_2(B)))
+    return {"D": 32 if precise else 64, "ATOMS": 128, "QUERIES": queries, "STAGES": 3}
 
 
 def rows(p: Problem, about=None, bounds=None, floor=None) -> torch.Tensor:
@@ -68,23 +69,23 @@ def filtered(p: Problem) -> Logits:
     centre = load(p.y[:: max(1, N // 64)][:64], p.x.dtype, p.scale, p.offset).mean(0)
     x = p.x - p.alpha[:, None] * centre
     square = x.square().sum(1)
-    sizes = filter_sizes(B, device_of(x))
-    tiles = triton.cdiv(N, sizes["ATOMS"])
+    tiles = triton.cdiv(N, 128)
     upper, lower, norms = x.new_empty(B, N), x.new_empty(B, tiles), x.new_empty(N)
 
     def launch(x, near, precise):
+        sizes = filter_sizes(B, precise, device_of(x))
         filter_logits[(tiles * triton.cdiv(B, sizes["QUERIES"]),)](
             *(x, p.y, centre, square, near, p.alpha, p.sigma, p.x if p.log_pi is None else p.log_pi),
             *(upper, lower, norms, N, d, p.y.stride(0), B, 1.0, p.scale, p.offset),
             **p.flags,
             **sizes,
             PRECISE=precise,
-            num_warps=8 if sizes["QUERIES"] > 32 else 4,
+            num_warps=8 if sizes["QUERIES"] > 16 else 4,
         )
 
     launch(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), p.x, False)
     close = square + p.alpha.square() * norms.amax() <= NEAR * d * p.sigma.square()
-    near = close.int()
+    near = close.to(x.dtype)
     launch(x, near, True)
     floor = torch.where(close, math.inf, lower.amax(1))
     given = rows(p, bounds=upper, floor=floor)
