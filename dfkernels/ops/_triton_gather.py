@@ -43,7 +43,7 @@ def tile_for(lanes: int, d: int, itemsize: int, device: Device) -> Tile:
         return Tile(128, 8, 4, 2, 1, 4, True, 128)
     if D * itemsize**2 > 2**16 or itemsize == 4 and lanes > 16 and d > 16:
         D = min(D, 4096 // itemsize)
-        atoms = min(32, 32768 // itemsize // D)
+        atoms = min(16, 32768 // itemsize // D)
         return Tile(D, atoms, 1, 2, 1, 8 if D >= 512 else 4, True, 1024 // atoms)
     warps = 16 if D * itemsize >= 16384 else 8 if D * itemsize >= 4096 else 4
     atoms = min(256, 16384 * warps // (itemsize**2 * D))

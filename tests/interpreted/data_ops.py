@@ -78,13 +78,14 @@ TILES = [(1, 70, 40), (3, 300, 20), (44, 80, 40), (65, 60, 3), (5, 600, 2), (2, 
 
 
 def inputs(B, N, d, sigma, offset, seed=0):
+    """Queries drawn from q_t, alpha 1 and 0.6; near-duplicates among the atoms; every fifth atom masked."""
     normal = lambda *shape: _normal(seed + d)(*shape).float()
     y = normal(N, d) + offset
-    y[N // 2 :] += 1e-3 * y[: N - N // 2].flip(1)
+    y[N // 2 : 2 * (N // 2)] = y[: N // 2] + 1e-3 * normal(N // 2, d)
     alpha = torch.ones(B)
     alpha[1::2] = 0.6
     sigma = torch.full((B,), sigma)
-    x = alpha[:, None] * y[torch.arange(B) % N] + sigma[:, None] * _normal(seed + 1)(B, d).float()
+    x = alpha[:, None] * y[(5 * torch.arange(B) + 1) % (N // 5 * 5)] + sigma[:, None] * _normal(seed + 1)(B, d).float()
     v = _normal(seed + 2)(B, 1, d).float()
     v[::2] = y.mean(0)
     log_prior = 2 * _normal(seed + 3)(N).float()
