@@ -1,4 +1,4 @@
-"""Launches what keeps logits: every one by differences, or by the filter and then anew where they may matter."""
+"""Launches what keeps logits: all by differences, or by the filter and then anew where they may matter."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def filter_sizes(B: int, precise: bool, device: Device) -> dict[str, int]:
 
 
 def rows(p: Problem, about=None, bounds=None, floor=None) -> torch.Tensor:
-    """Every logit, [B, N], or every <y - about, v>, [lanes, N]; with bounds those that may matter, the logits in
-    their place.
+    """Every logit, [B, N], or every <y - about, v>, [lanes, N]; with bounds those that may matter, the logits
+    in their place.
     """
     N, d = p.y.shape
     lanes = p.x.shape[0] if about is None else p.lanes

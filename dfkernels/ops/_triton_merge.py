@@ -14,12 +14,6 @@ import triton.language as tl
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-def merge_grid(lanes: int, d: int):
-    """(programs, sizes) of a merge: one program per lane and block of coordinates."""
-    D = min(triton.next_power_of_2(d), 128)
-    return (lanes * triton.cdiv(d, D),), {"SPLITS": 16, "D": D, "num_warps": 4}
-
-
 @triton.jit
 def split_weights(scalars, lane, lanes, splits, start, top, SPLITS: tl.constexpr):
     """Places of some splits' sums, which of them have any, and w_s [SPLITS, 1]."""

@@ -2,10 +2,11 @@
 
 x' and y' are x less alpha times the centre, and y less the centre:
     -|x - alpha y|^2/(2 sigma^2) = -(|x'|^2 - 2 alpha <x', y'> + alpha^2 |y'|^2)/(2 sigma^2)
-On operands rounded to bfloat16, which moves <x', y'> by at most 2^-8 |x'| |y'|, this is a filter: it writes what
-each logit is at most. For queries near the data, |x'|^2 + alpha^2 |y'|^2 of the size of d sigma^2, three products
-of tf32 parts (tf32x3) are as good as differences; and so are sums about the centre. Tensor cores cut what they add
-up short: a product starts from zero in every tile, and `keep`, which is 1, has the tiles added as float32.
+On operands rounded to bfloat16, which moves <x', y'> by at most 2^-8 |x'| |y'|, this is a filter: it writes
+what each logit is at most. For queries near the data, |x'|^2 + alpha^2 |y'|^2 of the size of d sigma^2, three
+products of tf32 parts (tf32x3) are as good as differences; and so are sums about the centre. Tensor cores cut
+short what they add up: a product starts from zero in every tile, and `keep`, which is 1, stops the compiler
+from folding the addition of tiles, in float32, into it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_sweep import LOG2E, add_exactly, load_atoms
+from ._triton_device import LOG2E, add_exactly, load_atoms
 
 
 @triton.jit

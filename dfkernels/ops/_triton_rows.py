@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_sweep import LOG2E, along, load_atoms
+from ._triton_device import LOG2E, along, load_atoms
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def rows_sum(
     LANES: tl.constexpr,
     STRIP: tl.constexpr,  # tiles of a program
 ):
-    """log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or <y - about, v>; FILTERED: of atoms that may matter."""
+    """log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or <y - about, v>; FILTERED: where it may matter."""
     T = x.dtype.element_ty
     blocks = tl.cdiv(lanes, LANES)
     begin = (tl.program_id(0) // blocks).to(tl.int64) * ATOMS * STRIP

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .._triton_gather import gather, in_blocks
-from .._triton_merge import merge_grid, merge_squares
+from .._triton_gather import gather, in_blocks, merge_grid
+from .._triton_merge import merge_squares
 
 
 def _launch(p):

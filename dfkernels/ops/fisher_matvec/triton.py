@@ -6,9 +6,9 @@ import torch
 import triton
 
 from .._triton import device_of
-from .._triton_gather import gather, in_blocks, tile_for
+from .._triton_gather import gather, in_blocks, merge_grid, tile_for
 from .._triton_logits import logits, rows
-from .._triton_merge import merge_grid, merge_matvec, merge_mean, moved_dots
+from .._triton_merge import merge_matvec, merge_mean, moved_dots
 
 
 def _mean(p, sums):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton_gather import gather, in_blocks
-from .._triton_merge import finish_trace, merge_grid, merge_squares
+from .._triton_gather import gather, in_blocks, merge_grid
+from .._triton_merge import finish_trace, merge_squares
 
 
 def _launch(p):
