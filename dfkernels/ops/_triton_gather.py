@@ -61,7 +61,7 @@ def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
 
 
 def products_sizes(B: int, spread: bool) -> dict[str, int]:
-    """A program of `near_sums`: two sums of 64 x 32 numbers or one of 64 x 64 leave its loop without spills."""
+    """A program of `near_sums`: two sums of 64 x 32 numbers, or one of 64 x 64, do not spill."""
     queries = max(16, min(64, triton.next_power_of_2(B)))
     return {"D": 64 if spread else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
 
@@ -107,8 +107,8 @@ class Sums(NamedTuple):
 
 
 def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, spread=False) -> Sums:
-    """The sums of all splits. found: logits, for tiles that take them; with tilts and about the sums are those of
-    the vectors v. spread: only the sum of second over the coordinates will be used.
+    """The sums of all splits. found: logits, where a tile takes them; with tilts and about the sums are those
+    of the vectors v. spread: only the sum of second over the coordinates will be used.
     """
     (B, d), N, lanes = p.x.shape, p.y.shape[0], p.lanes
     device = device_of(p.x)
