@@ -112,7 +112,7 @@ def sweep(
                 at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
                 u = xq - a * at
                 distance = tl.sum(u * u, DAX, keep_dims=True)
-                odd += tl.sum(distance * 0.0, 1, keep_dims=True)
+                odd += 0.0 * tl.sum(distance, 1, keep_dims=True)
                 logit = by * distance
                 if PRIOR:
                     logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
