@@ -11,7 +11,7 @@ import triton
 from ._triton import Device, device_of
 from ._triton_logits import Logits, logits
 from ._triton_problem import Problem, gap_of, problem
-from ._triton_products import near_sums
+from ._triton_near import near_sums
 from ._triton_sweep import sweep
 
 
@@ -60,10 +60,10 @@ def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
     return max(triton.cdiv(tiles, LONGEST), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
 
 
-def products_sizes(B: int, spread: bool) -> dict[str, int]:
+def products_sizes(lanes: int, one: bool) -> dict[str, int]:
     """A program of `near_sums`: two sums of 64 x 32 numbers, or one of 64 x 64, do not spill."""
-    queries = max(16, min(64, triton.next_power_of_2(B)))
-    return {"D": 64 if spread else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
+    queries = max(16, min(64, triton.next_power_of_2(lanes)))
+    return {"D": 64 if one else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
 
 
 def splits_of_products(N: int, programs: int, atoms: int, device: Device) -> int:
@@ -120,17 +120,17 @@ def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, s
     splits = splits_for(N, blocks * parts, tile, device)
     span = triton.cdiv(triton.cdiv(N, splits), tile.ATOMS) * tile.ATOMS
     splits = triton.cdiv(N, span)
-    products = found is not None and found.near is not None and p.v is None
+    matvec = p.v is not None and (tilts is not None or not tile.given)
+    products = found is not None and found.near is not None and tile.given
     near_splits = 0
     if products:
-        sizes = products_sizes(B, spread)
-        programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(B, sizes["QUERIES"])
+        sizes = products_sizes(lanes, spread or matvec)
+        programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(lanes, sizes["QUERIES"])
         near_splits = splits_of_products(N, programs, sizes["ATOMS"], device)
         near_span = triton.cdiv(triton.cdiv(N, near_splits), sizes["ATOMS"]) * sizes["ATOMS"]
         near_splits = triton.cdiv(N, near_span)
     count = splits + near_splits
     scalars, vectors = p.x.new_empty(4, count, lanes), p.x.new_empty(3, count, lanes, d)
-    matvec = p.v is not None and (tilts is not None or not tile.given)
     or_x = lambda t: p.x if t is None else t
     given, floor = (p.x, p.x) if found is None else found[:2]
     if products:
@@ -145,12 +145,14 @@ def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, s
     )
     if products:
         near_sums[(programs * near_splits,)](
-            *(found.given, found.top, found.near, p.y, found.centre, found.sizes, scalars, vectors),
-            *(N, d, p.y.stride(0), B, count, splits, near_span, 1.0, p.scale, p.offset),
+            *(found.given, found.top, found.near, p.y, found.centre, found.sizes),
+            *(or_x(tilts), or_x(about), scalars, vectors),
+            *(N, d, p.y.stride(0), lanes, lanes // B, count, splits, near_span, 1.0, p.scale, p.offset),
             **sizes,
+            MATVEC=matvec,
             AFFINE=p.flags["AFFINE"],
             SPREAD=spread,
-            num_warps=8 if sizes["QUERIES"] == 64 else 4,
+            num_warps=8 if sizes["QUERIES"] > 16 else 4,
         )
     return Sums(scalars, vectors, count, 0.0 if p.log_pi is not None else -math.log(N))
 

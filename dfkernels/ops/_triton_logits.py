@@ -11,6 +11,7 @@ import triton
 from ._kinds import load
 from ._triton import Device, device_of
 from ._triton_problem import Problem, gap_of
+from ._triton_near import near_tilts
 from ._triton_products import filter_logits
 from ._triton_rows import rows_sum
 
@@ -97,3 +98,20 @@ def logits(p: Problem) -> Logits:
         return filtered(p)
     given = rows(p)
     return Logits(given, given.amax(1))
+
+
+def tilts(p: Problem, found: Logits, about: torch.Tensor) -> torch.Tensor:
+    """<y - about, v>, [lanes, N], where it matters."""
+    if found.near is None:
+        return rows(p, about, found.given, found.top)
+    (N, d), lanes = p.y.shape, p.lanes
+    out = rows(p, about, found.given, torch.where(found.near > 0, math.inf, found.top))
+    sizes = filter_sizes(lanes, True, device_of(p.x))
+    near_tilts[(triton.cdiv(N, sizes["ATOMS"]) * triton.cdiv(lanes, sizes["QUERIES"]),)](
+        *(p.v, p.y, found.centre, ((about - found.centre) * p.v.flatten(0, 1)).sum(1), found.near, out),
+        *(N, d, p.y.stride(0), lanes, lanes // p.x.shape[0], 1.0, p.scale, p.offset),
+        **sizes,
+        AFFINE=p.flags["AFFINE"],
+        num_warps=8 if sizes["QUERIES"] > 16 else 4,
+    )
+    return out

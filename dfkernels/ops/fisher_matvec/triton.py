@@ -7,7 +7,7 @@ import triton
 
 from .._triton import device_of
 from .._triton_gather import gather, in_blocks, merge_grid, tile_for
-from .._triton_logits import logits, rows
+from .._triton_logits import logits, tilts
 from .._triton_merge import merge_matvec, merge_mean, moved_dots
 
 
@@ -24,11 +24,13 @@ def _launch(p, fisher):
     lanes, d = p.lanes, p.x.shape[1]
     if tile_for(lanes, d, p.x.element_size(), device_of(p.x)).given:
         found = logits(p)
-        about = _mean(p, gather(p, found)).to(p.x.dtype)
-        sums = gather(p, found, rows(p, about, found.given, found.top), about)
+        alone = p._replace(v=None)
+        mean = _mean(alone, gather(alone, found, spread=True)).repeat_interleave(p.v.shape[1], 0)
+        about = mean.to(p.x.dtype)
+        sums = gather(p, found, tilts(p, found, about), about)
     else:
         sums = gather(p)
-    mean = _mean(p, sums)
+        mean = _mean(p, sums)
     dots = mean.new_empty(sums.splits, lanes)
     width = min(triton.next_power_of_2(d), 1024)
     moved_dots[(sums.splits * lanes,)](sums.scalars, sums.vectors, mean, p.v, dots, lanes, d, D=width)
