@@ -73,7 +73,7 @@ def test_products_fit(device):
     for B, precise in itertools.product((2, 16, 17, 10**4), (False, True)):
         sizes = _triton_logits.filter_sizes(B, precise, device)
         assert sizes["QUERIES"] >= 16 and sizes["QUERIES"] <= 2 * max(B, 8)
-        held = sizes["ATOMS"] * sizes["QUERIES"] // (32 * (8 if sizes["QUERIES"] > 16 else 4))
+        held = sizes["ATOMS"] * sizes["QUERIES"] // (32 * 8)
         assert held <= 64  # registers a thread for the product
         stages = sizes["STAGES"] - 1
         assert stages * 4 * sizes["D"] * (sizes["ATOMS"] + sizes["QUERIES"]) <= device.shared

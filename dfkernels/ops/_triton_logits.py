@@ -81,7 +81,7 @@ def filtered(p: Problem) -> Logits:
             **p.flags,
             **sizes,
             PRECISE=precise,
-            num_warps=8 if sizes["QUERIES"] > 16 else 4,
+            num_warps=8,
         )
 
     launch(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), p.x, False)
@@ -112,6 +112,6 @@ def tilts(p: Problem, found: Logits, about: torch.Tensor) -> torch.Tensor:
         *(N, d, p.y.stride(0), lanes, lanes // p.x.shape[0], 1.0, p.scale, p.offset),
         **sizes,
         AFFINE=p.flags["AFFINE"],
-        num_warps=8 if sizes["QUERIES"] > 16 else 4,
+        num_warps=8,
     )
     return out
