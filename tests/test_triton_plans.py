@@ -11,6 +11,8 @@ pytest.importorskip("triton")
 from dfkernels.ops import _triton  # noqa: E402
 from dfkernels.ops.endpoint_matvec import triton as endpoint  # noqa: E402
 from dfkernels.ops.matched_trace import triton as matched  # noqa: E402
+from dfkernels.ops.transport_chain import KERNEL_MAX_D  # noqa: E402
+from dfkernels.ops.transport_chain import triton as chains  # noqa: E402
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -73,6 +75,17 @@ def test_matched_trace_covers_every_shape(device, clusters, itemsize):
         assert p.rows == 1 or p.pieces == p.ctas == 1
         assert 3 * p.rows * p.block * itemsize <= 4 * 96 * 32 * p.warps * p.ctas
         assert p.ctas == 1 or clusters and device.cc >= 90 and p.ctas <= 8
+
+
+def test_chains():
+    """A column of a chain to a thread, or a chain; as many columns of atoms as of A."""
+    assert chains.MOST_D == KERNEL_MAX_D
+    assert chains.sizes(2) == {"D": 2, "WIDTH": 1, "ATOMS": 4, "LANES": 32, "num_warps": 1}
+    assert chains.sizes(13) == {"D": 16, "WIDTH": 16, "ATOMS": 16, "LANES": 8, "num_warps": 4}
+    for d in range(1, chains.MOST_D + 1):
+        s = chains.sizes(d)
+        assert d <= s["D"] < 2 * d and s["ATOMS"] == max(4, s["D"])
+        assert s["WIDTH"] * s["LANES"] == 32 * s["num_warps"] and s["WIDTH"] in (1, s["D"])
 
 
 @DEVICES
