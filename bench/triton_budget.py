@@ -43,13 +43,17 @@ CLOUDS = [
     ((4096, 50_000, 64, 1), SINGLE, SINGLE, True),
     ((65_536, 65_536, 16, 1), SINGLE, SINGLE, False),
     ((65_536, 65_536, 2, 1), SINGLE, SINGLE, True),
-    ((2, 1000, 100_000, 1), SINGLE, SINGLE, False),
-    ((7, 50_001, 33, 3), SINGLE, SINGLE, False),
+    ((1, 1000, 100_000, 1), SINGLE, SINGLE, False),
+    ((7, 50_001, 33, 3), SINGLE, SINGLE, True),
     ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
 ]
+WIDE = [cloud for cloud in CLOUDS if cloud[1] == cloud[2]]
 CALLS = {
-    **{op: CLOUDS for op in ("posterior", "fisher_matvec", "fisher_diagonal")},
-    "fisher_dense": [(shape, *rest) for shape, *rest in CLOUDS if shape[0] * shape[2] ** 2 < 2**26],
+    # narrow atoms change only what a load is: not in every op, nor small d where only a merge is new
+    "posterior": CLOUDS,
+    "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
+    "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
+    "fisher_dense": [cloud for cloud in WIDE if cloud[0][0] * cloud[0][2] ** 2 < 2**26],
     "endpoint_matvec": [
         *((shape, SINGLE) for shape in ((64, 65_536, 1), (256, 12_288, 1), (4096, 3072, 4), (65_536, 2, 1))),
         *((shape, DOUBLE) for shape in ((8, 65_536, 1), (256, 3072, 1), (65_536, 2, 1))),
@@ -57,6 +61,11 @@ CALLS = {
     "matched_trace": [
         *((shape, SINGLE) for shape in ((64, 65_536, 1), (256, 12_288, 1), (65_536, 2, 1))),
         *((shape, DOUBLE) for shape in ((64, 65_536, 1), (65_536, 2, 1))),
+    ],
+    "transport_chain": [
+        ((4096, 3, 1, 1), SINGLE),
+        *(((4096, 3, d, 1), dtype) for d in (2, 4) for dtype in (SINGLE, DOUBLE)),
+        *(((4096, 64, d, 1), dtype) for d in (8, 16) for dtype in (SINGLE, DOUBLE)),
     ],
 }
 
@@ -89,6 +98,10 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
         yield from ((v, x, x, level, level, form) for form in ("paper", "centred"))
     elif op == "matched_trace":
         yield from ((level, x, x, level, level, form) for form in ("paper", "residual"))
+    elif op == "transport_chain":
+        steps = [new(*sizes, dtype=DOUBLE) for sizes in ((51,), (51,), (50, 2))]
+        for rates in (None, steps[2])[: 1 + (d == 16)]:  # with rates: transposed
+            yield x, new(shape[1], d), *steps[:2], None, rates, rates is not None
     else:
         y = new(shape[1], d, dtype=storage)
         affine = (0.5, 1.0) if storage == torch.uint8 else (1.0, 0.0)
@@ -134,8 +147,9 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
         for op, calls in CALLS.items():
             launcher = importlib.import_module(f"dfkernels.ops.{op}.triton").launch
             both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
-            for call in calls:
-                for args, more in itertools.product(arguments(op, *call), both):
+            for i, call in enumerate(calls):
+                ways = both[: 1 + (i == 0)]  # covariance_matvec is another in its last line only
+                for args, more in itertools.product(arguments(op, *call), ways):
                     launcher(*args, **more)
     return found
 
