@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from cases import DATA_OPS, ORDER, REFERENCES, _normal, table
-from difference import EPS, difference_form, errors
+from difference import difference_form, errors, far, in_batches
 
 from dfkernels import _check
 from dfkernels.ops import _triton_gather, _triton_logits
@@ -25,9 +25,6 @@ LAUNCH = {
 }
 
 
-NAMES = ("log_prob", "mean", "fisher_trace", "ess")  # of posterior's outputs
-
-
 def run(op, x, y, alpha, sigma, log_prior=None, v=None, *, scale=1.0, offset=0.0):
     """The launcher behind the public function's checks; outputs in their public shapes."""
     flat, atoms, *rest = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
@@ -43,17 +40,12 @@ def run(op, x, y, alpha, sigma, log_prior=None, v=None, *, scale=1.0, offset=0.0
 
 def by_launchers(p, together, ops, *, y=None, **stored):
     """The outputs of ops for all queries, so many of them at a time; stored: y, scale and offset."""
-    per_query = ("x", "alpha", "sigma", "v")
-    parts = []
-    for b in range(0, len(p["x"]), together):
-        some = p | {k: p[k][b : b + together] for k in per_query} | ({} if y is None else {"y": y})
-        args, out = [some[k] for k in ORDER["posterior"]], {}
-        for op in ops:
-            found = run(op, *args, some["v"], **stored)
-            names = NAMES if op == "posterior" else (op.removeprefix("fisher_"),)
-            out |= dict(zip(names, found, strict=True))
-        parts.append(out)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def call(op, p):
+        args = [p[k] if k != "y" or y is None else y for k in ORDER["posterior"]]
+        return run(op, *args, p["v"], **stored)
+
+    return in_batches(p, together, ops, call)
 
 
 @pytest.fixture(autouse=True)
@@ -107,24 +99,6 @@ def inputs(B, N, d, sigma, offset, seed=0):
     log_prior = 2 * _normal(seed + 3)(N).float()
     log_prior[::5] = -math.inf
     return dict(x=x, y=y, alpha=alpha, sigma=sigma, log_prior=log_prior, v=v)
-
-
-def far(p, got):
-    """name -> (error, allowed): RMS over the queries, at most twice plain PyTorch's plus 4 roundings, 10 for
-    1/sum w^2, as in test_accuracy.py.
-    """
-    exact, plain = (
-        difference_form(**p, dense="dense" in got, dtype=t) for t in (torch.float64, torch.float32)
-    )
-    exact = {k: exact[k] for k in got}
-    unit = {
-        "log_prob": 1 + exact["log_prob"].abs(),
-        "fisher_trace": p["x"].shape[1] * p["sigma"].double() ** -2,
-    }
-    rms = lambda e: float(e.square().mean().sqrt())
-    ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
-    pairs = {k: (rms(ours[k]), 2 * rms(theirs[k]) + (10 if k == "ess" else 4) * EPS) for k in exact}
-    return {k: pair for k, pair in pairs.items() if not pair[0] <= pair[1]}
 
 
 @pytest.mark.parametrize(
