@@ -35,6 +35,7 @@ TINY = [
     Case("network", "endpoint_matvec", 4, 0, 6, form="paper"),
     Case("network", "endpoint_matvec", 4, 0, 6, K=2, form="centred"),
     Case("network", "matched_trace", 4, 0, 6, form="paper"),
+    Case("chain", "transport_chain", 4, 7, 3, K=5),
 ]
 
 
@@ -69,7 +70,8 @@ def test_the_grid_has_what_the_targets_speak_of():
     assert {(c.B, c.N, c.d) for c in grid if c.group == "small d"} == {(65_536, 65_536, d) for d in (2, 16)}
     network = {(c.op, c.B, c.d) for c in grid if c.group == "network" and c.K == 1}
     shapes = ((64, 65_536), (256, 12_288))
-    assert network == {(op, *shape) for op in peers.REFERENCES for shape in shapes}
+    assert network == {(op, *shape) for op in ("endpoint_matvec", "matched_trace") for shape in shapes}
+    assert {(c.B, c.N, c.d) for c in grid if c.group == "chain"} == {(4096, 3, 2), (4096, 64, 16)}
 
 
 def test_the_floor_is_the_largest_of_three():
@@ -88,6 +90,9 @@ def test_the_floor_is_the_largest_of_three():
     assert Case("grid", "fisher_matvec", 2, 3, 5, K=4).flops == 2 * 9 * 2 * 3 * 5
     assert Case("network", "endpoint_matvec", 64, 0, 65_536).bytes == 4 * 4 * 64 * 65_536
     assert Case("network", "matched_trace", 64, 0, 65_536).bytes == 2 * 4 * 64 * 65_536
+    chain = Case("chain", "transport_chain", 10, 3, 2, K=7)
+    assert chain.bytes == 4 * (3 * 2 + 2 * 10 * 2 + 10 * 4) and chain.exps == 7 * 10 * 3
+    assert chain.flops == 2 * 7 * 10 * (2 * 6 + 9 + 8)
 
 
 def test_a_small_gpu_gets_fewer_atoms():
@@ -101,7 +106,7 @@ def test_a_row(case, monkeypatch):
     row = row_of(case, monkeypatch)
     names = {"dfkernels", "torch"}
     names |= {"torch-bf16"} if case.storage == "bfloat16" else set()
-    names |= {"compile"} if case.op != "fisher_dense" else set()
+    names |= {"compile"} if case.op not in ("fisher_dense", "transport_chain") else set()
     names |= {"sdpa"} if case.op == "posterior" else set()
     assert set(row["contenders"]) >= names
     for name in names:
@@ -165,7 +170,7 @@ def test_the_whole_command(monkeypatch, tmp_path, capsys):
     assert (
         result["tests"] == said and result["sanitizer"] == {"memcheck": "clean"} and result["rates"] == RATES
     )
-    assert capsys.readouterr().out.endswith(f"{path}: 8 cases, 0 without time; 0 of ours wrong or failed\n")
+    assert capsys.readouterr().out.endswith(f"{path}: 9 cases, 0 without time; 0 of ours wrong or failed\n")
     assert report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result]).count("`fisher_matvec`") == 1
     path.unlink()
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "endpoint", "--minutes", "0"])
@@ -180,6 +185,7 @@ def test_what_a_peer_needs():
     assert peers.bytes_needed(wide, "torch") == 4 * 1000 * (3 + 4096)
     assert peers.bytes_needed(wide, "torch-bf16") == peers.bytes_needed(wide, "compile") == 4 * 1000 * 3
     assert peers.bytes_needed(Case("network", "endpoint_matvec", 64, 0, 65_536), "torch") == 0
+    assert peers.bytes_needed(Case("chain", "transport_chain", 4096, 64, 16, K=9), "torch") == 12 * 2**22
 
 
 def test_a_command_that_fails_or_hangs():
@@ -220,6 +226,9 @@ def test_targets_are_arithmetic():
     ratios = [t["reached"] for t in found if t["target"].startswith("all")]
     assert ratios == [pytest.approx(4.0), pytest.approx(1.5)]
     assert [t["met"] for t in found if t["target"].startswith("all")] == [True, False]
+    chains = result_of({"dfkernels": 1.0, "torch": 100.0})
+    chains["rows"][0] |= {"group": "chain", "op": "transport_chain"}
+    assert [t["cases"] for t in report.targets(chains)] == [0] * len(found)
     assert [t["target"] for t in found if t["met"] is None and t["cases"]] == []
 
 

@@ -15,9 +15,11 @@ EXACT_QUERIES = 2  # of a case, compared with float64
 
 @dataclass(frozen=True)
 class Case:
-    """One call. Data ops: B queries, N atoms in `storage`, K vectors; the others: N = 0."""
+    """One call. Data ops: B queries, N atoms in `storage`, K vectors; transport_chain: B chains of K steps,
+    N atoms; the others: N = 0.
+    """
 
-    group: str  # memory, compute, small d, grid, network: what bounds it, and which target it belongs to
+    group: str  # memory, compute, small d, grid, network, chain: what bounds it, and its target
     op: str
     B: int
     N: int
@@ -33,7 +35,13 @@ class Case:
         return f"{self.op} B={self.B} N={self.N} d={self.d} K={self.K} {what}"
 
     @property
+    def options(self) -> dict[str, str]:
+        return {"form": self.form} if self.form else {}
+
+    @property
     def sigma(self) -> float:
+        if self.op == "transport_chain":
+            return 0.02  # at the end
         return NOISE[self.noise](self.d) if self.N else 0.7
 
     @property
@@ -43,18 +51,22 @@ class Case:
             return 4 * self.d * self.B * (2 * self.K + 2)
         if self.op == "matched_trace":
             return 4 * self.d * self.B * 2
-        out = {"fisher_dense": self.d, "fisher_matvec": 2 * self.K}.get(self.op, 1) * self.B * self.d
+        width = {"fisher_dense": self.d, "fisher_matvec": 2 * self.K, "transport_chain": 1 + self.d}
+        out = width.get(self.op, 1) * self.B * self.d
         return ITEMSIZE[self.storage] * self.N * self.d + 4 * (self.B * self.d + out)
 
     @property
     def flops(self) -> int:
-        """Products with the atoms: logits, and one for every sum over them."""
+        """Products with the atoms: logits, and one for every sum over them; a chain's symmetric C, and C A."""
+        if self.op == "transport_chain":
+            N, d = self.N, self.d
+            return 2 * self.K * self.B * (2 * N * d + N * d * (d + 1) // 2 + d**3)
         products = {"posterior": 2, "fisher_matvec": 1 + 2 * self.K, "fisher_diagonal": 3}
         return 2 * products.get(self.op, 1 + self.d) * self.B * self.N * self.d
 
     @property
     def exps(self) -> int:
-        return self.B * self.N
+        return self.B * self.N * (self.K if self.op == "transport_chain" else 1)
 
     def within(self, memory: int) -> Case:
         """With as many atoms as a quarter of the GPU's memory holds."""
@@ -76,6 +88,10 @@ class Case:
         if self.op == "matched_trace":
             found = {"m": normal(self.B), "eps": normal(self.B, self.d), "alpha": alpha, "sigma": sigma}
             return {**found, "x": normal(self.B, self.d)}
+        if self.op == "transport_chain":
+            sigma = torch.logspace(0, math.log10(self.sigma), self.K + 1, dtype=torch.float64, device=device)
+            y = 0.5 * normal(self.N, self.d)
+            return {"x": normal(self.B, self.d), "y": y, "alpha": torch.ones_like(sigma), "sigma": sigma}
         y = random_atoms(self, device)
         index = torch.randint(self.N, (self.B,), device=device, generator=generator)
         found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
@@ -130,7 +146,8 @@ def grid() -> list[Case]:
         Case("grid", "fisher_dense", 256, 10_000, 64),
         Case("network", "endpoint_matvec", 64, 0, 3 * 64 * 64, K=8, form="paper"),
     ]
-    return [*network, *memory, *compute, *small, *rest]
+    chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]
+    return [*network, *memory, *compute, *small, *rest, *chains]
 
 
 def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:

@@ -1,6 +1,7 @@
 """What people use today on a GPU, at its best: the norms |y|^2 are handed over ready and not timed.
 
-torch       two to three matrix products and a softmax between them, float32: the atoms as float32
+torch       two to three matrix products and a softmax between them, float32: the atoms as float32; the other
+            ops: their references
 torch-bf16  the same in the atoms' own bfloat16, where they are stored so
 compile     torch.compile of the faster kind
 sdpa        scaled_dot_product_attention, |y|^2 as one more feature; d < 256, mean only
@@ -18,6 +19,7 @@ import torch
 import dfkernels as df
 from dfkernels.ops.endpoint_matvec import reference as endpoint_reference
 from dfkernels.ops.matched_trace import reference as trace_reference
+from dfkernels.ops.transport_chain import reference as chain_reference
 
 
 def mm(a, b):
@@ -121,7 +123,11 @@ def flash_sd_kde(x, y, alpha, sigma, y_norm):
 
 
 PLAIN = {f.__name__: f for f in (posterior, fisher_matvec, fisher_diagonal, fisher_dense)}
-REFERENCES = {"endpoint_matvec": endpoint_reference, "matched_trace": trace_reference}
+REFERENCES = {
+    "endpoint_matvec": endpoint_reference,
+    "matched_trace": trace_reference,
+    "transport_chain": chain_reference,
+}
 ELSEWHERE = {  # name: (module, what makes the function, which d)
     "keops": ("pykeops", keops, lambda d: d <= 100),
     "flash-sinkhorn": ("flash_sinkhorn", flash_sinkhorn, lambda d: d <= 1024),
@@ -133,7 +139,7 @@ INCOMPARABLE = ("flash-sd-kde",)  # its result is that of another call
 def contenders(case, inputs) -> dict:
     """name -> function that makes the function to be timed: what may be ready-made is then ready."""
     if case.op in REFERENCES:
-        plain, given, narrow = REFERENCES[case.op], {**inputs, "form": case.form}, False
+        plain, given, narrow = REFERENCES[case.op], {**inputs, **case.options}, False
     else:
         plain, y = PLAIN[case.op], inputs["y"]
         y_norm = torch.cat([rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))])
@@ -144,7 +150,7 @@ def contenders(case, inputs) -> dict:
             "torch": lambda: partial(in_float, plain, **given),
             "torch-bf16": lambda: partial(plain, **given),
         }
-    if case.op != "fisher_dense":  # its loop over the queries would be compiled B times
+    if case.op not in ("fisher_dense", "transport_chain"):  # their loops would be unrolled
         found["compile"] = lambda: partial(torch.compile(plain, dynamic=False), **given)
     if case.op == "posterior":
         if case.d < 256:
@@ -159,6 +165,8 @@ def bytes_needed(case, name: str) -> int:
     """Of a contender beside its inputs: [B, N] arrays, and the atoms as float32, squared or weighted."""
     if not case.N or name not in ("torch", "torch-bf16", "compile"):
         return 0
+    if case.op == "transport_chain":
+        return 3 * 4 * case.B * case.N * case.d
     arrays = {"posterior": 3, "fisher_matvec": 5}.get(case.op, 2)
     copies = (case.storage != "float32" and name == "torch") + (
         case.op in ("fisher_diagonal", "fisher_dense")
