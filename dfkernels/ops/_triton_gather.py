@@ -10,8 +10,8 @@ import triton
 
 from ._triton import Device, device_of
 from ._triton_logits import Logits, logits
-from ._triton_problem import Problem, gap_of, problem
 from ._triton_near import near_sums
+from ._triton_problem import Problem, gap_of, problem
 from ._triton_sweep import sweep
 
 

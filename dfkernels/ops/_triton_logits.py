@@ -10,11 +10,10 @@ import triton
 
 from ._kinds import load
 from ._triton import Device, device_of
-from ._triton_problem import Problem, gap_of
 from ._triton_near import near_tilts
+from ._triton_problem import Problem, gap_of
 from ._triton_products import filter_logits
 from ._triton_rows import rows_sum
-
 
 NEAR = 2  # a query is near the data if |x'|^2 + alpha^2 max |y'|^2 <= NEAR d sigma^2
 
