@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import cache
+
 import torch
 
 from . import _native
+
+
+@cache
+def triton(device: torch.device) -> str:
+    """Why Triton's kernels cannot run on tensors of `device`, "" if they can."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton does not load: {error}"
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}"
+    if torch.version.hip is not None:
+        return "needs an NVIDIA GPU"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0"
+    return ""
 
 
 def reasons(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -14,4 +33,4 @@ def reasons(device: torch.device | str = "cpu") -> dict[str, str]:
         native = _native.reason
     else:
         native = _native.isa()[1] if device.type == "cpu" else f"the tensors are on {device.type}"
-    return {"native-cpu": native, "pytorch": ""}
+    return {"native-cpu": native, "triton": triton(device), "pytorch": ""}

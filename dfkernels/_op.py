@@ -18,6 +18,8 @@ from torch._functorch.utils import enable_single_level_autograd_function, unwrap
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from . import _backend
+
 NAMESPACE = "dfkernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -54,6 +56,7 @@ def define(
     fallback: Callable,
     fake: Callable,
     batch: Callable,
+    cuda: Callable | None = None,
     twin: Callable | None = None,
     fast: Callable | None = None,
     vjp: Callable | None = None,
@@ -64,6 +67,7 @@ def define(
     fallback(*args)              implementation in PyTorch, for every device without a kernel
     fake(*args)                  empty outputs of the right shape
     batch(info, in_dims, *args)  vmap rule
+    cuda(*args)                  implementation by Triton, which it imports; used where Triton can run
     twin(*args)                  the same function in differentiable ops: gives both derivatives. Without
                                  torch.func: forward AD runs it below functorch's dispatch key
     fast(needs, args, outputs, cotangents)   gradients, or None to leave them to the twin
@@ -72,7 +76,10 @@ def define(
     """
     _library.define(name + schema)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _library.impl(name, _fallback(name, op, fallback, vjp is None), "CompositeExplicitAutograd")
+    in_pytorch = _fallback(name, op, fallback, vjp is None)
+    _library.impl(name, in_pytorch, "CompositeExplicitAutograd")
+    if cuda is not None:
+        _library.impl(name, _on_cuda(cuda, in_pytorch), "CUDA")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
@@ -141,6 +148,16 @@ def _fallback(name, op, fallback, loud):
         if not all(bool(torch.isfinite(o).all()) for o in _tuple(out)):
             raise RuntimeError(f"{name}: expected a finite result, got nan, inf or an overflow")
         return out
+
+    return implementation
+
+
+def _on_cuda(cuda, in_pytorch):
+    def implementation(*args):
+        if _backend.triton(args[0].device):
+            return in_pytorch(*args)
+        with torch._C._DisableAutocast():
+            return cuda(*args)
 
     return implementation
 

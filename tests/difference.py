@@ -50,7 +50,7 @@ def _some(x, alpha, sigma, v, y, log_pi, dense):
         out["matvec"] = (v - along.mT @ u) * precision[:, None, None]
     if dense:
         covariance = (w[..., None] * u).mT @ u
-        out["dense"] = (torch.eye(d, dtype=x.dtype) - covariance) * precision[:, None, None]
+        out["dense"] = (torch.eye(d, dtype=x.dtype, device=x.device) - covariance) * precision[:, None, None]
     return out
 
 
@@ -73,3 +73,39 @@ def errors(got, exact, unit=None):
         own = e.reshape(len(e), -1).norm(dim=1)
         out[name] = far / (unit[name] if unit and name in unit else own)
     return out
+
+
+def far(p, got):
+    """name -> (error, allowed), where allowed is exceeded: RMS over the queries of p, at most twice plain
+    PyTorch's plus 4 roundings of the output, 10 for 1/sum w^2, as in test_accuracy.py. got: some of the outputs.
+    """
+    exact, plain = (
+        difference_form(**p, dense="dense" in got, dtype=t) for t in (torch.float64, torch.float32)
+    )
+    exact = {k: exact[k] for k in got}
+    unit = {
+        "log_prob": 1 + exact["log_prob"].abs() if "log_prob" in got else None,
+        "fisher_trace": p["x"].shape[1] * p["sigma"].double() ** -2,
+    }
+    rms = lambda e: float(e.square().mean().sqrt())
+    ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
+    pairs = {k: (rms(ours[k]), 2 * rms(theirs[k]) + (10 if k == "ess" else 4) * EPS) for k in exact}
+    return {k: pair for k, pair in pairs.items() if not pair[0] <= pair[1]}
+
+
+NAMES = {
+    "posterior": ("log_prob", "mean", "fisher_trace", "ess"),
+    "fisher_matvec": ("matvec",),
+    "fisher_diagonal": ("diagonal",),
+    "fisher_dense": ("dense",),
+}
+
+
+def in_batches(p, together, ops, call):
+    """name -> output of ops for all queries of p, so many of them at a time; call(op, p) -> outputs."""
+    per_query = ("x", "alpha", "sigma", "v")
+    parts = []
+    for b in range(0, len(p["x"]), together):
+        some = p | {k: p[k][b : b + together] for k in per_query}
+        parts.append({n: o for op in ops for n, o in zip(NAMES[op], call(op, some), strict=True)})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -63,13 +63,30 @@ def test_disabled_native_says_so():
         "from dfkernels import _backend; print(_backend.reasons())",
         DFKERNELS_NATIVE="0",
     )
-    assert done.stdout == "{'native-cpu': 'DFKERNELS_NATIVE=0', 'pytorch': ''}\n", done.stderr
+    expected = _backend.reasons() | {"native-cpu": "DFKERNELS_NATIVE=0"}
+    assert done.stdout == f"{expected}\n", done.stderr
 
 
 @needs_native
 def test_native_runs_on_the_cpu_only():
-    assert _backend.reasons("cpu") == {"native-cpu": "", "pytorch": ""}
+    assert _backend.reasons("cpu")["native-cpu"] == _backend.reasons("cpu")["pytorch"] == ""
     assert _backend.reasons("cuda:0")["native-cpu"] == "the tensors are on cuda"
+
+
+def test_triton_runs_on_cuda_only():
+    found = _backend.reasons("cpu")["triton"]
+    assert found == "the tensors are on cpu" or found.startswith("triton does not load: No module named")
+
+
+def test_without_triton_cuda_takes_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    said = _backend.triton.__wrapped__(torch.device("cuda"))
+    assert said.startswith("triton does not load: ")
+
+
+@pytest.mark.parametrize("op", [*OPS, "covariance_matvec"])
+def test_cuda_has_an_implementation_of_its_own(op):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkernels::{op}", "CUDA")
 
 
 @needs_native

@@ -136,7 +136,7 @@ def test_files_stay_short(limit, paths):
 
 
 def test_an_op_has_its_twin_and_its_kernel():
-    """One stem in ops/ and csrc/."""
+    """One stem in ops/ and csrc/, and a Triton kernel."""
     ops = [p.parent.name for p in (PACKAGE / "ops").glob("*/__init__.py")]
     assert sorted(ops) == [
         "endpoint_matvec",
@@ -150,3 +150,4 @@ def test_an_op_has_its_twin_and_its_kernel():
     ]
     assert [op for op in ops if not (PACKAGE / "ops" / op / "reference.py").exists()] == []
     assert [op for op in ops if not (ROOT / "csrc" / f"{op}_cpu.cpp").exists()] == []
+    assert [op for op in ops if not (PACKAGE / "ops" / op / "triton.py").exists()] == []

@@ -5,6 +5,7 @@ benchmark's.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import io
@@ -111,7 +112,7 @@ def test_commands_exist():
         elif words[:2] == ["python", "-m"] and words[2] != "dfkernels":
             assert words[2].split(".")[0] == "bench"
             assert (ROOT / (words[2].replace(".", "/") + ".py")).exists() or (
-                ROOT / words[2] / "__main__.py"
+                ROOT / words[2].replace(".", "/") / "__main__.py"
             ).exists()
         else:
             assert "dfkernels" in (words[0], words[-1]), command
@@ -179,6 +180,13 @@ def test_the_tables_are_the_committed_results():
     block = f"<!-- reproduction -->\n{table.summary_of(document)}\n<!-- /reproduction -->"
     assert table.with_tables(marked, table.read_rows(), document) == f"a\n{block}\nb"
     assert table.summary_of(document).startswith("Made by `dfkernels reproduce ")
+
+
+def test_the_gpu_table_is_the_committed_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    report = importlib.import_module("bench.gpu.report")
+    assert README.count("<!-- gpu -->") == README.count("<!-- /gpu -->") == 1
+    assert report.with_tables(README, report.read_results()) == README, "run `python -m bench.gpu.report`"
 
 
 def test_the_picture_is_small():

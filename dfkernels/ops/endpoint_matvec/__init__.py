@@ -18,11 +18,18 @@ def _fake(v, x0, mean, alpha, sigma, form):
     return v.new_empty(v.shape)
 
 
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
 op = _op.define(
     "endpoint_matvec",
     "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor",
     fallback=reference,
     fake=_fake,
+    cuda=_cuda,
     twin=reference,
     batch=_op.folded("endpoint_matvec", "qqqqq-"),
 )

@@ -29,12 +29,19 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(x.shape[0], x.shape[1], x.shape[1])
 
 
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
 op = _op.define(
     "fisher_dense",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> Tensor",
     fallback=_twin,
     fake=_fake,
+    cuda=_cuda,
     twin=_twin,
     batch=_op.folded("fisher_dense", "qaqqa--"),
 )

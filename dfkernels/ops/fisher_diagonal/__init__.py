@@ -27,12 +27,19 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(x.shape)
 
 
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
 op = _op.define(
     "fisher_diagonal",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> Tensor",
     fallback=_twin,
     fake=_fake,
+    cuda=_cuda,
     twin=_twin,
     batch=_op.folded("fisher_diagonal", "qaqqa--"),
 )

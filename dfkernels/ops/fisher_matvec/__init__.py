@@ -47,6 +47,15 @@ def _symmetric(own):
     return fast
 
 
+def _cuda(fisher):
+    def implementation(*args):
+        from .triton import launch
+
+        return launch(*args, fisher=fisher)
+
+    return implementation
+
+
 _SCHEMA = (
     "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> Tensor"
@@ -56,6 +65,7 @@ covariance_matvec = _op.define(
     _SCHEMA,
     fallback=_covariance_twin,
     fake=_fake,
+    cuda=_cuda(fisher=False),
     twin=_covariance_twin,
     fast=_symmetric(lambda: covariance_matvec),
     batch=_op.folded("covariance_matvec", "qaqqqa--"),
@@ -65,6 +75,7 @@ op = _op.define(
     _SCHEMA,
     fallback=_twin,
     fake=_fake,
+    cuda=_cuda(fisher=True),
     twin=_twin,
     fast=_symmetric(lambda: op),
     batch=_op.folded("fisher_matvec", "qaqqqa--"),

@@ -19,11 +19,18 @@ def _fake(m, eps, x, alpha, sigma, form):
     return m.new_empty(m.shape)
 
 
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
 op = _op.define(
     "matched_trace",
     "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor",
     fallback=reference,
     fake=_fake,
+    cuda=_cuda,
     twin=reference,
     batch=_op.folded("matched_trace", "qqqqq-"),
 )

@@ -120,12 +120,19 @@ def _fast(needs, args, outputs, cotangents):
     return (grad, *[None] * (len(args) - 1))
 
 
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
 op = _op.define(
     "posterior",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     fallback=_fallback,
     fake=_fake,
+    cuda=_cuda,
     twin=_twin,
     fast=_fast,
     batch=_op.folded("posterior", "qaqqa--"),

@@ -6,8 +6,8 @@ A <- M A,  M = dx_s/dx_t = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alph
 (Algorithm 2, with the discrete step's own derivative.) A is rescaled at every step by a power of two, which
 is exact, and at the end to |A|_F = sqrt(d): in the Dirac setting the Jacobian itself underflows.
 
-The compiled kernel takes d <= 16: a chain in every lane, all steps in one call. Above, and on other devices,
-the steps are PyTorch, each with a call of `posterior` and one of `covariance_matvec`.
+The kernels, compiled and Triton's, take d <= 16: a chain in every lane, all steps in one call. Above, and
+where neither runs, the steps are PyTorch, each with a call of `posterior` and one of `covariance_matvec`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .reference import transport_chain as reference
 
 __all__ = ["Chain", "reference", "transport_chain"]
 
-KERNEL_MAX_D = 16  # most_d in csrc/transport_chain_cpu.cpp
+KERNEL_MAX_D = 16  # most_d in csrc/transport_chain_cpu.cpp, MOST_D in triton.py
 
 
 class Chain(NamedTuple):
@@ -65,20 +65,28 @@ def _no_derivative(*args):
     )
 
 
-def _define(name):
+def _cuda(*args):
+    from .triton import launch
+
+    return launch(*args)
+
+
+def _define(name, cuda=None):
     return _op.define(
         name,
         "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, Tensor? rates, bool transposed)"
         " -> (Tensor, Tensor, Tensor)",
         fallback=_steps,
         fake=_fake,
+        cuda=cuda,
         twin=_no_derivative,
         fast=_no_derivative,
         batch=_op.folded(name, "qaaaaa-"),
     )
 
 
-op, stepwise = _define("transport_chain"), _define("transport_chain_stepwise")  # the latter has no kernel
+op = _define("transport_chain", _cuda)
+stepwise = _define("transport_chain_stepwise")  # no kernel
 
 
 def _levels(name, a, x):
@@ -106,6 +114,7 @@ def transport_chain(
         y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N bytes a
             thread.
         alpha, sigma: [M + 1] floating, the levels from start to end, used in float64; sigma > 0 throughout.
+            On x's device, or a CUDA call waits until they are copied.
         log_prior: [N] log weights as in `posterior`.
         rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1 (alpha_t/sigma_t)^2 C)
             A, an Euler step of dA/dt = B A.

@@ -1,0 +1,164 @@
+"""What is measured on a GPU, in order of importance, and the least time each case can take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..cases import NOISE
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+EXACT_QUERIES = 2  # of a case, compared with float64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. Data ops: B queries, N atoms in `storage`, K vectors; transport_chain: B chains of K steps,
+    N atoms; the others: N = 0.
+    """
+
+    group: str  # memory, compute, small d, grid, network, chain: what bounds it, and its target
+    op: str
+    B: int
+    N: int
+    d: int
+    K: int = 1
+    storage: str = "float32"
+    noise: str = "high"
+    form: str = ""
+
+    @property
+    def name(self) -> str:
+        what = self.form or f"{self.storage} {self.noise}"
+        return f"{self.op} B={self.B} N={self.N} d={self.d} K={self.K} {what}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"form": self.form} if self.form else {}
+
+    @property
+    def sigma(self) -> float:
+        if self.op == "transport_chain":
+            return 0.02  # at the end
+        return NOISE[self.noise](self.d) if self.N else 0.7
+
+    @property
+    def bytes(self) -> int:
+        """Every input read once, the result written once."""
+        if self.op == "endpoint_matvec":
+            return 4 * self.d * self.B * (2 * self.K + 2)
+        if self.op == "matched_trace":
+            return 4 * self.d * self.B * 2
+        width = {"fisher_dense": self.d, "fisher_matvec": 2 * self.K, "transport_chain": 1 + self.d}
+        out = width.get(self.op, 1) * self.B * self.d
+        return ITEMSIZE[self.storage] * self.N * self.d + 4 * (self.B * self.d + out)
+
+    @property
+    def flops(self) -> int:
+        """Products with the atoms: logits, and one for every sum over them; a chain's symmetric C, and C A."""
+        if self.op == "transport_chain":
+            N, d = self.N, self.d
+            return 2 * self.K * self.B * (2 * N * d + N * d * (d + 1) // 2 + d**3)
+        products = {"posterior": 2, "fisher_matvec": 1 + 2 * self.K, "fisher_diagonal": 3}
+        return 2 * products.get(self.op, 1 + self.d) * self.B * self.N * self.d
+
+    @property
+    def exps(self) -> int:
+        return self.B * self.N * (self.K if self.op == "transport_chain" else 1)
+
+    def within(self, memory: int) -> Case:
+        """With as many atoms as a quarter of the GPU's memory holds."""
+        room = memory // 4 // (ITEMSIZE[self.storage] * self.d)
+        return replace(self, N=room) if self.N > room else self
+
+    def inputs(self, device) -> dict[str, torch.Tensor]:
+        """Random, never zeros: queries are atoms plus noise."""
+        generator = torch.Generator(device).manual_seed(1)
+        normal = lambda *shape: torch.randn(*shape, device=device, generator=generator)
+        alpha, sigma = torch.ones(self.B, device=device), torch.full((self.B,), self.sigma, device=device)
+        if self.op == "endpoint_matvec":
+            found = {
+                "v": normal(self.B, self.K, self.d),
+                "x0": normal(self.B, self.d),
+                "mean": normal(self.B, self.d),
+            }
+            return {**found, "alpha": alpha, "sigma": sigma}
+        if self.op == "matched_trace":
+            found = {"m": normal(self.B), "eps": normal(self.B, self.d), "alpha": alpha, "sigma": sigma}
+            return {**found, "x": normal(self.B, self.d)}
+        if self.op == "transport_chain":
+            sigma = torch.logspace(0, math.log10(self.sigma), self.K + 1, dtype=torch.float64, device=device)
+            y = 0.5 * normal(self.N, self.d)
+            return {"x": normal(self.B, self.d), "y": y, "alpha": torch.ones_like(sigma), "sigma": sigma}
+        y = random_atoms(self, device)
+        index = torch.randint(self.N, (self.B,), device=device, generator=generator)
+        found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
+        if self.op == "fisher_matvec":
+            found["v"] = normal(self.B, self.K, self.d)
+        return {**found, "alpha": alpha, "sigma": sigma}
+
+
+def random_atoms(case: Case, device) -> torch.Tensor:
+    """Standard normal, made a gigabyte at a time."""
+    y = torch.empty(case.N, case.d, dtype=getattr(torch, case.storage), device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for rows in y.split(max(1, 2**28 // case.d)):
+        rows.copy_(torch.randn(rows.shape, device=device, generator=generator))
+    return y
+
+
+def grid() -> list[Case]:
+    network = [
+        Case("network", op, B, 0, d, form=form)
+        for B, d in ((64, 4 * 128 * 128), (256, 3 * 64 * 64))
+        for op, form in (
+            ("endpoint_matvec", "paper"),
+            ("endpoint_matvec", "centred"),
+            ("matched_trace", "paper"),
+        )
+    ]
+    memory = [
+        Case("memory", "posterior", B, 1_280_000, 4096, storage="bfloat16", noise=noise)
+        for B in (1, 4, 16)
+        for noise in ("high", "low")
+    ]
+    compute = [
+        Case("compute", "posterior", 4096, 262_144, 1024, storage=storage, noise=noise)
+        for storage in ("bfloat16", "float32")
+        for noise in ("high", "low")
+    ]
+    small = [Case("small d", op, 65_536, 65_536, d) for op in ("posterior", "fisher_matvec") for d in (2, 16)]
+    sizes = ((64, 50_000, 3072), (1024, 50_000, 784), (1024, 10_000, 64), (1, 50_000, 3072))
+    rest = [
+        Case("grid", op, *size, noise=noise)
+        for size in sizes
+        for noise in ("high", "low")
+        for op in ("posterior", "fisher_matvec")
+    ]
+    rest += [
+        Case("grid", "fisher_matvec", 16, 50_000, 3072, K=8),
+        Case("grid", "fisher_matvec", 1, 1_280_000, 4096, storage="bfloat16"),
+        Case("grid", "fisher_diagonal", 64, 50_000, 784),
+        Case("grid", "fisher_diagonal", 1024, 10_000, 64),
+        Case("grid", "fisher_dense", 16, 50_000, 784),
+        Case("grid", "fisher_dense", 256, 10_000, 64),
+        Case("network", "endpoint_matvec", 64, 0, 3 * 64 * 64, K=8, form="paper"),
+    ]
+    chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]
+    return [*network, *memory, *compute, *small, *rest, *chains]
+
+
+def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:
+    """(milliseconds, what bounds it): bytes, FLOPs or exps over their rates; FLOPs in the atoms' dtype."""
+    matrix = rates["bf16_tflops" if case.storage == "bfloat16" else "fp32_tflops"]
+    return max(
+        (case.bytes / rates["copy_gbs"] / 1e6, "memory"),
+        (case.flops / matrix / 1e9, "matrix"),
+        (case.exps / rates["exp_gs"] / 1e6, "exp"),
+    )
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan

@@ -1,0 +1,139 @@
+"""What a run found: the file, the targets, the tables. `python -m bench.gpu.report` puts them into README."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from .cases import geometric_mean
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
+CONTENDERS = (
+    "dfkernels",
+    "torch",
+    "torch-bf16",
+    "compile",
+    "sdpa",
+    "keops",
+    "flash-sinkhorn",
+    "flash-sd-kde",
+)
+
+
+def write(result: dict, path: Path) -> None:
+    """At once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def ms(row: dict, name: str) -> float | None:
+    """A contender's median, None where it has none."""
+    return row["contenders"].get(name, {}).get("ms")
+
+
+def best(row: dict, names=CONTENDERS[1:]) -> tuple[float, str] | None:
+    """(milliseconds, name) of the fastest of the named peers."""
+    return min(((t, name) for name in names if (t := ms(row, name)) is not None), default=None)
+
+
+def targets(result: dict) -> list[dict]:
+    """What the kernels are to reach, and have; the least over the cases, or their geometric mean."""
+    rows = [row for row in result["rows"] if ms(row, "dfkernels")]
+    rates = result["rates"]
+
+    def copied(row):
+        return row["bytes"] / ms(row, "dfkernels") / rates["copy_gbs"] / 1e6
+
+    def matrix(row):
+        return row["flops"] / ms(row, "dfkernels") / rates["bf16_tflops"] / 1e9
+
+    def over(*names):
+        return lambda row: (found := best(row, names)) and found[0] / ms(row, "dfkernels")
+
+    alike = [row for row in rows if row["group"] != "chain"]  # whose peer is hundreds of launches
+    everyone, plain = CONTENDERS[1:], ("torch", "torch-bf16")
+    group = lambda name, **more: [
+        row for row in rows if row["group"] == name and all(row[k] == value for k, value in more.items())
+    ]
+    wanted = [
+        ("network: share of the copy bandwidth", 0.85, min, group("network", K=1), copied),
+        ("memory: share of the copy bandwidth", 0.80, min, group("memory"), copied),
+        ("compute: share of the bf16 matrix rate", 0.60, min, group("compute", storage="bfloat16"), matrix),
+        (
+            "compute, float32: times faster than torch",
+            2.0,
+            min,
+            group("compute", storage="float32"),
+            over("torch"),
+        ),
+        ("small d: times faster than the fastest peer", 1.0, min, group("small d"), over(*everyone)),
+        ("all: times faster than torch, geometric mean", 3.0, geometric_mean, alike, over(*plain)),
+        ("all: times faster than torch.compile, geometric mean", 2.0, geometric_mean, alike, over("compile")),
+    ]
+    found = []
+    for name, least, combine, chosen, value in wanted:
+        values = [v for row in chosen if (v := value(row)) is not None]
+        reached = combine(values) if values else None
+        met = None if reached is None else reached >= least
+        found.append({"target": name, "wanted": least, "reached": reached, "met": met, "cases": len(values)})
+    return found
+
+
+def summary(result: dict) -> list[str]:
+    verdict = {True: "met", False: "MISSED", None: "not measured"}
+    return [
+        f"{t['target']}: {'-' if t['reached'] is None else format(t['reached'], '.2f')}"
+        f" (wanted {t['wanted']:.2f}, {t['cases']} cases): {verdict[t['met']]}"
+        for t in result["targets"]
+    ]
+
+
+def markdown(result: dict) -> str:
+    """The tables for README."""
+    about, rates = result["machine"], result["rates"]
+    names = [n for n in CONTENDERS if any(ms(row, n) for row in result["rows"])]
+    lines = [
+        f"{about['gpu']}, driver {about['driver']}, torch {about['torch']}, triton {about['triton']}, "
+        f"{result['date']}; measured in the same run: copy {rates['copy_gbs']:,.0f} GB/s, matrix products "
+        f"{rates['bf16_tflops']:,.0f} (bf16) and {rates['fp32_tflops']:,.0f} (float32) TFLOP/s, exp "
+        f"{rates['exp_gs']:,.0f} G/s. Milliseconds (median):",
+        "",
+        f"| op | B | N | d | K | | {' | '.join(names)} | best peer / ours | ours / floor |",
+        "| :-- |" + " --: |" * 4 + " :-- |" + " --: |" * (len(names) + 2),
+    ]
+    for row in result["rows"]:
+        if not ms(row, "dfkernels"):
+            continue
+        times = ["" if (t := ms(row, n)) is None else f"{t:.3g}" for n in names]
+        times[0] = f"**{times[0]}**"
+        peer = best(row)
+        ratio = "" if peer is None else format(peer[0] / ms(row, "dfkernels"), ".1f")
+        what = row["form"] or f"{row['storage']}, {row['noise']} noise"
+        lines.append(
+            f"| `{row['op']}` | {row['B']:,} | {row['N']:,} | {row['d']} | {row['K']} | {what} | "
+            f"{' | '.join(times)} | {ratio} | "
+            f"{ms(row, 'dfkernels') / row['floor_ms']:.2f} ({row['bound']}) |"
+        )
+    return "\n".join(lines)
+
+
+def with_tables(text: str, results: list[dict]) -> str:
+    """`text` with everything between the markers <!-- gpu --> and <!-- /gpu --> made anew."""
+    body = "\n\n".join(map(markdown, results)) or "Not yet measured on a GPU."
+    return re.sub(
+        r"<!-- gpu -->.*?<!-- /gpu -->", lambda _: f"<!-- gpu -->\n{body}\n<!-- /gpu -->", text, flags=re.S
+    )
+
+
+def read_results() -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(), read_results()))

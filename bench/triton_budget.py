@@ -1,0 +1,259 @@
+"""python -m bench.triton_budget: what every Triton kernel takes of a GPU, found without one.
+
+Records what the launchers launch, on tensors without a device, compiles it for four compute capabilities and
+writes registers, spills and shared memory to bench/results/triton_budget.csv, the budget that
+tests/test_triton_compile.py keeps them to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = ROOT / "bench" / "results" / "triton_budget.csv"
+CAPABILITIES = (80, 90, 100, 120)
+KEY = ("triton", "file", "kernel", "cc")
+COUNTS = ("registers", "stack", "loop_spills", "shared")
+
+
+# op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called, and whether
+# with a log_prior: one for every configuration that it chooses.
+SINGLE, DOUBLE = torch.float32, torch.float64
+CLOUDS = [
+    ((1, 100_000, 3072, 1), SINGLE, SINGLE, False),
+    ((4, 1_280_000, 4096, 1), SINGLE, torch.bfloat16, False),
+    ((64, 50_000, 784, 1), SINGLE, torch.uint8, True),
+    ((4096, 50_000, 64, 1), SINGLE, SINGLE, True),
+    ((65_536, 65_536, 16, 1), SINGLE, SINGLE, False),
+    ((65_536, 65_536, 2, 1), SINGLE, SINGLE, True),
+    ((1, 1000, 100_000, 1), SINGLE, SINGLE, False),
+    ((7, 50_001, 33, 3), SINGLE, SINGLE, True),
+    ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
+]
+WIDE = [cloud for cloud in CLOUDS if cloud[1] == cloud[2]]
+CALLS = {
+    # narrow atoms change only what a load is: not in every op, nor small d where only a merge is new
+    "posterior": CLOUDS,
+    "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
+    "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
+    "fisher_dense": [cloud for cloud in WIDE if cloud[0][0] * cloud[0][2] ** 2 < 2**26],
+    "endpoint_matvec": [
+        *((shape, SINGLE) for shape in ((64, 65_536, 1), (256, 12_288, 1), (4096, 3072, 4), (65_536, 2, 1))),
+        *((shape, DOUBLE) for shape in ((8, 65_536, 1), (256, 3072, 1), (65_536, 2, 1))),
+    ],
+    "matched_trace": [
+        *((shape, SINGLE) for shape in ((64, 65_536, 1), (256, 12_288, 1), (65_536, 2, 1))),
+        *((shape, DOUBLE) for shape in ((64, 65_536, 1), (65_536, 2, 1))),
+    ],
+    "transport_chain": [
+        ((4096, 3, 1, 1), SINGLE),
+        *(((4096, 3, d, 1), dtype) for d in (2, 4) for dtype in (SINGLE, DOUBLE)),
+        *(((4096, 64, d, 1), dtype) for d in (8, 16) for dtype in (SINGLE, DOUBLE)),
+    ],
+}
+
+
+class Launch(NamedTuple):
+    """A kernel as a launcher called it."""
+
+    kernel: Any
+    signature: dict[str, str]  # of every argument: "*fp32", "i32", "constexpr"
+    constants: dict[str, Any]
+    aligned: list[str]  # pointers to, and integers that are, multiples of 16
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        kinds = [k[1:] for k in self.signature.values() if k.startswith("*")]
+        words = [self.kernel.__name__.strip("_"), "/".join(dict.fromkeys(kinds))]
+        for key, value in {**self.constants, **self.options}.items():
+            if key.isupper() or key in ("num_warps", "num_ctas"):
+                words.append(f"{key.removeprefix('num_')}={value}")
+        return " ".join(words)
+
+
+def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False):
+    """Every way to call an op's launcher with such tensors, which are on no device."""
+    new = lambda *sizes, dtype=dtype: torch.empty(sizes, dtype=dtype, device="meta")
+    B, d, K = shape[0], *shape[-2:]
+    x, level, v = new(B, d), new(B), new(B, K, d)
+    if op == "endpoint_matvec":
+        yield from ((v, x, x, level, level, form) for form in ("paper", "centred"))
+    elif op == "matched_trace":
+        yield from ((level, x, x, level, level, form) for form in ("paper", "residual"))
+    elif op == "transport_chain":
+        steps = [new(*sizes, dtype=DOUBLE) for sizes in ((51,), (51,), (50, 2))]
+        for rates in (None, steps[2])[: 1 + (d == 16)]:  # with rates: transposed
+            yield x, new(shape[1], d), *steps[:2], None, rates, rates is not None
+    else:
+        y = new(shape[1], d, dtype=storage)
+        affine = (0.5, 1.0) if storage == torch.uint8 else (1.0, 0.0)
+        log_prior = new(shape[1]) if prior else None
+        yield (x, y, *((v,) if op == "fisher_matvec" else ()), level, level, log_prior, *affine)
+
+
+def kind(value) -> str:
+    """Triton's type of an argument."""
+    if isinstance(value, torch.Tensor):
+        name = "*" + str(value.dtype).removeprefix("torch.")
+        for long, short in (("bfloat", "bf"), ("float", "fp"), ("uint", "u"), ("int", "i")):
+            name = name.replace(long, short)
+        return name
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def recorded(kernel, values, options) -> Launch:
+    """With what Triton derives from the arguments: ones are constants, multiples of 16 are known to be."""
+    given = dict(zip(kernel.arg_names, values, strict=False)) | options
+    options = {k: given.pop(k) for k in options if k not in kernel.arg_names}
+    fixed = [p.name for p in kernel.params if p.is_constexpr]
+    constants = {k: v for k, v in given.items() if k in fixed or v is None or type(v) is int and v == 1}
+    signature = {k: "constexpr" if k in constants else kind(given[k]) for k in kernel.arg_names}
+    aligned = [k for k, v in given.items() if signature[k][0] == "*" or type(v) is int and v % 16 == 0]
+    return Launch(kernel, signature, constants, [k for k in aligned if k not in constants], options)
+
+
+def launches(cc: int) -> dict[tuple[str, str], Launch]:
+    """What the launchers run on a GPU of compute capability cc, by file and name."""
+    from dfkernels.ops import _triton
+
+    found = {}
+
+    def run(kernel, *values, grid, warmup, **options):
+        launch = recorded(kernel, values, options)
+        found.setdefault((kernel.__module__.removeprefix("dfkernels.ops."), launch.name), launch)
+
+    devices = {90: _triton.DEVICES[cc]}  # the one of tensors that are on no GPU
+    with mock.patch.object(JITFunction, "run", run), mock.patch.dict(_triton.DEVICES, devices):
+        for op, calls in CALLS.items():
+            launcher = importlib.import_module(f"dfkernels.ops.{op}.triton").launch
+            both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
+            for i, call in enumerate(calls):
+                ways = both[: 1 + (i == 0)]  # covariance_matvec is another in its last line only
+                for args, more in itertools.product(arguments(op, *call), ways):
+                    launcher(*args, **more)
+    return found
+
+
+def compiled(launch: Launch, cc: int):
+    names = launch.kernel.arg_names
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned}
+    source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=launch.options)
+
+
+def tool(name: str, *arguments: str) -> str:
+    """The output of one of the NVIDIA tools that Triton carries."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def loop_spills(sass: str) -> int:
+    """Instructions that touch local memory in innermost loops: from a backward branch's target to it."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
+    loops = []
+    for at, text in lines:
+        target = re.search(r"\bBRA\S* .*?(0x[0-9a-f]+)", text)
+        if target and int(target.group(1), 16) < at:
+            loops.append((int(target.group(1), 16), at))
+    inside = lambda a, b: a != b and b[0] <= a[0] and a[1] <= b[1]
+    innermost = [loop for loop in loops if not any(inside(other, loop) for other in loops)]
+    local = [at for at, text in lines if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(first <= at <= last for first, last in innermost) for at in local)
+
+
+def resources(kernel) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "-res-usage", file.name)))
+        stack = int(usage["STACK"])
+        spills = loop_spills(tool("cuobjdump", "-sass", file.name)) if stack else 0
+    shared = kernel.metadata.shared
+    return {"registers": int(usage["REG"]), "stack": stack, "loop_spills": spills, "shared": shared}
+
+
+def measure_here(cc: int) -> list[dict]:
+    rows, errors = [], []
+    for (file, name), launch in launches(cc).items():
+        try:
+            used = resources(compiled(launch, cc))
+            rows.append({"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used})
+        except Exception as error:
+            errors.append(f"{file}, {name}, cc {cc}: {error}")
+    if errors:
+        raise RuntimeError("\n\n".join(errors))
+    return rows
+
+
+def measure() -> list[dict]:
+    """All kernels; every capability in a process of its own, without the interpreter."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for cc in CAPABILITIES:
+            out, log = Path(folder, f"{cc}.json"), Path(folder, f"{cc}.log")
+            command = [sys.executable, "-m", "bench.triton_budget", "--cc", str(cc), "--out", str(out)]
+            with log.open("w") as file:
+                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+            running.append((process, out, log))
+        rows = []
+        for process, out, log in running:
+            if process.wait():
+                raise RuntimeError(log.read_text()[-3000:])
+            rows += json.loads(out.read_text())
+    return sorted(rows, key=lambda row: tuple(row[k] for k in KEY))
+
+
+def read(path: Path = BUDGET) -> list[dict]:
+    with path.open(newline="") as file:
+        return [{**row, **{k: int(row[k]) for k in ("cc", *COUNTS)}} for row in csv.DictReader(file)]
+
+
+def write(rows: list[dict], path: Path = BUDGET) -> None:
+    """Replaces what was known with this Triton; what was with others stays."""
+    versions = {row["triton"] for row in rows}
+    kept = [row for row in read(path) if row["triton"] not in versions] if path.exists() else []
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, (*KEY, *COUNTS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(kept + rows, key=lambda row: tuple(row[k] for k in KEY)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.triton_budget", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--cc", type=int, help="one compute capability, for --out")
+    parser.add_argument("--out", type=Path, help="a JSON file instead of the budget")
+    args = parser.parse_args()
+    if args.out:
+        args.out.write_text(json.dumps(measure_here(args.cc)))
+        return
+    rows = measure()
+    write(rows)
+    print(f"{BUDGET.relative_to(ROOT)}: {len(rows)} kernels")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""DF-EA's product on the GPU: v, x0 and mean are read once, the result is written once.
+
+out = (v - (alpha/sigma)^2 (x0 <x0, v> - mean <mean, v>)) / sigma^2        centred: r <r, v>, r = x0 - mean
+
+A program keeps whole rows in registers between the dot products and the result. A row that is too long for
+one is cut into pieces: a first launch writes the pieces' dot products, a second adds them up, always in the
+same order, and reads the pieces again, last ones first, as many as L2 still holds. Where Triton can reduce
+over a cluster of CTAs, these share a row of up to 65,536 numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import _triton
+
+
+@triton.jit
+def _kernel(
+    v,  # [B, K, d]
+    x0,  # [B, d]
+    mean,  # [B, d]
+    alpha,  # [B], alpha_step apart
+    sigma,  # [B], sigma_step apart
+    out,  # [B, K, d]
+    dots,  # [B, K, 2, pieces]
+    B,
+    K,
+    d,
+    vectors,  # K per program
+    pieces,  # of a row
+    alpha_step,
+    sigma_step,
+    CENTRED: tl.constexpr,
+    STAGE: tl.constexpr,  # "row": all of it; "dots", then "result": in two launches
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PADDED: tl.constexpr,  # at least pieces, where the result adds them up
+):
+    program = tl.program_id(0)
+    if STAGE == "result":
+        program = tl.num_programs(0) - 1 - program
+    piece = program % pieces
+    b = (program // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    i = piece * BLOCK + tl.arange(0, BLOCK)
+    real = b < B
+    live = real[:, None] & (i < d)[None, :]
+    here = b[:, None] * d + i[None, :]
+    x = tl.load(x0 + here, mask=live, other=0.0)
+    m = tl.load(mean + here, mask=live, other=0.0)
+    if CENTRED:
+        x = x - m
+    if STAGE != "dots":
+        s = tl.load(sigma + b * sigma_step, mask=real, other=1.0).to(tl.float64)
+        a = tl.load(alpha + b * alpha_step, mask=real, other=0.0).to(tl.float64)
+        precision = (1.0 / (s * s)).to(x.dtype)[:, None]
+        ratio = (a * a / (s * s)).to(x.dtype)[:, None]
+    first = tl.program_id(1) * vectors
+    for k in range(first, tl.minimum(first + vectors, K)):
+        row = b * K + k
+        there = row[:, None] * d + i[None, :]
+        u = tl.load(v + there, mask=live, other=0.0)
+        part = row * (2 * pieces)
+        if STAGE == "result":
+            j = tl.arange(0, PADDED)
+            kept = real[:, None] & (j < pieces)[None, :]
+            along = dots + part[:, None] + j[None, :]
+            p = tl.sum(tl.load(along, mask=kept, other=0.0), 1)
+            if not CENTRED:
+                q = tl.sum(tl.load(along + pieces, mask=kept, other=0.0), 1)
+        else:
+            p = _triton.row_sums(x * u)
+            if not CENTRED:
+                q = _triton.row_sums(m * u)
+        if STAGE == "dots":
+            tl.store(dots + part + piece, p, mask=real)
+            if not CENTRED:
+                tl.store(dots + part + pieces + piece, q, mask=real)
+        else:
+            c = x * p[:, None]
+            if not CENTRED:
+                c -= m * q[:, None]
+            tl.store(out + there, (u - ratio * c) * precision, mask=live)
+
+
+class Plan(NamedTuple):
+    rows: int  # per program
+    block: int  # numbers of a row per program
+    pieces: int  # per row; more than one: two launches
+    vectors: int  # of K, per program
+    warps: int
+    ctas: int  # in a cluster, for one program
+
+
+def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) -> Plan:
+    """Sizes by registers: a thread holds 16 words of each of the three arrays, 64 where a row needs it."""
+    room = 4096 * 4 // itemsize  # numbers of each array for 256 threads
+    enough = 4 * device.multiprocessors  # programs that fill the device
+    block, rows, pieces, ctas = triton.next_power_of_2(d), 1, 1, 1
+    if clusters and device.cc >= 90 and 2 * room < block <= 16 * room:
+        ctas = block // (2 * room)
+        while ctas < 8 and B * ctas < enough and block // ctas > room // 2:
+            ctas *= 2
+    elif block > 4 * room:
+        block, pieces = room, triton.cdiv(d, room)
+    elif block < room // 2:
+        rows = min(room // 2 // block, triton.next_power_of_2(triton.cdiv(B, enough)))
+    held = rows * block // ctas
+    warps = max(1, min(8, (8 if rows == 1 else 32) * held // room))
+    tiles = triton.cdiv(B, rows) * pieces
+    vectors = max(1, triton.cdiv(K, 65535), min(K, K * tiles * ctas // enough))
+    return Plan(rows, block, pieces, vectors, warps, ctas)
+
+
+def launch(v, x0, mean, alpha, sigma, form):
+    """As the op: v [B, K, d], x0 and mean [B, d], alpha and sigma [B] -> [B, K, d]."""
+    B, K, d = v.shape
+    _triton.expect(v, x0=(x0, (B, d)), mean=(mean, (B, d)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
+    v, x0, mean = v.contiguous(), x0.contiguous(), mean.contiguous()
+    out = torch.empty_like(v)
+    if out.numel() == 0:
+        return out
+    p = plan(B, K, d, v.element_size(), _triton.device_of(v), _triton.CLUSTERS)
+    whole = p.pieces == 1
+    dots = out if whole else v.new_empty(B * K * 2 * p.pieces)
+    grid = (triton.cdiv(B, p.rows) * p.pieces, triton.cdiv(K, p.vectors))
+    with torch.cuda.device_of(v):
+        for stage in ("row",) if whole else ("dots", "result"):
+            _kernel[grid](
+                *(v, x0, mean, alpha, sigma, out, dots, B, K, d, p.vectors, p.pieces),
+                *(alpha.stride(0), sigma.stride(0)),
+                **{"CENTRED": form == "centred", "STAGE": stage, "ROWS": p.rows, "BLOCK": p.block},
+                **{"PADDED": triton.next_power_of_2(p.pieces) if stage == "result" else 1},
+                **{"num_warps": p.warps, "num_ctas": p.ctas},
+            )
+    return out
