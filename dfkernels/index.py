@@ -122,6 +122,7 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
     )
     has_tail = y.element_size() > 1 and d >= 128
     first = torch.zeros(-(-N // TILE) * TILE, K0, dtype=torch.int16)
+    flat = first[:N]
     codes = torch.empty(N, K - K0, dtype=torch.int8)
     tail = torch.zeros(N if has_tail else 0, -(-d // 32) * 32 if has_tail else 0, dtype=torch.int8)
     size, shift = torch.empty(N), torch.empty(len(cuts), N)
@@ -142,7 +143,7 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
             rest[level, s] = _up((left + rounding * square).clamp_min(0).sqrt() * (1 + 1e-9))
             shift[level, s] = _up(wrong.sqrt() * (1 + 1e-9) + rounding * square.sqrt())
             if level == 0:
-                first[s] = q.to(torch.int16)
+                flat[s] = q.to(torch.int16)
                 if has_tail:
                     e = t - code @ V[:K0]
                     q, scales[-1, s], code = _coded(e, 1.0, 127)

@@ -19,7 +19,7 @@ __all__ = ["BLOCK", "op", "reference"]
 BLOCK = 8  # queries that share what is read: `block` in csrc/kept_atoms_cpu.cpp
 
 
-def _in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
+def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
     *index, gap, k = rest
     atoms, counts, dropped = [], [], []
     for b in range(0, len(x), BLOCK):
@@ -54,7 +54,7 @@ op = _op.define(
     " Tensor centre, Tensor basis, Tensor step, Tensor first, Tensor codes, Tensor tail, Tensor size,"
     " Tensor scales, Tensor rest, Tensor shift, Tensor cuts, Tensor facts, float gap, int k)"
     " -> (Tensor, Tensor, Tensor)",
-    fallback=_in_pytorch,
+    fallback=in_pytorch,
     fake=_fake,
     twin=_not_differentiable,
     fast=_not_differentiable,

@@ -59,9 +59,17 @@ class Screen:
         self.atoms, self.alive = self.atoms[left], self.alive[:, left]
         return left
 
+    def kept(self):
+        """[Q, N]."""
+        out = self.alive.new_zeros(len(self.x), len(self.y))
+        out[:, self.atoms] = self.alive
+        return out
+
     def share(self):
         """The mass left out is at most this part of the mass kept, [Q]."""
-        return sum((n * ((m + self.margin - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped) * (1 + 1e-9)
+        return sum(
+            (n * ((m + self.margin - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped
+        ) * (1 + 1e-9)
 
 
 def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):
