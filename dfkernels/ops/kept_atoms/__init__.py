@@ -34,6 +34,12 @@ def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
     return torch.cat(atoms), torch.cat(counts), torch.cat(dropped)
 
 
+def _cuda(x, *args):
+    from .triton import launch
+
+    return launch(x, *args) if len(x) else _fake(x, size=0)
+
+
 def _fake(x, *args, size=None):
     size = _op.unknown_size() if size is None else size
     empty = x.new_empty
@@ -56,6 +62,7 @@ op = _op.define(
     " -> (Tensor, Tensor, Tensor)",
     fallback=in_pytorch,
     fake=_fake,
+    cuda=_cuda,
     twin=_not_differentiable,
     fast=_not_differentiable,
     batch=_not_differentiable,

@@ -6,6 +6,8 @@ which is the same for all atoms of a query.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .._kinds import load
@@ -13,23 +15,33 @@ from .._kinds import load
 UNIT = 2.0**-53
 
 
-class Screen:
-    """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
+class Width(NamedTuple):
+    """How far <z, t> may be from what is known of it: three factors, [Q, 1], and what an index has, [n]."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap, k):
-        self.y, self.scale, self.offset, self.k = y, scale, offset, k
+    reach: torch.Tensor
+    along: torch.Tensor
+    code: torch.Tensor
+
+    def at(self, size, rest, shift):
+        """[Q, n]; codes are at most |t|, which is rounded to float32, and shift."""
+        return self.reach * rest + self.along * shift + self.code * (size * (1 + 2.0**-22) + shift)
+
+
+class Queries:
+    """Queries, and how well <z, t> is known at each level of an index; all in float64."""
+
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap):
+        self.y, self.scale, self.offset, self.centre = y, scale, offset, centre
         self.x, self.alpha, self.variance = x.double(), alpha.double()[:, None], sigma.double()[:, None] ** 2
-        self.log_prior = None if log_prior is None else (log_prior - log_prior.max()).double()
+        self.log_prior = None if log_prior is None else log_prior.double() - log_prior.max()
         self.z = self.x - self.alpha * centre
         self.size = self.z.norm(dim=1, keepdim=True)
         self.gap = gap * self.variance
+        self.skew, self.radius, far = facts
+        far, reach = far * self.alpha.abs(), self.size + self.radius * self.alpha.abs()
         # of coordinates that are large beside their differences
-        radius, far = facts[1] * self.alpha.abs(), facts[2] * self.alpha.abs()
-        self.margin = 2.0**-48 * (self.x.norm(dim=1, keepdim=True) + far) * (self.size + radius)
-        self.atoms = torch.arange(len(y), device=y.device)
-        self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
-        self.best = torch.full_like(self.size, -torch.inf)
-        self.dropped = []  # (largest logit, number)
+        self.margin = 2.0**-48 * (self.x.norm(dim=1, keepdim=True) + far) * reach
+        self.best = torch.full_like(self.size, -torch.inf)  # so many atoms as asked for reach it
 
     def exact(self, atoms):
         """Logits [Q, m] of atoms [Q, m], each less what rounding may add to it."""
@@ -38,6 +50,40 @@ class Screen:
         prior = 0 if self.log_prior is None else self.variance * self.log_prior[atoms]
         sizes = distance + self.size**2 + abs(prior)
         return prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+
+    def improve(self, atoms):
+        """All of atoms [Q, k] reach their smallest logit."""
+        self.best = torch.maximum(self.best, self.exact(atoms).amin(1, keepdim=True))
+
+    @property
+    def least(self):
+        """A logit below this cannot matter."""
+        return self.best - self.gap - self.margin
+
+    def _rounding(self, coordinates):
+        return 8 * UNIT * (self.x.shape[1] + coordinates) * coordinates**0.5
+
+    def of_level(self, a):
+        """After the codes of these coordinates, a = V z [Q, k]."""
+        square, a2 = self.size**2, a.square().sum(1, keepdim=True)
+        rounding, along = self._rounding(a.shape[1]), a2.sqrt()
+        reach = ((square - a2).clamp_min(0) + self.skew * a2 + rounding * (square + a2)).sqrt()
+        return Width(reach, along, self.skew * along + rounding * self.size)
+
+    def of_tail(self, coordinates):
+        """After the first level's codes, of so many coordinates, and the tail's: together at most 4 |t|."""
+        return Width(self.size, torch.zeros_like(self.size), 4 * self._rounding(coordinates) * self.size)
+
+
+class Screen(Queries):
+    """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
+
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap, k):
+        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap)
+        self.k = k
+        self.atoms = torch.arange(len(y), device=y.device)
+        self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
+        self.dropped = []  # (largest logit, number)
 
     def drop(self, product, norm, width):
         """Leaves out what cannot matter: <z, t> is within width of product, both [Q, n]; norm [n] is |t|^2."""
@@ -48,9 +94,8 @@ class Screen:
             mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
         up = mid + self.alpha.abs() * width + 2.0**-22 * sizes  # |t| is rounded to float32
         mid = mid.masked_fill(~self.alive, -torch.inf)
-        promising = self.atoms[mid.topk(self.k, 1).indices]  # the kernel takes the largest `up` as well
-        self.best = torch.maximum(self.best, self.exact(promising).amin(1, keepdim=True))
-        gone = self.alive & (up < self.best - self.gap - self.margin)
+        self.improve(self.atoms[mid.topk(self.k, 1).indices])  # the kernels take the largest `up` as well
+        gone = self.alive & (up < self.least)
         self.dropped.append(
             (up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True))
         )
@@ -74,26 +119,19 @@ class Screen:
 
 def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):
     """Runs a Screen through all levels."""
-    skew, cuts, d = float(facts[0]), cuts.tolist(), s.x.shape[1]
+    cuts, d = cuts.tolist(), s.x.shape[1]
     a = s.z @ basis.double().T
     first = first.transpose(1, 2).reshape(-1, cuts[0])
-    square = s.size**2
     at = lambda t: t[s.atoms].double()
     for level, (k0, k1) in enumerate(zip([0, *cuts], cuts, strict=False)):
         q = first[s.atoms] if level == 0 else codes[s.atoms, k0 - cuts[0] : k1 - cuts[0]]
         part = (a * step)[:, k0:k1] @ q.double().T * at(scales[level])
         product = part if level == 0 else product + part
         start = part if level == 0 else start
-        a2 = a[:, :k1].square().sum(1, keepdim=True)
-        rounding = 8 * UNIT * (d + k1) * k1**0.5
-        reach = ((square - a2).clamp_min(0) + skew * a2 + rounding * (square + a2)).sqrt()
-        code = at(size) * (1 + 2.0**-22) + at(shift[level])  # at least |q step scale|
-        width = reach * at(rest[level]) + a2.sqrt() * at(shift[level])
-        left = s.drop(product, at(size) ** 2, width + (skew * a2.sqrt() + rounding * s.size) * code)
+        width = s.of_level(a[:, :k1]).at(at(size), at(rest[level]), at(shift[level]))
+        left = s.drop(product, at(size) ** 2, width)
         product, start = product[:, left], start[:, left]
     if len(tail):
         product = start + s.z @ tail[s.atoms, :d].double().T * at(scales[-1])
-        rounding = 8 * UNIT * (d + cuts[0]) * cuts[0] ** 0.5
-        code = 4 * at(size)  # of the first level and of the tail
-        s.drop(product, at(size) ** 2, s.size * (at(rest[-1]) + rounding * code))
+        s.drop(product, at(size) ** 2, s.of_tail(cuts[0]).at(at(size), at(rest[-1]), at(shift[0])))
     return s

@@ -1,0 +1,140 @@
+"""kept_atoms on CUDA: bounds on all logits from the first level, then on those that are left from the others.
+
+Levels are launched without a look at what is left; a tile of atoms that no query asks for costs the reading of
+its bounds. Only the end synchronises, and the beginning, which reads the levels' sizes: how much the op returns
+depends on the data, so that no CUDA graph can capture it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import triton
+from torch.nn.functional import pad
+
+from .._kinds import load
+from .._triton import expect
+from .._triton_screen import first_level, next_level
+from .cascade import Queries
+
+BLOCK = 8  # queries of a program, which share what is read: as in csrc/kept_atoms_cpu.cpp
+TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
+PAIRS = 2**25  # pairs of queries and atoms at once, or numbers of atoms for their exact logits
+SAMPLE = 64  # atoms that tell whether most are needed
+SPAN = 2**17  # coordinates whose products of digits cannot overflow 32 bits
+MOST = 127 * 2**24  # the leading digit fits 8 bits
+
+
+def _digits(v):
+    """v [Q, n] in units of `unit`: digits to base 256, [Q, 4, n]; unit [Q, 1]; what they lose of v."""
+    unit = (v.abs().amax(1, keepdim=True) / MOST).clamp_min(1e-300)
+    m = (v / unit).round()
+    signed = (m.long() + 0x808080).int() ^ 0x808080  # bytes from -128 to 127
+    return signed.view(torch.int8).unflatten(1, (-1, 4)).mT.contiguous(), unit, v - m * unit
+
+
+def _below(s, k, mid, up):
+    """Above which an upper end has to lie: [Q, 1]."""
+    for by in (mid, up):  # right in much noise; right where the query almost is an atom
+        s.improve(by.argmax(1, keepdim=True) if k == 1 else by.topk(k, 1).indices)
+    return torch.nextafter(s.least.float(), torch.full_like(mid[:, :1], -math.inf))
+
+
+def _dense(s, up, below):
+    """[Q, 1]: the queries of blocks for which all atoms are cheaper, or with numbers out of range of float."""
+    N, ones = up.shape[1], torch.ones_like(s.best)
+    of_blocks = lambda t: pad(t.double(), (0, 0, 0, -len(t) % BLOCK)).unflatten(0, (-1, BLOCK))
+    rows = torch.arange(SAMPLE, device=up.device) * N // SAMPLE
+    t = load(s.y[rows], torch.float64, s.scale, s.offset) - s.centre
+    logits = s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1)
+    if s.log_prior is not None:
+        logits = logits + s.variance * s.log_prior[rows]
+    read = of_blocks(logits >= s.least).amax(1).mean(1)
+    left = of_blocks((~(up < below)).sum(1, keepdim=True)).sum(1) / (N * of_blocks(ones).sum(1))
+    # the rows kept are read, written side by side, and read again
+    costly = (left[:, 0] > 0.25) & (3 * read + 0.4 * left[:, 0] >= 0.9)
+    size = (1 + s.alpha**2) * (1 + (s.size + s.radius) ** 2)
+    usable = (s.variance > 1e-24) & (s.gap + 100 * s.variance < 1e24) & (size < 1e24)
+    bad = of_blocks(~usable).amax(1)[:, 0] > 0
+    return (costly | bad).repeat_interleave(BLOCK)[: len(up), None]
+
+
+def screen(s, k, cuts, basis, step, first, codes, tail, size, scales, rest, shift):
+    """(up [Q, N], below [Q, 1], dense [Q, 1]) of Queries: all levels, without a synchronisation."""
+    Q, N, K = len(s.x), len(s.y), cuts[0]
+    a = s.z @ basis.double().T
+    # sums of the first level, and at most seven roundings of others
+    floats = 2.0**-24 * (K + 4) * a[:, :K].norm(dim=1, keepdim=True) + 2.0**-20 * s.size
+    prior = size if s.log_prior is None else s.log_prior.float()
+    start, product, mid, up = (size.new_empty(Q, N) for _ in range(4))
+    flags = {"PRIOR": s.log_prior is not None, "QUERIES": BLOCK}
+    blocks = triton.cdiv(Q, BLOCK)
+
+    def known(level, width, lost):
+        above = torch.cat([width.reach, width.along, width.code + lost], 1).float()
+        above = torch.nextafter(above, torch.full_like(above, math.inf))
+        exact = torch.cat([s.alpha, s.alpha**2 / 2, s.variance], 1).float()
+        return torch.cat([exact, above], 1), size, rest[level], shift[min(level, len(cuts) - 1)], prior
+
+    query = (a * step)[:, :K].float().contiguous()
+    first_level[(triton.cdiv(N, 256) * blocks,)](
+        *(first, scales[0], query, *known(0, s.of_level(a[:, :K]), floats)),
+        *(start, mid, up, Q, N),
+        **{"K": K, "TILE": TILE, "ATOMS": 256, "num_warps": 2, **flags},
+    )
+    below = _below(s, k, mid, up)
+    dense = _dense(s, up, below)
+
+    def refine(level, codes, v, before, known):
+        digits, unit = v
+        next_level[(triton.cdiv(N, 128) * blocks,)](
+            *(codes, scales[level], digits, unit.float(), *known, below.masked_fill(dense, math.inf)),
+            *(before, product, mid, up, Q, N, codes.shape[1], codes.stride(0)),
+            **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 4, **flags},
+        )
+        return _below(s, k, mid, up)
+
+    lost = []
+    for level, (k0, k1) in enumerate(itertools.pairwise(cuts), 1):
+        *v, less = _digits((a * step)[:, k0:k1])
+        lost.append(less / step[k0:k1])
+        error = floats + torch.cat(lost, 1).norm(dim=1, keepdim=True)
+        more = known(level, s.of_level(a[:, :k1]), error)
+        below = refine(level, codes[:, k0 - K : k1 - K], v, product if level > 1 else start, more)
+    if len(tail):
+        *v, less = _digits(pad(s.z, (0, tail.shape[1] - s.z.shape[1])))
+        error = 4 * (floats + less.norm(dim=1, keepdim=True))
+        below = refine(len(cuts), tail, v, start, known(len(cuts), s.of_tail(K), error))
+    return up, below, dense
+
+
+def _check(y, basis, step, first, codes, tail, size, scales, rest, shift, cuts):
+    """RuntimeError for an index that a kernel would read past its end."""
+    (N, d), K, levels = y.shape, len(basis), len(cuts)
+    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)), shift=(shift, (levels, N)))
+    levels += len(tail) > 0
+    expect(size, scales=(scales, (levels, N)), rest=(rest, (levels, N)))
+    expect(first, first=(first, (triton.cdiv(N, TILE), cuts[0], TILE)))
+    padded = triton.cdiv(d, 32) * 32
+    expect(codes, codes=(codes, (N, K - cuts[0])), tail=(tail, (N, padded) if len(tail) else (0, 0)))
+
+
+def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
+    """As the op, for at least one query."""
+    *index, cuts, facts, gap, k = rest
+    index, cuts, found = [t.contiguous() for t in index], cuts.tolist(), []
+    _check(y, *index, cuts)
+    step = max(BLOCK, PAIRS // max(len(y), k * y.shape[1]) // BLOCK * BLOCK)
+    with torch.cuda.device_of(x):
+        for b in range(0, len(x), step):
+            some = slice(b, b + step)
+            s = Queries(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, facts, gap)
+            up, below, dense = screen(s, k, cuts, *index)
+            gone = up < below
+            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1) * (1 + 1e-9)
+            kept = ~(gone | dense)
+            counts = kept.sum(1).masked_fill(dense[:, 0], -1)
+            found.append((kept.nonzero()[:, 1], counts, mass.masked_fill(dense[:, 0], 0)))
+    return tuple(torch.cat(t) for t in zip(*found, strict=True))

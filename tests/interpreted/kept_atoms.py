@@ -1,0 +1,167 @@
+"""kept_atoms' launcher on CPU tensors: its bounds, and what follows from them, against all logits in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_certified import CLOUDS, gaussian, normal, queries
+
+from dfkernels import index
+from dfkernels.ops import kept_atoms
+from dfkernels.ops.kept_atoms import triton as kernels
+from dfkernels.ops.kept_atoms.cascade import Queries
+from dfkernels.ops.kept_atoms.reference import logits
+
+EPS = 1e-6
+# (N, d), and where levels end: one level; the same and a tail; what a large cloud has
+LEVELS = [(70, 40, None), (130, 150, None), (130, 200, [32, 64, 96])]
+
+
+def arguments(x, y, alpha=1.0, sigma=1.0, prior=None, scale=1.0, offset=0.0, cuts=None, gap=None, k=1):
+    level = lambda a: torch.as_tensor(a, dtype=x.dtype).expand(len(x))
+    with pytest.MonkeyPatch.context() as patch:
+        if cuts:
+            patch.setattr(index, "cuts_for", lambda *a: cuts)
+        built = index.build(y, scale, offset)
+    gap = math.log(len(y) / EPS) if gap is None else gap
+    return (x, y, level(alpha), level(sigma), prior, scale, offset, *built, gap, k)
+
+
+def kept(args, launch=kernels.launch):
+    """[B, N], counts [B], dropped [B]."""
+    atoms, counts, dropped = launch(*args)
+    assert atoms.dtype == counts.dtype == torch.int64 and dropped.dtype == torch.float64
+    out = torch.zeros(len(counts), len(args[1]), dtype=torch.bool)
+    for row, n, some in zip(out, counts.tolist(), atoms.split(counts.clamp_min(0).tolist()), strict=True):
+        assert bool((some.diff() > 0).all())
+        row[some if n >= 0 else slice(None)] = True
+    return out, counts, dropped
+
+
+def check(args):
+    """What is left out weighs no more than it says, and less than EPS of all."""
+    found, counts, dropped = kept(args)
+    weight = logits(*args[:7]).softmax(1)
+    left_out = weight.masked_fill(found, 0).sum(1)
+    assert bool((left_out <= dropped * (1 + 1e-9) + 1e-15).all()) and bool((dropped <= EPS).all())
+    assert bool((dropped[counts < 0] == 0).all())
+    return counts
+
+
+@pytest.mark.parametrize("N, d, cuts", LEVELS)
+@pytest.mark.parametrize("make", CLOUDS, ids=lambda f: f.__name__)
+def test_what_is_left_out_weighs_less_than_it_says(make, N, d, cuts):
+    y = make(N, d)
+    for sigma in (1e-3, 0.3, 5.0):
+        for kind in ("noisy", "outside"):
+            check(arguments(queries(y, sigma, kind, B=9), y, 0.9, sigma, cuts=cuts))
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("make", CLOUDS, ids=lambda f: f.__name__)
+def test_every_level_bounds_every_logit(make, level, monkeypatch):
+    """The bounds themselves, where all atoms are left of all queries: no lower than the truth, and no higher
+    than in float64, but for the roundings of float32. The last level is the tail.
+    """
+    monkeypatch.setattr(kernels, "_below", lambda s, k, mid, up: torch.full_like(up[:, :1], -math.inf))
+    monkeypatch.setattr(kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool))
+    y, prior = make(130, 200), normal(130, seed=3)
+    cuts = [32, 64] if level else [32]
+    for alpha, x in ((0.9, queries(y, 0.3, "noisy", B=5)), (-0.7, queries(y, 0.3, "outside", B=5))):
+        centre, *built, _, facts, _, _ = arguments(x, y, alpha, 0.3, prior, cuts=cuts)[7:]
+        if level < 2:
+            built[4] = built[4][:0]
+        args = (x, y, torch.full((5,), alpha), torch.full((5,), 0.3), prior, 1.0, 0.0)
+        s = Queries(*args, centre, facts, 0.0)
+        up, _, _ = kernels.screen(s, 1, cuts, *built)
+        basis, _, _, _, _, size, _, rest, shift = (t.double() for t in built)
+        width = s.of_tail(32) if level == 2 else s.of_level(s.z @ basis.T)
+        width = s.alpha.abs() * width.at(size, rest[level], shift[-1])
+        true = s.variance * logits(*args[:4], s.log_prior, 1.0, 0.0) + s.size**2 / 2
+        sizes = s.alpha.abs() * s.size * size + s.alpha**2 / 2 * size**2 + (s.variance * s.log_prior).abs()
+        assert bool((up + s.margin >= true).all())
+        assert bool((up <= true + 2.001 * width + 2.0**-16 * sizes + 16 * s.margin).all())
+
+
+@pytest.mark.parametrize("N, d, cuts", LEVELS)
+def test_little_is_kept_in_little_noise(N, d, cuts):
+    """About as little as by the same bounds in float64; else the tests above would hold for any kernel."""
+    y = gaussian(3 * N, d)
+    for sigma, most in ((0.002, 2), (0.05, 20)):
+        args = arguments(queries(y, sigma, "noisy"), y, 1.0, sigma, cuts=cuts)
+        counts, plain = check(args), kept(args, kept_atoms.in_pytorch)[1]
+        assert 1 <= int(counts.min()) and float(counts.double().mean()) <= most
+        assert bool((counts <= plain + 2).all())
+
+
+@pytest.mark.parametrize("storage", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_storage_and_dtype(storage, dtype):
+    y = (30 * gaussian(130, 160) + 128).clamp(0, 255).to(storage)
+    x = queries(y.to(dtype) * (2 / 255) - 1, 0.05, "noisy")
+    counts = check(arguments(x, y, 1.0, 0.05, scale=2 / 255, offset=-1.0, cuts=[32, 96]))
+    assert 1 <= int(counts.min()) <= int(counts.max()) <= 20
+
+
+def test_masks_and_levels_of_noise_side_by_side():
+    y, prior = gaussian(130, 150), 5 * normal(130)
+    prior[::3], prior[7] = -math.inf, 300.0
+    alpha = torch.tensor([0.0, -0.7, 1.0, 0.3, 1e-3, 1.0, 1.0, 2.0, 1.0, 0.5, 1.0])
+    x = alpha[:, None] * queries(y, 0.1, "noisy")
+    for p in (None, prior):
+        check(arguments(x, y, alpha, torch.logspace(-2, 2, 11), p))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("k", [1, 4, 400])
+def test_the_k_heaviest_are_kept(k, masked):
+    y, prior = gaussian(400, 150), None
+    if masked:
+        prior = normal(400)
+        prior[::2] = -math.inf
+    for sigma in (0.01, 0.1):
+        args = arguments(queries(y, sigma, "noisy"), y, 1.0, sigma, prior, gap=0.0, k=k)
+        found = kept(args)[0]
+        assert bool((found | ~kept_atoms.reference(*args[:7], 0.0, k)).all())
+        assert k > 4 or float(found.double().mean()) < 0.5
+
+
+def test_blocks_that_need_most_atoms_take_all():
+    y = gaussian(200, 150)
+    sigma = torch.tensor([0.01] * 8 + [30.0] * 8 + [0.01, 0.05])
+    args = arguments(queries(y, 0.01, "noisy", B=18), y, 1.0, sigma)
+    counts = check(args)
+    assert set(counts[8:16].tolist()) == {-1} and 1 <= int(counts[[*range(8), 16, 17]].min())
+
+
+@pytest.mark.parametrize("name, value", [("x", math.nan), ("x", 1e20), ("alpha", math.inf), ("sigma", 1e-13)])
+def test_numbers_that_float_cannot_hold_take_all(name, value):
+    y = gaussian(200, 150)
+    args = dict(zip(("x", "y", "alpha", "sigma"), arguments(queries(y, 0.01, "noisy"), y, 1.0, 0.01)))
+    changed = args[name].clone()
+    changed.view(len(changed), -1)[9, 0] = value
+    given = args | {name: changed}
+    _, counts, dropped = kept((*given.values(), *arguments(args["x"], y)[4:]))
+    assert set(counts[8:].tolist()) == {-1} and 1 <= int(counts[:8].min())
+    assert dropped[8:].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("name, value", [("PAIRS", 1), ("SPAN", 128)])
+def test_the_same_in_blocks(name, value, monkeypatch):
+    """A few queries at a time; sums of digits that are emptied often."""
+    y = gaussian(130, 300)
+    args = arguments(queries(y, 0.1, "noisy", B=19), y, 1.0, 0.1)
+    first = kernels.launch(*args)
+    monkeypatch.setattr(kernels, name, value)
+    assert all(torch.equal(a, b) for a, b in zip(first, kernels.launch(*args), strict=True))
+
+
+def test_digits_hold_a_query():
+    """Four digits to base 256, the largest numbers among them."""
+    v = torch.cat([torch.tensor([[1.0, -1.0, 0.0]]), normal(1, 3).double()]) * 1e-3
+    digits, unit, lost = kernels._digits(v)
+    back = (digits.double() * 256.0 ** torch.arange(4)[:, None]).sum(1) * unit
+    assert digits.dtype == torch.int8 and digits.shape == (2, 4, 3)
+    assert float((v - back - lost).abs().max()) <= 1e-18 and bool((lost.abs() <= 0.51 * unit).all())
