@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,35 @@ def test_every_level_bounds_every_logit(make, level, monkeypatch):
         sizes = s.alpha.abs() * s.size * size + s.alpha**2 / 2 * size**2 + (s.variance * s.log_prior).abs()
         assert bool((up + s.margin >= true).all())
         assert bool((up <= true + 2.001 * width + 2.0**-16 * sizes + 16 * s.margin).all())
+
+
+@pytest.mark.parametrize("d", [32, 160])
+def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
+    """Codes that are exact, so that nothing else is left of the widths, and products that almost cancel; alpha
+    so small that norms do not count.
+    """
+    monkeypatch.setattr(kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool))
+    N, K, T = 640, 32, kernels.TILE
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (N, d), generator=generator)
+    x, y, no = normal(8, d), codes.float(), torch.zeros
+    tail = codes.to(torch.int8).index_fill(1, torch.arange(K), 0) if d > K else no(0, 0, dtype=torch.int8)
+    levels, rest = 1 + (d > K), codes[:, K:].double().norm(dim=1).float()
+    first = codes[:, :K].to(torch.int16).view(-1, T, K).mT.contiguous()
+    index = [torch.eye(d)[:K], torch.ones(K), first, no(N, 0, dtype=torch.int8), tail]
+    index += [y.double().norm(dim=1).float(), torch.ones(levels, N), torch.stack([rest, 0 * rest])[:levels]]
+    args = (x, y, torch.full((8,), 1e-9), torch.ones(8), None, 1.0, 0.0)
+    s = Queries(*args, no(d), torch.zeros(3, dtype=torch.float64), math.inf)
+    up, _, _ = kernels.screen(s, 1, [K], *index, no(1, N))
+    true = 1e-9 * (x.double() @ y.double().T) - 0.5e-18 * y.double().square().sum(1)
+    assert bool((up >= true).all()) and float(((up - true) / (s.alpha * s.size * index[5])).max()) <= 1e-4
+
+
+def test_thresholds_are_rounded_down():
+    least = normal(100, 1).double()
+    s = SimpleNamespace(least=least, improve=lambda atoms: None)
+    below = kernels._below(s, 1, least.float(), least.float())
+    assert below.dtype == torch.float32 and bool((below < least).all() and (below > least - 1e-6).all())
 
 
 @pytest.mark.parametrize("N, d, cuts", LEVELS)
