@@ -61,7 +61,16 @@ def two_clusters(N, d, seed=0):
     return 0.01 * gaussian(N, d, seed) + 5.0 * (torch.arange(N) % 2)[:, None]
 
 
-CLOUDS = [gaussian, duplicates, outliers, low_rank, one_cluster, all_equal, two_clusters]
+def grainy(N, d, seed=0):
+    """Families a thousandth wide, of three dimensions: codes leave nothing over, and float32's rounding of
+    logits is far more than the gap in little noise.
+    """
+    V = normal(3, d, seed=seed + 1)
+    family = 5 * normal(max(1, N // 20), 3, seed=seed)
+    return (family[torch.arange(N) % len(family)] + 1e-3 * normal(N, 3, seed=seed + 2)) @ V
+
+
+CLOUDS = [gaussian, duplicates, outliers, low_rank, one_cluster, all_equal, two_clusters, grainy]
 
 
 def queries(y, sigma, kind, B=11, seed=5):

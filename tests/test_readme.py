@@ -48,7 +48,7 @@ def commands() -> list[str]:
 
 
 def test_the_example_prints_what_it_says():
-    example, _ = blocks("python")
+    example, _, _ = blocks("python")
     expected = re.findall(r"^print\(.*\) +# (.+)$", example, re.M)
     assert len(expected) == example.count("print(") == 3
     assert sum(bool(line) and not line.startswith("import") for line in example.splitlines()) <= 12
@@ -60,7 +60,7 @@ def test_the_example_prints_what_it_says():
 
 def test_the_methods_example_runs():
     """With a network that knows the answer for Gaussian data, in v: alpha eps - sigma x_0 = 0 at unit variance."""
-    _, example = blocks("python")
+    _, _, example = blocks("python")
     generator = torch.Generator().manual_seed(0)
     x = 50 * torch.randn(4, 3, dtype=torch.float64, generator=generator)
     schedule = df.schedule.VP(0.1, 20.0)
@@ -76,6 +76,16 @@ def test_the_methods_example_runs():
     truth = normal.log_prob(given["path"].x[-1]).sum(1)
     # Heun's error in 40 steps, and a prior without the data's own spread, (1/50)^2
     assert torch.allclose(given["result"].log_prob, truth, atol=0.05)
+
+
+def test_the_certified_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, example, _ = blocks("python")
+    cloud = df.PointCloud(torch.randn(500, 40, generator=torch.Generator().manual_seed(0)))
+    given = {"df": df, "cloud": cloud, "x": cloud.y[:3] + 0.1, "alpha": 1.0, "sigma": 0.1}
+    exec(compile(example, "README.md", "exec"), given)
+    assert bool((given["F"].dropped_mass <= 1e-6).all()) and bool((given["F"].atoms_read < 50).all())
+    assert [p.name for p in tmp_path.iterdir()] == ["cloud.index.safetensors"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -136,13 +146,13 @@ def test_the_op_table_is_the_ops():
 
 def test_objects_have_what_readme_lists():
     section = README.split("## Objects and schedules")[1].split("\n## ")[0]
-    cloud, fisher, schedules = section.split("\n- ")[1:]
+    cloud, fisher, top_k, schedules = section.split("\n- ")[1:]
     calls = dict(re.findall(r"`(?:schedule\.)?(\w+)\(([^()`]*)\)`", section))
-    for cls, text in ((df.PointCloud, cloud), (df.DiffusionFisher, fisher)):
+    for cls, text in ((df.PointCloud, cloud), (df.DiffusionFisher, fisher), (df.top_k, top_k)):
         given = [a.split("=")[0] for a in calls[cls.__name__].split(", ")]
         assert given == list(inspect.signature(cls).parameters)
         for member in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", text):
-            assert hasattr(cls, member) or member == cls.__name__, member
+            assert hasattr(cls, member) or member == cls.__name__ or member in df.TopK._fields, member
     for name in re.findall(r"`(?:schedule\.)?([A-Z]\w+)[(`]", schedules):
         assert issubclass(getattr(df.schedule, name), df.schedule.Schedule)
     for member in ("f", "g2", "log_snr", "t_of_log_snr"):
