@@ -67,7 +67,13 @@ CALLS = {
         *(((4096, 3, d, 1), dtype) for d in (2, 4) for dtype in (SINGLE, DOUBLE)),
         *(((4096, 64, d, 1), dtype) for d in (8, 16) for dtype in (SINGLE, DOUBLE)),
     ],
+    "kept_atoms": [
+        ((64, 1_000_000, 3072, 1), SINGLE, SINGLE, True),
+        ((64, 1_000_000, 3072, 1), SINGLE, SINGLE, False),
+        ((64, 50_000, 48, 1), SINGLE, torch.uint8, False),
+    ],
 }
+LAUNCHERS = {"kept_atoms": "screen"}  # what comes after it needs a device
 
 
 class Launch(NamedTuple):
@@ -106,7 +112,25 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
         y = new(shape[1], d, dtype=storage)
         affine = (0.5, 1.0) if storage == torch.uint8 else (1.0, 0.0)
         log_prior = new(shape[1]) if prior else None
+        if op == "kept_atoms":
+            yield screened(new, x, y, level, log_prior, *affine)
+            return
         yield (x, y, *((v,) if op == "fisher_matvec" else ()), level, level, log_prior, *affine)
+
+
+def screened(new, x, y, level, log_prior, scale, offset):
+    """What `screen` takes: queries and the tensors of an index of y."""
+    from dfkernels.index import TILE, cuts_for
+    from dfkernels.ops.kept_atoms.cascade import Queries
+
+    (N, d), cuts = y.shape, cuts_for(*y.shape, y.element_size())
+    K, levels = cuts[-1], len(cuts)
+    s = Queries(x, y, level, level, log_prior, scale, offset, new(d), new(3, dtype=DOUBLE), 24.0)
+    first = new(triton.cdiv(N, TILE), cuts[0], TILE, dtype=torch.int16)
+    codes, tail = (new(N, n, dtype=torch.int8) for n in (K - cuts[0], d))
+    per_level = new(levels + 1, N)
+    tail = tail if y.element_size() > 1 else tail[:0]
+    return s, 1, cuts, new(K, d), new(K), first, codes, tail, new(N), per_level, per_level, per_level[1:]
 
 
 def kind(value) -> str:
@@ -145,7 +169,8 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
     devices = {90: _triton.DEVICES[cc]}  # the one of tensors that are on no GPU
     with mock.patch.object(JITFunction, "run", run), mock.patch.dict(_triton.DEVICES, devices):
         for op, calls in CALLS.items():
-            launcher = importlib.import_module(f"dfkernels.ops.{op}.triton").launch
+            module = importlib.import_module(f"dfkernels.ops.{op}.triton")
+            launcher = getattr(module, LAUNCHERS.get(op, "launch"))
             both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
             for i, call in enumerate(calls):
                 ways = both[: 1 + (i == 0)]  # covariance_matvec is another in its last line only

@@ -22,9 +22,10 @@ __all__ = ["DiffusionFisher"]
 
 
 class _Part(NamedTuple):
-    """Queries that are computed together, from the atoms that log_prior does not mask."""
+    """Queries that are computed together, from some rows of the atoms that log_prior does not mask."""
 
     queries: slice | Tensor
+    rows: Tensor | slice
     log_prior: Tensor | None
     log_share: float  # log of the share that these atoms have of all pi
     atoms: int
@@ -83,7 +84,7 @@ class DiffusionFisher(FisherOperator):
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """(parts, dropped mass [B])."""
         if self.tolerance is None or len(self.x) == 0:
-            part = _Part(slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
+            part = _Part(slice(None), slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
             return [part], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
         return _parts(self.x, self.cloud, atoms, counts.tolist()), dropped
@@ -92,9 +93,9 @@ class DiffusionFisher(FisherOperator):
         """The outputs of a data-set op, part by part."""
         cloud, outs = self.cloud, []
         parts = self._selected[0]
-        for q, log_prior, _, _ in parts:
+        for q, rows, log_prior, _, _ in parts:
             out = op(
-                *(self.x[q], cloud.y, *(t[q] for t in v), self.alpha[q], self.sigma[q], log_prior),
+                *(self.x[q], cloud.y[rows], *(t[q] for t in v), self.alpha[q], self.sigma[q], log_prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
             )
@@ -267,20 +268,26 @@ def _parts(x: Tensor, cloud: PointCloud, atoms: Tensor, counts: list[int]) -> li
             dense += range(b, b + len(some))
             continue
         rows = atoms[start : start + sum(some)].unique()
-        parts.append(_masked(slice(b, b + len(some)), x, cloud, rows))
+        # a mask costs nothing on the CPU; kernels on other devices would read what it hides
+        part = _masked if x.device.type == "cpu" else _gathered
+        parts.append(part(slice(b, b + len(some)), x, cloud, rows))
         start += sum(some)
     if dense:
-        parts.append(_Part(torch.tensor(dense, device=x.device), cloud.log_prior, 0.0, len(cloud)))
+        queries = torch.tensor(dense, device=x.device)
+        parts.append(_Part(queries, slice(None), cloud.log_prior, 0.0, len(cloud)))
     return parts
 
 
 def _masked(queries: slice, x: Tensor, cloud: PointCloud, rows: Tensor) -> _Part:
+    part = _gathered(queries, x, cloud, rows)
     log_prior = x.new_full((len(cloud),), -math.inf)
+    log_prior[rows] = 0.0 if part.log_prior is None else part.log_prior
+    return part._replace(rows=slice(None), log_prior=log_prior)
+
+
+def _gathered(queries: slice, x: Tensor, cloud: PointCloud, rows: Tensor) -> _Part:
     if cloud.log_prior is None:
-        log_prior[rows] = 0.0
-        share = math.log(len(rows) / len(cloud))
-    else:
-        log_prior[rows] = cloud.log_prior[rows].to(x.dtype)
-        own, total = (t.double().logsumexp(0) for t in (cloud.log_prior[rows], cloud.log_prior))
-        share = float(own - total)
-    return _Part(queries, log_prior, share, len(rows))
+        return _Part(queries, rows, None, math.log(len(rows) / len(cloud)), len(rows))
+    log_prior = cloud.log_prior[rows]
+    share = float(log_prior.double().logsumexp(0) - cloud.log_prior.double().logsumexp(0))
+    return _Part(queries, rows, log_prior.to(x.dtype), share, len(rows))

@@ -10,6 +10,7 @@ import torch
 from cases import ALL, DATA_OPS, OPS, ORDER, REFERENCES, floats
 from difference import difference_form, errors, far, in_batches
 
+import dfkernels as df
 from dfkernels import _backend, ops
 from dfkernels.ops.transport_chain import reference as chain
 
@@ -300,6 +301,31 @@ def test_transforms():
     assert largest(hessian + ops.fisher_dense(x, y, 0.9, sigma)) <= 1e-10
     score = ops.posterior(x, y, 0.9, sigma).score(x, 0.9, sigma)
     assert largest(torch.func.vmap(torch.func.grad(log_q))(x) - score) <= 1e-10
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 30.0])
+def test_certified_results_lie_within_their_bounds(sigma, masked):
+    """Two levels and the tail; an odd number of atoms, and of queries. Where little is needed little is kept."""
+    N, d = 5001, 800
+    y = draw(N, d) / torch.arange(1, d + 1, device="cuda") ** 0.5
+    prior = draw(N, seed=1) if masked else None
+    if masked:
+        prior[::3] = -math.inf
+    cloud = df.PointCloud(y, prior)
+    cloud.index()
+    x = y[torch.arange(19, device="cuda") * 263 + 1].double() + sigma * draw(19, d, seed=2)
+    sparse, dense = (df.DiffusionFisher(x, cloud, 0.9, sigma, tolerance=t) for t in (1e-6, None))
+    gap = dense.log_prob - sparse.log_prob
+    assert bool((gap >= -1e-9).all()) and bool((gap <= sparse.log_prob_error + 1e-9).all())
+    off = (dense.denoised - sparse.denoised).norm(dim=1)
+    assert bool((off <= sparse.mean_error + 1e-9).all()) and bool((sparse.dropped_mass <= 1e-6).all())
+    off = (dense @ x - sparse @ x).norm(dim=1) / x.norm(dim=1)
+    assert bool((off <= sparse.fisher_error + 1e-9 / sigma**2).all())
+    if sigma <= 0.1:
+        assert int(sparse.atoms_read.max()) <= N // 10
+    if sigma == 30:
+        assert set(sparse.atoms_read.tolist()) == {N}
 
 
 def test_memory_stays_bounded():

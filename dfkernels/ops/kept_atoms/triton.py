@@ -92,7 +92,7 @@ def screen(s, k, cuts, basis, step, first, codes, tail, size, scales, rest, shif
         next_level[(triton.cdiv(N, 128) * blocks,)](
             *(codes, scales[level], digits, unit.float(), *known, below.masked_fill(dense, math.inf)),
             *(before, product, mid, up, Q, N, codes.shape[1], codes.stride(0)),
-            **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 4, **flags},
+            **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 8, **flags},
         )
         return _below(s, k, mid, up)
 
