@@ -121,6 +121,21 @@ def _check(y, basis, step, first, codes, tail, size, scales, rest, shift, cuts):
     expect(codes, codes=(codes, (N, K - cuts[0])), tail=(tail, (N, padded) if len(tail) else (0, 0)))
 
 
+def _trim(s, up, dropped, rows, atoms):
+    """(which pairs to keep, dropped [Q]): without the lightest, as many as may go; gap allows for all atoms at
+    its edge. By distance from the best, in quarters of a nat: `trim` in csrc/cascade_cpu.h.
+    """
+    Q, N, buckets = *up.shape, 256
+    below = ((s.best - s.margin)[rows, 0] - up[rows, atoms]) / s.variance[rows, 0]
+    bucket = (4 * below).nan_to_num(0.0).clamp(0, buckets - 1).long()
+    counts = torch.bincount(rows * buckets + bucket, minlength=Q * buckets).view(Q, buckets)
+    mass = counts * torch.exp(torch.arange(buckets, device=up.device, dtype=torch.float64) / -4)
+    beyond = pad(mass.flip(1).cumsum(1).flip(1), (0, 1))
+    room = N * torch.exp(-s.gap / s.variance)[:, 0] * (1 - 1e-6) - dropped
+    cut = (beyond > room[:, None]).sum(1).clamp(1, buckets)
+    return bucket < cut[rows], dropped + beyond.gather(1, cut[:, None])[:, 0] * (1 + 1e-9)
+
+
 def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
     """As the op, for at least one query."""
     *index, cuts, facts, gap, k = rest
@@ -134,7 +149,11 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
             up, below, dense = screen(s, k, cuts, *index)
             gone = up < below
             mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1) * (1 + 1e-9)
-            kept = ~(gone | dense)
-            counts = kept.sum(1).masked_fill(dense[:, 0], -1)
-            found.append((kept.nonzero()[:, 1], counts, mass.masked_fill(dense[:, 0], 0)))
+            rows, atoms = (~(gone | dense)).nonzero().unbind(1)
+            if k == 1:
+                keep, mass = _trim(s, up, mass, rows, atoms)
+                rows, atoms = rows[keep], atoms[keep]
+            dense = dense[:, 0]
+            counts = torch.bincount(rows, minlength=len(up)).masked_fill(dense, -1)
+            found.append((atoms, counts, mass.masked_fill(dense, 0)))
     return tuple(torch.cat(t) for t in zip(*found, strict=True))
