@@ -127,11 +127,11 @@ def test_little_is_kept_in_little_noise(N, d, cuts):
 
 
 def test_the_lightest_go_as_far_as_the_tolerance_allows():
-    """The gap alone, from exact logits, would keep twice as many."""
+    """The gap alone, from exact logits, would keep twice as many at least."""
     y = gaussian(400, 150)
     args = arguments(queries(y, 0.3, "noisy", B=8), y, 1.0, 0.3)
     assert int(check(args).min()) >= 1
-    assert 2 * int(kept(args)[0].sum()) < int(kept_atoms.reference(*args[:7], args[-2], 1).sum())
+    assert 2 * int(kept(args)[0].sum()) <= int(kept_atoms.reference(*args[:7], args[-2], 1).sum())
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
