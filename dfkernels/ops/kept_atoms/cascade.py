@@ -72,28 +72,20 @@ class Screen:
         ) * (1 + 1e-9)
 
 
-def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):
-    """Runs a Screen through all levels."""
-    skew, cuts, d = float(facts[0]), cuts.tolist(), s.x.shape[1]
-    a = s.z @ basis.double().T
-    first = first.transpose(1, 2).reshape(-1, cuts[0])
-    square = s.size**2
+def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
+    """Runs a Screen through both levels."""
+    (K, d), skew, square = basis.shape, float(facts[0]), s.size**2
+    rounding = 8 * UNIT * (d + K) * K**0.5
     at = lambda t: t[s.atoms].double()
-    for level, (k0, k1) in enumerate(zip([0, *cuts], cuts, strict=False)):
-        q = first[s.atoms] if level == 0 else codes[s.atoms, k0 - cuts[0] : k1 - cuts[0]]
-        part = (a * step)[:, k0:k1] @ q.double().T * at(scales[level])
-        product = part if level == 0 else product + part
-        start = part if level == 0 else start
-        a2 = a[:, :k1].square().sum(1, keepdim=True)
-        rounding = 8 * UNIT * (d + k1) * k1**0.5
-        reach = ((square - a2).clamp_min(0) + skew * a2 + rounding * (square + a2)).sqrt()
-        code = at(size) * (1 + 2.0**-22) + at(shift[level])  # at least |q step scale|
-        width = reach * at(rest[level]) + a2.sqrt() * at(shift[level])
-        left = s.drop(product, at(size) ** 2, width + (skew * a2.sqrt() + rounding * s.size) * code)
-        product, start = product[:, left], start[:, left]
+    a = s.z @ basis.double().T
+    product = (a * step) @ first.transpose(1, 2).reshape(-1, K)[: len(size)].double().T * at(scales[0])
+    a2 = a.square().sum(1, keepdim=True)
+    reach = ((square - a2).clamp_min(0) + skew * a2 + rounding * (square + a2)).sqrt()
+    code = at(size) * (1 + 2.0**-22) + at(shift)  # at least |q step scale|
+    width = reach * at(rest[0]) + a2.sqrt() * at(shift) + (skew * a2.sqrt() + rounding * s.size) * code
+    left = s.drop(product, at(size) ** 2, width)
     if len(tail):
-        product = start + s.z @ tail[s.atoms, :d].double().T * at(scales[-1])
-        rounding = 8 * UNIT * (d + cuts[0]) * cuts[0] ** 0.5
-        code = 4 * at(size)  # of the first level and of the tail
-        s.drop(product, at(size) ** 2, s.size * (at(rest[-1]) + rounding * code))
+        product = product[:, left] + s.z @ tail[s.atoms, :d].double().T * at(scales[1])
+        code = 4 * at(size)  # of both levels
+        s.drop(product, at(size) ** 2, s.size * (at(rest[1]) + rounding * code))
     return s
