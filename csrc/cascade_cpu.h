@@ -56,12 +56,15 @@ class Cascade {
   bool run() {
     for (const Asked& q : q_)
       if (!q.usable()) return false;
+    take_sample();
+    if (needed() > 0.9) return false;  // the best of the sample is no more than the best of all
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
     improve();
     const int64_t left = screen();
-    if (4 * left > Q_ * p_.N && !pays(left)) return false;
+    const double alive = double(left) / double(Q_ * p_.N);
+    if (alive > 0.25 && needed() + 0.4 * alive > 0.9) return false;
     if (in_.padded && left > 32 * Q_) {
       for (Asked& q : q_) q.set_tail();
       each_chunk([this](int64_t c) { tail(c); });
@@ -302,22 +305,31 @@ class Cascade {
     for (int64_t j = 0; j < k; ++j) atoms.push_back(best[j].second);
   }
 
-  // Whether going on is cheaper than the dense kernel, from the exact logits of a few atoms.
-  bool pays(int64_t left) {
-    constexpr int64_t sample = 64;
-    std::vector<uint8_t> needed(sample * Q_);
-    each(sample, Q_ * p_.d, [&](int64_t s) {
+  // The exact logits of a few atoms.
+  void take_sample() {
+    sample_.resize(sample_size_ * Q_);
+    each(sample_size_, Q_ * p_.d, [&](int64_t s) {
       std::vector<double> room;
-      for (int64_t i = 0; i < Q_; ++i)
-        needed[s * Q_ + i] = exact(q_[i], s * p_.N / sample, room) >= q_[i].least();
+      for (int64_t i = 0; i < Q_; ++i) sample_[s * Q_ + i] = exact(q_[i], s * p_.N / sample_size_, room);
     });
-    int64_t rows = 0;
-    for (int64_t s = 0; s < sample; ++s) {
-      const auto* first = needed.data() + s * Q_;
-      rows += std::any_of(first, first + Q_, [](uint8_t n) { return n != 0; });
+    std::vector<double> logits(sample_size_);
+    for (int64_t i = 0; i < Q_; ++i) {
+      for (int64_t s = 0; s < sample_size_; ++s) logits[s] = sample_[s * Q_ + i];
+      std::nth_element(logits.begin(), logits.begin() + std::min(k_, sample_size_) - 1, logits.end(),
+                       std::greater<>());
+      seen_.push_back(logits[std::min(k_, sample_size_) - 1]);
     }
-    const double read = double(rows) / double(sample), alive = double(left) / double(Q_ * p_.N);
-    return read + 0.4 * alive < 0.9;
+  }
+  // Which share of the atoms some query needs, by the sample.
+  double needed() const {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < sample_size_; ++s)
+      for (int64_t i = 0; i < Q_; ++i)
+        if (sample_[s * Q_ + i] >= std::max(q_[i].best, seen_[i]) - q_[i].gap) {
+          ++rows;
+          break;
+        }
+    return double(rows) / double(sample_size_);
   }
 
   const Problem<T>& p_;
@@ -328,6 +340,8 @@ class Cascade {
   float *c_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::vector<Cell> cells_;
+  static constexpr int64_t sample_size_ = 32;
+  std::vector<double> sample_, seen_;  // [sample_size_, Q]; the k-th largest of each query
 };
 
 }  // namespace dfk

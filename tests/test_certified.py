@@ -17,12 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dfkernels as df
-from dfkernels import _native
+from dfkernels import _native, fisher
 from dfkernels.ops import kept_atoms
 from dfkernels.ops.kept_atoms.cascade import Screen, cascade
 from dfkernels.ops.kept_atoms.reference import logits
 
 EPS = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def no_cloud_is_small(monkeypatch):
+    monkeypatch.setattr(fisher, "_SMALL", 0)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -250,6 +255,13 @@ def test_no_queries():
     [cloud, _] = clouds()
     F = df.DiffusionFisher(torch.empty(0, 3, 8, 8), cloud, 1.0, 0.1, tolerance=EPS)
     assert F.denoised.shape == (0, 3, 8, 8) and F.dropped_mass.shape == F.atoms_read.shape == (0,)
+
+
+def test_small_clouds_are_taken_whole(monkeypatch):
+    monkeypatch.setattr(fisher, "_SMALL", 1 << 21)
+    [cloud, _] = clouds()
+    F = df.DiffusionFisher(cloud.y[:2], cloud, 1.0, 0.01, tolerance=EPS)
+    assert F.atoms_read.tolist() == [2000, 2000] and F.mean_error.tolist() == [0.0, 0.0]
 
 
 def test_dense_has_no_error():

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from test_certified import gaussian, queries
+from test_certified import gaussian, no_cloud_is_small, queries  # noqa: F401
 
 import dfkernels as df
 from dfkernels import _files
