@@ -57,14 +57,15 @@ class Cascade {
     for (const Asked& q : q_)
       if (!q.usable()) return false;
     take_sample();
-    if (needed() > 0.9) return false;  // the best of the sample is no more than the best of all
+    const double dense = p_.B > 2 * block ? 0.55 : 0.9;  // many queries share what the dense kernel reads
+    if (needed() > dense) return false;  // the best of the sample is no more than the best of all
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
     improve();
     const int64_t left = screen();
     const double alive = double(left) / double(Q_ * p_.N);
-    if (alive > 0.25 && needed() + 0.4 * alive > 0.9) return false;
+    if (alive > 0.25 && needed() + 0.4 * alive > dense) return false;
     if (in_.padded && left > 32 * Q_) {
       for (Asked& q : q_) q.set_tail();
       each_chunk([this](int64_t c) { tail(c); });
