@@ -132,7 +132,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, RESULTS)
-        table.write_readme(rows)
+        table.write_readme()
 
 
 if __name__ == "__main__":

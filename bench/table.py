@@ -1,5 +1,5 @@
-"""README's tables from bench/results/cpu.csv and docs/reproduction.md. `python -m bench.table` rewrites them; a
-test compares."""
+"""README's tables from bench/results/*.csv and docs/reproduction.md. `python -m bench.table` rewrites them; a test
+compares."""
 from __future__ import annotations
 
 import csv
@@ -7,8 +7,11 @@ import math
 import re
 from pathlib import Path
 
+from . import certified_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu.csv"
+CERTIFIED = ROOT / "bench" / "results" / "certified.csv"
 REPRODUCTION = ROOT / "docs" / "reproduction.md"
 README = ROOT / "README.md"
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
@@ -63,17 +66,20 @@ def summary_of(document: str) -> str:
     return re.search(r"<!-- summary -->(.*?)<!-- /summary -->", document, flags=re.S).group(1).strip()
 
 
-def with_tables(text: str, rows: list[dict], document: str) -> str:
-    """`text` with what stands between <!-- bench --> and <!-- /bench --> made anew, and <!-- reproduction -->."""
-    for mark, body in (("bench", markdown(rows)), ("reproduction", summary_of(document))):
+def with_tables(text: str, rows: list[dict], document: str, certified: list[dict]) -> str:
+    """`text` with what stands between <!-- bench --> and <!-- /bench --> made anew, and <!-- reproduction -->, and
+    <!-- certified -->."""
+    bodies = {"bench": markdown(rows), "reproduction": summary_of(document), "certified": certified_table.markdown(certified)}
+    for mark, body in bodies.items():
         block = f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
         text = re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _, block=block: block, text, flags=re.S)
     return text
 
 
-def write_readme(rows: list[dict]) -> None:
-    README.write_text(with_tables(README.read_text(), rows, REPRODUCTION.read_text()))
+def write_readme() -> None:
+    """From the results that are there."""
+    README.write_text(with_tables(README.read_text(), read_rows(), REPRODUCTION.read_text(), read_rows(CERTIFIED)))
 
 
 if __name__ == "__main__":
-    write_readme(read_rows())
+    write_readme()

@@ -120,17 +120,14 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
 
 def screened(new, x, y, level, log_prior, scale, offset):
     """What `screen` takes: queries and the tensors of an index of y."""
-    from dfkernels.index import TILE, cuts_for
+    from dfkernels.index import TILE, has_tail
     from dfkernels.ops.kept_atoms.cascade import Queries
 
-    (N, d), cuts = y.shape, cuts_for(*y.shape, y.element_size())
-    K, levels = cuts[-1], len(cuts)
+    (N, d), long = y.shape, has_tail(y.shape[1], y.element_size())
+    K = min(32, d // 4)
     s = Queries(x, y, level, level, log_prior, scale, offset, new(d), new(3, dtype=DOUBLE), 24.0)
-    first = new(triton.cdiv(N, TILE), cuts[0], TILE, dtype=torch.int16)
-    codes, tail = (new(N, n, dtype=torch.int8) for n in (K - cuts[0], d))
-    per_level = new(levels + 1, N)
-    tail = tail if y.element_size() > 1 else tail[:0]
-    return s, 1, cuts, new(K, d), new(K), first, codes, tail, new(N), per_level, per_level, per_level[1:]
+    first, tail = new(triton.cdiv(N, TILE), K, TILE, dtype=torch.int16), new(N * long, d, dtype=torch.int8)
+    return s, 1, new(K, d), new(K), first, tail, new(N), new(1 + long, N), new(1 + long, N), new(N)
 
 
 def kind(value) -> str:

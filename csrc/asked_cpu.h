@@ -10,16 +10,13 @@
 
 namespace dfk {
 
-inline constexpr size_t most_levels = 4;  // without the tail
-
 struct Index {
   const float *centre, *basis, *step;
   const int16_t* first;
-  const int8_t *codes, *tail;
+  const int8_t* tail;
   const float *size, *scales, *rest, *shift;
-  std::vector<int64_t> cuts;  // coordinates of the basis up to each level
-  double skew, radius, far;   // |V V^T - I|; the largest |t|; the largest |y|, with the centre's
-  int64_t d, K, padded;       // padded: length of a row of tail, 0 without
+  double skew, radius, far;  // |V V^T - I|; the largest |t|; the largest |y|, with the centre's
+  int64_t N, d, K, padded;   // padded: length of a row of tail, 0 without
 };
 
 class Asked {
@@ -56,25 +53,33 @@ class Asked {
   // Where a logit cannot matter: the best known less the gap.
   double least() const { return best - gap - margin; }
 
+  // From a = V z.
   void set_first() {
-    first.resize(in_.cuts[0]);
-    for (size_t k = 0; k < first.size(); ++k) first[k] = float(a[k] * in_.step[k]);
-    levels_ = 1;
-    set_bound(0);
+    double sum = 0;
+    for (int64_t k = 0; k < in_.K; ++k) {
+      first.push_back(float(a[k] * in_.step[k]));
+      sum += a[k] * a[k];
+    }
+    along_ = std::sqrt(sum);
+    const double rest = std::max(square - sum, 0.0) + in_.skew * sum + rounding() * (square + sum);
+    bound.reach = up(std::sqrt(rest));
+    bound.along = up(along_);
+    bound.code = up(in_.skew * along_ + rounding() * size_ + float_sums());
   }
-  void set_level(size_t l) {
-    const int64_t k0 = in_.cuts[l - 1], n = in_.cuts[l] - k0;
-    quantise(n, n, [&](int64_t k) { return a[k0 + k] * in_.step[k0 + k]; });
-    set_bound(l);
-  }
-  // The tail codes what the first level leaves over, along the coordinates of the data themselves.
   void set_tail() {
-    levels_ = in_.cuts.size();
-    std::fill_n(bound.lost, levels_, 0.0f);
-    quantise(in_.d, in_.padded, [&](int64_t k) { return z[k]; });
+    double largest = 0, sum = 0;
+    for (const double zk : z) largest = std::max(largest, std::fabs(zk));
+    tail_unit = largest > 0 ? largest / 32767 : 1;
+    tail.assign(in_.padded, 0);
+    for (int64_t k = 0; k < in_.d; ++k) {
+      const double m = std::nearbyint(z[k] / tail_unit);
+      tail[k] = int16_t(m);
+      sum += std::fabs(z[k] - m * tail_unit);
+    }
+    bound.lost = up(127 * sum * (1 + 1e-9));
     bound.reach = up(size_);
     bound.along = 0;
-    bound.code = up(4 * (rounding(0) * size_ + float_sums()));  // the codes of both are at most 4 |t|
+    bound.code = up(4 * (rounding() * size_ + float_sums()));  // the codes of both levels are at most 4 |t|
   }
 
   // Leaves out n atoms whose logits are at most `largest`.
@@ -93,52 +98,22 @@ class Asked {
   const Index& in_;
 
  public:
-  std::vector<double> x, z, a;  // a = V z as far as it was needed
+  std::vector<double> x, z, a;  // a = V z
   double alpha, variance, gap, square = 0, margin = 0;
-  std::vector<float> first;    // a_k step_k of the first level
-  std::vector<int16_t> level;  // the same of another level, or z, as integers
-  double level_unit = 0;       // of these
+  std::vector<float> first;   // a_k step_k
+  std::vector<int16_t> tail;  // z in tail_unit
+  double tail_unit = 0;
   Bound bound{};
   double best = -INFINITY;  // k atoms have a logit of at least this
 
  private:
   static float up(double a) { return std::nextafter(float(a), INFINITY); }
-  // What sums in double cost, up to level l.
-  double rounding(size_t l) const {
-    return 8 * unit_ * double(in_.d + in_.cuts[l]) * std::sqrt(double(in_.cuts[l]));
-  }
-  // What sums in float cost, of the first level and of up to three more.
-  double float_sums() const { return 0x1p-24 * double(in_.cuts[0] + 4) * size_of_a(0) + 0x1p-20 * size_; }
-  double size_of_a(size_t l) const {
-    double sum = 0;
-    for (int64_t k = 0; k < in_.cuts[l]; ++k) sum += a[k] * a[k];
-    return std::sqrt(sum);
-  }
+  // What sums in double cost, relative to what they add up.
+  double rounding() const { return 8 * unit_ * double(in_.d + in_.K) * std::sqrt(double(in_.K)); }
+  // What sums in float cost: the first level's, and adding the tail.
+  double float_sums() const { return 0x1p-24 * double(in_.K + 4) * along_ + 0x1p-21 * size_; }
 
-  void set_bound(size_t l) {
-    const double s = size_of_a(l), r = rounding(l);
-    bound.reach = up(std::sqrt(std::max(square - s * s, 0.0) + in_.skew * s * s + r * (square + s * s)));
-    bound.along = up(s);
-    bound.code = up(in_.skew * s + r * size_ + float_sums());
-  }
-
-  // v as integers of 16 bits; bound.lost of this level: codes are at most 127.
-  template <class F>
-  void quantise(int64_t n, int64_t padded, const F& v) {
-    double largest = 0, lost = 0;
-    for (int64_t k = 0; k < n; ++k) largest = std::max(largest, std::fabs(v(k)));
-    level_unit = largest > 0 ? largest / 32767 : 1;
-    level.assign(padded, 0);
-    for (int64_t k = 0; k < n; ++k) {
-      const double m = std::nearbyint(v(k) / level_unit);
-      level[k] = int16_t(m);
-      lost += std::fabs(v(k) - m * level_unit);
-    }
-    bound.lost[levels_++] = up(127 * lost * (1 + 1e-9));
-  }
-
-  double size_ = 0;
-  size_t levels_ = 0;
+  double size_ = 0, along_ = 0;  // |z|, |a|
   std::vector<std::pair<double, int64_t>> drops_;
 };
 

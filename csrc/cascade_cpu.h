@@ -45,8 +45,8 @@ class Cascade {
     for (int64_t b = b0; b < b1; ++b)
       q_.emplace_back(index, p.x + b * p.d, double(p.alpha[b]), double(p.sigma[b]), gap);
     const size_t n = size_t(Q_ * chunks_ * screen_chunk);
-    if (room.picks.size() < n) room.floats.resize(4 * n), room.picks.resize(n);
-    c_ = room.floats.data(), first_ = c_ + n, mid_ = c_ + 2 * n, up_ = c_ + 3 * n;
+    if (room.picks.size() < n) room.floats.resize(3 * n), room.picks.resize(n);
+    c_ = room.floats.data(), mid_ = c_ + n, up_ = c_ + 2 * n;
     picks_ = room.picks.data();
     wide_ = {nullptr, p.y,      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   0,
              p.scale, p.offset, p.B,     p.N,     p.d,     0,       p.ldy,   p.storage, p.op};
@@ -56,30 +56,21 @@ class Cascade {
   bool run() {
     for (const Asked& q : q_)
       if (!q.usable()) return false;
-    rotate(0, in_.cuts[0]);
+    take_sample();
+    const double dense = p_.B > 2 * block ? 0.55 : 0.9;  // many queries share what the dense kernel reads
+    if (needed() > dense) return false;  // the best of the sample is no more than the best of all
+    rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
     improve();
-    size_t level = 0;
-    for (bool tail_done = false;;) {
-      const int64_t left = screen();
-      if (level == 0 && !tail_done && 4 * left > Q_ * p_.N && !pays(left)) return false;
-      if (tail_done || left <= 32 * Q_) break;
-      const int64_t width = level + 1 < in_.cuts.size() ? in_.cuts[level + 1] - in_.cuts[level] : 0;
-      // A level of the basis where it is cheap beside the tail, or beside the atoms themselves.
-      if (width > 0 && (left + 12 * p_.d / Q_) * width * 4 < left * (in_.padded ? in_.padded : row_bytes())) {
-        ++level;
-        rotate(in_.cuts[level - 1], in_.cuts[level]);
-        for (Asked& q : q_) q.set_level(level);
-        each_chunk([this, level](int64_t c) { next_level(c, level); });
-      } else if (in_.padded) {
-        tail_done = true;
-        for (Asked& q : q_) q.set_tail();
-        each_chunk([this](int64_t c) { tail(c); });
-      } else {
-        break;
-      }
+    const int64_t left = screen();
+    const double alive = double(left) / double(Q_ * p_.N);
+    if (alive > 0.25 && needed() + 0.4 * alive > dense) return false;
+    if (in_.padded && left > 32 * Q_) {
+      for (Asked& q : q_) q.set_tail();
+      each_chunk([this](int64_t c) { tail(c); });
       improve();
+      screen();
     }
     if (k_ == 1) each(Q_, 1 << 20, [this](int64_t i) { trim(i); });
     return true;
@@ -100,10 +91,6 @@ class Cascade {
   const Cell& cell(int64_t i, int64_t c) const { return cells_[i * chunks_ + c]; }
   Cell& cell(int64_t i, int64_t c) { return cells_[i * chunks_ + c]; }
   int64_t at(int64_t i, int64_t c) const { return (i * chunks_ + c) * screen_chunk; }
-  int64_t row_bytes() const {
-    const int sizes[] = {4, 8, 2, 2, 1};
-    return p_.d * sizes[int(p_.storage)];
-  }
   double log_prior(int64_t atom) const {
     return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.prior_top) : 0;
   }
@@ -117,20 +104,20 @@ class Cascade {
     });
   }
 
-  // Coordinates [k0, k1) of z in the basis.
-  void rotate(int64_t k0, int64_t k1) {
-    each((k1 - k0 + 3) / 4, 4 * Q_ * p_.d, [&](int64_t i) {
-      const int64_t k = k0 + 4 * i;
+  // a = V z
+  void rotate() {
+    each((in_.K + 3) / 4, 4 * Q_ * p_.d, [&](int64_t i) {
+      const int64_t k = 4 * i;
       const double* z[block];
       double* a[block];
       for (int64_t q = 0; q < Q_; ++q) z[q] = q_[q].z.data(), a[q] = q_[q].a.data() + k;
-      kernels().screen.rotate(in_.basis + k * p_.d, std::min<int64_t>(4, k1 - k), p_.d, z, Q_, a);
+      kernels().screen.rotate(in_.basis + k * p_.d, std::min<int64_t>(4, in_.K - k), p_.d, z, Q_, a);
     });
   }
 
   void first_level(int64_t c) {
-    const int64_t K = in_.cuts[0], n0 = c * screen_chunk, n = std::min(screen_chunk, p_.N - n0);
-    float query[block * 32], products[block * screen_chunk], scales[screen_chunk] = {};
+    const int64_t K = in_.K, n0 = c * screen_chunk, n = std::min(screen_chunk, p_.N - n0);
+    float query[block * most_axes], products[block * screen_chunk], scales[screen_chunk] = {};
     for (int64_t i = 0; i < Q_; ++i) std::copy(q_[i].first.begin(), q_[i].first.end(), query + i * K);
     std::copy_n(in_.scales + n0, n, scales);
     for (int64_t tile = 0; tile < n; tile += screen_tile)
@@ -139,54 +126,47 @@ class Cascade {
     const Known known(*this, c, 0);
     for (int64_t i = 0; i < Q_; ++i) {
       const int64_t to = at(i, c);
-      std::memcpy(first_ + to, products + i * screen_chunk, screen_chunk * sizeof(float));
+      std::memcpy(c_ + to, products + i * screen_chunk, screen_chunk * sizeof(float));
       for (int64_t j = 0; j < screen_chunk; ++j) picks_[to + j] = uint8_t(j);
-      bound(i, c, n, known, first_);
+      bound(i, c, n, known);
     }
   }
 
-  void next_level(int64_t c, size_t level) {
-    const int64_t k0 = in_.cuts[level - 1] - in_.cuts[0], n = in_.cuts[level] - in_.cuts[level - 1];
-    survivors(c, level, in_.codes + k0, in_.K - in_.cuts[0], n, level == 1 ? first_ : c_);
-  }
-  void tail(int64_t c) { survivors(c, in_.cuts.size(), in_.tail, in_.padded, in_.padded, first_); }
-
-  // c = before + what this level adds, and bounds from it. A row of codes serves all queries that it is left
+  // Adds the tail's part to c, and bounds from it. A row of codes serves all queries that its atom is left
   // of.
-  void survivors(int64_t c, size_t level, const int8_t* codes, int64_t ld, int64_t n, const float* before) {
-    const Known known(*this, c, level);
+  void tail(int64_t c) {
+    const Known known(*this, c, 1);
+    const int64_t ld = in_.padded;
+    const int8_t* codes = in_.tail + c * screen_chunk * ld;
     uint8_t asking[screen_chunk] = {};
     int64_t cells[screen_chunk][block];
-    const int16_t* queries[screen_chunk][block];
-    double units[screen_chunk][block];
+    const Asked* who[screen_chunk][block];
     for (int64_t i = 0; i < Q_; ++i)
       for (int64_t j = 0; j < cell(i, c).count; ++j) {
         const uint8_t atom = picks_[at(i, c) + j];
         const int m = asking[atom]++;
         cells[atom][m] = at(i, c) + j;
-        queries[atom][m] = q_[i].level.data();
-        units[atom][m] = q_[i].level_unit;
+        who[atom][m] = &q_[i];
       }
-    codes += c * screen_chunk * ld;
     for (int64_t atom = 0; atom < known.n; ++atom) {
       if (!asking[atom]) continue;
+      const int16_t* queries[block];
       double products[block];
-      prefetch_next(codes, ld, n, asking, atom, known.n);
-      kernels().screen.dots(codes + atom * ld, n, queries[atom], asking[atom], products);
-      const double scale = known.atoms.scales[level][atom];
+      for (int m = 0; m < asking[atom]; ++m) queries[m] = who[atom][m]->tail.data();
+      prefetch_next(codes, asking, atom, known.n);
+      kernels().screen.dots(codes + atom * ld, ld, queries, asking[atom], products);
       for (int m = 0; m < asking[atom]; ++m)
-        c_[cells[atom][m]] = before[cells[atom][m]] + float(products[m] * units[atom][m] * scale);
+        c_[cells[atom][m]] += float(products[m] * who[atom][m]->tail_unit * known.atoms.scale[atom]);
     }
     for (int64_t i = 0; i < Q_; ++i)
-      if (cell(i, c).count) bound(i, c, cell(i, c).count, known, c_);
+      if (cell(i, c).count) bound(i, c, cell(i, c).count, known);
   }
 
-  static void prefetch_next(const int8_t* codes, int64_t ld, int64_t n, const uint8_t* asking, int64_t atom,
-                            int64_t atoms) {
-    while (++atom < atoms && !asking[atom]) {
+  void prefetch_next(const int8_t* codes, const uint8_t* asking, int64_t atom, int64_t n) const {
+    while (++atom < n && !asking[atom]) {
     }
-    if (atom < atoms)
-      for (int64_t k = 0; k < n; k += 64) __builtin_prefetch(codes + atom * ld + k);
+    if (atom < n)
+      for (int64_t k = 0; k < in_.padded; k += 64) __builtin_prefetch(codes + atom * in_.padded + k);
   }
 
   // What the index knows of the atoms of a chunk.
@@ -194,14 +174,13 @@ class Cascade {
     int64_t n;
     ScreenAtoms atoms{};
     float log_prior[screen_chunk];
-    Known(const Cascade& of, int64_t c, size_t level) {
+    Known(const Cascade& of, int64_t c, int level) {
       const int64_t n0 = c * screen_chunk, N = of.p_.N;
       n = std::min(screen_chunk, N - n0);
       atoms.size = of.in_.size + n0;
-      atoms.rest = of.in_.rest + int64_t(level) * N + n0;
-      if (level < of.in_.cuts.size()) atoms.shift = of.in_.shift + int64_t(level) * N + n0;
-      atoms.levels = int(level) + 1;
-      for (size_t l = 0; l <= level; ++l) atoms.scales[l] = of.in_.scales + int64_t(l) * N + n0;
+      atoms.rest = of.in_.rest + level * N + n0;
+      atoms.shift = level ? nullptr : of.in_.shift + n0;
+      atoms.scale = level ? of.in_.scales + N + n0 : nullptr;
       if (!of.p_.log_prior) return;
       for (int64_t j = 0; j < n; ++j) log_prior[j] = float(of.log_prior(n0 + j));
       atoms.log_prior = log_prior;
@@ -209,12 +188,12 @@ class Cascade {
   };
 
   // Bounds of the n atoms that are left of chunk c for query i.
-  void bound(int64_t i, int64_t c, int64_t n, const Known& known, const float* product) {
+  void bound(int64_t i, int64_t c, int64_t n, const Known& known) {
     const int64_t from = at(i, c);
     Cell& out = cell(i, c);
     out.count = int32_t(n);
-    kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, product + from, n, mid_ + from,
-                            up_ + from, &out.mid, &out.up);
+    kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, c_ + from, n, mid_ + from, up_ + from,
+                            &out.mid, &out.up);
   }
 
   // Drops what lies below the best known logit less the gap; returns how many pairs are left.
@@ -236,7 +215,7 @@ class Cascade {
         here.count = int32_t(kernels().screen.keep(up_ + to, n, below, pick, &largest));
         for (int64_t j = 0; j < here.count; ++j) {
           picks_[to + j] = picks_[to + pick[j]];
-          c_[to + j] = c_[to + pick[j]], first_[to + j] = first_[to + pick[j]];
+          c_[to + j] = c_[to + pick[j]];
           up_[to + j] = up_[to + pick[j]];
         }
         gone[i * chunks_ + c] = {largest, int32_t(n - here.count)};
@@ -327,22 +306,31 @@ class Cascade {
     for (int64_t j = 0; j < k; ++j) atoms.push_back(best[j].second);
   }
 
-  // Whether going on is cheaper than the dense kernel, from the exact logits of a few atoms.
-  bool pays(int64_t left) {
-    constexpr int64_t sample = 64;
-    std::vector<uint8_t> needed(sample * Q_);
-    each(sample, Q_ * p_.d, [&](int64_t s) {
+  // The exact logits of a few atoms.
+  void take_sample() {
+    sample_.resize(sample_size_ * Q_);
+    each(sample_size_, Q_ * p_.d, [&](int64_t s) {
       std::vector<double> room;
-      for (int64_t i = 0; i < Q_; ++i)
-        needed[s * Q_ + i] = exact(q_[i], s * p_.N / sample, room) >= q_[i].least();
+      for (int64_t i = 0; i < Q_; ++i) sample_[s * Q_ + i] = exact(q_[i], s * p_.N / sample_size_, room);
     });
-    int64_t rows = 0;
-    for (int64_t s = 0; s < sample; ++s) {
-      const auto* first = needed.data() + s * Q_;
-      rows += std::any_of(first, first + Q_, [](uint8_t n) { return n != 0; });
+    std::vector<double> logits(sample_size_);
+    for (int64_t i = 0; i < Q_; ++i) {
+      for (int64_t s = 0; s < sample_size_; ++s) logits[s] = sample_[s * Q_ + i];
+      std::nth_element(logits.begin(), logits.begin() + std::min(k_, sample_size_) - 1, logits.end(),
+                       std::greater<>());
+      seen_.push_back(logits[std::min(k_, sample_size_) - 1]);
     }
-    const double read = double(rows) / double(sample), alive = double(left) / double(Q_ * p_.N);
-    return read + 0.4 * alive < 0.9;
+  }
+  // Which share of the atoms some query needs, by the sample.
+  double needed() const {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < sample_size_; ++s)
+      for (int64_t i = 0; i < Q_; ++i)
+        if (sample_[s * Q_ + i] >= std::max(q_[i].best, seen_[i]) - q_[i].gap) {
+          ++rows;
+          break;
+        }
+    return double(rows) / double(sample_size_);
   }
 
   const Problem<T>& p_;
@@ -350,9 +338,11 @@ class Cascade {
   const int64_t k_, b0_, Q_, chunks_;
   std::vector<Asked> q_;
   Problem<double> wide_;
-  float *c_, *first_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
+  float *c_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::vector<Cell> cells_;
+  static constexpr int64_t sample_size_ = 32;
+  std::vector<double> sample_, seen_;  // [sample_size_, Q]; the k-th largest of each query
 };
 
 }  // namespace dfk

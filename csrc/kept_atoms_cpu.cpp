@@ -43,42 +43,37 @@ std::tuple<Tensor, Tensor, Tensor> run(const Arguments& a, const Index& index, d
 std::tuple<Tensor, Tensor, Tensor> kept_atoms(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                                               std::optional<Tensor> log_prior, double scale, double offset,
                                               Tensor centre, Tensor basis, Tensor step, Tensor first,
-                                              Tensor codes, Tensor tail, Tensor size, Tensor scales,
-                                              Tensor rest, Tensor shift, Tensor cuts, Tensor facts,
-                                              double gap, int64_t k) {
+                                              Tensor tail, Tensor size, Tensor scales, Tensor rest,
+                                              Tensor shift, Tensor facts, double gap, int64_t k) {
   const Arguments a = check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
-  const int64_t N = y.size(0), d = y.size(1), K = basis.size(0), L = cuts.size(0);
-  const int64_t K0 = data<int64_t>(cuts)[0], tiles = (N + screen_tile - 1) / screen_tile;
+  const int64_t N = y.size(0), d = y.size(1), K = basis.size(0);
   const bool has_tail = tail.size(0) > 0;
   expect_shape("centre", centre, {d});
   expect_shape("basis", basis, {K, d});
   expect_shape("step", step, {K});
-  expect_shape("first", first, {tiles, K0, screen_tile});
-  expect_shape("codes", codes, {N, K - K0});
+  expect_shape("first", first, {(N + screen_tile - 1) / screen_tile, K, screen_tile});
   expect_shape("size", size, {N});
-  expect_shape("scales", scales, {L + has_tail, N});
-  expect_shape("rest", rest, {L + has_tail, N});
-  expect_shape("shift", shift, {L, N});
+  expect_shape("scales", scales, {1 + has_tail, N});
+  expect_shape("rest", rest, {1 + has_tail, N});
+  expect_shape("shift", shift, {N});
   expect_shape("facts", facts, {3});
   if (has_tail) expect_shape("tail", tail, {N, (d + 31) / 32 * 32});
-  STD_TORCH_CHECK(K0 <= 32, "cuts: expected at most 32 coordinates in the first level");
+  STD_TORCH_CHECK(K <= most_axes, "basis: expected at most ", most_axes, " axes, got ", K);
   STD_TORCH_CHECK(k >= 1 && k <= N, "k: expected 1 <= k <= ", N, ", got ", k);
-  STD_TORCH_CHECK(L <= int64_t(most_levels), "cuts: expected at most ", most_levels, " levels");
   const double* f = data<double>(facts);
   const Index index{data<float>(centre),
                     data<float>(basis),
                     data<float>(step),
                     data<int16_t>(first),
-                    data<int8_t>(codes),
                     data<int8_t>(tail),
                     data<float>(size),
                     data<float>(scales),
                     data<float>(rest),
                     data<float>(shift),
-                    {data<int64_t>(cuts), data<int64_t>(cuts) + L},
                     f[0],
                     f[1],
                     f[2],
+                    N,
                     d,
                     K,
                     has_tail ? tail.size(1) : 0};

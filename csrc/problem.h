@@ -73,15 +73,13 @@ struct Chains {
 //   alpha c - half size_i^2 + variance log pi_i
 //     + |alpha| (reach rest_i + along shift_i + code (size_i + shift_i) + extra_i)
 struct Bound {
-  float alpha, half, variance, reach, along, code;
-  float lost[5];  // extra_i = sum over levels of lost scales_i
+  float alpha, half, variance, reach, along, code, lost;  // extra_i = lost scale_i
 };
 
-// What is known of the atoms of one chunk at a level of the index; shift and log_prior may be null.
-inline constexpr int64_t screen_chunk = 128, screen_tile = 64;
+// What is known of the atoms of one chunk at a level of the index; shift, scale and log_prior may be null.
+inline constexpr int64_t screen_chunk = 128, screen_tile = 64, most_axes = 32;
 struct ScreenAtoms {
-  const float *size, *rest, *shift, *log_prior, *scales[5];
-  int levels;
+  const float *size, *rest, *shift, *scale, *log_prior;
 };
 
 struct ScreenKernels {

@@ -20,6 +20,8 @@ from .ops.kept_atoms import op as kept_atoms
 
 __all__ = ["DiffusionFisher"]
 
+_SMALL = 1 << 21  # numbers of a cloud that is read as fast as it is searched
+
 
 class _Part(NamedTuple):
     """Queries that are computed together, from some rows of the atoms that log_prior does not mask."""
@@ -83,7 +85,7 @@ class DiffusionFisher(FisherOperator):
     @cached_property
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """(parts, dropped mass [B])."""
-        if self.tolerance is None or len(self.x) == 0:
+        if self.tolerance is None or len(self.x) == 0 or self.cloud.y.numel() < _SMALL:
             part = _Part(slice(None), slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
             return [part], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)

@@ -1,10 +1,10 @@
 """CloudIndex: codes of the atoms, from which bounds on all logits follow without reading the atoms.
 
-With t = y - centre and an almost orthonormal V [K, d] (principal axes), h = V t:
-    first, codes  q = round(h / (step scale)): int16 for the first coordinates, int8 for the others, by levels; an
-                  atom has its own scale at every level
-    rest, shift   at least |t - V^T q step scale| and |h - q step scale|, of all coordinates up to a level
-    tail          the same for what the first level leaves over, along the data's own coordinates
+With t = y - centre, an almost orthonormal V [K, d] (principal axes, K <= 32) and h = V t:
+    first   q = round(h / (step scale)), int16; an atom has its own scale
+    rest    at least |t - V^T q step scale|;    shift    at least |h - q step scale|
+    tail    round(e / scale), int8, of what that leaves over, e = t - V^T q step scale, along the data's own
+            coordinates, with a scale and a rest of its own
 docs/certified.md says what follows for <x, y>.
 """
 
@@ -22,6 +22,7 @@ from .ops._kinds import load
 
 TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
 _ROWS = 1 << 22  # numbers of atoms looked at together
+_AXES = 32  # most principal axes: most_axes in csrc/problem.h
 _SAMPLE = 8192  # atoms from which the principal axes are found
 _UNIT = 2.0**-53
 _FORMAT = "dfkernels index 1"
@@ -33,14 +34,12 @@ class CloudIndex(NamedTuple):
     centre: Tensor  # float32 [d]
     basis: Tensor  # float32 [K, d]
     step: Tensor  # float32 [K]
-    first: Tensor  # int16 [tiles, cuts[0], TILE]
-    codes: Tensor  # int8 [N, K - cuts[0]]
+    first: Tensor  # int16 [tiles, K, TILE]
     tail: Tensor  # int8 [N, d up to a multiple of 32], or [0, 0]
     size: Tensor  # float32 [N]: |t|
-    scale: Tensor  # float32 [levels, N], the tail's last
-    rest: Tensor  # float32 [levels, N], the tail's last
-    shift: Tensor  # float32 [levels without the tail, N]
-    cuts: Tensor  # int64 [levels without the tail]: coordinates up to each
+    scales: Tensor  # float32 [2, N], or [1, N] without a tail
+    rest: Tensor  # float32, as scales
+    shift: Tensor  # float32 [N]
     facts: Tensor  # float64 [3]: |V V^T - I|, the largest |t|, the largest |y| plus |centre|
 
     @property
@@ -72,12 +71,9 @@ def load_index(path: Path, of: str) -> CloudIndex:
     return CloudIndex(**tensors)
 
 
-def cuts_for(N: int, d: int, itemsize: int) -> list[int]:
-    """Coordinates up to each level: 32, 128, 512, ... to d / 6, the basis no more than a tenth of the data."""
-    cuts = [max(1, min(32, d // 4, N * itemsize // 16))]
-    while len(cuts) < 4 and cuts[-1] % 32 == 0 and (K := 4 * cuts[-1]) <= d // 6 and 40 * K <= N * itemsize:
-        cuts.append(K)
-    return cuts
+def has_tail(d: int, itemsize: int) -> bool:
+    """Where rows are so long that one of int8 codes is short beside what else there is of an atom."""
+    return d >= (128 if itemsize > 1 else 512)
 
 
 def principal_axes(t: Tensor, K: int, generator: torch.Generator) -> Tensor:
@@ -108,8 +104,7 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
     blocks = [slice(i, i + block) for i in range(0, N, block)]
     atoms = lambda s: load(y[s], torch.float64, scale, offset)
     centre = (sum(atoms(s).sum(0) for s in blocks) / N).float()
-    cuts = cuts_for(N, d, y.element_size())
-    K, K0 = cuts[-1], cuts[0]
+    K = max(1, min(_AXES, d // 4, N * y.element_size() // 16))
     generator = torch.Generator().manual_seed(seed)
     some = torch.randperm(N, generator=generator)[:_SAMPLE].sort().values
     some = atoms(some).float() - centre
@@ -120,40 +115,34 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
     skew = (
         torch.linalg.matrix_norm(V @ V.T - torch.eye(K, dtype=torch.float64)) * (1 + 1e-9) + 4 * _UNIT * d * K
     )
-    has_tail = y.element_size() > 1 and d >= 128
-    first = torch.zeros(-(-N // TILE) * TILE, K0, dtype=torch.int16)
+    long = has_tail(d, y.element_size())
+    first = torch.zeros(-(-N // TILE) * TILE, K, dtype=torch.int16)
     flat = first[:N]
-    codes = torch.empty(N, K - K0, dtype=torch.int8)
-    tail = torch.zeros(N if has_tail else 0, -(-d // 32) * 32 if has_tail else 0, dtype=torch.int8)
-    size, shift = torch.empty(N), torch.empty(len(cuts), N)
-    scales, rest = torch.empty(len(cuts) + has_tail, N), torch.empty(len(cuts) + has_tail, N)
+    tail = torch.zeros(N if long else 0, -(-d // 32) * 32 if long else 0, dtype=torch.int8)
+    size, shift, scales, rest = (
+        torch.empty(N),
+        torch.empty(N),
+        torch.empty(1 + long, N),
+        torch.empty(1 + long, N),
+    )
+    rounding = 8 * _UNIT * (d + K) * K**0.5
     for s in blocks:
         t = atoms(s) - centre.double()
         h = t @ V.T
         square = t.square().sum(1)
         size[s] = square.sqrt().float()
-        left, wrong = square, torch.zeros_like(square)
-        for level, (k0, k1) in enumerate(zip([0, *cuts], cuts, strict=False)):
-            part = h[:, k0:k1]
-            q, scales[level, s], code = _coded(part, units[k0:k1], 127 if level else 32767)
-            rounding = 8 * _UNIT * (d + k1) * k1**0.5
-            inside = code.square().sum(1)
-            left = left - 2 * (part * code).sum(1) + inside * (1 + skew + rounding)
-            wrong = wrong + (part - code).square().sum(1)
-            rest[level, s] = _up((left + rounding * square).clamp_min(0).sqrt() * (1 + 1e-9))
-            shift[level, s] = _up(wrong.sqrt() * (1 + 1e-9) + rounding * square.sqrt())
-            if level == 0:
-                flat[s] = q.to(torch.int16)
-                if has_tail:
-                    e = t - code @ V[:K0]
-                    q, scales[-1, s], code = _coded(e, 1.0, 127)
-                    tail[s, :d] = q.to(torch.int8)
-                    rest[-1, s] = _up((e - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
-            else:
-                codes[s, k0 - K0 : k1 - K0] = q.to(torch.int8)
+        q, scales[0, s], code = _coded(h, units, 32767)
+        inside = code.square().sum(1)
+        left = square - 2 * (h * code).sum(1) + inside * (1 + skew) + rounding * (square + inside)
+        flat[s] = q.to(torch.int16)
+        rest[0, s] = _up(left.clamp_min(0).sqrt() * (1 + 1e-9))
+        shift[s] = _up((h - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
+        if long:
+            e = t - code @ V
+            q, scales[1, s], code = _coded(e, 1.0, 127)
+            tail[s, :d] = q.to(torch.int8)
+            rest[1, s] = _up((e - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
     radius = size.double().max() * (1 + 1e-6)
-    first = first.view(-1, TILE, K0).transpose(1, 2).contiguous()
+    first = first.view(-1, TILE, K).transpose(1, 2).contiguous()
     facts = torch.stack([skew, radius, radius + 2 * centre.double().norm()])
-    return CloudIndex(
-        centre, basis, step, first, codes, tail, size, scales, rest, shift, torch.tensor(cuts), facts
-    )
+    return CloudIndex(centre, basis, step, first, tail, size, scales, rest, shift, facts)

@@ -17,12 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dfkernels as df
-from dfkernels import _native
+from dfkernels import _native, fisher
 from dfkernels.ops import kept_atoms
 from dfkernels.ops.kept_atoms.cascade import Screen, cascade
 from dfkernels.ops.kept_atoms.reference import logits
 
 EPS = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def no_cloud_is_small(monkeypatch):
+    monkeypatch.setattr(fisher, "_SMALL", 0)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -266,6 +271,13 @@ def test_no_queries():
     assert F.denoised.shape == (0, 3, 8, 8) and F.dropped_mass.shape == F.atoms_read.shape == (0,)
 
 
+def test_small_clouds_are_taken_whole(monkeypatch):
+    monkeypatch.setattr(fisher, "_SMALL", 1 << 21)
+    [cloud, _] = clouds()
+    F = df.DiffusionFisher(cloud.y[:2], cloud, 1.0, 0.01, tolerance=EPS)
+    assert F.atoms_read.tolist() == [2000, 2000] and F.mean_error.tolist() == [0.0, 0.0]
+
+
 def test_dense_has_no_error():
     [cloud, _] = clouds()
     F = df.DiffusionFisher(torch.zeros(2, 3, 8, 8), cloud, 1.0, 0.1)
@@ -320,7 +332,7 @@ def test_every_level_bounds_every_logit():
 
     s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index.centre, index.facts, math.log(1400 / EPS), 1)
     cascade(s, *index[1:])
-    assert len(seen) == 3 and min(seen) > 0.02  # two levels and the tail; none is idle
+    assert len(seen) == 2 and min(seen) > 0.02  # both levels; neither is idle
     assert bool((exact.softmax(1)[~s.kept()] <= EPS).all())
 
 

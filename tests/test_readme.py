@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import io
 import math
@@ -81,7 +80,7 @@ def test_the_methods_example_runs():
 def test_the_certified_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, example, _ = blocks("python")
-    cloud = df.PointCloud(torch.randn(500, 40, generator=torch.Generator().manual_seed(0)))
+    cloud = df.PointCloud(torch.randn(30_000, 80, generator=torch.Generator().manual_seed(0)))
     given = {"df": df, "cloud": cloud, "x": cloud.y[:3] + 0.1, "alpha": 1.0, "sigma": 0.1}
     exec(compile(example, "README.md", "exec"), given)
     assert bool((given["F"].dropped_mass <= 1e-6).all()) and bool((given["F"].atoms_read < 50).all())
@@ -172,23 +171,27 @@ def test_variables_are_read_somewhere():
     assert named == set(re.findall(r"""["'](DFKERNELS_\w+)["']""", code))
 
 
-def test_the_tables_are_the_committed_results():
-    """The benchmark's are those of the CSV, and the reproduction's numbers those of docs/reproduction.md."""
-    spec = importlib.util.spec_from_file_location("bench_table", ROOT / "bench" / "table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    assert README.count("<!-- bench -->") == README.count("<!-- /bench -->") == 1
-    assert README.count("<!-- reproduction -->") == README.count("<!-- /reproduction -->") == 1
-    for path, command in ((table.RESULTS, "make bench"), (table.REPRODUCTION, "dfkernels reproduce all")):
+def test_the_tables_are_the_committed_results(monkeypatch):
+    """The benchmarks' are those of the CSVs, and the reproduction's numbers those of docs/reproduction.md."""
+    monkeypatch.syspath_prepend(ROOT)
+    table = importlib.import_module("bench.table")
+    for mark in ("bench", "certified", "reproduction"):
+        assert README.count(f"<!-- {mark} -->") == README.count(f"<!-- /{mark} -->") == 1
+    for path, command in (
+        (table.RESULTS, "make bench"),
+        (table.CERTIFIED, "python -m bench.certified"),
+        (table.REPRODUCTION, "dfkernels reproduce all"),
+    ):
         if not path.exists():
             pytest.fail(
                 f"{path.relative_to(ROOT)} does not exist: run `{command}` and commit it", pytrace=False
             )
-    document = table.REPRODUCTION.read_text()
-    assert table.with_tables(README, table.read_rows(), document) == README, "run `python -m bench.table`"
+    document, certified = table.REPRODUCTION.read_text(), table.read_rows(table.CERTIFIED)
+    made = table.with_tables(README, table.read_rows(), document, certified)
+    assert made == README, "run `python -m bench.table`"
     marked = "a\n<!-- reproduction -->\nold\n<!-- /reproduction -->\nb"
     block = f"<!-- reproduction -->\n{table.summary_of(document)}\n<!-- /reproduction -->"
-    assert table.with_tables(marked, table.read_rows(), document) == f"a\n{block}\nb"
+    assert table.with_tables(marked, table.read_rows(), document, certified) == f"a\n{block}\nb"
     assert table.summary_of(document).startswith("Made by `dfkernels reproduce ")
 
 
@@ -199,6 +202,8 @@ def test_the_gpu_table_is_the_committed_run(monkeypatch):
     assert report.with_tables(README, report.read_results()) == README, "run `python -m bench.gpu.report`"
 
 
-def test_the_picture_is_small():
-    [picture] = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert 20_000 < (ROOT / picture).stat().st_size <= 400_000
+def test_the_pictures_are_small():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README) + re.findall(r'(?:src|srcset)="([^"]+)"', README)
+    assert pictures == [f"docs/images/{name}.png" for name in ("digits", "certified-dark", "certified-light")]
+    for picture in pictures:
+        assert 20_000 < (ROOT / picture).stat().st_size <= 400_000

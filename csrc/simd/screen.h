@@ -12,7 +12,7 @@ namespace {
 void screen_first(const int16_t* codes, const float* scales, int64_t K, const float* query, int64_t queries,
                   float* out, int64_t ld) {
   constexpr int U = 4;
-  alignas(64) float atoms[32 * screen_tile];
+  alignas(64) float atoms[most_axes * screen_tile];
   for (int64_t i = 0; i < K * screen_tile; ++i) atoms[i] = float(codes[i]);
   for (int64_t q = 0; q < queries; ++q)
     for (int64_t j = 0; j < screen_tile; j += U * W<float>) {
@@ -38,23 +38,20 @@ void screen_bounds(const Bound& b, const ScreenAtoms& atoms, const uint8_t* pick
                    float* mid, float* up, float* largest_mid, float* largest_up) {
   constexpr float rounding = 32 * 5.9604645e-8f;  // of what is stored, and of these few operations
   constexpr float inf = __builtin_inff();
-  float size[screen_chunk], rest[screen_chunk], shift[screen_chunk], prior[screen_chunk], scale[screen_chunk],
-      extra[screen_chunk] = {};
+  float size[screen_chunk], rest[screen_chunk], shift[screen_chunk], scale[screen_chunk], prior[screen_chunk];
   picked(atoms.size, pick, n, size);
   picked(atoms.rest, pick, n, rest);
   if (atoms.shift) picked(atoms.shift, pick, n, shift);
+  if (atoms.scale) picked(atoms.scale, pick, n, scale);
   if (atoms.log_prior) picked(atoms.log_prior, pick, n, prior);
-  for (int l = 1; l < atoms.levels; ++l) {
-    picked(atoms.scales[l], pick, n, scale);
-    for (int64_t j = 0; j < n; ++j) extra[j] += b.lost[l] * scale[j];
-  }
   const float slope = b.alpha < 0 ? -b.alpha : b.alpha;
   Vec<float> most_mid = all(-inf), most_up = all(-inf);
   for (int64_t j = 0; j < n; j += W<float>) {
     const Vec<float> s = load(size + j), wrong = atoms.shift ? load(shift + j) : Vec<float>{};
     const Vec<float> product = b.alpha * load(c + j), square = b.half * (s * s);
-    const Vec<float> width =
-        slope * (b.reach * load(rest + j) + b.along * wrong + b.code * (s + wrong) + load(extra + j));
+    Vec<float> width = b.reach * load(rest + j) + b.along * wrong + b.code * (s + wrong);
+    if (atoms.scale) width += b.lost * load(scale + j);
+    width *= slope;
     Vec<float> logit = product - square, sizes = size_of(product) + square + width;
     if (atoms.log_prior) {
       const Vec<float> p = b.variance * load(prior + j);

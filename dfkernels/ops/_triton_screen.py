@@ -1,7 +1,7 @@
 """Bounds on logits from the codes of an index, for `kept_atoms`.
 
-The first level's sums are float32, one coordinate after another. Those of the other levels are exact: a query
-comes as integers of 32 bits, four digits to base 256, and tensor cores add up products of 8-bit integers.
+The first level's sums are float32, one coordinate after another. Those of the tail are exact: a query comes as
+integers of 32 bits, four digits to base 256, and tensor cores add up products of 8-bit integers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q, N, PRIOR: tl.constexpr):
+def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q, PRIOR: tl.constexpr):
     """Middle and upper end of the logits of atoms i for queries q: struct Bound in csrc/problem.h."""
     of_query = coefs + q * 6
     alpha = tl.load(of_query, mask=q < Q, other=0.0)
@@ -42,7 +42,7 @@ def first_level(
     rest,
     shift,
     prior,
-    product,  # out [Q, N]: <z, t> as far as it is known
+    product,  # out [Q, N]: of codes and query
     mid,  # out [Q, N]
     up,  # out [Q, N]
     Q,
@@ -64,7 +64,7 @@ def first_level(
         c += tl.load(query + q * K + k, mask=q < Q, other=0.0) * code[None, :]
     i = begin + j[None, :]
     c *= tl.load(scale + i, mask=i < N, other=0.0)
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, N, PRIOR)
+    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, PRIOR)
     real = (q < Q) & (i < N)
     tl.store(product + q * N + i, c, mask=real)
     tl.store(mid + q * N + i, logit, mask=real)
@@ -72,8 +72,8 @@ def first_level(
 
 
 @triton.jit
-def next_level(
-    codes,  # int8 [N, n], rows ld apart
+def add_tail(
+    codes,  # int8 [N, n]
     scale,
     digits,  # int8 [Q, 4, n]: of the query in units of `unit`, the last digit first
     unit,  # [Q]
@@ -83,14 +83,12 @@ def next_level(
     shift,
     prior,
     below,  # [Q]: atoms with a smaller `up` are left out
-    before,  # [Q, N]: what codes and query are to be added to
-    product,  # out [Q, N], may be before
-    mid,
-    up,
+    product,  # [Q, N]: of the first level
+    mid,  # out, of the atoms that are left
+    up,  # out as well
     Q,
     N,
     n,
-    ld,
     PRIOR: tl.constexpr,
     ATOMS: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -114,14 +112,13 @@ def next_level(
         sums = tl.zeros((ATOMS, 4 * QUERIES), tl.int32)
         for k0 in tl.range(begin, tl.minimum(begin + SPAN, length), D, num_stages=3):
             k = k0 + tl.arange(0, D)[None, :]
-            y = tl.load(codes + i * ld + k, mask=(asked > 0)[:, None] & (k < n), other=0)
+            y = tl.load(codes + i * n + k, mask=(asked > 0)[:, None] & (k < n), other=0)
             v = tl.load(digits + row[:, None] * n + k, mask=(row < 4 * Q)[:, None] & (k < n), other=0)
             sums = tl.dot(y, tl.trans(v), sums, out_dtype=tl.int32)
         exact += tl.sum(tl.reshape(sums, (ATOMS, QUERIES, 4)).to(tl.int64) << power, 2)
-    c = tl.load(before + q * N + i, mask=left, other=0.0)
+    c = tl.load(product + q * N + i, mask=left, other=0.0)
     factor = tl.load(unit + q, mask=q < Q, other=0.0) * tl.load(scale + i, mask=i < N, other=0.0)
     c += exact.to(tl.float32) * factor
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, N, PRIOR)
-    tl.store(product + q * N + i, c, mask=left)
+    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, PRIOR)
     tl.store(mid + q * N + i, logit, mask=left)
     tl.store(up + q * N + i, end, mask=left)

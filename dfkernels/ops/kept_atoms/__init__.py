@@ -57,9 +57,8 @@ def _not_differentiable(*args):
 op = _op.define(
     "kept_atoms",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset,"
-    " Tensor centre, Tensor basis, Tensor step, Tensor first, Tensor codes, Tensor tail, Tensor size,"
-    " Tensor scales, Tensor rest, Tensor shift, Tensor cuts, Tensor facts, float gap, int k)"
-    " -> (Tensor, Tensor, Tensor)",
+    " Tensor centre, Tensor basis, Tensor step, Tensor first, Tensor tail, Tensor size, Tensor scales,"
+    " Tensor rest, Tensor shift, Tensor facts, float gap, int k) -> (Tensor, Tensor, Tensor)",
     fallback=in_pytorch,
     fake=_fake,
     cuda=_cuda,

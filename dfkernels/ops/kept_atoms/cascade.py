@@ -60,19 +60,19 @@ class Queries:
         """A logit below this cannot matter."""
         return self.best - self.gap - self.margin
 
-    def _rounding(self, coordinates):
-        return 8 * UNIT * (self.x.shape[1] + coordinates) * coordinates**0.5
+    def _rounding(self, K):
+        return 8 * UNIT * (self.x.shape[1] + K) * K**0.5
 
-    def of_level(self, a):
-        """After the codes of these coordinates, a = V z [Q, k]."""
+    def of_axes(self, a):
+        """With the first level's codes, a = V z [Q, K]."""
         square, a2 = self.size**2, a.square().sum(1, keepdim=True)
         rounding, along = self._rounding(a.shape[1]), a2.sqrt()
         reach = ((square - a2).clamp_min(0) + self.skew * a2 + rounding * (square + a2)).sqrt()
         return Width(reach, along, self.skew * along + rounding * self.size)
 
-    def of_tail(self, coordinates):
-        """After the first level's codes, of so many coordinates, and the tail's: together at most 4 |t|."""
-        return Width(self.size, torch.zeros_like(self.size), 4 * self._rounding(coordinates) * self.size)
+    def of_tail(self, K):
+        """With the tail's as well: the codes of both are at most 4 |t|."""
+        return Width(self.size, torch.zeros_like(self.size), 4 * self._rounding(K) * self.size)
 
 
 class Screen(Queries):
@@ -117,21 +117,14 @@ class Screen(Queries):
         ) * (1 + 1e-9)
 
 
-def cascade(s, basis, step, first, codes, tail, size, scales, rest, shift, cuts, facts):
-    """Runs a Screen through all levels."""
-    cuts, d = cuts.tolist(), s.x.shape[1]
-    a = s.z @ basis.double().T
-    first = first.transpose(1, 2).reshape(-1, cuts[0])
+def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
+    """Runs a Screen through both levels."""
+    K, d = basis.shape
     at = lambda t: t[s.atoms].double()
-    for level, (k0, k1) in enumerate(zip([0, *cuts], cuts, strict=False)):
-        q = first[s.atoms] if level == 0 else codes[s.atoms, k0 - cuts[0] : k1 - cuts[0]]
-        part = (a * step)[:, k0:k1] @ q.double().T * at(scales[level])
-        product = part if level == 0 else product + part
-        start = part if level == 0 else start
-        width = s.of_level(a[:, :k1]).at(at(size), at(rest[level]), at(shift[level]))
-        left = s.drop(product, at(size) ** 2, width)
-        product, start = product[:, left], start[:, left]
+    a = s.z @ basis.double().T
+    product = (a * step) @ first.transpose(1, 2).reshape(-1, K)[: len(size)].double().T * at(scales[0])
+    left = s.drop(product, at(size) ** 2, s.of_axes(a).at(at(size), at(rest[0]), at(shift)))
     if len(tail):
-        product = start + s.z @ tail[s.atoms, :d].double().T * at(scales[-1])
-        s.drop(product, at(size) ** 2, s.of_tail(cuts[0]).at(at(size), at(rest[-1]), at(shift[0])))
+        product = product[:, left] + s.z @ tail[s.atoms, :d].double().T * at(scales[1])
+        s.drop(product, at(size) ** 2, s.of_tail(K).at(at(size), at(rest[1]), at(shift)))
     return s

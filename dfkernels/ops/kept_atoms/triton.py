@@ -1,13 +1,12 @@
-"""kept_atoms on CUDA: bounds on all logits from the first level, then on those that are left from the others.
+"""kept_atoms on CUDA: bounds on all logits from the first level, then from the tail on those that are left.
 
-Levels are launched without a look at what is left; a tile of atoms that no query asks for costs the reading of
-its bounds. Only the end synchronises, and the beginning, which reads the levels' sizes: how much the op returns
-depends on the data, so that no CUDA graph can capture it.
+The tail is launched without a look at what is left; a tile of atoms that no query asks for costs the reading of
+its bounds. Only the end synchronises: how much the op returns depends on the data, so that no CUDA graph can
+capture it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import pad
 
 from .._kinds import load
 from .._triton import expect
-from .._triton_screen import first_level, next_level
+from .._triton_screen import add_tail, first_level
 from .cascade import Queries
 
 BLOCK = 8  # queries of a program, which share what is read: as in csrc/kept_atoms_cpu.cpp
@@ -53,72 +52,57 @@ def _dense(s, up, below):
         logits = logits + s.variance * s.log_prior[rows]
     read = of_blocks(logits >= s.least).amax(1).mean(1)
     left = of_blocks((~(up < below)).sum(1, keepdim=True)).sum(1) / (N * of_blocks(ones).sum(1))
-    # the rows kept are read, written side by side, and read again
-    costly = (left[:, 0] > 0.25) & (3 * read + 0.4 * left[:, 0] >= 0.9)
+    # the rows kept are read, written side by side, and read again, block by block
+    copies = 3 * min(len(read), 8)
+    costly = (left[:, 0] > 0.25) & (copies * read + 0.4 * left[:, 0] >= 0.9)
     size = (1 + s.alpha**2) * (1 + (s.size + s.radius) ** 2)
     usable = (s.variance > 1e-24) & (s.gap + 100 * s.variance < 1e24) & (size < 1e24)
     bad = of_blocks(~usable).amax(1)[:, 0] > 0
     return (costly | bad).repeat_interleave(BLOCK)[: len(up), None]
 
 
-def screen(s, k, cuts, basis, step, first, codes, tail, size, scales, rest, shift):
-    """(up [Q, N], below [Q, 1], dense [Q, 1]) of Queries: all levels, without a synchronisation."""
-    Q, N, K = len(s.x), len(s.y), cuts[0]
+def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
+    """(up [Q, N], below [Q, 1], dense [Q, 1]) of Queries: both levels, without a synchronisation."""
+    Q, N, K = len(s.x), len(s.y), len(basis)
     a = s.z @ basis.double().T
-    # sums of the first level, and at most seven roundings of others
-    floats = 2.0**-24 * (K + 4) * a[:, :K].norm(dim=1, keepdim=True) + 2.0**-20 * s.size
+    # sums of the first level, and at most five roundings where the tail is added
+    floats = 2.0**-24 * (K + 4) * a.norm(dim=1, keepdim=True) + 2.0**-21 * s.size
     prior = size if s.log_prior is None else s.log_prior.float()
-    start, product, mid, up = (size.new_empty(Q, N) for _ in range(4))
+    product, mid, up = (size.new_empty(Q, N) for _ in range(3))
     flags = {"PRIOR": s.log_prior is not None, "QUERIES": BLOCK}
     blocks = triton.cdiv(Q, BLOCK)
 
-    def known(level, width, lost):
-        above = torch.cat([width.reach, width.along, width.code + lost], 1).float()
+    def known(level, width, floats):
+        above = torch.cat([width.reach, width.along, width.code + floats], 1).float()
         above = torch.nextafter(above, torch.full_like(above, math.inf))
         exact = torch.cat([s.alpha, s.alpha**2 / 2, s.variance], 1).float()
-        return torch.cat([exact, above], 1), size, rest[level], shift[min(level, len(cuts) - 1)], prior
+        return torch.cat([exact, above], 1), size, rest[level], shift, prior
 
-    query = (a * step)[:, :K].float().contiguous()
     first_level[(triton.cdiv(N, 256) * blocks,)](
-        *(first, scales[0], query, *known(0, s.of_level(a[:, :K]), floats)),
-        *(start, mid, up, Q, N),
+        *(first, scales[0], (a * step).float(), *known(0, s.of_axes(a), floats), product, mid, up, Q, N),
         **{"K": K, "TILE": TILE, "ATOMS": 256, "num_warps": 2, **flags},
     )
     below = _below(s, k, mid, up)
     dense = _dense(s, up, below)
-
-    def refine(level, codes, v, before, known):
-        digits, unit = v
-        next_level[(triton.cdiv(N, 128) * blocks,)](
-            *(codes, scales[level], digits, unit.float(), *known, below.masked_fill(dense, math.inf)),
-            *(before, product, mid, up, Q, N, codes.shape[1], codes.stride(0)),
+    if len(tail):
+        digits, unit, lost = _digits(pad(s.z, (0, tail.shape[1] - s.z.shape[1])))
+        floats = 4 * (floats + lost.norm(dim=1, keepdim=True))
+        add_tail[(triton.cdiv(N, 128) * blocks,)](
+            *(tail, scales[1], digits, unit.float(), *known(1, s.of_tail(K), floats)),
+            *(below.masked_fill(dense, math.inf), product, mid, up, Q, N, tail.shape[1]),
             **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 8, **flags},
         )
-        return _below(s, k, mid, up)
-
-    lost = []
-    for level, (k0, k1) in enumerate(itertools.pairwise(cuts), 1):
-        *v, less = _digits((a * step)[:, k0:k1])
-        lost.append(less / step[k0:k1])
-        error = floats + torch.cat(lost, 1).norm(dim=1, keepdim=True)
-        more = known(level, s.of_level(a[:, :k1]), error)
-        below = refine(level, codes[:, k0 - K : k1 - K], v, product if level > 1 else start, more)
-    if len(tail):
-        *v, less = _digits(pad(s.z, (0, tail.shape[1] - s.z.shape[1])))
-        error = 4 * (floats + less.norm(dim=1, keepdim=True))
-        below = refine(len(cuts), tail, v, start, known(len(cuts), s.of_tail(K), error))
+        below = _below(s, k, mid, up)
     return up, below, dense
 
 
-def _check(y, basis, step, first, codes, tail, size, scales, rest, shift, cuts):
+def _check(y, basis, step, first, tail, size, scales, rest, shift):
     """RuntimeError for an index that a kernel would read past its end."""
-    (N, d), K, levels = y.shape, len(basis), len(cuts)
-    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)), shift=(shift, (levels, N)))
-    levels += len(tail) > 0
+    (N, d), K, levels = y.shape, len(basis), 1 + (len(tail) > 0)
+    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)), shift=(shift, (N,)))
     expect(size, scales=(scales, (levels, N)), rest=(rest, (levels, N)))
-    expect(first, first=(first, (triton.cdiv(N, TILE), cuts[0], TILE)))
-    padded = triton.cdiv(d, 32) * 32
-    expect(codes, codes=(codes, (N, K - cuts[0])), tail=(tail, (N, padded) if len(tail) else (0, 0)))
+    expect(first, first=(first, (triton.cdiv(N, TILE), K, TILE)))
+    expect(tail, tail=(tail, (N, triton.cdiv(d, 32) * 32) if levels > 1 else (0, 0)))
 
 
 def _trim(s, up, dropped, rows, atoms):
@@ -138,15 +122,15 @@ def _trim(s, up, dropped, rows, atoms):
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
     """As the op, for at least one query."""
-    *index, cuts, facts, gap, k = rest
-    index, cuts, found = [t.contiguous() for t in index], cuts.tolist(), []
-    _check(y, *index, cuts)
+    *index, facts, gap, k = rest
+    index, found = [t.contiguous() for t in index], []
+    _check(y, *index)
     step = max(BLOCK, PAIRS // max(len(y), k * y.shape[1]) // BLOCK * BLOCK)
     with torch.cuda.device_of(x):
         for b in range(0, len(x), step):
             some = slice(b, b + step)
             s = Queries(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, facts, gap)
-            up, below, dense = screen(s, k, cuts, *index)
+            up, below, dense = screen(s, k, *index)
             gone = up < below
             mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1) * (1 + 1e-9)
             rows, atoms = (~(gone | dense)).nonzero().unbind(1)
