@@ -97,7 +97,8 @@ struct Plan {
     blocks = (p.B + block - 1) / block;
     const int64_t least =
         std::max<int64_t>((4 + blocks - 1) / blocks, partials / (p.B * row * (1 + rows) + 1));
-    splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / 256, 1)});
+    const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
+    splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / enough, 1)});
     span = (p.N + splits - 1) / splits;
     splits = (p.N + span - 1) / span;
   }
