@@ -259,14 +259,16 @@ class Cascade {
     }
   }
 
-  // A logit, to within `error` of the true one.
-  double exact(const Asked& q, int64_t atom, std::vector<double>& room, double* error = nullptr) const {
-    room.resize(p_.d);
-    kernels().f64.read_reference(wide_, atom, room.data());
-    const double square = kernels().screen.square_distance(q.x.data(), q.alpha, room.data(), p_.d);
+  void read(int64_t atom, std::vector<double>& y) const {
+    y.resize(p_.d);
+    kernels().f64.read_reference(wide_, atom, y.data());
+  }
+  // A logit, less what rounding may have added to it.
+  double exact(const Asked& q, int64_t atom, const std::vector<double>& y) const {
+    const double square = kernels().screen.square_distance(q.x.data(), q.alpha, y.data(), p_.d);
     const double prior = q.variance * log_prior(atom);
-    if (error) *error = 0x1p-51 * (double(p_.d) + 8) * (square + q.square + std::fabs(prior));
-    return prior + (q.square - square) / 2;
+    const double error = 0x1p-51 * (double(p_.d) + 8) * (square + q.square + std::fabs(prior));
+    return std::isinf(prior) ? prior : prior + (q.square - square) / 2 - error;
   }
 
   // The exact logits of the most promising atoms of every query: k by the middle of what their logits may be,
@@ -279,11 +281,10 @@ class Cascade {
       std::sort(atoms.begin(), atoms.end());
       atoms.erase(std::unique(atoms.begin(), atoms.end()), atoms.end());
       if (int64_t(atoms.size()) < k_) return;
-      std::vector<double> logits, room;
+      std::vector<double> logits, y;
       for (const int64_t atom : atoms) {
-        double error;
-        const double logit = exact(q_[i], atom, room, &error);
-        logits.push_back(logit - error);
+        read(atom, y);
+        logits.push_back(exact(q_[i], atom, y));
       }
       std::nth_element(logits.begin(), logits.begin() + (k_ - 1), logits.end(), std::greater<>());
       q_[i].best = std::max(q_[i].best, logits[k_ - 1]);
@@ -310,8 +311,10 @@ class Cascade {
   void take_sample() {
     sample_.resize(sample_size_ * Q_);
     each(sample_size_, Q_ * p_.d, [&](int64_t s) {
-      std::vector<double> room;
-      for (int64_t i = 0; i < Q_; ++i) sample_[s * Q_ + i] = exact(q_[i], s * p_.N / sample_size_, room);
+      const int64_t atom = s * p_.N / sample_size_;
+      std::vector<double> y;
+      read(atom, y);
+      for (int64_t i = 0; i < Q_; ++i) sample_[s * Q_ + i] = exact(q_[i], atom, y);
     });
     std::vector<double> logits(sample_size_);
     for (int64_t i = 0; i < Q_; ++i) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <tuple>
 
 namespace dfk {
 namespace {
@@ -25,40 +24,29 @@ Storage storage_of(ScalarType type) {
   return Storage::f32;
 }
 
-// Checks the numbers that are cheap to look at (all but y); sets prior_top, returns log sum exp(log_prior -
-// prior_top).
+// Checks the numbers that are cheap to look at (all but y); sets the rest of c.
 template <class T>
-double check_values(Problem<T>& p) {
+void check_values(Checked<T>& c) {
+  Problem<T>& p = c.problem;
   expect_finite("x", p.x, p.B * p.d);
   expect_finite("alpha", p.alpha, p.B);
   expect_finite("sigma", p.sigma, p.B);
   if (p.v) expect_finite("v", p.v, p.B * p.K * p.d);
   expect_positive("sigma", p.sigma, p.B);
-  if (!p.log_prior) return std::log(double(p.N));
+  c.log_total = std::log(double(p.N));
+  if (!p.log_prior) return;
   T top = -T(INFINITY);
-  double mass = 0;
   for (int64_t i = 0; i < p.N; ++i) {
     const T l = p.log_prior[i];
     STD_TORCH_CHECK(l < INFINITY, "log_prior: expected numbers below inf, got ", l, " at index ", i);
-    top = std::max(top, l);
+    if (l > -INFINITY) c.unmasked.push_back(i), top = std::max(top, l);
   }
   STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ", p.N,
                   " masked");
-  for (int64_t i = 0; i < p.N; ++i)
-    if (p.log_prior[i] > -INFINITY) mass += std::exp(double(p.log_prior[i] - top));
+  double mass = 0;
+  for (const int64_t i : c.unmasked) mass += std::exp(double(p.log_prior[i] - top));
   p.prior_top = top;
-  return std::log(mass);
-}
-
-// Where a mask leaves so few atoms that they pay for being copied out: theirs are the only rows read.
-template <class T>
-std::vector<int64_t> unmasked(const Problem<T>& p) {
-  std::vector<int64_t> rows;
-  if (!p.log_prior) return rows;
-  for (int64_t i = 0; i < p.N; ++i)
-    if (p.log_prior[i] > -INFINITY) rows.push_back(i);
-  if (4 * int64_t(rows.size()) > 3 * p.N) rows.clear();
-  return rows;
+  c.log_total = std::log(mass);
 }
 
 // The mean of up to 64 atoms, where it is not small beside their spread: about it, less cancels. Else
@@ -97,7 +85,8 @@ struct Plan {
     blocks = (p.B + block - 1) / block;
     const int64_t least =
         std::max<int64_t>((4 + blocks - 1) / blocks, partials / (p.B * row * (1 + rows) + 1));
-    splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / 256, 1)});
+    const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
+    splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / enough, 1)});
     span = (p.N + splits - 1) / splits;
     splits = (p.N + span - 1) / span;
   }
@@ -137,7 +126,7 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
 }
 
 template <class T>
-std::pair<Problem<T>, double> problem_of(const Arguments& a, Op op) {
+Checked<T> problem_of(const Arguments& a, Op op) {
   Problem<T> p{data<T>(a.x),
                a.y.const_data_ptr(),
                data<T>(a.v),
@@ -156,8 +145,9 @@ std::pair<Problem<T>, double> problem_of(const Arguments& a, Op op) {
                a.y.stride(0),
                storage_of(a.y.scalar_type()),
                op};
-  const double log_total = check_values(p);
-  return {p, log_total};
+  Checked<T> c{p, 0, {}};
+  check_values(c);
+  return c;
 }
 
 template <class T>
@@ -165,9 +155,15 @@ Gathered<T> gather(const Arguments& a, Op op) {
   const Kernels<T>& kernel = kernels_for<T>();
   Gathered<T> out;
   Problem<T>& p = out.problem;
-  std::tie(p, out.log_total) = problem_of<T>(a, op);
-  out.rows = unmasked(p);
-  if (!out.rows.empty()) p.rows = out.rows.data(), p.N = int64_t(out.rows.size());
+  Checked<T> c = problem_of<T>(a, op);
+  p = c.problem;
+  out.log_total = c.log_total;
+  // Where a mask leaves so few atoms that they pay for being copied out, theirs are the only rows read.
+  if (p.log_prior && 4 * int64_t(c.unmasked.size()) <= 3 * p.N) {
+    out.rows = std::move(c.unmasked);
+    p.rows = out.rows.data();
+    p.N = int64_t(out.rows.size());
+  }
 
   Moments<T>& m = out.moments;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
@@ -214,8 +210,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   return out;
 }
 
-template std::pair<Problem<float>, double> problem_of(const Arguments&, Op);
-template std::pair<Problem<double>, double> problem_of(const Arguments&, Op);
+template Checked<float> problem_of(const Arguments&, Op);
+template Checked<double> problem_of(const Arguments&, Op);
 template Gathered<float> gather(const Arguments&, Op);
 template Gathered<double> gather(const Arguments&, Op);
 

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "dispatch_cpu.h"
@@ -37,14 +36,20 @@ struct Arguments {
 Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                 std::optional<Tensor> log_prior, double scale, double offset);
 
-// Arguments as a Problem, values but y's checked, and log sum exp(log_prior - prior_top).
+// Arguments as a Problem, all values but y's checked.
 template <class T>
-std::pair<Problem<T>, double> problem_of(const Arguments& a, Op op);
+struct Checked {
+  Problem<T> problem;
+  double log_total;               // log sum exp(log_prior - prior_top)
+  std::vector<int64_t> unmasked;  // where there is a log_prior
+};
+template <class T>
+Checked<T> problem_of(const Arguments& a, Op op);
 
 template <class T>
 Gathered<T> gather(const Arguments& a, Op op);
-extern template std::pair<Problem<float>, double> problem_of(const Arguments&, Op);
-extern template std::pair<Problem<double>, double> problem_of(const Arguments&, Op);
+extern template Checked<float> problem_of(const Arguments&, Op);
+extern template Checked<double> problem_of(const Arguments&, Op);
 extern template Gathered<float> gather(const Arguments&, Op);
 extern template Gathered<double> gather(const Arguments&, Op);
 

@@ -12,7 +12,7 @@ namespace {
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> run(const Arguments& a, const Index& index, double gap, int64_t k) {
-  const Problem<T> p = problem_of<T>(a, Op::posterior).first;
+  const Problem<T> p = problem_of<T>(a, Op::posterior).problem;
   const Tensor& x = a.x;
   std::vector<std::vector<int64_t>> kept(p.B);
   Tensor counts = torch::stable::new_empty(x, {p.B}, ScalarType::Long);

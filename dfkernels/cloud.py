@@ -121,7 +121,7 @@ class PointCloud:
             seed: of the sample and the random projection that find the principal axes. It changes how fast the
                 results come, never the results by more than the tolerance.
 
-        Seconds per 10^5 atoms of a few thousand numbers; about a third of the size of float32 atoms, at most
+        Seconds per 10^5 atoms of a few thousand numbers; about a quarter of the size of float32 atoms, at most
         1.3 times the size of uint8 ones. Not carried over by `to`.
 
         Raises FileError (a ValueError): a file that is damaged, of another format or of another cloud, or that

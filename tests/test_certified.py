@@ -221,7 +221,7 @@ def test_results_lie_within_their_bounds(sigma):
         assert bool((sparse.dropped_mass <= 1e-4).all())
         if sigma <= 0.1:
             assert bool((sparse.atoms_read < 500).all()) and bool((sparse.atoms_read >= 1).all())
-        if sigma == 10:
+        if sigma == 10 and _native.available:  # PyTorch's path never takes the dense one
             assert sparse.atoms_read.tolist() == [2000] * len(x) and bool((sparse.dropped_mass == 0).all())
 
 
@@ -378,6 +378,7 @@ def test_a_trajectory_ends_where_the_dense_one_does():
     assert torch.allclose(*ends, atol=1e-4)
 
 
+@pytest.mark.skipif(not _native.available, reason="no compiled part")
 def test_masked_atoms_are_not_read():
     """Where a mask leaves few atoms the kernel goes over these alone: as with them alone, to the last bits."""
     y, prior = gaussian(1000, 96), normal(1000, seed=1)
