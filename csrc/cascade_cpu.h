@@ -65,7 +65,9 @@ class Cascade {
     improve();
     const int64_t left = screen();
     const double alive = double(left) / double(Q_ * p_.N);
-    if (alive > 0.25 && needed() + 0.4 * alive > dense) return false;
+    // of what the dense kernel takes for a pair
+    const double share = 0.4 + 600 / double(p_.d);
+    if (needed() + share * alive > dense) return false;
     if (in_.padded && left > 32 * Q_) {
       for (Asked& q : q_) q.set_tail();
       each_chunk([this](int64_t c) { tail(c); });

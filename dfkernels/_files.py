@@ -48,7 +48,7 @@ def load(name: str) -> Tensor | np.ndarray:
     try:
         if path.suffix == ".npy":
             return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-        arrays = _safetensors(path)[0] if path.suffix == ".safetensors" else _torch_file(path)
+        arrays = _atoms(path) if path.suffix == ".safetensors" else _torch_file(path)
     except FileError:
         raise
     except _UNREADABLE as error:
@@ -162,6 +162,12 @@ def _torch_file(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
+def _atoms(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file that can be atoms; others are not offered."""
+    arrays = _safetensors(path)[0]
+    return {k: t for k, t in arrays.items() if t.is_floating_point() or t.dtype == torch.uint8}
+
+
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata). Header length (uint64, little endian), JSON {name: {dtype, shape, data_offsets}},
     tensor bytes.
@@ -175,7 +181,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     arrays, metadata = {}, header.pop("__metadata__", {})
     for name, entry in header.items():
         if entry["dtype"] not in _SAFETENSORS:
-            continue  # such a tensor is not offered
+            continue
         dtype, shape, (begin, end) = _SAFETENSORS[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
             raise ValueError(

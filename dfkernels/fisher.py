@@ -20,7 +20,8 @@ from .ops.kept_atoms import op as kept_atoms
 
 __all__ = ["DiffusionFisher"]
 
-_SMALL = 1 << 21  # numbers of a cloud that is read as fast as it is searched
+# a cloud of fewer numbers, or of shorter atoms, is read as fast as it is searched
+_NUMBERS, _LENGTH = 1 << 21, 512
 
 
 class _Part(NamedTuple):
@@ -44,8 +45,8 @@ class DiffusionFisher(FisherOperator):
         tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than eps of the
             posterior weight, certainly, and need not be read (the cloud has to have an index: `cloud.index()`).
             `dropped_mass` bounds what was left out, and `log_prob_error`, `mean_error` and `fisher_error` what
-            follows for the results. Derivatives are those of the atoms kept. Fast at low noise; where most
-            atoms carry weight all are taken.
+            follows for the results. Derivatives are those of the atoms kept. Fast at low noise. Where most
+            atoms carry weight all are taken, as from clouds of fewer than 2^21 numbers or d < 512.
 
     F is symmetric, at most I/sigma^2, and may be indefinite. Everything is computed when first asked for, and
     kept; torch.compile breaks its graph here: with fullgraph=True call the ops. An eigenpair (l, v) of F is
@@ -85,7 +86,7 @@ class DiffusionFisher(FisherOperator):
     @cached_property
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """(parts, dropped mass [B])."""
-        if self.tolerance is None or len(self.x) == 0 or self.cloud.y.numel() < _SMALL:
+        if self.tolerance is None or len(self.x) == 0 or _is_small(self.cloud):
             part = _Part(slice(None), slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
             return [part], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
@@ -223,6 +224,10 @@ class DiffusionFisher(FisherOperator):
         # every eigenvalue is <= 1/sigma^2, so the smallest is at least tr F - (d - 1)/sigma^2
         enough = ((self.d - 1) / self.sigma[query] ** 2 - self.trace()[query]).item()
         return f", more than (d - 1)/sigma^2 - tr F = {enough:.4g} is always enough"
+
+
+def _is_small(cloud: PointCloud) -> bool:
+    return cloud.y.numel() < _NUMBERS or cloud.d < _LENGTH
 
 
 def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:

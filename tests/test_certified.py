@@ -27,7 +27,7 @@ EPS = 1e-6
 
 @pytest.fixture(autouse=True)
 def no_cloud_is_small(monkeypatch):
-    monkeypatch.setattr(fisher, "_SMALL", 0)
+    monkeypatch.setattr(fisher, "_is_small", lambda cloud: False)
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -272,7 +272,7 @@ def test_no_queries():
 
 
 def test_small_clouds_are_taken_whole(monkeypatch):
-    monkeypatch.setattr(fisher, "_SMALL", 1 << 21)
+    monkeypatch.undo()
     [cloud, _] = clouds()
     F = df.DiffusionFisher(cloud.y[:2], cloud, 1.0, 0.01, tolerance=EPS)
     assert F.atoms_read.tolist() == [2000, 2000] and F.mean_error.tolist() == [0.0, 0.0]

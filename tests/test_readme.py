@@ -80,7 +80,7 @@ def test_the_methods_example_runs():
 def test_the_certified_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, example, _ = blocks("python")
-    cloud = df.PointCloud(torch.randn(30_000, 80, generator=torch.Generator().manual_seed(0)))
+    cloud = df.PointCloud(torch.randn(4200, 512, generator=torch.Generator().manual_seed(0)))
     given = {"df": df, "cloud": cloud, "x": cloud.y[:3] + 0.1, "alpha": 1.0, "sigma": 0.1}
     exec(compile(example, "README.md", "exec"), given)
     assert bool((given["F"].dropped_mass <= 1e-6).all()) and bool((given["F"].atoms_read < 50).all())
