@@ -13,6 +13,7 @@ import argparse
 import csv
 import math
 import os
+import signal
 import statistics
 import sys
 import time
@@ -341,18 +342,22 @@ def run(quick: bool, threads: int, csv_path: Path) -> list[dict]:
     with partial.open("w", newline="") as file, Progress("bench.certified", total) as bar, torch.no_grad():
         writer = csv.DictWriter(file, [*COLUMNS, *about])
         writer.writeheader()
+        stopped = []
+        # Between rows: an exception raised anywhere may end in a callback that swallows it.
+        previous = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
         try:
-            for data in wanted:
-                for row in measured(data, threads, bar):
-                    short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
-                    writer.writerow(short | about)
-                    file.flush()
-                    if row["kind"] != "step":
-                        bar.clear()
-                        print(shown(row), flush=True)
-        except KeyboardInterrupt:
-            bar.clear()
-            sys.exit(f"stopped; the rows so far are in {partial}")
+            for row in (row for data in wanted for row in measured(data, threads, bar)):
+                short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()}
+                writer.writerow(short | about)
+                file.flush()
+                if row["kind"] != "step":
+                    bar.clear()
+                    print(shown(row), flush=True)
+                if stopped:
+                    bar.clear()
+                    sys.exit(f"stopped; the rows so far are in {partial}")
+        finally:
+            signal.signal(signal.SIGINT, previous)
     os.replace(partial, csv_path)
     return table.read_rows(csv_path)
 
