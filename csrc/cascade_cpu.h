@@ -38,7 +38,6 @@ class Cascade {
       : p_(p),
         in_(index),
         k_(k),
-        b0_(b0),
         Q_(b1 - b0),
         chunks_((p.N + screen_chunk - 1) / screen_chunk),
         cells_(Q_ * chunks_) {
@@ -340,7 +339,7 @@ class Cascade {
 
   const Problem<T>& p_;
   const Index& in_;
-  const int64_t k_, b0_, Q_, chunks_;
+  const int64_t k_, Q_, chunks_;
   std::vector<Asked> q_;
   Problem<double> wide_;
   float *c_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first

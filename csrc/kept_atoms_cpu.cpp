@@ -1,6 +1,5 @@
 // The atoms that can carry weight, found from an index of codes (dfkernels/index.py) without reading most of
 // y.
-#include <numeric>
 #include <tuple>
 #include <vector>
 

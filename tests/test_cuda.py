@@ -306,7 +306,7 @@ def test_transforms():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 30.0])
 def test_certified_results_lie_within_their_bounds(sigma, masked):
-    """Two levels and the tail; an odd number of atoms, and of queries. Where little is needed little is kept."""
+    """Both levels; an odd number of atoms, and of queries. Where little is needed little is kept."""
     N, d = 5001, 800
     y = draw(N, d) / torch.arange(1, d + 1, device="cuda") ** 0.5
     prior = draw(N, seed=1) if masked else None

@@ -1,4 +1,4 @@
-// The inner loops of kept_atoms: bounds on logits from int8 codes.
+// The inner loops of kept_atoms: bounds on logits from an index's codes.
 #pragma once
 #if defined(__AVX2__)
 #include <immintrin.h>  // intrinsics only: always inlined, so none can be the linker's copy for the process

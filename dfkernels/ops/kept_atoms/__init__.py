@@ -1,7 +1,7 @@
 """The atoms that can carry weight, from an index, without reading most of the data.
 
 An atom is left out only where its logit l_i = log pi_i - |x - alpha y_i|^2 / (2 sigma^2) is certain to lie more
-than `gap` below the k-th largest: bounds on <x, y_i> follow from int8 codes and the norms of what they leave
+than `gap` below the k-th largest: bounds on <x, y_i> follow from integer codes and the norms of what they leave
 over, rounding included (docs/certified.md derives them). With gap = log(N / eps), k = 1, all that is left out
 weighs less than eps together.
 """
@@ -16,7 +16,7 @@ from .reference import kept_atoms as reference
 
 __all__ = ["BLOCK", "op", "reference"]
 
-BLOCK = 8  # queries that share what is read: `block` in csrc/kept_atoms_cpu.cpp
+BLOCK = 8  # queries that share what is read: `block` in csrc/cascade_cpu.h
 
 
 def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
