@@ -8,8 +8,6 @@
 
 namespace dfk {
 
-inline constexpr int64_t block = 8;  // queries that share what is read
-
 // What is left of a chunk for a query: so many atoms, the largest middle and upper end of their logits.
 struct Cell {
   int32_t count;
@@ -47,8 +45,8 @@ class Cascade {
     if (room.picks.size() < n) room.floats.resize(3 * n), room.picks.resize(n);
     c_ = room.floats.data(), mid_ = c_ + n, up_ = c_ + 2 * n;
     picks_ = room.picks.data();
-    wide_ = {nullptr, p.y,      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,   0,
-             p.scale, p.offset, p.B,     p.N,     p.d,     0,       p.ldy,   p.storage, p.op};
+    wide_.y = p.y, wide_.scale = p.scale, wide_.offset = p.offset;
+    wide_.d = p.d, wide_.ldy = p.ldy, wide_.storage = p.storage;
   }
 
   // False where the dense kernel is cheaper, or numbers are out of range.
@@ -341,8 +339,8 @@ class Cascade {
   const Index& in_;
   const int64_t k_, Q_, chunks_;
   std::vector<Asked> q_;
-  Problem<double> wide_;
-  float *c_, *mid_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
+  Problem<double> wide_{};  // to read atoms in double
+  float *c_, *mid_, *up_;   // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::vector<Cell> cells_;
   static constexpr int64_t sample_size_ = 32;

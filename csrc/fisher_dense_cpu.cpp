@@ -26,9 +26,8 @@ void finish(const Gathered<T>& g, T* out) {
   expect_representable(out, p.B * p.d * p.d);
 }
 
-Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
-                    double scale, double offset) {
-  const Arguments a = check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
+Tensor run(const Arguments& a) {
+  const Tensor& x = a.x;
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(1)});
   if (x.scalar_type() == ScalarType::Float)
     finish(gather<float>(a, Op::dense), mutable_data<float>(out));
@@ -37,8 +36,21 @@ Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optiona
   return out;
 }
 
+Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                    double scale, double offset) {
+  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset));
+}
+
+Tensor kept_fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                         double scale, double offset, Tensor atoms, Tensor counts) {
+  return run(with_atoms(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset), atoms, counts));
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) { m.impl("fisher_dense", TORCH_BOX(&fisher_dense)); }
+STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
+  m.impl("fisher_dense", TORCH_BOX(&fisher_dense));
+  m.impl("kept_fisher_dense", TORCH_BOX(&kept_fisher_dense));
+}
 
 }  // namespace dfk

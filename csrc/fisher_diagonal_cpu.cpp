@@ -24,9 +24,8 @@ void finish(const Gathered<T>& g, T* out) {
   expect_representable(out, p.B * p.d);
 }
 
-Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
-                       double scale, double offset) {
-  const Arguments a = check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
+Tensor run(const Arguments& a) {
+  const Tensor& x = a.x;
   Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   if (x.scalar_type() == ScalarType::Float)
     finish(gather<float>(a, Op::diagonal), mutable_data<float>(out));
@@ -35,8 +34,21 @@ Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::opti
   return out;
 }
 
+Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                       double scale, double offset) {
+  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset));
+}
+
+Tensor kept_fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                            double scale, double offset, Tensor atoms, Tensor counts) {
+  return run(with_atoms(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset), atoms, counts));
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) { m.impl("fisher_diagonal", TORCH_BOX(&fisher_diagonal)); }
+STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
+  m.impl("fisher_diagonal", TORCH_BOX(&fisher_diagonal));
+  m.impl("kept_fisher_diagonal", TORCH_BOX(&kept_fisher_diagonal));
+}
 
 }  // namespace dfk

@@ -28,35 +28,43 @@ void finish(const Gathered<T>& g, T* out, const F& f) {
 }
 
 template <class F>
-Tensor matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
-              double scale, double offset, const F& f) {
-  const Arguments a = check(x, y, v, alpha, sigma, log_prior, scale, offset);
+Tensor run(const Arguments& a, const F& f) {
+  const Tensor& v = *a.v;
   Tensor out = torch::stable::new_empty(v, {v.size(0), v.size(1), v.size(2)});
   if (v.numel() == 0) return out;
-  if (x.scalar_type() == ScalarType::Float)
+  if (v.scalar_type() == ScalarType::Float)
     finish(gather<float>(a, Op::matvec), mutable_data<float>(out), f);
   else
     finish(gather<double>(a, Op::matvec), mutable_data<double>(out), f);
   return out;
 }
 
+constexpr auto fisher = [](const auto& noise, double vj, double cj) {
+  return (vj - noise.ratio * cj) * noise.precision;
+};
+
 Tensor fisher_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
                      std::optional<Tensor> log_prior, double scale, double offset) {
-  return matvec(x, y, v, alpha, sigma, log_prior, scale, offset, [](const auto& noise, double vj, double cj) {
-    return (vj - noise.ratio * cj) * noise.precision;
-  });
+  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset), fisher);
+}
+
+Tensor kept_fisher_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
+                          std::optional<Tensor> log_prior, double scale, double offset, Tensor atoms,
+                          Tensor counts) {
+  return run(with_atoms(check(x, y, v, alpha, sigma, log_prior, scale, offset), atoms, counts), fisher);
 }
 
 Tensor covariance_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
                          std::optional<Tensor> log_prior, double scale, double offset) {
-  return matvec(x, y, v, alpha, sigma, log_prior, scale, offset,
-                [](const auto&, double, double cj) { return cj; });
+  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset),
+             [](const auto&, double, double cj) { return cj; });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
   m.impl("fisher_matvec", TORCH_BOX(&fisher_matvec));
+  m.impl("kept_fisher_matvec", TORCH_BOX(&kept_fisher_matvec));
   m.impl("covariance_matvec", TORCH_BOX(&covariance_matvec));
 }
 

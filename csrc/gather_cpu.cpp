@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 namespace dfk {
 namespace {
@@ -58,7 +59,8 @@ std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
   const T part = T(1) / T(count);
   double square = 0, mean_square = 0;
   for (int64_t i = 0; i < count; ++i) {
-    kernel.read_reference(p, i * (p.N / count), row.data());
+    const int64_t atom = i * (p.N / count);
+    kernel.read_reference(p, p.rows ? p.rows[atom] : atom, row.data());
     for (int64_t k = 0; k < p.d; ++k) mean[k] += row[k] * part;
     double sum[8] = {};  // one chain of additions would wait for itself
     for (int64_t k = 0; k < p.d; ++k) sum[k % 8] += double(row[k]) * row[k];
@@ -69,28 +71,87 @@ std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
   return mean;
 }
 
-// How the work is cut: blocks of queries x splits of the atoms. Depends on the shapes alone, never on the
-// number of threads, so that neither do the results.
-struct Plan {
-  int64_t block, blocks, splits, span;
-  template <class T>
-  Plan(const Problem<T>& p, int64_t stride, int64_t rows) {
-    constexpr int64_t tasks = 64, state = 8 << 20, partials = 24 << 20;
-    const int64_t row = stride * int64_t(sizeof(double));
-    blocks = (p.B * row * (4 + rows + p.K) + state - 1) / state;
-    blocks = std::max(
-        {blocks, std::min(tasks, p.B / 128), int64_t(1)});  // 128 queries pay for one pass over the atoms
-    block = (p.B + blocks - 1) / blocks;
-    block = std::min((block + 3) / 4 * 4, p.B);
-    blocks = (p.B + block - 1) / block;
-    const int64_t least =
-        std::max<int64_t>((4 + blocks - 1) / blocks, partials / (p.B * row * (1 + rows) + 1));
-    const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
-    splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / enough, 1)});
-    span = (p.N + splits - 1) / splits;
+// A block of queries that share the rows they read; the atoms are cut into `splits` of `span`.
+template <class T>
+struct Block {
+  Problem<T> problem;
+  int64_t b0, b1, splits, span;
+  Block(const Problem<T>& p, int64_t b0, int64_t b1, int64_t most) : problem(p), b0(b0), b1(b1) {
+    span = (p.N + most - 1) / most;
     splits = (p.N + span - 1) / span;
   }
 };
+
+// How the work is cut where all queries count all atoms. Depends on the shapes alone, never on the number of
+// threads, so that neither do the results.
+template <class T>
+std::vector<Block<T>> dense_blocks(const Problem<T>& p, int64_t stride, int64_t rows) {
+  constexpr int64_t tasks = 64, state = 8 << 20, partials = 24 << 20;
+  const int64_t row = stride * int64_t(sizeof(double));
+  int64_t blocks = (p.B * row * (4 + rows + p.K) + state - 1) / state;
+  blocks = std::max(
+      {blocks, std::min(tasks, p.B / 128), int64_t(1)});  // 128 queries pay for one pass over the atoms
+  int64_t size = (p.B + blocks - 1) / blocks;
+  size = std::min((size + 3) / 4 * 4, p.B);
+  blocks = (p.B + size - 1) / size;
+  const int64_t least = std::max<int64_t>((4 + blocks - 1) / blocks, partials / (p.B * row * (1 + rows) + 1));
+  const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
+  const int64_t splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / enough, 1)});
+  std::vector<Block<T>> out;
+  for (int64_t b = 0; b < p.B; b += size) out.emplace_back(p, b, std::min(b + size, p.B), splits);
+  return out;
+}
+
+// The atoms that some query of a block counts, and which queries do.
+struct Union {
+  std::vector<int64_t> rows;
+  std::vector<uint8_t> wanted;
+};
+
+std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
+  const int64_t *atoms = data<int64_t>(*a.atoms), *counts = data<int64_t>(*a.counts);
+  const int64_t* const end = atoms + a.atoms->size(0);
+  std::vector<Union> out;
+  std::vector<uint8_t> wanted(size_t(N) + 8);  // read 8 at a time
+  for (int64_t b0 = 0; b0 < B; b0 += block) {
+    for (int64_t b = b0; b < std::min(b0 + block, B); ++b) {
+      STD_TORCH_CHECK(counts[b] >= 1 && counts[b] <= end - atoms,
+                      "counts: expected at least one atom per query, as many in all as atoms has, got ",
+                      counts[b], " at index ", b);
+      int64_t previous = -1;
+      for (const int64_t* last = atoms + counts[b]; atoms < last; ++atoms) {
+        STD_TORCH_CHECK(*atoms > previous && *atoms < N, "atoms: expected numbers of ", N,
+                        " rows, each query's ascending, got ", *atoms, " after ", previous);
+        previous = *atoms;
+        wanted[*atoms] |= uint8_t(1 << (b - b0));
+      }
+    }
+    Union& u = out.emplace_back();
+    for (int64_t i = 0; i < N; i += 8) {
+      uint64_t some;
+      std::memcpy(&some, &wanted[i], 8);
+      if (!some) continue;
+      for (int64_t j = i; j < std::min(i + 8, N); ++j)
+        if (wanted[j]) u.rows.push_back(j), u.wanted.push_back(wanted[j]);
+      std::memset(&wanted[i], 0, 8);
+    }
+  }
+  STD_TORCH_CHECK(atoms == end, "atoms: expected as many as counts say, got ", end - atoms, " more");
+  return out;
+}
+
+template <class T>
+std::vector<Block<T>> listed_blocks(const Problem<T>& p, const std::vector<Union>& unions) {
+  constexpr int64_t enough = 128;  // rows that pay for a merge
+  std::vector<Block<T>> out;
+  for (const Union& u : unions) {
+    Problem<T> one = p;
+    one.rows = u.rows.data(), one.wanted = u.wanted.data(), one.N = int64_t(u.rows.size());
+    const int64_t b = int64_t(out.size()) * block;
+    out.emplace_back(one, b, std::min(b + block, p.B), std::clamp<int64_t>(one.N / enough, 1, 32));
+  }
+  return out;
+}
 
 }  // namespace
 
@@ -125,6 +186,14 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
           offset};
 }
 
+Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts) {
+  STD_TORCH_CHECK(atoms.dim() == 1, "atoms: expected one dimension, got ", shape_text(atoms));
+  expect_shape("counts", counts, {a.x.size(0)});
+  a.atoms = dense("atoms", atoms, ScalarType::Long);
+  a.counts = dense("counts", counts, ScalarType::Long);
+  return a;
+}
+
 template <class T>
 Checked<T> problem_of(const Arguments& a, Op op) {
   Problem<T> p{data<T>(a.x),
@@ -133,6 +202,7 @@ Checked<T> problem_of(const Arguments& a, Op op) {
                data<T>(a.alpha),
                data<T>(a.sigma),
                data<T>(a.log_prior),
+               nullptr,
                nullptr,
                nullptr,
                T(0),
@@ -154,25 +224,36 @@ template <class T>
 Gathered<T> gather(const Arguments& a, Op op) {
   const Kernels<T>& kernel = kernels_for<T>();
   Gathered<T> out;
+  const Checked<T> c = problem_of<T>(a, op);
   Problem<T>& p = out.problem;
-  Checked<T> c = problem_of<T>(a, op);
   p = c.problem;
   out.log_total = c.log_total;
-  // Where a mask leaves so few atoms that they pay for being copied out, theirs are the only rows read.
-  if (p.log_prior && 4 * int64_t(c.unmasked.size()) <= 3 * p.N) {
-    out.rows = std::move(c.unmasked);
-    p.rows = out.rows.data();
-    p.N = int64_t(out.rows.size());
-  }
-
   Moments<T>& m = out.moments;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
   m.rows = op == Op::posterior ? 0 : op == Op::matvec ? p.K : op == Op::diagonal ? 1 : p.d;
   if (p.B == 0) return out;
-  out.centre = centre_of(p, kernel);
-  p.centre = out.centre.empty() ? nullptr : out.centre.data();
-  const Plan plan(p, m.stride, m.rows);
-  const int64_t cells = plan.splits * p.B;
+  std::vector<Union> listed;
+  std::vector<Block<T>> blocks;
+  if (a.atoms) {
+    listed = unions(a, p.B, p.N);
+    blocks = listed_blocks(p, listed);
+  } else {
+    Problem<T> all = p;
+    // Where a mask leaves so few atoms that they pay for being copied out, theirs are the only rows read.
+    if (p.log_prior && 4 * int64_t(c.unmasked.size()) <= 3 * p.N)
+      all.rows = c.unmasked.data(), all.N = int64_t(c.unmasked.size());
+    out.centre = centre_of(all, kernel);
+    p.centre = all.centre = out.centre.empty() ? nullptr : out.centre.data();
+    blocks = dense_blocks(all, m.stride, m.rows);
+  }
+
+  int64_t most = 1, tasks = 0;
+  std::vector<int64_t> splits(p.B);  // of the atoms of a query
+  for (const Block<T>& some : blocks) {
+    std::fill(splits.begin() + some.b0, splits.begin() + some.b1, some.splits);
+    most = std::max(most, some.splits), tasks += some.splits;
+  }
+  const int64_t cells = most * p.B;
   const size_t bytes = size_t(cells) * size_t(5 + p.K + (1 + m.rows) * m.stride) * sizeof(double);
   out.memory.reset(std::malloc(bytes));
   STD_TORCH_CHECK(out.memory != nullptr, "dfkernels: out of memory (", bytes, " bytes of partial sums)");
@@ -187,19 +268,22 @@ Gathered<T> gather(const Arguments& a, Op op) {
   m.second = m.first + cells * m.stride;
 
   std::atomic<int> status{ok};
-  torch::stable::parallel_for(0, plan.blocks * plan.splits, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end && status == ok; ++task) {
-      const int64_t b = task / plan.splits * plan.block, s = task % plan.splits;
-      const int got = kernel.gather(p, m, s, b, std::min(b + plan.block, p.B), s * plan.span,
-                                    std::min((s + 1) * plan.span, p.N));
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    auto of = blocks.begin();
+    int64_t s = begin;
+    for (; s >= of->splits; ++of) s -= of->splits;
+    for (int64_t task = begin; task < end && status == ok; ++task, ++s) {
+      if (s == of->splits) ++of, s = 0;
+      const int got = kernel.gather(of->problem, m, s, of->b0, of->b1, s * of->span,
+                                    std::min((s + 1) * of->span, of->problem.N));
       if (got != ok) status = got;
     }
   });
   STD_TORCH_CHECK(status != non_finite_atom,
                   "y: expected finite values of moderate size, got nan, inf or an overflow of |y|^2");
-  if (status == ok && plan.splits > 1)
-    each(p.B, plan.splits * m.stride * (1 + m.rows), [&](int64_t b) {
-      const int got = kernel.merge(p, m, plan.splits, b);
+  if (status == ok && most > 1)
+    each(p.B, most * m.stride * (1 + m.rows), [&](int64_t b) {
+      const int got = kernel.merge(p, m, splits[b], b);
       if (got != ok) status = got;
     });
   STD_TORCH_CHECK(status != out_of_memory, "dfkernels: out of memory");

@@ -17,7 +17,6 @@ struct Gathered {
   Moments<T> moments;
   double log_total;  // log sum exp(log_prior - prior_top)
   std::vector<T> centre;
-  std::vector<int64_t> rows;
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 
   // Mean less the reference, in double: out[0, d). The reference itself goes to ref[0, d).
@@ -32,9 +31,11 @@ struct Arguments {
   Tensor x, y, alpha, sigma;
   std::optional<Tensor> log_prior, v;
   double scale, offset;
+  std::optional<Tensor> atoms{}, counts{};  // of every query the atoms that it counts; none: all
 };
 Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                 std::optional<Tensor> log_prior, double scale, double offset);
+Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts);
 
 // Arguments as a Problem, all values but y's checked.
 template <class T>

@@ -33,26 +33,39 @@ void finish(const Gathered<T>& g, T* log_prob, T* mean, T* fisher_trace, T* ess)
   expect_representable(mean, p.B * p.d);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
-                                                     std::optional<Tensor> log_prior, double scale,
-                                                     double offset) {
-  const Arguments a = check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Results run(const Arguments& a) {
+  const Tensor& x = a.x;
   const int64_t B = x.size(0);
   Tensor log_prob = torch::stable::new_empty(x, {B}), mean = torch::stable::new_empty(x, {B, x.size(1)});
   Tensor trace = torch::stable::new_empty(x, {B}), ess = torch::stable::new_empty(x, {B});
-  const auto run = [&]<class T>(T) {
+  const auto compute = [&]<class T>(T) {
     finish(gather<T>(a, Op::posterior), mutable_data<T>(log_prob), mutable_data<T>(mean),
            mutable_data<T>(trace), mutable_data<T>(ess));
   };
   if (x.scalar_type() == ScalarType::Float)
-    run(float{});
+    compute(float{});
   else
-    run(double{});
+    compute(double{});
   return {log_prob, mean, trace, ess};
+}
+
+Results posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                  double scale, double offset) {
+  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset));
+}
+
+Results kept_posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
+                       double scale, double offset, Tensor atoms, Tensor counts) {
+  return run(with_atoms(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset), atoms, counts));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) { m.impl("posterior", TORCH_BOX(&posterior)); }
+STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
+  m.impl("posterior", TORCH_BOX(&posterior));
+  m.impl("kept_posterior", TORCH_BOX(&kept_posterior));
+}
 
 }  // namespace dfk

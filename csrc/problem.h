@@ -23,7 +23,9 @@ struct Problem {
   const T* log_prior;   // [N] or null (uniform)
   const T* centre;      // [d] or null (zero): roughly the middle of the atoms
   const int64_t* rows;  // [N] or null (all): atom i is row rows[i] of y and log_prior
-  T prior_top;          // the largest log_prior, taken off it
+  const uint8_t*
+      wanted;   // [N] or null (by all): bit j says whether the j-th of at most 8 queries counts atom i
+  T prior_top;  // the largest log_prior, taken off it
   double scale, offset;
   int64_t B, N, d, K, ldy;
   Storage storage;
@@ -41,7 +43,7 @@ struct Moments {
   double* mass2;   // [S, B]     sum e^2
   double* spread;  // [S, B]     sum e |t|^2                 (posterior)
   double* tilt;    // [S, B, K]  sum e <t, v_k>              (matvec)
-  int64_t* ref;    // [S, B]
+  int64_t* ref;    // [S, B]     a row of y
   double* first;   // [S, B, stride]           sum e t
   double* second;  // [S, B, rows, stride]     matvec: rows = K; diagonal: 1; dense: d; posterior: 0
   int64_t stride, rows;
@@ -75,6 +77,8 @@ struct Chains {
 struct Bound {
   float alpha, half, variance, reach, along, code, lost;  // extra_i = lost scale_i
 };
+
+inline constexpr int64_t block = 8;  // queries of kept_atoms that share what is read
 
 // What is known of the atoms of one chunk at a level of the index; shift, scale and log_prior may be null.
 inline constexpr int64_t screen_chunk = 128, screen_tile = 64, most_axes = 32;

@@ -3,6 +3,7 @@
 // the copy that the linker keeps for the whole process, and crash it on an older CPU.
 #include "simd/chain.h"
 #include "simd/lanes.h"
+#include "simd/listed.h"
 #include "simd/network.h"
 #include "simd/screen.h"
 
@@ -16,6 +17,7 @@ namespace {
 template <class T>
 int gather(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1, int64_t n0,
            int64_t n1) {
+  if (p.wanted) return Listed<T>(p, m, s, b0, b1).run(n0, n1);
   if (p.d <= lanes_max_d) return LaneSweep<T>(p, m, s, b0, b1).run(n0, n1);
   return Sweep<T>(p, m, s, b0, b1).run(n0, n1);
 }

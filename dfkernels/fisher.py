@@ -15,7 +15,6 @@ from torch import Tensor
 from . import _check, ops
 from ._operator import FisherOperator
 from .cloud import PointCloud
-from .ops.kept_atoms import BLOCK
 from .ops.kept_atoms import op as kept_atoms
 
 __all__ = ["DiffusionFisher"]
@@ -25,13 +24,10 @@ _NUMBERS, _LENGTH = 1 << 21, 512
 
 
 class _Part(NamedTuple):
-    """Queries that are computed together, from some rows of the atoms that log_prior does not mask."""
+    """Queries that are computed together, and the atoms that they count (None: all)."""
 
     queries: slice | Tensor
-    rows: Tensor | slice
-    log_prior: Tensor | None
-    log_share: float  # log of the share that these atoms have of all pi
-    atoms: int
+    kept: tuple[Tensor, Tensor] | None
 
 
 class DiffusionFisher(FisherOperator):
@@ -87,40 +83,34 @@ class DiffusionFisher(FisherOperator):
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """(parts, dropped mass [B])."""
         if self.tolerance is None or len(self.x) == 0 or _is_small(self.cloud):
-            part = _Part(slice(None), slice(None), self.cloud.log_prior, 0.0, len(self.cloud))
-            return [part], self.x.new_zeros(len(self.x), dtype=torch.float64)
+            return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
-        return _parts(self.x, self.cloud, atoms, counts.tolist()), dropped
+        found = counts >= 0
+        if bool(found.all()):
+            return [_Part(slice(None), (atoms, counts))], dropped
+        parts = [_Part(found.nonzero()[:, 0], (atoms, counts[found])), _Part((~found).nonzero()[:, 0], None)]
+        return [part for part in parts if len(part.queries)], dropped
 
     def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a data-set op, part by part."""
         cloud, outs = self.cloud, []
         parts = self._selected[0]
-        for q, rows, log_prior, _, _ in parts:
+        for q, kept in parts:
             out = op(
-                *(self.x[q], cloud.y[rows], *(t[q] for t in v), self.alpha[q], self.sigma[q], log_prior),
+                *(self.x[q], cloud.y, *(t[q] for t in v), self.alpha[q], self.sigma[q], cloud.log_prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
+                kept=kept,
             )
             outs.append((out,) if isinstance(out, Tensor) else tuple(out))
         if len(parts) == 1:
             return outs[0]
-        order = torch.cat([torch.arange(len(self.x), device=self.device)[q] for q, *_ in parts])
-        return tuple(torch.cat(o)[order.argsort()] for o in zip(*outs, strict=True))
+        order = torch.cat([q for q, _ in parts]).argsort()
+        return tuple(torch.cat(o)[order] for o in zip(*outs, strict=True))
 
     @cached_property
     def _posterior(self) -> ops.Posterior:
-        found = ops.Posterior(*self._compute(ops.posterior))
-        if self.tolerance is None:
-            return found
-        share = self._per_query(lambda part: part.log_share, found.log_prob.dtype)
-        return found._replace(log_prob=found.log_prob + share)
-
-    def _per_query(self, value: Callable[[_Part], float], dtype: torch.dtype) -> Tensor:
-        out = self.x.new_empty(len(self.x), dtype=dtype)
-        for part in self._selected[0]:
-            out[part.queries] = value(part)
-        return out
+        return ops.Posterior(*self._compute(ops.posterior))
 
     @property
     def dropped_mass(self) -> Tensor:
@@ -131,8 +121,12 @@ class DiffusionFisher(FisherOperator):
 
     @cached_property
     def atoms_read(self) -> Tensor:
-        """int64 [B]: from how many atoms the results were computed."""
-        return self._per_query(lambda part: part.atoms, torch.int64)
+        """int64 [B]: from how many atoms each query's results were computed."""
+        read = self.x.new_full((len(self.x),), len(self.cloud), dtype=torch.int64)
+        for queries, kept in self._selected[0]:
+            if kept is not None:
+                read[queries] = kept[1]
+        return read
 
     @property
     def log_prob_error(self) -> Tensor:
@@ -264,37 +258,3 @@ def select(
         k or 1,
     )
     return _check.call(kept_atoms, args, x=x, y=y)
-
-
-def _parts(x: Tensor, cloud: PointCloud, atoms: Tensor, counts: list[int]) -> list[_Part]:
-    """The queries of a block share the union of their atoms: a row that is read serves all of them."""
-    parts, dense, start = [], [], 0
-    for b in range(0, len(counts), BLOCK):
-        some = counts[b : b + BLOCK]
-        if some[0] < 0:
-            dense += range(b, b + len(some))
-            continue
-        rows = atoms[start : start + sum(some)].unique()
-        # a mask costs nothing on the CPU; kernels on other devices would read what it hides
-        part = _masked if x.device.type == "cpu" else _gathered
-        parts.append(part(slice(b, b + len(some)), x, cloud, rows))
-        start += sum(some)
-    if dense:
-        queries = torch.tensor(dense, device=x.device)
-        parts.append(_Part(queries, slice(None), cloud.log_prior, 0.0, len(cloud)))
-    return parts
-
-
-def _masked(queries: slice, x: Tensor, cloud: PointCloud, rows: Tensor) -> _Part:
-    part = _gathered(queries, x, cloud, rows)
-    log_prior = x.new_full((len(cloud),), -math.inf)
-    log_prior[rows] = 0.0 if part.log_prior is None else part.log_prior
-    return part._replace(rows=slice(None), log_prior=log_prior)
-
-
-def _gathered(queries: slice, x: Tensor, cloud: PointCloud, rows: Tensor) -> _Part:
-    if cloud.log_prior is None:
-        return _Part(queries, rows, None, math.log(len(rows) / len(cloud)), len(rows))
-    log_prior = cloud.log_prior[rows]
-    share = float(log_prior.double().logsumexp(0) - cloud.log_prior.double().logsumexp(0))
-    return _Part(queries, rows, log_prior.to(x.dtype), share, len(rows))

@@ -195,6 +195,36 @@ void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t wid
   for (; j < n; ++j) distance_block<T, 1>(x, alpha, rows + j, width, out + j);
 }
 
+template <class T, int V>
+DFK_INLINE Vec<T> about_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst, int64_t k) {
+  Vec<T> from[V], sum[V] = {}, square[V] = {};
+  for (int v = 0; v < V; ++v) from[v] = load(ref + k + v * W<T>);
+  for (int64_t j = 0; j < n; ++j) {
+    const Vec<T> weight = all(e[j]);
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> t = load(rows[j] + k + v * W<T>) - from[v], part = weight * t;
+      sum[v] += part;
+      square[v] += part * t;
+    }
+  }
+  for (int v = 0; v < V; ++v) {
+    T* to = dst + k + v * W<T>;
+    store(to, load(to) + sum[v]);
+    if (v) square[0] += square[v];
+  }
+  return square[0];
+}
+// dst += sum_j e_j t_j, t_j = row_j - ref, for n rows, few; returns sum_j e_j |t_j|^2.
+template <class T>
+double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, const T* ref, T* dst) {
+  constexpr int V = 4;
+  Vec<T> sum{};
+  int64_t k = 0;
+  for (; k + V * W<T> <= width; k += V * W<T>) sum += about_block<T, V>(e, rows, n, ref, dst, k);
+  for (; k < width; k += W<T>) sum += about_block<T, 1>(e, rows, n, ref, dst, k);
+  return total<T>(sum);
+}
+
 // dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. Summed 64 rows at a time.
 template <class T, int Q, int V, bool SQUARE>
 DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64_t n, T* const* dst,

@@ -22,7 +22,10 @@ class LaneSweep {
     v_ = arena_.template take<T>(p.K * m.stride);
     ref_ = arena_.template take<T>((b1 - b0) * p.d);
     centre_ = arena_.template take<T>(p.d);
-    for (int64_t b = b0; b < b1; ++b) clear(p, m, sums_of(p, m, s, b));
+    for (int64_t b = b0; b < b1; ++b) {
+      clear(p, m, sums_of(p, m, s, b));
+      clear_vectors(m, sums_of(p, m, s, b));
+    }
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
     read_reference(p, -1, centre_);
     for (int64_t b = 0; b < b1 - b0; ++b) memcpy(ref_ + b * p.d, centre_, size_t(p.d) * sizeof(T));
@@ -33,7 +36,7 @@ class LaneSweep {
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n_ = n1 - i < tile_ ? n1 - i : tile_;
       padded_ = round_up(n, 4 * W<T>);
-      for (int64_t j = 0; j < n; ++j) read_row(p_, i + j, rows_ + j * p_.d);
+      for (int64_t j = 0; j < n; ++j) read_row(p_, row_of(p_, i + j), rows_ + j * p_.d);
       largest_norm_ = 0;
       for (int64_t j = 0; j < n; ++j) {
         double norm = 0;
@@ -92,7 +95,7 @@ class LaneSweep {
         ref[k] = here;
       }
       if (*s.mass > 0) move_reference(p_, m_, s, delta, v_);
-      *s.ref = start + best;
+      *s.ref = row_of(p_, start + best);
     }
     *s.mass += mass;
     *s.mass2 += total<T>((sum2[0] + sum2[1]) + (sum2[2] + sum2[3]));

@@ -28,6 +28,9 @@ void clear(const Problem<T>& p, const Moments<T>& m, Sums s) {
   *s.mass = *s.mass2 = *s.spread = 0;
   *s.ref = -1;
   for (int64_t k = 0; k < p.K; ++k) s.tilt[k] = 0;
+}
+template <class T>
+void clear_vectors(const Moments<T>& m, Sums s) {
   memset(s.first, 0, size_t(m.stride) * sizeof(double));
   memset(s.second, 0, size_t(m.rows * m.stride) * sizeof(double));
 }
@@ -49,7 +52,7 @@ template <class T>
 void raise_top(const Problem<T>& p, const Moments<T>& m, Sums s, double top) {
   const double by = __builtin_exp(*s.top - top);
   *s.top = top;
-  if (*s.mass == 0) return;
+  if (*s.mass == 0 || by == 1) return;
   *s.mass *= by;
   *s.mass2 *= by * by;
   *s.spread *= by;
@@ -194,8 +197,10 @@ int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
   for (int64_t k = 0; k < p.K; ++k) memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
   read_reference(p, ref, there);
   const Sums all = sums_of(p, m, 0, b);
+  if (*all.mass == 0) clear_vectors(m, all);
   for (int64_t s = 0; s < S; ++s) {
     const Sums part = sums_of(p, m, s, b);
+    if (*part.mass == 0 && s > 0) continue;
     if (*part.mass > 0) {
       if (*part.ref != ref) {
         read_reference(p, *part.ref, here);

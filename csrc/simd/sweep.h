@@ -7,66 +7,45 @@
 //   between  most atoms carry weight, in less noise: logits again by differences, for the whole tile
 //   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are
 //   evaluated
-//            again by differences and gathered about the heaviest of them (`gather_exactly`)
+//            again by differences and gathered about the heaviest of them (exact.h)
 #pragma once
-#include "query.h"
+#include "exact.h"
 
 namespace {
 
 template <class T>
-class Sweep {
+class Sweep : private Exact<T> {
+  using Base = Exact<T>;
+  using Base::p_, Base::m_, Base::b0_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_, Base::ref_,
+      Base::coef_, Base::prior_, Base::origin_, Base::atom_, Base::pointer_;
+  using Base::sums, Base::work, Base::target, Base::flush;
+
  public:
   Sweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
-      : p_(p),
-        m_(m),
-        s_(s),
-        b0_(b0),
-        B_(b1 - b0),
-        w_(m.stride),
-        gap_(weight_gap(p)),
+      : Base(p, m, s, b0, b1, tile_rows(m, b1 - b0 >= 2 * group)),
         by_cols_(B_ >= 2 * group),
-        in_place_(rows_in_place(p) && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
-        tile_(tile_rows(m, by_cols_)),
+        in_place_(rows_in_place(p) && !p.rows && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
         arena_(room()) {
-    if (!arena_.ok()) return;
+    if (!arena_.ok() || !Base::ok()) return;
     query_ = arena_.template take<Query<T>>(B_);
     x_ = arena_.template take<T>(B_ * w_);
-    raw_x_ = arena_.template take<T>(B_ * w_);
-    ref_ = arena_.template take<T>(B_ * w_);
-    v_ = arena_.template take<T>(B_ * p.K * w_);
     rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
     centred_ = arena_.template take<T>(p.centre ? tile_ * (w_ + W<T>) : 0);
-    shifted_ = arena_.template take<T>(tile_ * w_);
     cols_ = arena_.template take<T>(tile_ * w_);
     logits_ = arena_.template take<T>(group * tile_);
-    coef_ = arena_.template take<T>((group + 2) * tile_);
     norm_ = arena_.template take<T>(tile_);
     log_prior_ = arena_.template take<T>(tile_);
-    exact_ = arena_.template take<double>(tile_);
-    pick_ = arena_.template take<int64_t>(tile_);
-    pointer_ = arena_.template take<const T*>(tile_);
-    delta_ = arena_.template take<double>(w_);
-    origin_ = arena_.template take<double>(B_ * p.K);
-    for (int64_t k = 0; k < B_ * p.K; ++k) origin_[k] = __builtin_nan("");
-    work_ = arena_.template take<T>(B_ * (1 + m.rows) * w_);
-    memset(work_, 0, size_t(B_ * (1 + m.rows) * w_) * sizeof(T));
     for (int64_t i = 0; i < B_; ++i) {
       const int64_t b = b0 + i;
-      for (int64_t k = 0; k < w_; ++k) {
-        const T centre = p.centre && k < p.d ? p.centre[k] : T(0);
-        raw_x_[i * w_ + k] = k < p.d ? p.x[b * p.d + k] : T(0);
-        x_[i * w_ + k] = raw_x_[i * w_ + k] - p.alpha[b] * centre;
-        ref_[i * w_ + k] = centre;
-        for (int64_t j = 0; j < p.K; ++j)
-          v_[(i * p.K + j) * w_ + k] = k < p.d ? p.v[(b * p.K + j) * p.d + k] : T(0);
-      }
+      Base::begin(i);
+      for (int64_t k = 0; k < w_; ++k)
+        x_[i * w_ + k] = raw_x_[i * w_ + k] - (p.centre && k < p.d ? p.alpha[b] * p.centre[k] : T(0));
       query_[i] = query_of(x_ + i * w_, w_, p.alpha[b], p.sigma[b]);
-      clear(p, m, sums(i));
     }
   }
 
   int run(int64_t n0, int64_t n1) {
-    if (!arena_.ok()) return out_of_memory;
+    if (!arena_.ok() || !Base::ok()) return out_of_memory;
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       const Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
@@ -74,13 +53,9 @@ class Sweep {
         const int status = visit(tile, q, B_ - q < group ? B_ - q : group, q == 0);
         if (status != ok) return status;
       }
-      if (++visited % 16 == 0)
-        for (int64_t q = 0; q < B_; ++q) flush(q);
+      if (++visited % 16 == 0) flush();
     }
-    for (int64_t q = 0; q < B_; ++q) {
-      flush(q);
-      settle(p_, m_, sums(q), origin_ + q * p_.K);
-    }
+    Base::finish();
     return ok;
   }
 
@@ -94,22 +69,8 @@ class Sweep {
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + 3 * t(B_ * w_) + t(B_ * p_.K * w_) + 2 * t(tile_ * w_) +
-           2 * t(tile_ * (w_ + W<T>)) + t(group * tile_) + t((group + 2) * tile_) + 2 * t(tile_) +
-           3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + Arena::bytes<double>(B_ * p_.K) +
-           t(B_ * (1 + m_.rows) * w_);
-  }
-  Sums sums(int64_t i) const { return sums_of(p_, m_, s_, b0_ + i); }
-
-  T* work(int64_t i) const { return work_ + i * (1 + m_.rows) * w_; }
-
-  // Working sums of a few tiles into the sums in double: short chains of additions, whatever N is.
-  void flush(int64_t i) {
-    const Sums s = sums(i);
-    T* from = work(i);
-    add_scaled(s.first, w_, 1, from);
-    add_scaled(s.second, m_.rows * w_, 1, from + w_);
-    memset(from, 0, size_t((1 + m_.rows) * w_) * sizeof(T));
+    return Arena::bytes<Query<T>>(B_) + t(B_ * w_) + t(tile_ * w_) + 2 * t(tile_ * (w_ + W<T>)) +
+           t(group * tile_) + 2 * t(tile_);
   }
 
   Rows<T> centred(Rows<T> raw, int64_t n) {
@@ -171,7 +132,7 @@ class Sweep {
       const T largest = finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
       // A tile beside which all that came before is nothing starts the query anew.
-      if (query.k + largest - error(t, query) > *s.top + gap_) restart(q + i);
+      if (*s.mass > 0 && query.k + largest - error(t, query) > *s.top + gap_) Base::restart(q + i);
       const double z = query.h * t.largest_norm;
       const bool about_centre =
           z <= centre_limit(p_) * p_.d && *s.ref < 0 && (*s.mass > 0 || crowded(t, l, largest));
@@ -180,7 +141,7 @@ class Sweep {
       } else if (about_centre) {
         between[n_between++] = q + i;
       } else {
-        gather_exactly(t, q + i, l, largest);
+        filter(t, q + i, l, largest);
       }
     }
     if (n_between) {
@@ -241,18 +202,6 @@ class Sweep {
            (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
   }
 
-  Target<T> target(int64_t i, const T* e) const {
-    return {sums(i), work(i), v_ + i * p_.K * w_, e, origin_ + i * p_.K};
-  }
-
-  void restart(int64_t i) {
-    if (*sums(i).mass == 0) return;
-    for (int64_t k = 0; k < p_.K; ++k) origin_[i * p_.K + k] = __builtin_nan("");
-    clear(p_, m_, sums(i));
-    memset(work(i), 0, size_t((1 + m_.rows) * w_) * sizeof(T));
-    read_reference(p_, -1, ref_ + i * w_);
-  }
-
   // Whether at least half of the atoms can carry weight: no one atom is then a better reference than the
   // centre.
   bool crowded(const Tile<T>& t, const T* l, T largest) const {
@@ -284,79 +233,28 @@ class Sweep {
     return true;
   }
 
-  void gather_exactly(const Tile<T>& t, int64_t i, const T* l, T largest) {
+  // The atoms of the tile that can carry weight, few as a rule.
+  void filter(const Tile<T>& t, int64_t i, const T* l, T largest) {
     const Query<T>& query = query_[i];
-    const Sums s = sums(i);
     const double error = this->error(t, query);
-    const double sure = query.k + largest - error;
-    const double least = (*s.top > sure ? *s.top : sure) - gap_ - error - query.k;
+    const double sure = query.k + largest - error, top = *sums(i).top;
+    const double least = (top > sure ? top : sure) - gap_ - error - query.k;
     if (largest < least) return;
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= least) {
         pointer_[n] = t.raw.at + j * t.raw.ld;
-        pick_[n++] = j;
+        prior_[n] = t.log_prior[j];
+        atom_[n++] = row_of(p_, t.start + j);
       }
-    distances(raw_x_ + i * w_, query.alpha, pointer_, n, w_, coef_);
-    int64_t best = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      exact_[j] = double(t.log_prior[pick_[j]]) - query.half * coef_[j];
-      if (exact_[j] > exact_[best]) best = j;
-    }
-    T* ref = ref_ + i * w_;
-    if (exact_[best] > *s.top) {
-      flush(i);
-      settle(p_, m_, s, origin_ + i * p_.K);
-      raise_top(p_, m_, s, exact_[best]);
-      for (int64_t k = 0; k < w_; ++k) {
-        delta_[k] = double(ref[k]) - pointer_[best][k];
-        ref[k] = pointer_[best][k];
-      }
-      if (*s.mass > 0) move_reference(p_, m_, s, delta_, v_ + i * p_.K * w_);
-      *s.ref = t.start + pick_[best];
-    }
-    // Row m of the compacted tile is the m-th atom that counts, less the reference.
-    T *e = coef_, *norm = coef_ + tile_;
-    int64_t kept = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      if (exact_[j] < *s.top - gap_) continue;
-      e[kept] = T(exact_[j] - *s.top);
-      T* row = shifted_ + kept * w_;
-      for (int64_t k = 0; k < w_; ++k) row[k] = pointer_[j][k] - ref[k];
-      norm[kept] = p_.op == Op::posterior ? square_norm(row, w_) : T(0);
-      ++kept;
-    }
-    for (int64_t j = kept; j < round_up(kept, W<T>); ++j) e[j] = -T(__builtin_inf());
-    Vec<T> sum{}, sum2{};
-    for (int64_t j = 0; j < kept; j += W<T>) {
-      const Vec<T> w = vexp(::load(e + j));
-      store<T>(e + j, w);
-      sum += w;
-      sum2 += w * w;
-    }
-    *s.mass += total<T>(sum);
-    *s.mass2 += total<T>(sum2);
-    for (int64_t k = 0; k < p_.K; ++k)
-      if (origin_[i * p_.K + k] != origin_[i * p_.K + k]) origin_[i * p_.K + k] = 0;
-    const Target<T> one = target(i, e);
-    add_tile(p_, m_, 1, &one, Rows<T>{shifted_, w_}, static_cast<const T*>(nullptr), kept, norm,
-             coef_ + 2 * tile_, tile_);
+    Base::gather_exactly(i, n);
   }
 
-  const Problem<T>& p_;
-  const Moments<T>& m_;
-  const int64_t s_, b0_, B_, w_;
-  const double gap_;
   const bool by_cols_, in_place_;
-  const int64_t tile_;
   Arena arena_;
   double largest_norm_ = 0;
   Query<T>* query_;
-  T *x_, *raw_x_, *centred_, *ref_, *v_, *rows_, *shifted_, *cols_, *logits_, *coef_, *norm_, *log_prior_,
-      *work_;
-  double *exact_, *delta_, *origin_;
-  int64_t* pick_;
-  const T** pointer_;
+  T *x_, *centred_, *rows_, *cols_, *logits_, *norm_, *log_prior_;
 };
 
 }  // namespace

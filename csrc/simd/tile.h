@@ -70,10 +70,11 @@ DFK_INLINE int64_t row_of(const Problem<T>& p, int64_t i) {
   return p.rows ? p.rows[i] : i;
 }
 
+// Row `row` of y.
 template <class T>
-void read_row(const Problem<T>& p, int64_t i, T* out) {
+void read_row(const Problem<T>& p, int64_t row, T* out) {
   const T scale = T(p.scale), offset = T(p.offset);
-  const int64_t at = row_of(p, i) * p.ldy;
+  const int64_t at = row * p.ldy;
   switch (p.storage) {
     case Storage::f32:
       convert(static_cast<const float*>(p.y) + at, p.d, scale, offset, out);
@@ -102,7 +103,7 @@ void read_reference(const Problem<T>& p, int64_t ref, T* out) {
 
 template <class T>
 DFK_INLINE bool rows_in_place(const Problem<T>& p) {
-  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0 && !p.rows;
+  return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0;
 }
 
 template <class T>
@@ -118,7 +119,7 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
   if (in_place) return {static_cast<const T*>(p.y) + i * p.ldy, p.ldy};
   for (int64_t j = 0; j < n; ++j) {
     T* row = room + j * (width + W<T>);
-    read_row(p, i + j, row);
+    read_row(p, row_of(p, i + j), row);
     for (int64_t k = p.d; k < width; ++k) row[k] = 0;
   }
   return {room, width + W<T>};

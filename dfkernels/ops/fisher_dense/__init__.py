@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _check, _op
-from .. import _pairs
+from .. import _kept, _pairs
 from ..posterior import anchored
 from .reference import fisher_dense as reference
 
@@ -35,16 +35,19 @@ def _cuda(*args):
     return launch(*args)
 
 
+_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
+)
 op = _op.define(
     "fisher_dense",
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-    " -> Tensor",
+    _SCHEMA,
     fallback=_twin,
     fake=_fake,
     cuda=_cuda,
     twin=_twin,
     batch=_op.folded("fisher_dense", "qaqqa--"),
 )
+_kept.define(op, _SCHEMA, _fake)
 
 
 def fisher_dense(
@@ -56,10 +59,12 @@ def fisher_dense(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The diffusion Fisher at each query (Prop. 1, eq. 11), [B, d, d] in x's dtype, d = prod(E). Symmetric up
     to rounding.
 
     Arguments, errors and derivatives as in `posterior`.
     """
-    return _check.call(op, _check.points(x, y, alpha, sigma, log_prior, scale, offset), x=x, y=y)
+    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    return _kept.call(op, args, kept, x=x, y=y)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ... import _check, _op
-from .. import _pairs
+from .. import _kept, _pairs
 from ..posterior import anchored
 from .reference import fisher_diagonal as reference
 
@@ -33,16 +33,19 @@ def _cuda(*args):
     return launch(*args)
 
 
+_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
+)
 op = _op.define(
     "fisher_diagonal",
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-    " -> Tensor",
+    _SCHEMA,
     fallback=_twin,
     fake=_fake,
     cuda=_cuda,
     twin=_twin,
     batch=_op.folded("fisher_diagonal", "qaqqa--"),
 )
+_kept.define(op, _SCHEMA, _fake)
 
 
 def fisher_diagonal(
@@ -54,11 +57,12 @@ def fisher_diagonal(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Diagonal of the diffusion Fisher at each query (Prop. 1, eq. 11), [B, *E] in x's dtype.
 
     Arguments, errors and derivatives as in `posterior`.
     """
     args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    out = _check.call(op, args, x=x, y=y)
+    out = _kept.call(op, args, kept, x=x, y=y)
     return out if x.dim() == 2 else out.reshape(x.shape)

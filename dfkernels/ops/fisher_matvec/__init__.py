@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ... import _check, _op
-from .. import _pairs
+from .. import _kept, _pairs
 from ..posterior import anchored
 from .reference import fisher_matvec as reference
 
@@ -42,7 +42,7 @@ def _symmetric(own):
         if any(need for i, need in enumerate(needs) if i != 2):
             return None
         x, y, _, *rest = args
-        return None, None, own()(x, y, cotangents[0], *rest), *[None] * 5
+        return None, None, own()(x, y, cotangents[0], *rest), *[None] * len(rest)
 
     return fast
 
@@ -70,6 +70,7 @@ covariance_matvec = _op.define(
     fast=_symmetric(lambda: covariance_matvec),
     batch=_op.folded("covariance_matvec", "qaqqqa--"),
 )
+_kept_covariance = _kept.define(covariance_matvec, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_covariance))
 op = _op.define(
     "fisher_matvec",
     _SCHEMA,
@@ -80,6 +81,7 @@ op = _op.define(
     fast=_symmetric(lambda: op),
     batch=_op.folded("fisher_matvec", "qaqqqa--"),
 )
+_kept_op = _kept.define(op, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_op))
 
 
 def fisher_matvec(
@@ -92,12 +94,13 @@ def fisher_matvec(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """F v for the diffusion Fisher F = -Hessian of log q_t at each query (Prop. 1, eq. 11), without forming
     F.
 
     Args:
-        x, y, alpha, sigma, log_prior, scale, offset: as in `posterior`.
+        x, y, alpha, sigma, log_prior, scale, offset, kept: as in `posterior`.
         v: [B, *E], or [B, K, *E] for K vectors per query in one pass; dtype of x.
 
     Returns a tensor of v's shape. F is symmetric and at most I/sigma^2; it may be indefinite. Differentiable
@@ -107,4 +110,4 @@ def fisher_matvec(
     """
     flat, atoms, *rest = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args = (flat, atoms, _check.vectors("v", v, "x", x, flat.shape[1]), *rest)
-    return _check.call(op, args, x=x, y=y, v=v).reshape(v.shape)
+    return _kept.call(op, args, kept, x=x, y=y, v=v).reshape(v.shape)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import _check, _op
-from .. import _pairs
+from .. import _kept, _pairs
 from .._kinds import load
 from .reference import posterior as reference
 
@@ -104,20 +104,22 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(x.shape[0]), x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
 
 
-def _fast(needs, args, outputs, cotangents):
-    """Only x, through log_prob and mean: the score, and (alpha/sigma^2) C g."""
-    if any(needs[1:]) or cotangents[2] is not None or cotangents[3] is not None:
-        return None
-    x, _, alpha, sigma = args[:4]
-    grad = 0
-    if cotangents[0] is not None:
-        grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * outputs[1])
-    if cotangents[1] is not None:
-        through_mean = torch.ops.dfkernels.covariance_matvec(
-            args[0], args[1], cotangents[1][:, None], *args[2:]
-        )
-        grad = grad + (alpha / sigma**2)[:, None] * through_mean[:, 0]
-    return (grad, *[None] * (len(args) - 1))
+def _score(covariance_matvec):
+    def fast(needs, args, outputs, cotangents):
+        """Only x, through log_prob and mean: the score, and (alpha/sigma^2) C g."""
+        if any(needs[1:]) or cotangents[2] is not None or cotangents[3] is not None:
+            return None
+        x, y, alpha, sigma, *rest = args
+        grad = 0
+        if cotangents[0] is not None:
+            grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * outputs[1])
+        if cotangents[1] is not None:
+            op = getattr(torch.ops.dfkernels, covariance_matvec)
+            through_mean = op(x, y, cotangents[1][:, None], alpha, sigma, *rest)
+            grad = grad + (alpha / sigma**2)[:, None] * through_mean[:, 0]
+        return (grad, *[None] * (len(args) - 1))
+
+    return fast
 
 
 def _cuda(*args):
@@ -126,17 +128,21 @@ def _cuda(*args):
     return launch(*args)
 
 
+_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
 op = _op.define(
     "posterior",
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _SCHEMA,
     fallback=_fallback,
     fake=_fake,
     cuda=_cuda,
     twin=_twin,
-    fast=_fast,
+    fast=_score("covariance_matvec"),
     batch=_op.folded("posterior", "qaqqa--"),
 )
+_kept.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), share=True)
 
 
 def posterior(
@@ -148,6 +154,7 @@ def posterior(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Posterior:
     """log q_t, posterior mean, Fisher trace and ESS of a diffused point cloud, in one pass over the atoms.
 
@@ -157,6 +164,8 @@ def posterior(
             offset.
         alpha, sigma: float, 0-d or [B]: x = alpha y + sigma eps. alpha = 0 is legal; sigma > 0.
         log_prior: [N] log weights, None = uniform; need not be normalised; -inf masks an atom.
+        kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms; their row
+            numbers, each query's ascending, one query after another. None: all atoms.
 
     Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16). Differentiable
     to any order in x, y, alpha, sigma and log_prior: log_prob in x costs its backward no pass, mean in x one
@@ -168,5 +177,5 @@ def posterior(
     overflow, is found after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
     """
     args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    log_prob, mean, trace, ess = _check.call(op, args, x=x, y=y)
+    log_prob, mean, trace, ess = _kept.call(op, args, kept, x=x, y=y)
     return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)
