@@ -54,17 +54,14 @@ class Cascade {
     for (const Asked& q : q_)
       if (!q.usable()) return false;
     take_sample();
-    const double dense = p_.B > 2 * block ? 0.55 : 0.9;  // many queries share what the dense kernel reads
-    if (needed() > dense) return false;  // the best of the sample is no more than the best of all
+    // The best of the sample is below the best of all, so that more seems to be needed.
+    if (kept_time() > dense_time()) return false;
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
     improve();
     const int64_t left = screen();
-    const double alive = double(left) / double(Q_ * p_.N);
-    // of what the dense kernel takes for a pair
-    const double share = 0.4 + 600 / double(p_.d);
-    if (needed() + share * alive > dense) return false;
+    if (kept_time() + tail_time(double(left) / double(p_.N)) > dense_time()) return false;
     if (in_.padded && left > 32 * Q_) {
       for (Asked& q : q_) q.set_tail();
       each_chunk([this](int64_t c) { tail(c); });
@@ -116,18 +113,16 @@ class Cascade {
 
   void first_level(int64_t c) {
     const int64_t K = in_.K, n0 = c * screen_chunk, n = std::min(screen_chunk, p_.N - n0);
-    float query[block * most_axes], products[block * screen_chunk], scales[screen_chunk] = {};
+    float query[block * most_axes], scales[screen_chunk] = {};
     for (int64_t i = 0; i < Q_; ++i) std::copy(q_[i].first.begin(), q_[i].first.end(), query + i * K);
     std::copy_n(in_.scales + n0, n, scales);
     for (int64_t tile = 0; tile < n; tile += screen_tile)
-      kernels().screen.first(in_.first + (n0 + tile) * K, scales + tile, K, query, Q_, products + tile,
-                             screen_chunk);
+      kernels().screen.first(in_.first + (n0 + tile) * K, scales + tile, K, query, Q_, c_ + at(0, c) + tile,
+                             at(1, 0));
     const Known known(*this, c, 0);
     for (int64_t i = 0; i < Q_; ++i) {
-      const int64_t to = at(i, c);
-      std::memcpy(c_ + to, products + i * screen_chunk, screen_chunk * sizeof(float));
-      for (int64_t j = 0; j < screen_chunk; ++j) picks_[to + j] = uint8_t(j);
-      bound(i, c, n, known);
+      for (int64_t j = 0; j < screen_chunk; ++j) picks_[at(i, c) + j] = uint8_t(j);
+      bound(i, c, n, known, n == screen_chunk);
     }
   }
 
@@ -187,12 +182,12 @@ class Cascade {
   };
 
   // Bounds of the n atoms that are left of chunk c for query i.
-  void bound(int64_t i, int64_t c, int64_t n, const Known& known) {
+  void bound(int64_t i, int64_t c, int64_t n, const Known& known, bool whole = false) {
     const int64_t from = at(i, c);
     Cell& out = cell(i, c);
     out.count = int32_t(n);
-    kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, c_ + from, n, mid_ + from, up_ + from,
-                            &out.mid, &out.up);
+    kernels().screen.bounds(q_[i].bound, known.atoms, whole ? nullptr : picks_ + from, c_ + from, n,
+                            mid_ + from, up_ + from, &out.mid, &out.up);
   }
 
   // Drops what lies below the best known logit less the gap; returns how many pairs are left.
@@ -323,16 +318,27 @@ class Cascade {
       seen_.push_back(logits[std::min(k_, sample_size_) - 1]);
     }
   }
-  // Which share of the atoms some query needs, by the sample.
-  double needed() const {
-    int64_t rows = 0;
-    for (int64_t s = 0; s < sample_size_; ++s)
+
+  // Times per atom, in units of what reading one takes: fitted to photographs (d = 3072) and digits (d =
+  // 784).
+  double dense_time() const {
+    const double shared = p_.B > 2 * block ? 0.65 : 1;  // many queries share what the dense kernel reads
+    return 0.95 * shared * (1 + 0.13 * double(Q_));
+  }
+  double tail_time(double pairs) const {
+    return 0.4 * (1 - std::exp(-0.6 * pairs)) + (0.02 + 40 / double(p_.d)) * pairs;
+  }
+  // Of the kernel that reads what is kept, by the sample.
+  double kept_time() const {
+    int64_t rows = 0, pairs = 0;
+    for (int64_t s = 0; s < sample_size_; ++s) {
+      const int64_t before = pairs;
       for (int64_t i = 0; i < Q_; ++i)
-        if (sample_[s * Q_ + i] >= std::max(q_[i].best, seen_[i]) - q_[i].gap) {
-          ++rows;
-          break;
-        }
-    return double(rows) / double(sample_size_);
+        pairs += sample_[s * Q_ + i] >= std::max(q_[i].best, seen_[i]) - q_[i].gap;
+      rows += pairs > before;
+    }
+    return ((0.8 + 300 / double(p_.d)) * double(rows) + (0.27 + 80 / double(p_.d)) * double(pairs)) /
+           double(sample_size_);
   }
 
   const Problem<T>& p_;

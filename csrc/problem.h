@@ -90,7 +90,8 @@ struct ScreenKernels {
   // out[q * ld + j] = scales[j] sum_k query[q * K + k] codes[k * screen_tile + j]
   void (*first)(const int16_t* codes, const float* scales, int64_t K, const float* query, int64_t queries,
                 float* out, int64_t ld);
-  // The middle and the upper end of the logits of atoms pick[0, n), from c; the largest of each.
+  // The middle and the upper end of the logits of atoms pick[0, n), from c; the largest of each. pick may be
+  // null for a whole chunk.
   void (*bounds)(const Bound&, const ScreenAtoms&, const uint8_t* pick, const float* c, int64_t n, float* mid,
                  float* up, float* largest_mid, float* largest_up);
   // Keeps those j < n with up[j] >= least, or nan: their indices, in order, to pick; the largest of the

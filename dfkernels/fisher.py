@@ -86,10 +86,10 @@ class DiffusionFisher(FisherOperator):
             return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
         found = counts >= 0
-        if bool(found.all()):
-            return [_Part(slice(None), (atoms, counts))], dropped
-        parts = [_Part(found.nonzero()[:, 0], (atoms, counts[found])), _Part((~found).nonzero()[:, 0], None)]
-        return [part for part in parts if len(part.queries)], dropped
+        if not bool(found.all()) and bool(found.any()):
+            sparse, dense = found.nonzero()[:, 0], (~found).nonzero()[:, 0]
+            return [_Part(sparse, (atoms, counts[found])), _Part(dense, None)], dropped
+        return [_Part(slice(None), (atoms, counts) if bool(found[0]) else None)], dropped
 
     def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a data-set op, part by part."""

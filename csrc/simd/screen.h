@@ -28,32 +28,34 @@ void screen_first(const int16_t* codes, const float* scales, int64_t K, const fl
 
 DFK_INLINE Vec<float> size_of(Vec<float> a) { return larger<float>(a, -a); }
 
-// pick[0, n) of a, with zeros up to whole vectors.
-DFK_INLINE void picked(const float* a, const uint8_t* pick, int64_t n, float* out) {
-  for (int64_t j = 0; j < n; ++j) out[j] = a[pick[j]];
-  for (int64_t j = n; j % W<float> != 0; ++j) out[j] = 0;
+// pick[0, n) of a, with zeros up to whole vectors, in room; a itself where pick is null.
+DFK_INLINE const float* picked(const float* a, const uint8_t* pick, int64_t n, float* room) {
+  if (!pick || !a) return a;
+  for (int64_t j = 0; j < n; ++j) room[j] = a[pick[j]];
+  for (int64_t j = n; j % W<float> != 0; ++j) room[j] = 0;
+  return room;
 }
 
 void screen_bounds(const Bound& b, const ScreenAtoms& atoms, const uint8_t* pick, const float* c, int64_t n,
                    float* mid, float* up, float* largest_mid, float* largest_up) {
   constexpr float rounding = 32 * 5.9604645e-8f;  // of what is stored, and of these few operations
   constexpr float inf = __builtin_inff();
-  float size[screen_chunk], rest[screen_chunk], shift[screen_chunk], scale[screen_chunk], prior[screen_chunk];
-  picked(atoms.size, pick, n, size);
-  picked(atoms.rest, pick, n, rest);
-  if (atoms.shift) picked(atoms.shift, pick, n, shift);
-  if (atoms.scale) picked(atoms.scale, pick, n, scale);
-  if (atoms.log_prior) picked(atoms.log_prior, pick, n, prior);
+  float room[5][screen_chunk];
+  const float* size = picked(atoms.size, pick, n, room[0]);
+  const float* rest = picked(atoms.rest, pick, n, room[1]);
+  const float* shift = picked(atoms.shift, pick, n, room[2]);
+  const float* scale = picked(atoms.scale, pick, n, room[3]);
+  const float* prior = picked(atoms.log_prior, pick, n, room[4]);
   const float slope = b.alpha < 0 ? -b.alpha : b.alpha;
   Vec<float> most_mid = all(-inf), most_up = all(-inf);
   for (int64_t j = 0; j < n; j += W<float>) {
-    const Vec<float> s = load(size + j), wrong = atoms.shift ? load(shift + j) : Vec<float>{};
+    const Vec<float> s = load(size + j), wrong = shift ? load(shift + j) : Vec<float>{};
     const Vec<float> product = b.alpha * load(c + j), square = b.half * (s * s);
     Vec<float> width = b.reach * load(rest + j) + b.along * wrong + b.code * (s + wrong);
-    if (atoms.scale) width += b.lost * load(scale + j);
+    if (scale) width += b.lost * load(scale + j);
     width *= slope;
     Vec<float> logit = product - square, sizes = size_of(product) + square + width;
-    if (atoms.log_prior) {
+    if (prior) {
       const Vec<float> p = b.variance * load(prior + j);
       logit += p;
       sizes += p > -inf ? size_of(p) : Vec<float>{};  // inf - inf is nan
