@@ -127,7 +127,7 @@ def screened(new, x, y, level, log_prior, scale, offset):
     K = min(32, d // 4)
     s = Queries(x, y, level, level, log_prior, scale, offset, new(d), new(3, dtype=DOUBLE), 24.0)
     first, tail = new(triton.cdiv(N, TILE), K, TILE, dtype=torch.int16), new(N * long, d, dtype=torch.int8)
-    return s, 1, new(K, d), new(K), first, tail, new(N), new(1 + long, N), new(1 + long, N), new(N)
+    return s, 1, new(K, d), new(K), first, tail, new(N), new(1 + long, N), new(1 + long, N), new(1 + long, N)
 
 
 def kind(value) -> str:

@@ -77,8 +77,6 @@ class Asked {
       sum += std::fabs(z[k] - m * tail_unit);
     }
     bound.lost = up(127 * sum * (1 + 1e-9));
-    bound.reach = up(size_);
-    bound.along = 0;
     bound.code = up(4 * (rounding() * size_ + float_sums()));  // the codes of both levels are at most 4 |t|
   }
 

@@ -173,7 +173,7 @@ class Cascade {
       n = std::min(screen_chunk, N - n0);
       atoms.size = of.in_.size + n0;
       atoms.rest = of.in_.rest + level * N + n0;
-      atoms.shift = level ? nullptr : of.in_.shift + n0;
+      atoms.shift = of.in_.shift + level * N + n0;
       atoms.scale = level ? of.in_.scales + N + n0 : nullptr;
       if (!of.p_.log_prior) return;
       for (int64_t j = 0; j < n; ++j) log_prior[j] = float(of.log_prior(n0 + j));

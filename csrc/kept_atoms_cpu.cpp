@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> kept_atoms(Tensor x, Tensor y, Tensor alpha, 
   expect_shape("size", size, {N});
   expect_shape("scales", scales, {1 + has_tail, N});
   expect_shape("rest", rest, {1 + has_tail, N});
-  expect_shape("shift", shift, {N});
+  expect_shape("shift", shift, {1 + has_tail, N});
   expect_shape("facts", facts, {3});
   if (has_tail) expect_shape("tail", tail, {N, (d + 31) / 32 * 32});
   STD_TORCH_CHECK(K <= most_axes, "basis: expected at most ", most_axes, " axes, got ", K);

@@ -80,7 +80,7 @@ struct Bound {
 
 inline constexpr int64_t block = 8;  // queries of kept_atoms that share what is read
 
-// What is known of the atoms of one chunk at a level of the index; shift, scale and log_prior may be null.
+// What is known of the atoms of one chunk at a level of the index; scale and log_prior may be null.
 inline constexpr int64_t screen_chunk = 128, screen_tile = 64, most_axes = 32;
 struct ScreenAtoms {
   const float *size, *rest, *shift, *scale, *log_prior;

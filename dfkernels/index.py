@@ -2,9 +2,9 @@
 
 With t = y - centre, an almost orthonormal V [K, d] (principal axes, K <= 32) and h = V t:
     first   q = round(h / (step scale)), int16; an atom has its own scale
-    rest    at least |t - V^T q step scale|;    shift    at least |h - q step scale|
     tail    round(e / scale), int8, of what that leaves over, e = t - V^T q step scale, along the data's own
-            coordinates, with a scale and a rest of its own
+            coordinates, with a scale of its own
+    rest    of either, at least the norm of what is left over, r;    shift    at least |V r|
 docs/certified.md says what follows for <x, y>.
 """
 
@@ -25,7 +25,7 @@ _ROWS = 1 << 22  # numbers of atoms looked at together
 _AXES = 32  # most principal axes: most_axes in csrc/problem.h
 _SAMPLE = 8192  # atoms from which the principal axes are found
 _UNIT = 2.0**-53
-_FORMAT = "dfkernels index 1"
+_FORMAT = "dfkernels index 2"
 
 
 class CloudIndex(NamedTuple):
@@ -39,7 +39,7 @@ class CloudIndex(NamedTuple):
     size: Tensor  # float32 [N]: |t|
     scales: Tensor  # float32 [2, N], or [1, N] without a tail
     rest: Tensor  # float32, as scales
-    shift: Tensor  # float32 [N]
+    shift: Tensor  # float32, as scales
     facts: Tensor  # float64 [3]: |V V^T - I|, the largest |t|, the largest |y| plus |centre|
 
     @property
@@ -119,12 +119,8 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
     first = torch.zeros(-(-N // TILE) * TILE, K, dtype=torch.int16)
     flat = first[:N]
     tail = torch.zeros(N if long else 0, -(-d // 32) * 32 if long else 0, dtype=torch.int8)
-    size, shift, scales, rest = (
-        torch.empty(N),
-        torch.empty(N),
-        torch.empty(1 + long, N),
-        torch.empty(1 + long, N),
-    )
+    size = torch.empty(N)
+    scales, rest, shift = (torch.empty(1 + long, N) for _ in range(3))
     rounding = 8 * _UNIT * (d + K) * K**0.5
     for s in blocks:
         t = atoms(s) - centre.double()
@@ -136,12 +132,14 @@ def build(y: Tensor, scale: float, offset: float, seed: int = 0) -> CloudIndex:
         left = square - 2 * (h * code).sum(1) + inside * (1 + skew) + rounding * (square + inside)
         flat[s] = q.to(torch.int16)
         rest[0, s] = _up(left.clamp_min(0).sqrt() * (1 + 1e-9))
-        shift[s] = _up((h - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
+        shift[0, s] = _up((h - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
         if long:
             e = t - code @ V
             q, scales[1, s], code = _coded(e, 1.0, 127)
             tail[s, :d] = q.to(torch.int8)
-            rest[1, s] = _up((e - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
+            e -= code
+            rest[1, s] = _up(e.norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
+            shift[1, s] = _up((e @ V.T).norm(dim=1) * (1 + 1e-9) + 4 * rounding * square.sqrt())
     radius = size.double().max() * (1 + 1e-6)
     first = first.view(-1, TILE, K).transpose(1, 2).contiguous()
     facts = torch.stack([skew, radius, radius + 2 * centre.double().norm()])

@@ -43,7 +43,7 @@ def test_size(storage, most, d):
 def test_levels(storage, d, axes, tail):
     found = df.PointCloud((30 * gaussian(1000, d) + 128).clamp(0, 255).to(storage)).index()
     assert len(found.basis) == axes and (len(found.tail) > 0) == tail == has_tail(d, storage.itemsize)
-    assert len(found.rest) == len(found.scales) == 1 + tail
+    assert len(found.rest) == len(found.shift) == len(found.scales) == 1 + tail
 
 
 def test_built_once_and_kept():
@@ -141,7 +141,7 @@ def test_of_another_version_or_kind(tmp_path):
     for metadata in ({"format": "dfkernels index 0", "cloud": "x"}, {"cloud": "x"}):
         _files.save_tensors(path, of_cloud, metadata)
         with pytest.raises(
-            _files.FileError, match="expected 'dfkernels index 1', got '(dfkernels index 0|another)"
+            _files.FileError, match="expected 'dfkernels index 2', got '(dfkernels index 0|another)"
         ):
             cloud().index(path)
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -172,7 +172,7 @@ def test_the_file_is_ordinary_safetensors(tmp_path):
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    assert (8 + length) % 64 == 0 and header["__metadata__"]["format"] == "dfkernels index 1"
+    assert (8 + length) % 64 == 0 and header["__metadata__"]["format"] == "dfkernels index 2"
 
 
 def test_small_atoms_need_no_index():

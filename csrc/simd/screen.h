@@ -49,7 +49,7 @@ void screen_bounds(const Bound& b, const ScreenAtoms& atoms, const uint8_t* pick
   const float slope = b.alpha < 0 ? -b.alpha : b.alpha;
   Vec<float> most_mid = all(-inf), most_up = all(-inf);
   for (int64_t j = 0; j < n; j += W<float>) {
-    const Vec<float> s = load(size + j), wrong = shift ? load(shift + j) : Vec<float>{};
+    const Vec<float> s = load(size + j), wrong = load(shift + j);
     const Vec<float> product = b.alpha * load(c + j), square = b.half * (s * s);
     Vec<float> width = b.reach * load(rest + j) + b.along * wrong + b.code * (s + wrong);
     if (scale) width += b.lost * load(scale + j);

@@ -71,8 +71,8 @@ def test_every_level_bounds_every_logit(make, level, monkeypatch):
         s = Queries(*args[:7], centre, facts, 0.0)
         tail = tail if level else tail[:0]
         up, _, _ = kernels.screen(s, k, basis, step, first, tail, size, scales, rest, shift)
-        width = s.of_tail(len(basis)) if level else s.of_axes(s.z @ basis.double().T)
-        size, rest, shift = (t.double() for t in (size, rest[level], shift))
+        width = (s.of_tail if level else s.of_axes)(s.z @ basis.double().T)
+        size, rest, shift = (t.double() for t in (size, rest[level], shift[level]))
         width = s.alpha.abs() * width.at(size, rest, shift)
         true = s.variance * logits(*args[:4], s.log_prior, 1.0, 0.0) + s.size**2 / 2
         sizes = s.alpha.abs() * s.size * size + s.alpha**2 / 2 * size**2 + (s.variance * s.log_prior).abs()
@@ -97,7 +97,7 @@ def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
     index += [y.double().norm(dim=1).float(), torch.ones(levels, N), torch.stack([rest, 0 * rest])[:levels]]
     args = (x, y, torch.full((8,), 1e-9), torch.ones(8), None, 1.0, 0.0)
     s = Queries(*args, no(d), torch.zeros(3, dtype=torch.float64), math.inf)
-    up, _, _ = kernels.screen(s, 1, *index, no(N))
+    up, _, _ = kernels.screen(s, 1, *index, no(levels, N))
     true = 1e-9 * (x.double() @ y.double().T) - 0.5e-18 * y.double().square().sum(1)
     assert bool((up >= true).all()) and float(((up - true) / (s.alpha * s.size * index[4])).max()) <= 1e-4
 

@@ -70,9 +70,9 @@ class Queries:
         reach = ((square - a2).clamp_min(0) + self.skew * a2 + rounding * (square + a2)).sqrt()
         return Width(reach, along, self.skew * along + rounding * self.size)
 
-    def of_tail(self, K):
+    def of_tail(self, a):
         """With the tail's as well: the codes of both are at most 4 |t|."""
-        return Width(self.size, torch.zeros_like(self.size), 4 * self._rounding(K) * self.size)
+        return self.of_axes(a)._replace(code=4 * self._rounding(a.shape[1]) * self.size)
 
 
 class Screen(Queries):
@@ -123,8 +123,8 @@ def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
     at = lambda t: t[s.atoms].double()
     a = s.z @ basis.double().T
     product = (a * step) @ first.transpose(1, 2).reshape(-1, K)[: len(size)].double().T * at(scales[0])
-    left = s.drop(product, at(size) ** 2, s.of_axes(a).at(at(size), at(rest[0]), at(shift)))
+    left = s.drop(product, at(size) ** 2, s.of_axes(a).at(at(size), at(rest[0]), at(shift[0])))
     if len(tail):
         product = product[:, left] + s.z @ tail[s.atoms, :d].double().T * at(scales[1])
-        s.drop(product, at(size) ** 2, s.of_tail(K).at(at(size), at(rest[1]), at(shift)))
+        s.drop(product, at(size) ** 2, s.of_tail(a).at(at(size), at(rest[1]), at(shift[1])))
     return s

@@ -76,7 +76,7 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
         above = torch.cat([width.reach, width.along, width.code + floats], 1).float()
         above = torch.nextafter(above, torch.full_like(above, math.inf))
         exact = torch.cat([s.alpha, s.alpha**2 / 2, s.variance], 1).float()
-        return torch.cat([exact, above], 1), size, rest[level], shift, prior
+        return torch.cat([exact, above], 1), size, rest[level], shift[level], prior
 
     first_level[(triton.cdiv(N, 256) * blocks,)](
         *(first, scales[0], (a * step).float(), *known(0, s.of_axes(a), floats), product, mid, up, Q, N),
@@ -88,7 +88,7 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
         digits, unit, lost = _digits(pad(s.z, (0, tail.shape[1] - s.z.shape[1])))
         floats = 4 * (floats + lost.norm(dim=1, keepdim=True))
         add_tail[(triton.cdiv(N, 128) * blocks,)](
-            *(tail, scales[1], digits, unit.float(), *known(1, s.of_tail(K), floats)),
+            *(tail, scales[1], digits, unit.float(), *known(1, s.of_tail(a), floats)),
             *(below.masked_fill(dense, math.inf), product, mid, up, Q, N, tail.shape[1]),
             **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 8, **flags},
         )
@@ -99,8 +99,10 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
 def _check(y, basis, step, first, tail, size, scales, rest, shift):
     """RuntimeError for an index that a kernel would read past its end."""
     (N, d), K, levels = y.shape, len(basis), 1 + (len(tail) > 0)
-    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)), shift=(shift, (N,)))
-    expect(size, scales=(scales, (levels, N)), rest=(rest, (levels, N)))
+    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)))
+    expect(
+        size, **{name: (t, (levels, N)) for name, t in (("scales", scales), ("rest", rest), ("shift", shift))}
+    )
     expect(first, first=(first, (triton.cdiv(N, TILE), K, TILE)))
     expect(tail, tail=(tail, (N, triton.cdiv(d, 32) * 32) if levels > 1 else (0, 0)))
 
