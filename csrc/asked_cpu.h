@@ -30,18 +30,19 @@ class Asked {
         alpha(alpha),
         variance(sigma * sigma),
         gap(gap * variance) {
-    double all = 0;
+    double all[4] = {}, squares[4] = {};  // one chain of additions would wait for itself
     for (int64_t k = 0; k < in_.d; ++k) {
       x[k] = query[k];
       z[k] = x[k] - alpha * in_.centre[k];
-      square += z[k] * z[k];
-      all += x[k] * x[k];
+      squares[k % 4] += z[k] * z[k];
+      all[k % 4] += x[k] * x[k];
     }
+    square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
     size_ = std::sqrt(square);
     // Of coordinates that are large beside their differences; |t|, |z| and distances are at most the last
     // factor.
-    margin =
-        0x1p-48 * (std::sqrt(all) + std::fabs(alpha) * in_.far) * (size_ + std::fabs(alpha) * in_.radius);
+    margin = 0x1p-48 * (std::sqrt((all[0] + all[1]) + (all[2] + all[3])) + std::fabs(alpha) * in_.far) *
+             (size_ + std::fabs(alpha) * in_.radius);
     bound.alpha = float(alpha), bound.half = float(alpha * alpha / 2), bound.variance = float(variance);
   }
 
@@ -71,8 +72,10 @@ class Asked {
     for (const double zk : z) largest = std::max(largest, std::fabs(zk));
     tail_unit = largest > 0 ? largest / 32767 : 1;
     tail.assign(in_.padded, 0);
+    constexpr double whole =
+        0x1.8p52;  // added and taken off, rounds to an integer: a call of nearbyint is slow
     for (int64_t k = 0; k < in_.d; ++k) {
-      const double m = std::nearbyint(z[k] / tail_unit);
+      const double m = (z[k] / tail_unit + whole) - whole;
       tail[k] = int16_t(m);
       sum += std::fabs(z[k] - m * tail_unit);
     }

@@ -63,7 +63,7 @@ class Cascade {
     const int64_t left = screen();
     if (kept_time() + tail_time(double(left) / double(p_.N)) > dense_time()) return false;
     if (in_.padded && left > 32 * Q_) {
-      for (Asked& q : q_) q.set_tail();
+      each(Q_, 8 * p_.d, [this](int64_t i) { q_[i].set_tail(); });
       each_chunk([this](int64_t c) { tail(c); });
       improve();
       screen();
@@ -156,7 +156,10 @@ class Cascade {
       if (cell(i, c).count) bound(i, c, cell(i, c).count, known);
   }
 
-  void prefetch_next(const int8_t* codes, const uint8_t* asking, int64_t atom, int64_t n) const {
+  // The next row that is asked for. always_inline: gcc takes a function that only prefetches to do nothing,
+  // and drops calls of it.
+  __attribute__((always_inline)) void prefetch_next(const int8_t* codes, const uint8_t* asking, int64_t atom,
+                                                    int64_t n) const {
     while (++atom < n && !asking[atom]) {
     }
     if (atom < n)
