@@ -67,7 +67,11 @@ def _public(op, args, options):
 def _reference(op, args, options):
     reference = REFERENCES[op]
     if op in DATA_OPS:
-        return reference(*args.values(), **options)
+        return (
+            _by_query(reference, args, **options)
+            if "kept" in options
+            else reference(*args.values(), **options)
+        )
     like = args["x0" if op == "endpoint_matvec" else "eps"]
     B, d = like.shape[0], math.prod(like.shape[1:])
     args = dict(args)
@@ -93,6 +97,26 @@ def _reference(op, args, options):
         args["sigma"],
         **options,
     )
+
+
+def _by_query(reference, args, kept, **options):
+    """Each query with its own atoms alone; log q is of all."""
+    atoms, counts = kept
+    outs = []
+    for b, rows in enumerate(atoms.split(counts.tolist())):
+        one = {}
+        for name, a in args.items():
+            per_query = isinstance(a, torch.Tensor) and a.dim() > 0
+            one[name] = a[rows] if name in ("y", "log_prior") else a[b : b + 1] if per_query else a
+        out = reference(*one.values(), **options)
+        if "log_prior" in args:
+            share = one["log_prior"].logsumexp(0) - args["log_prior"].logsumexp(0)
+        else:
+            share = math.log(len(rows) / len(args["y"]))
+        outs.append((out[0] + share, *out[1:]) if isinstance(out, tuple) else out)
+    if isinstance(outs[0], tuple):
+        return tuple(map(torch.cat, zip(*outs, strict=True)))
+    return torch.cat(outs)
 
 
 def _normal(seed):
@@ -131,6 +155,10 @@ def _clouds():
     same = _data(8, 2, 3, (3,))
     yield "identical atoms", same | {"y": same["y"][:1].repeat(3, 1)}, {}, ()
     yield "affine", _data(9, 2, 5, (3,)), {"scale": 0.5, "offset": -0.25}, ()
+    lists = torch.tensor([1, 2, 3, 0, 0, 2, 3, 4]), torch.tensor([3, 1, 4])
+    yield "kept", _data(10, 3, 5, (4,)), {"kept": lists}, ()
+    image = _data(19, 3, 5, (2, 2)) | {"alpha": 0.8, "log_prior": 2 * _normal(31)(5)}
+    yield "kept prior", image, {"kept": lists, "scale": 0.5, "offset": -0.25}, ()
 
 
 def _vectors(tensors, many, seed):

@@ -236,20 +236,6 @@ def test_noise_levels_side_by_side():
         assert torch.allclose(getattr(sparse, name), getattr(dense, name), rtol=1e-6, atol=1e-6)
 
 
-def test_rows_side_by_side_stand_for_a_mask(monkeypatch):
-    """As on devices whose kernels read masked atoms."""
-    for cloud in clouds():
-        x = queries(cloud.y.flatten(1), 0.1, "noisy").double().reshape(-1, 3, 8, 8)
-        masked, gathered = (df.DiffusionFisher(x, cloud, 0.9, 0.1, tolerance=1e-6) for _ in range(2))
-        expected = masked.log_prob, masked.denoised, masked @ x, masked.atoms_read.double()
-        with monkeypatch.context() as patch:
-            patch.setattr(df.fisher, "_masked", df.fisher._gathered)
-            got = gathered.log_prob, gathered.denoised, gathered @ x, gathered.atoms_read.double()
-        assert gathered._selected[0][0].rows.shape == (int(got[3][0]),)
-        for a, b in zip(got, expected, strict=True):
-            assert float((a - b).abs().max()) <= 1e-12 * (1 + float(b.abs().max()))
-
-
 def test_derivatives_are_those_of_the_atoms_kept():
     [cloud, _] = clouds()
     x = queries(cloud.y.flatten(1), 0.05, "noisy", B=3).double().reshape(-1, 3, 8, 8).requires_grad_()

@@ -17,12 +17,18 @@ CHECKS = {
     "test_aot_dispatch_dynamic": "SUCCESS",
 }
 POINTS = "Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
+KEPT = POINTS[:-1] + ", Tensor atoms, Tensor counts)"
 SCHEMAS = {
     "posterior": f"(Tensor x, Tensor y, {POINTS} -> (Tensor, Tensor, Tensor, Tensor)",
     "fisher_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
     "covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
     "fisher_diagonal": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
     "fisher_dense": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
+    "kept_posterior": f"(Tensor x, Tensor y, {KEPT} -> (Tensor, Tensor, Tensor, Tensor)",
+    "kept_fisher_matvec": f"(Tensor x, Tensor y, Tensor v, {KEPT} -> Tensor",
+    "kept_covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {KEPT} -> Tensor",
+    "kept_fisher_diagonal": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
+    "kept_fisher_dense": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
     "endpoint_matvec": "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor",
     "matched_trace": "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor",
     "pair_gradient": "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
@@ -35,11 +41,12 @@ def op(name):
 
 def calls():
     """(name, args) of the inner ops: flat tensors, [B] levels, a vector axis; with without gradients."""
-    for name in (*OPS, "covariance_matvec"):
-        for case in table("fisher_matvec" if name == "covariance_matvec" else name):
+    for plain in (*OPS, "covariance_matvec"):
+        for case in table("fisher_matvec" if plain == "covariance_matvec" else plain):
+            name = "kept_" + plain if "kept" in case.options else plain
             t = case.tensors
             like = t.get("x0", t.get("eps", t.get("x")))
-            like = t["x"] if name in OPS[:4] or name == "covariance_matvec" else like
+            like = t["x"] if plain in OPS[:4] or plain == "covariance_matvec" else like
             B, d = like.shape[0], like[:1].numel() if like.shape[0] else like.shape[-1]
             flat = {k: a.reshape(a.shape[0], d) for k, a in t.items() if k in ("x", "y", "x0", "mean", "eps")}
             flat |= {k: torch.as_tensor(t[k], dtype=like.dtype).expand(B) for k in ("alpha", "sigma")}
@@ -55,6 +62,8 @@ def calls():
             if case.masked:
                 options["log_prior"] = options["log_prior"].clone()
                 options["log_prior"][list(case.masked)] = -torch.inf
+            if "kept" in options:
+                options["atoms"], options["counts"] = options.pop("kept")
             args = tuple(options[a.name] for a in op(name)._schema.arguments)
             yield pytest.param(name, args, id=f"{name}-{case.name}")
 
@@ -66,7 +75,9 @@ def test_schema(name):
 
 @pytest.mark.parametrize("name, args", list(calls()))
 def test_opcheck(name, args):
-    args = tuple(a.clone().requires_grad_() if isinstance(a, torch.Tensor) else a for a in args)
+    args = tuple(
+        a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args
+    )
     assert torch.library.opcheck(op(name), args) == CHECKS
 
 

@@ -142,7 +142,7 @@ op = _op.define(
     fast=_score("covariance_matvec"),
     batch=_op.folded("posterior", "qaqqa--"),
 )
-_kept.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), share=True)
+_kept.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), density=True)
 
 
 def posterior(
