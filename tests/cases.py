@@ -154,11 +154,11 @@ def _clouds():
     yield "scalar", _data(7, 3, 4, ()), {}, ()
     same = _data(8, 2, 3, (3,))
     yield "identical atoms", same | {"y": same["y"][:1].repeat(3, 1)}, {}, ()
-    yield "affine", _data(9, 2, 5, (3,)), {"scale": 0.5, "offset": -0.25}, ()
     lists = torch.tensor([1, 2, 3, 0, 0, 2, 3, 4]), torch.tensor([3, 1, 4])
     yield "kept", _data(10, 3, 5, (4,)), {"kept": lists}, ()
     image = _data(19, 3, 5, (2, 2)) | {"alpha": 0.8, "log_prior": 2 * _normal(31)(5)}
     yield "kept prior", image, {"kept": lists, "scale": 0.5, "offset": -0.25}, ()
+    yield "affine", _data(9, 2, 5, (3,)), {"scale": 0.5, "offset": -0.25}, ()
 
 
 def _vectors(tensors, many, seed):
