@@ -22,27 +22,34 @@ def define(op, schema: str, fake: Callable, fast: Callable | None = None, densit
     names = [a.name for a in op._schema.arguments]
     y, log_prior = names.index("y"), names.index("log_prior")
 
-    def by_masks(*args):
-        """Query by query: what a mask hides the kernels do not read. For derivatives, and in PyTorch alone."""
-        *args, atoms, counts = args
-        prior = args[0].new_zeros(args[y].shape[0]) if args[log_prior] is None else args[log_prior]
+    def query_by_query(args, clouds):
         outs = []
-        for b, mask in enumerate(_masks(atoms, counts, len(prior))):
-            one = [
-                a if i in (y, log_prior) or not _is_tensor(a) else a[b : b + 1] for i, a in enumerate(args)
-            ]
-            one[log_prior] = torch.where(mask, prior, -math.inf)
+        for b, (atoms, prior) in enumerate(clouds):
+            one = [a[b : b + 1] if _is_tensor(a) else a for a in args]
+            one[y], one[log_prior] = atoms, prior
             out = op(*one)
             if density:  # of all atoms, not of those that are left
-                out = (out[0] + one[log_prior].logsumexp(0) - prior.logsumexp(0), *out[1:])
+                out = (out[0] + prior.logsumexp(0) - _log_prior(args).logsumexp(0), *out[1:])
             outs.append(out)
         if not outs:
             return fake(*args)
         return torch.cat(outs) if _is_tensor(outs[0]) else tuple(map(torch.cat, zip(*outs, strict=True)))
 
+    def _log_prior(args):
+        return args[0].new_zeros(args[y].shape[0]) if args[log_prior] is None else args[log_prior]
+
     def in_pytorch(*args):
-        _expect_lists(*args[-2:], args[y].shape[0])
-        return by_masks(*args)
+        *args, atoms, counts = args
+        prior = _log_prior(args)
+        lists = _lists(atoms, counts, len(prior))
+        return query_by_query(args, ((args[y][rows], prior[rows]) for rows in lists))
+
+    def twin(*args):
+        """By masks, which can be traced; y as it is, of which derivatives would keep copies."""
+        *args, atoms, counts = args
+        prior = _log_prior(args)
+        masks = _masks(atoms, counts, len(prior))
+        return query_by_query(args, ((args[y], torch.where(mask, prior, -math.inf)) for mask in masks))
 
     name = "kept_" + op._schema.name.removeprefix(_op.NAMESPACE + "::")
     _KEPT[op] = _op.define(
@@ -50,7 +57,7 @@ def define(op, schema: str, fake: Callable, fast: Callable | None = None, densit
         f"{arguments}, Tensor atoms, Tensor counts){results}",
         fallback=in_pytorch,
         fake=lambda *args: fake(*args[:-2]),
-        twin=by_masks,
+        twin=twin,
         fast=fast,
         batch=_op.folded(name, "a" * (len(names) + 2)),  # one call per element: lists do not fold
     )
@@ -68,13 +75,16 @@ def _masks(atoms, counts, N):
     return atoms.new_zeros(B, N, dtype=torch.bool).index_put((query, atoms), atoms.new_ones(M).bool())
 
 
-def _expect_lists(atoms, counts, N):
+def _lists(atoms, counts, N):
+    """The atoms of each query."""
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
         raise RuntimeError(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
-    for rows in atoms.split(sizes):
+    lists = atoms.split(sizes) if sizes else ()
+    for rows in lists:
         if rows[0] < 0 or rows[-1] >= N or bool((rows.diff() <= 0).any()):
             raise RuntimeError(f"atoms: expected numbers of {N} rows, each query's ascending, got {rows}")
+    return lists
 
 
 def call(op, args, kept: tuple[torch.Tensor, torch.Tensor] | None, **given):

@@ -50,9 +50,9 @@ def _dense(s, up, below):
     logits = s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1)
     if s.log_prior is not None:
         logits = logits + s.variance * s.log_prior[rows]
-    read = of_blocks(logits >= s.least).amax(1).mean(1)
+    read = of_blocks(logits >= s.least).sum(1).mean(1)
     left = of_blocks((~(up < below)).sum(1, keepdim=True)).sum(1) / (N * of_blocks(ones).sum(1))
-    # the rows kept are read, written side by side, and read again, block by block
+    # the rows kept are read, written side by side, and read again, query by query
     copies = 3 * min(len(read), 8)
     costly = (left[:, 0] > 0.25) & (copies * read + 0.4 * left[:, 0] >= 0.9)
     size = (1 + s.alpha**2) * (1 + (s.size + s.radius) ** 2)
