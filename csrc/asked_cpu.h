@@ -90,7 +90,8 @@ class Asked {
   // The mass of what was left out is at most this part of the mass of what was kept.
   double dropped() const {
     double sum = 0;
-    for (const auto& [largest, n] : drops_) sum += double(n) * std::exp((largest - best) / variance);
+    for (const auto& [largest, n] : drops_)  // below -700 exp would be slow
+      sum += double(n) * std::exp(std::max((largest - best) / variance, -700.0));
     return sum * (1 + 1e-9);
   }
 

@@ -1,7 +1,9 @@
 // The cascade of bounds: which atoms of a block of queries can carry weight.
 #pragma once
+#include <array>
 #include <cstring>
 #include <functional>
+#include <numeric>
 
 #include "asked_cpu.h"
 #include "tensors_cpu.h"
@@ -45,6 +47,7 @@ class Cascade {
     if (room.picks.size() < n) room.floats.resize(3 * n), room.picks.resize(n);
     c_ = room.floats.data(), mid_ = c_ + n, up_ = c_ + 2 * n;
     picks_ = room.picks.data();
+    std::iota(each_.begin(), each_.end(), 0);
     wide_.y = p.y, wide_.scale = p.scale, wide_.offset = p.offset;
     wide_.d = p.d, wide_.ldy = p.ldy, wide_.storage = p.storage;
   }
@@ -121,7 +124,7 @@ class Cascade {
                              at(1, 0));
     const Known known(*this, c, 0);
     for (int64_t i = 0; i < Q_; ++i) {
-      for (int64_t j = 0; j < screen_chunk; ++j) picks_[at(i, c) + j] = uint8_t(j);
+      std::memcpy(picks_ + at(i, c), each_.data(), screen_chunk);
       bound(i, c, n, known, n == screen_chunk);
     }
   }
@@ -351,6 +354,7 @@ class Cascade {
   Problem<double> wide_{};  // to read atoms in double
   float *c_, *mid_, *up_;   // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
+  std::array<uint8_t, screen_chunk> each_;  // 0, 1, 2, ..
   std::vector<Cell> cells_;
   static constexpr int64_t sample_size_ = 32;
   std::vector<double> sample_, seen_;  // [sample_size_, Q]; the k-th largest of each query
