@@ -24,7 +24,12 @@ def cuda(case):
         tensors["log_prior"] = tensors["log_prior"].clone()
         tensors["log_prior"][list(case.masked)] = -math.inf
     move = lambda t: t.to("cuda") if isinstance(t, torch.Tensor) and t.dim() else t
-    return dataclasses.replace(case, tensors={k: move(t) for k, t in tensors.items()}, masked=())
+    options = dict(case.options)
+    if "kept" in options:
+        options["kept"] = tuple(map(move, options["kept"]))
+    return dataclasses.replace(
+        case, tensors={k: move(t) for k, t in tensors.items()}, options=options, masked=()
+    )
 
 
 def largest(t):
