@@ -44,8 +44,8 @@ class Cascade {
     for (int64_t b = b0; b < b1; ++b)
       q_.emplace_back(index, p.x + b * p.d, double(p.alpha[b]), double(p.sigma[b]), gap);
     const size_t n = size_t(Q_ * chunks_ * screen_chunk);
-    if (room.picks.size() < n) room.floats.resize(3 * n), room.picks.resize(n);
-    c_ = room.floats.data(), mid_ = c_ + n, up_ = c_ + 2 * n;
+    if (room.picks.size() < n) room.floats.resize(2 * n), room.picks.resize(n);
+    c_ = room.floats.data(), up_ = c_ + n;
     picks_ = room.picks.data();
     std::iota(each_.begin(), each_.end(), 0);
     wide_.y = p.y, wide_.scale = p.scale, wide_.offset = p.offset;
@@ -62,13 +62,13 @@ class Cascade {
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
-    improve();
+    improve(0);
     const int64_t left = screen();
     if (kept_time() + tail_time(double(left) / double(p_.N)) > dense_time()) return false;
     if (in_.padded && left > 32 * Q_) {
       each(Q_, 8 * p_.d, [this](int64_t i) { q_[i].set_tail(); });
       each_chunk([this](int64_t c) { tail(c); });
-      improve();
+      improve(1);
       screen();
     }
     if (k_ == 1) each(Q_, 1 << 20, [this](int64_t i) { trim(i); });
@@ -192,8 +192,9 @@ class Cascade {
     const int64_t from = at(i, c);
     Cell& out = cell(i, c);
     out.count = int32_t(n);
-    kernels().screen.bounds(q_[i].bound, known.atoms, whole ? nullptr : picks_ + from, c_ + from, n,
-                            mid_ + from, up_ + from, &out.mid, &out.up);
+    float mid[screen_chunk];  // of use for few: `promising` has them again
+    kernels().screen.bounds(q_[i].bound, known.atoms, whole ? nullptr : picks_ + from, c_ + from, n, mid,
+                            up_ + from, &out.mid, &out.up);
   }
 
   // Drops what lies below the best known logit less the gap; returns how many pairs are left.
@@ -273,11 +274,11 @@ class Cascade {
 
   // The exact logits of the most promising atoms of every query: k by the middle of what their logits may be,
   // which is right in much noise, and k by the upper end, which is right where the query almost is an atom.
-  void improve() {
+  void improve(int level) {
     each(Q_, 1 << 20, [&](int64_t i) {
       std::vector<int64_t> atoms;
-      promising(i, mid_, &Cell::mid, atoms);
-      promising(i, up_, &Cell::up, atoms);
+      promising(i, level, &Cell::mid, atoms);
+      promising(i, level, &Cell::up, atoms);
       std::sort(atoms.begin(), atoms.end());
       atoms.erase(std::unique(atoms.begin(), atoms.end()), atoms.end());
       if (int64_t(atoms.size()) < k_) return;
@@ -291,7 +292,7 @@ class Cascade {
     });
   }
   // The k atoms that are left for which `by` is largest: from no more than k chunks.
-  void promising(int64_t i, const float* by, float Cell::* largest, std::vector<int64_t>& atoms) const {
+  void promising(int64_t i, int level, float Cell::* largest, std::vector<int64_t>& atoms) const {
     std::vector<std::pair<float, int64_t>> chunks, best;
     for (int64_t c = 0; c < chunks_; ++c)
       if (cell(i, c).count) chunks.emplace_back(cell(i, c).*largest, c);
@@ -299,8 +300,14 @@ class Cascade {
     std::partial_sort(chunks.begin(), chunks.begin() + some, chunks.end(), std::greater<>());
     for (int64_t n = 0; n < some; ++n) {
       const int64_t c = chunks[n].second, from = at(i, c);
-      for (int64_t j = 0; j < cell(i, c).count; ++j)
-        best.emplace_back(by[from + j], c * screen_chunk + picks_[from + j]);
+      const int64_t count = cell(i, c).count;
+      const Known known(*this, c, level);
+      float mid[screen_chunk], up[screen_chunk];
+      Cell found;
+      kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, c_ + from, count, mid, up, &found.mid,
+                              &found.up);
+      const float* by = largest == &Cell::mid ? mid : up;
+      for (int64_t j = 0; j < count; ++j) best.emplace_back(by[j], c * screen_chunk + picks_[from + j]);
     }
     const int64_t k = std::min<int64_t>(k_, int64_t(best.size()));
     std::partial_sort(best.begin(), best.begin() + k, best.end(), std::greater<>());
@@ -352,7 +359,7 @@ class Cascade {
   const int64_t k_, Q_, chunks_;
   std::vector<Asked> q_;
   Problem<double> wide_{};  // to read atoms in double
-  float *c_, *mid_, *up_;   // [Q, chunks, screen_chunk], the survivors of a chunk first
+  float *c_, *up_;          // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::array<uint8_t, screen_chunk> each_;  // 0, 1, 2, ..
   std::vector<Cell> cells_;
