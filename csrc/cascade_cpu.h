@@ -335,7 +335,7 @@ class Cascade {
   // Times per atom, in units of what reading one takes: fitted to photographs (d = 3072) and digits (d =
   // 784).
   double dense_time() const {
-    const double shared = p_.B > 2 * block ? 0.65 : 1;  // many queries share what the dense kernel reads
+    const double shared = p_.B > 2 * block ? 0.6 : 1;  // many queries share what the dense kernel reads
     return 0.95 * shared * (1 + 0.13 * double(Q_));
   }
   double tail_time(double pairs) const {
