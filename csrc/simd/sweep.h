@@ -239,7 +239,7 @@ class Sweep : private Exact<T> {
     const double error = this->error(t, query);
     const double sure = query.k + largest - error, top = *sums(i).top;
     const double least = (top > sure ? top : sure) - gap_ - error - query.k;
-    if (largest < least) return;
+    if (!(largest >= least)) return;  // nan where |x|^2 / 2 sigma^2 overflows
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= least) {
