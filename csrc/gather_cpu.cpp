@@ -115,7 +115,9 @@ struct Union {
   std::vector<uint8_t> wanted;
 };
 
-std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
+template <class T>
+std::vector<Union> unions(const Arguments& a, const Problem<T>& p) {
+  const int64_t B = p.B, N = p.N;
   const int64_t *atoms = data<int64_t>(*a.atoms), *counts = data<int64_t>(*a.counts);
   const int64_t* const end = atoms + a.atoms->size(0);
   std::vector<Union> out;
@@ -126,12 +128,16 @@ std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
                       "counts: expected at least one atom per query, as many in all as atoms has, got ",
                       counts[b], " at index ", b);
       int64_t previous = -1;
+      bool masked = p.log_prior;
       for (const int64_t* last = atoms + counts[b]; atoms < last; ++atoms) {
         STD_TORCH_CHECK(*atoms > previous && *atoms < N, "atoms: expected numbers of ", N,
                         " rows, each query's ascending, got ", *atoms, " after ", previous);
         previous = *atoms;
         wanted[*atoms] |= uint8_t(1 << (b - b0));
+        masked = masked && p.log_prior[previous] == -INFINITY;
       }
+      STD_TORCH_CHECK(!masked, "atoms: expected one with a log_prior above -inf for each query, got ",
+                      counts[b], " masked at index ", b);
     }
     Union& u = out.emplace_back();
     for (int64_t i = 0; i < N; i += 8) {
@@ -245,7 +251,7 @@ Gathered<T> gather(const Arguments& a, Op op) {
   std::vector<Union> listed;
   std::vector<Block<T>> blocks;
   if (a.atoms) {
-    listed = unions(a, p.B, p.N);
+    listed = unions(a, p);
     blocks = listed_blocks(p, listed, m.stride, m.rows);
   } else {
     Problem<T> all = p;
@@ -291,6 +297,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   });
   STD_TORCH_CHECK(status != non_finite_atom,
                   "y: expected finite values of moderate size, got nan, inf or an overflow of |y|^2");
+  STD_TORCH_CHECK(status != non_finite_distance,
+                  "x, y: expected distances that can be represented, got nan, inf or an overflow");
   if (status == ok && most > 1)
     each(p.B, most * m.stride * (1 + m.rows), [&](int64_t b) {
       const int got = kernel.merge(p, m, splits[b], b);

@@ -105,7 +105,7 @@ struct ScreenKernels {
   double (*square_distance)(const double* x, double alpha, const double* y, int64_t n);
 };
 
-enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
+enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2, non_finite_distance = 3 };
 
 // One instruction set's kernels.
 template <class T>

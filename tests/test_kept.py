@@ -125,6 +125,20 @@ def test_the_same_bits_for_any_number_of_threads():
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.skipif(not _native.available, reason="the words are the kernel's")
+def test_errors_of_values_name_what_is_wrong():
+    tensors = problem(2, 40, 33, 0.5)
+    tensors["log_prior"] = torch.zeros(40, dtype=torch.float64)
+    tensors["log_prior"][:3] = -math.inf
+    kept = torch.tensor([0, 9, 0, 1, 2]), torch.tensor([2, 3])
+    with pytest.raises(ValueError, match="^atoms: expected one with a log_prior above -inf .* at index 1$"):
+        ops.posterior(*tensors.values(), kept=kept)
+    tensors["log_prior"][0] = 0.0
+    tensors["x"] = tensors["x"] + 1e200
+    with pytest.raises(ValueError, match="^x, y: expected distances that can be represented"):
+        ops.posterior(*tensors.values(), kept=kept)
+
+
 A, C = torch.tensor, lambda *n: torch.tensor(n)
 
 
