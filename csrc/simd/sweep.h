@@ -5,8 +5,7 @@
 // for every query and tile:
 //   near     the noise is as large as the data and most atoms carry weight: they are believed
 //   between  most atoms carry weight, in less noise: logits again by differences, for the whole tile
-//   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are
-//   evaluated
+//   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are done
 //            again by differences and gathered about the heaviest of them (exact.h)
 #pragma once
 #include "exact.h"
