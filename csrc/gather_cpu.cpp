@@ -82,11 +82,18 @@ struct Block {
   }
 };
 
+// The most splits of a block whose partial sums stay small, or that make four tasks of all blocks; one split
+// of every query takes `bytes`.
+int64_t most_splits(int64_t blocks, int64_t bytes) {
+  constexpr int64_t partials = 24 << 20;
+  return std::max((4 + blocks - 1) / blocks, partials / (bytes + 1));
+}
+
 // How the work is cut where all queries count all atoms. Depends on the shapes alone, never on the number of
 // threads, so that neither do the results.
 template <class T>
 std::vector<Block<T>> dense_blocks(const Problem<T>& p, int64_t stride, int64_t rows) {
-  constexpr int64_t tasks = 64, state = 8 << 20, partials = 24 << 20;
+  constexpr int64_t tasks = 64, state = 8 << 20;
   const int64_t row = stride * int64_t(sizeof(double));
   int64_t blocks = (p.B * row * (4 + rows + p.K) + state - 1) / state;
   blocks = std::max(
@@ -94,9 +101,9 @@ std::vector<Block<T>> dense_blocks(const Problem<T>& p, int64_t stride, int64_t 
   int64_t size = (p.B + blocks - 1) / blocks;
   size = std::min((size + 3) / 4 * 4, p.B);
   blocks = (p.B + size - 1) / size;
-  const int64_t least = std::max<int64_t>((4 + blocks - 1) / blocks, partials / (p.B * row * (1 + rows) + 1));
+  const int64_t small = most_splits(blocks, p.B * row * (1 + rows));
   const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
-  const int64_t splits = std::min({(tasks + blocks - 1) / blocks, least, std::max<int64_t>(p.N / enough, 1)});
+  const int64_t splits = std::min({(tasks + blocks - 1) / blocks, small, std::max<int64_t>(p.N / enough, 1)});
   std::vector<Block<T>> out;
   for (int64_t b = 0; b < p.B; b += size) out.emplace_back(p, b, std::min(b + size, p.B), splits);
   return out;
@@ -108,7 +115,9 @@ struct Union {
   std::vector<uint8_t> wanted;
 };
 
-std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
+template <class T>
+std::vector<Union> unions(const Arguments& a, const Problem<T>& p) {
+  const int64_t B = p.B, N = p.N;
   const int64_t *atoms = data<int64_t>(*a.atoms), *counts = data<int64_t>(*a.counts);
   const int64_t* const end = atoms + a.atoms->size(0);
   std::vector<Union> out;
@@ -119,12 +128,16 @@ std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
                       "counts: expected at least one atom per query, as many in all as atoms has, got ",
                       counts[b], " at index ", b);
       int64_t previous = -1;
+      bool masked = p.log_prior;
       for (const int64_t* last = atoms + counts[b]; atoms < last; ++atoms) {
         STD_TORCH_CHECK(*atoms > previous && *atoms < N, "atoms: expected numbers of ", N,
                         " rows, each query's ascending, got ", *atoms, " after ", previous);
         previous = *atoms;
         wanted[*atoms] |= uint8_t(1 << (b - b0));
+        masked = masked && p.log_prior[previous] == -INFINITY;
       }
+      STD_TORCH_CHECK(!masked, "atoms: expected one with a log_prior above -inf for each query, got ",
+                      counts[b], " masked at index ", b);
     }
     Union& u = out.emplace_back();
     for (int64_t i = 0; i < N; i += 8) {
@@ -141,14 +154,17 @@ std::vector<Union> unions(const Arguments& a, int64_t B, int64_t N) {
 }
 
 template <class T>
-std::vector<Block<T>> listed_blocks(const Problem<T>& p, const std::vector<Union>& unions) {
+std::vector<Block<T>> listed_blocks(const Problem<T>& p, const std::vector<Union>& unions, int64_t stride,
+                                    int64_t rows) {
   constexpr int64_t enough = 128;  // rows that pay for a merge
+  const int64_t bytes = p.B * stride * (1 + rows) * int64_t(sizeof(double));
+  const int64_t most = std::min<int64_t>(most_splits(int64_t(unions.size()), bytes), 32);
   std::vector<Block<T>> out;
   for (const Union& u : unions) {
     Problem<T> one = p;
     one.rows = u.rows.data(), one.wanted = u.wanted.data(), one.N = int64_t(u.rows.size());
     const int64_t b = int64_t(out.size()) * block;
-    out.emplace_back(one, b, std::min(b + block, p.B), std::clamp<int64_t>(one.N / enough, 1, 32));
+    out.emplace_back(one, b, std::min(b + block, p.B), std::clamp<int64_t>(one.N / enough, 1, most));
   }
   return out;
 }
@@ -235,8 +251,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   std::vector<Union> listed;
   std::vector<Block<T>> blocks;
   if (a.atoms) {
-    listed = unions(a, p.B, p.N);
-    blocks = listed_blocks(p, listed);
+    listed = unions(a, p);
+    blocks = listed_blocks(p, listed, m.stride, m.rows);
   } else {
     Problem<T> all = p;
     // Where a mask leaves so few atoms that they pay for being copied out, theirs are the only rows read.
@@ -281,6 +297,8 @@ Gathered<T> gather(const Arguments& a, Op op) {
   });
   STD_TORCH_CHECK(status != non_finite_atom,
                   "y: expected finite values of moderate size, got nan, inf or an overflow of |y|^2");
+  STD_TORCH_CHECK(status != non_finite_distance,
+                  "x, y: expected distances that can be represented, got nan, inf or an overflow");
   if (status == ok && most > 1)
     each(p.B, most * m.stride * (1 + m.rows), [&](int64_t b) {
       const int got = kernel.merge(p, m, splits[b], b);

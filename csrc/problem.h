@@ -15,17 +15,16 @@ enum class Op : int { posterior, matvec, diagonal, dense };
 
 template <class T>
 struct Problem {
-  const T* x;           // [B, d]
-  const void* y;        // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
-  const T* v;           // [B, K, d], matvec only
-  const T* alpha;       // [B]
-  const T* sigma;       // [B]
-  const T* log_prior;   // [N] or null (uniform)
-  const T* centre;      // [d] or null (zero): roughly the middle of the atoms
-  const int64_t* rows;  // [N] or null (all): atom i is row rows[i] of y and log_prior
-  const uint8_t*
-      wanted;   // [N] or null (by all): bit j says whether the j-th of at most 8 queries counts atom i
-  T prior_top;  // the largest log_prior, taken off it
+  const T* x;             // [B, d]
+  const void* y;          // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
+  const T* v;             // [B, K, d], matvec only
+  const T* alpha;         // [B]
+  const T* sigma;         // [B]
+  const T* log_prior;     // [N] or null (uniform)
+  const T* centre;        // [d] or null (zero): roughly the middle of the atoms
+  const int64_t* rows;    // [N] or null (all): atom i is row rows[i] of y and log_prior
+  const uint8_t* wanted;  // [N] or null (all): bit j says whether query j of the block counts atom i
+  T prior_top;            // the largest log_prior, taken off it
   double scale, offset;
   int64_t B, N, d, K, ldy;
   Storage storage;
@@ -78,7 +77,7 @@ struct Bound {
   float alpha, half, variance, reach, along, code, lost;  // extra_i = lost scale_i
 };
 
-inline constexpr int64_t block = 8;  // queries of kept_atoms that share what is read
+inline constexpr int64_t block = 8;  // queries of kept_atoms, and of lists, that share what is read
 
 // What is known of the atoms of one chunk at a level of the index; scale and log_prior may be null.
 inline constexpr int64_t screen_chunk = 128, screen_tile = 64, most_axes = 32;
@@ -105,7 +104,7 @@ struct ScreenKernels {
   double (*square_distance)(const double* x, double alpha, const double* y, int64_t n);
 };
 
-enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
+enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2, non_finite_distance = 3 };
 
 // One instruction set's kernels.
 template <class T>

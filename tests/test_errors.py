@@ -304,6 +304,15 @@ def test_finite_arguments_that_overflow(call):
         call()
 
 
+def test_a_query_whose_square_overflows_float64():
+    """No tile has a largest logit: a sweep that looked for its atoms read where there are none."""
+    wide = torch.randn(40, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for op in (ops.posterior, ops.fisher_diagonal, ops.fisher_dense):
+        for far in (1e155, 1e200):
+            with pytest.raises(ValueError, match="^[a-z, ]+: expected .*overflow"):
+                op(wide[:2] + far, wide, 1.0, 1.0)
+
+
 def test_a_number_beyond_the_dtype():
     with pytest.raises(ValueError, match=r"^alpha: expected a finite value in float32, got 1e\+50$"):
         ops.posterior(x, y, 1e50, 0.5)

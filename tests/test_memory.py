@@ -31,9 +31,20 @@ getattr(ops, op)(*args(2, 3))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
-out = getattr(ops, op)(*args(B, N))
+out = getattr(ops, op)(*args(B, N), kept={kept})
 print(resident("VmHWM") - before)
 """
+
+
+def added(kept=None, **call):
+    """MiB at the peak of a call, beyond inputs and a first small call."""
+    code = CALL.format(alpha=0.9, kept=kept, **call)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
 
 
 # The posterior at full size. The others: every kind of sweep, small noise (atoms gathered one by one) and large.
@@ -52,13 +63,14 @@ print(resident("VmHWM") - before)
 def test_a_call_adds_little_to_the_process(op, B, N, d, K, sigma, limit):
     """Peak memory in MiB beyond inputs and a first small call; [B, N] alone would be 3125 MiB in the first case
     and no less than 4 in the others, outputs are at most 8."""
-    code = CALL.format(op=op, B=B, N=N, d=d, K=K, alpha=0.9, sigma=sigma)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < limit
+    assert added(op=op, B=B, N=N, d=d, K=K, sigma=sigma) < limit
+
+
+@pytest.mark.parametrize("op, d, K, limit", [("fisher_matvec", 1024, 64, 100), ("fisher_dense", 512, 0, 130)])
+def test_long_lists_are_not_cut_into_splits_that_fill_the_memory(op, d, K, limit):
+    """32 splits would take 128 and 512 MiB of partial sums; outputs are 2 and 8."""
+    kept = "(torch.arange(N).repeat(B), torch.full((B,), N))"
+    assert added(kept, op=op, B=8, N=4096, d=d, K=K, sigma=3.0) < limit
 
 
 def available():

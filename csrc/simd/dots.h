@@ -93,13 +93,6 @@ void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t 
   for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
 }
 
-template <class T>
-T square_norm(const T* a, int64_t width) {
-  T out;
-  dot_rows<T, 1, false>(&a, a, 0, 1, width, &out, 1, nullptr);
-  return out;
-}
-
 // f(Count<n>{}): n, 1 <= n <= MOST, as a constant.
 template <int N>
 struct Count {

@@ -197,7 +197,7 @@ int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
   for (int64_t k = 0; k < p.K; ++k) memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
   read_reference(p, ref, there);
   const Sums all = sums_of(p, m, 0, b);
-  if (*all.mass == 0) clear_vectors(m, all);
+  if (*all.mass == 0) clear_vectors(m, all);  // never begun: its vectors were not written
   for (int64_t s = 0; s < S; ++s) {
     const Sums part = sums_of(p, m, s, b);
     if (*part.mass == 0 && s > 0) continue;

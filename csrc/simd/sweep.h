@@ -5,8 +5,7 @@
 // for every query and tile:
 //   near     the noise is as large as the data and most atoms carry weight: they are believed
 //   between  most atoms carry weight, in less noise: logits again by differences, for the whole tile
-//   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are
-//   evaluated
+//   far      a filter with a rigorous error bound: the atoms that can carry weight, few as a rule, are done
 //            again by differences and gathered about the heaviest of them (exact.h)
 #pragma once
 #include "exact.h"
@@ -239,7 +238,7 @@ class Sweep : private Exact<T> {
     const double error = this->error(t, query);
     const double sure = query.k + largest - error, top = *sums(i).top;
     const double least = (top > sure ? top : sure) - gap_ - error - query.k;
-    if (largest < least) return;
+    if (!(largest >= least)) return;  // nan where |x|^2 / 2 sigma^2 overflows
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= least) {
