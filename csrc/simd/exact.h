@@ -94,12 +94,12 @@ class Exact {
     if (!begun_[i]) begin(i);
     const Sums s = sums(i);
     const double half = 0.5 / (double(p_.sigma[b0_ + i]) * p_.sigma[b0_ + i]);
-    distances(raw_x_ + i * w_, p_.alpha[b0_ + i], pointer_, n, w_, coef_);
+    distances(raw_x_ + i * w_, p_.alpha[b0_ + i], pointer_, n, w_, exact_);
     int64_t best = 0;
     bool finite = true;
     for (int64_t j = 0; j < n; ++j) {
-      finite = finite && coef_[j] <= (sizeof(T) == 4 ? T(3.4e38) : T(1.7e308));
-      exact_[j] = double(prior_[j]) - half * coef_[j];
+      finite = finite && exact_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308);
+      exact_[j] = double(prior_[j]) - half * exact_[j];
       if (exact_[j] > exact_[best]) best = j;
     }
     T* ref = ref_ + i * w_;

@@ -87,18 +87,21 @@ template <class T>
 DFK_INLINE T sum_lanes(Vec<T> v) {
   return sum_halves<DFK_VECTOR_BYTES, T>(v);
 }
-// The same in double precision.
+// In double precision; of float the upper half of the lanes is added to the lower.
 template <class T>
-DFK_INLINE double total(Vec<T> v) {
+DFK_INLINE Vec<double> widened(Vec<T> v) {
   if constexpr (sizeof(T) == 8) {
-    return sum_lanes<T>(v);
+    return v;
   } else {
     typedef float Half __attribute__((vector_size(DFK_VECTOR_BYTES / 2)));
     Half half[2];
     __builtin_memcpy(half, &v, sizeof v);
-    return sum_lanes<double>(__builtin_convertvector(half[0], Vec<double>) +
-                             __builtin_convertvector(half[1], Vec<double>));
+    return __builtin_convertvector(half[0], Vec<double>) + __builtin_convertvector(half[1], Vec<double>);
   }
+}
+template <class T>
+DFK_INLINE double total(Vec<T> v) {
+  return sum_lanes<double>(widened<T>(v));
 }
 template <class T>
 DFK_INLINE T max_lanes(Vec<T> v) {
