@@ -72,8 +72,8 @@ class Asked {
     for (const double zk : z) largest = std::max(largest, std::fabs(zk));
     tail_unit = largest > 0 ? largest / 32767 : 1;
     tail.assign(in_.padded, 0);
-    constexpr double whole =
-        0x1.8p52;  // added and taken off, rounds to an integer: a call of nearbyint is slow
+    // Added and taken off, it rounds to an integer; nearbyint would be a call.
+    constexpr double whole = 0x1.8p52;
     for (int64_t k = 0; k < in_.d; ++k) {
       const double m = (z[k] / tail_unit + whole) - whole;
       tail[k] = int16_t(m);

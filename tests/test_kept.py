@@ -62,7 +62,7 @@ def test_as_with_its_own_atoms_alone(op, B, N, d, sigma, share, masked, seed):
 @pytest.mark.parametrize("d", [784, 3072, 3001])
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 30.0])
 def test_no_less_exact_than_plain_float32(d, sigma):
-    """Several splits and blocks of queries. Four: where vectors are short, chains of additions are long."""
+    """At most twice its error; several splits and blocks of queries."""
     tensors = problem(11, 600, d, sigma, dtype=torch.float32)
     everything = torch.arange(600).repeat(11), torch.full((11,), 600)
     exact = ops.posterior(*(tensors[k].double() for k in "xy"), 1.0, sigma)
@@ -73,7 +73,7 @@ def test_no_less_exact_than_plain_float32(d, sigma):
         error(reference(*tensors.values())),
         error(ops.posterior(*tensors.values(), kept=everything)),
     )
-    assert all(k <= 4 * p + 1e-6 for k, p in zip(kept, plain, strict=True)), (kept, plain)
+    assert all(k <= 2 * p + 1e-6 for k, p in zip(kept, plain, strict=True)), (kept, plain)
 
 
 @pytest.mark.skipif(not _native.available, reason="no compiled part")

@@ -22,14 +22,14 @@ def define(op, schema: str, fake: Callable, fast: Callable | None = None, densit
     names = [a.name for a in op._schema.arguments]
     y, log_prior = names.index("y"), names.index("log_prior")
 
-    def query_by_query(args, clouds):
-        outs = []
+    def query_by_query(args, prior_of_all, clouds):
+        outs, total = [], prior_of_all.logsumexp(0) if density else None
         for b, (atoms, prior) in enumerate(clouds):
             one = [a[b : b + 1] if _is_tensor(a) else a for a in args]
             one[y], one[log_prior] = atoms, prior
             out = op(*one)
             if density:  # of all atoms, not of those that are left
-                out = (out[0] + prior.logsumexp(0) - _log_prior(args).logsumexp(0), *out[1:])
+                out = (out[0] + prior.logsumexp(0) - total, *out[1:])
             outs.append(out)
         if not outs:
             return fake(*args)
@@ -42,14 +42,14 @@ def define(op, schema: str, fake: Callable, fast: Callable | None = None, densit
         *args, atoms, counts = args
         prior = _log_prior(args)
         lists = _lists(atoms, counts, len(prior))
-        return query_by_query(args, ((args[y][rows], prior[rows]) for rows in lists))
+        return query_by_query(args, prior, ((args[y][rows], prior[rows]) for rows in lists))
 
     def twin(*args):
         """By masks, which can be traced; y as it is, of which derivatives would keep copies."""
         *args, atoms, counts = args
         prior = _log_prior(args)
         masks = _masks(atoms, counts, len(prior))
-        return query_by_query(args, ((args[y], torch.where(mask, prior, -math.inf)) for mask in masks))
+        return query_by_query(args, prior, ((args[y], torch.where(mask, prior, -math.inf)) for mask in masks))
 
     name = "kept_" + op._schema.name.removeprefix(_op.NAMESPACE + "::")
     _KEPT[op] = _op.define(
@@ -80,11 +80,11 @@ def _lists(atoms, counts, N):
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
         raise RuntimeError(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
-    lists = atoms.split(sizes) if sizes else ()
-    for rows in lists:
-        if rows[0] < 0 or rows[-1] >= N or bool((rows.diff() <= 0).any()):
-            raise RuntimeError(f"atoms: expected numbers of {N} rows, each query's ascending, got {rows}")
-    return lists
+    rises = atoms.diff() > 0
+    rises[counts.cumsum(0)[:-1] - 1] = True  # from one query to the next
+    if not bool(rises.all() & (atoms >= 0).all() & (atoms < N).all()):
+        raise RuntimeError(f"atoms: expected numbers of {N} rows, each query's ascending, got {atoms}")
+    return atoms.split(sizes) if sizes else ()
 
 
 def call(op, args, kept: tuple[torch.Tensor, torch.Tensor] | None, **given):

@@ -11,12 +11,10 @@ from __future__ import annotations
 import torch
 
 from ... import _op
-from .cascade import Screen, cascade
+from .cascade import BLOCK, Screen, cascade
 from .reference import kept_atoms as reference
 
-__all__ = ["BLOCK", "op", "reference"]
-
-BLOCK = 8  # queries that share what is read: `block` in csrc/cascade_cpu.h
+__all__ = ["op", "reference"]
 
 
 def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):

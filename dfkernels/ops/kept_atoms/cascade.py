@@ -13,6 +13,7 @@ import torch
 from .._kinds import load
 
 UNIT = 2.0**-53
+BLOCK = 8  # queries that share what is read: `block` in csrc/problem.h
 
 
 class Width(NamedTuple):

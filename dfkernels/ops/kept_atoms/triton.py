@@ -16,9 +16,8 @@ from torch.nn.functional import pad
 from .._kinds import load
 from .._triton import expect
 from .._triton_screen import add_tail, first_level
-from .cascade import Queries
+from .cascade import BLOCK, Queries
 
-BLOCK = 8  # queries of a program, which share what is read: as in csrc/cascade_cpu.h
 TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
 PAIRS = 2**25  # pairs of queries and atoms at once, or numbers of atoms for their exact logits
 SAMPLE = 64  # atoms that tell whether most are needed
