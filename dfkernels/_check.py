@@ -9,6 +9,7 @@ values are not looked at.
 from __future__ import annotations
 
 import math
+import operator
 import re
 
 import torch
@@ -96,11 +97,40 @@ def level(name, a, x):
 
 
 def constant(name, a):
-    if isinstance(a, bool) or not isinstance(a, (int, float)):
-        raise _type(name, "a number", type(a).__name__)
-    if not math.isfinite(a):
-        raise mismatch(name, "a finite value", a)
-    return float(a)
+    """A finite number of any library, as a Python float: int, float, a NumPy scalar, a 0-d array or tensor,
+    whatever has `__float__`. bool, complex and arrays of one entry are no numbers.
+    """
+    if isinstance(a, (bool, complex, str)) or getattr(a, "ndim", 0) or not hasattr(a, "__float__"):
+        raise _type(name, "a number", _kind(a))
+    if str(getattr(a, "dtype", "")).removeprefix("torch.").startswith(("bool", "complex")):
+        raise _type(name, "a real number", _kind(a))
+    try:
+        value = float(a)
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
+    if not math.isfinite(value):
+        raise mismatch(name, "a finite value", value)
+    return value
+
+
+def integer(name, a, least=None, most=None):
+    """A whole number of any library (whatever has `__index__`) from least to most, as a Python int."""
+    try:
+        if isinstance(a, bool) or str(getattr(a, "dtype", "")).removeprefix("torch.") == "bool":
+            raise TypeError
+        value = operator.index(a)
+    except TypeError:
+        raise _type(name, "an integer", _kind(a)) from None
+    if least is not None and value < least or most is not None and value > most:
+        ends = f"from {least} to {most}" if most is not None else f"of at least {least}"
+        raise mismatch(name, f"an integer {ends}", value)
+    return value
+
+
+def _kind(a) -> str:
+    """What came, in an error's words: the type, with the shape of an array."""
+    shape = getattr(a, "shape", None)
+    return type(a).__name__ + (f" of shape {_shape(shape)}" if isinstance(shape, tuple) and shape else "")
 
 
 def points(x, y, alpha, sigma, log_prior, scale, offset):
