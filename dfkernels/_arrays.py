@@ -128,11 +128,9 @@ def _torch_file(path: Path) -> _Held:
         can_map = zipfile.is_zipfile(path)  # what torch.save writes; the format before that cannot be mapped
     except UnicodeEncodeError:  # torch maps files whose names are UTF-8; any other is read
         can_map = False
-    if can_map:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    else:
-        with open(path, "rb") as file:
-            found = torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(), open(path, "rb") as file:
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own doing
+        found = torch.load(path if can_map else file, map_location="cpu", weights_only=True, mmap=can_map)
     if isinstance(found, Tensor):
         return {None: lambda: found}
     if not isinstance(found, dict):

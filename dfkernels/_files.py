@@ -82,6 +82,14 @@ def is_standard_output(path: Path) -> bool:
         return False
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Whether two names, links followed, are those of one existing file."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
 def kind(mode: int) -> str:
     """In words, what kind of thing has this st_mode."""
     kinds = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -181,7 +180,7 @@ def _refuse_inputs(args: argparse.Namespace) -> None:
     """Raises FileError if the result would replace one of the inputs, under whatever name."""
     for name in (args.data, args.queries, args.log_prior):
         path = None if name is None else _arrays.split(name)[0]
-        if path is not None and path.exists() and args.out.exists() and os.path.samefile(path, args.out):
+        if path is not None and _files.is_same(path, args.out):
             raise FileError(f"{args.out}: is the input {path}: name another result, or --force to replace it")
 
 
