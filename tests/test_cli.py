@@ -19,6 +19,7 @@ import torch
 from dfkernels import __version__, _arrays, _files, _native, cli, ops
 from dfkernels._console import Console
 from dfkernels._progress import Progress
+from dfkernels.methods import evaluate
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_bad_values_in_queries_name_the_row_of_the_file(here, capsys):
     )
 
 
-def test_the_error_names_the_file_at_fault(here, capsys):
+def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
     """Each of three files in turn, with the other two as they should be."""
     np.save("short.npy", np.zeros(49))
     error = refused(capsys, "y.npy x.npy --sigma 1 --log-prior short.npy")
@@ -232,6 +233,22 @@ def test_the_error_names_the_file_at_fault(here, capsys):
     np.save("nan.npy", bad)
     assert refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy").startswith("nan.npy: y: expected finite ")
     assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith("alpha: expected a finite value")
+
+    def fail(*args):
+        raise ValueError("DFKERNELS_ISA: expected base or v3, got 'v9'")
+
+    monkeypatch.setattr(evaluate, "DiffusionFisher", fail)
+    assert refused(capsys, "y.npy x.npy --sigma 1") == "DFKERNELS_ISA: expected base or v3, got 'v9'"
+
+
+@pytest.mark.parametrize("stored", [np.array([[1.0], [2.0], [1e300]]), np.array([[1], [2], [1 << 60]])])
+def test_what_float32_lacks_does_not_matter_in_masked_atoms(stored):
+    """The masked atom's number becomes whatever it may; the others' are still looked at."""
+    atoms = torch.from_numpy(stored)
+    masked = torch.tensor([False, False, True])
+    assert evaluate._converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [[1], [2]]
+    with pytest.raises(_files.FileError, match=r"^y\.npy: expected numbers that float32 can hold, .* \[2, 0\]"):
+        evaluate._converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
 
 
 @pytest.mark.parametrize("code", ["i1", ">i2", "u2", "u4", "<i8", ">u8", ">f8", "f2"])
@@ -459,7 +476,7 @@ def broken():
 @pytest.mark.parametrize("argv", [["env"], ["--help"], ["--version"], ["posterior", "--help"], POSTERIOR])
 def test_a_pipe_that_nobody_reads_ends_quietly(here, broken, argv):
     assert in_child(argv, stdout=broken) == 141
-    assert Path("err").read_text() in ("", "posterior:  (0 s)\n")
+    assert Path("err").read_text() == ""
     assert argv != POSTERIOR or np.load("out.npz")["ess"].shape == (7,)
 
 
@@ -475,6 +492,21 @@ def test_closed_standard_streams(here, stdout, stderr):
     assert in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=stdout, stderr=stderr) == 2
     assert in_child(["posterior"], stdout=stdout, stderr=stderr) == 2
     assert in_child(["env"], stdout=stdout, stderr=stderr) == 0
+
+
+def test_closed_descriptors_are_not_given_to_the_next_files(here):
+    """Else what C code prints there would get into the results."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(1)
+            os.close(2)
+            with Console():
+                opened = os.open("y.npy", os.O_RDONLY)
+            os._exit(10 + opened)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) > 12
 
 
 def test_a_full_standard_output_is_an_error(here):

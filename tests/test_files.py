@@ -475,9 +475,12 @@ def test_standard_output_that_is_a_file_keeps_what_it_has():
     Path("log").write_bytes(b"before ")
     child = os.fork()
     if child == 0:
-        os.dup2(os.open("log", os.O_WRONLY | os.O_APPEND), 1)
-        put("/dev/stdout")
-        os._exit(0)
+        try:
+            os.dup2(os.open("log", os.O_WRONLY | os.O_APPEND), 1)
+            put("/dev/stdout")
+            os._exit(0)
+        finally:
+            os._exit(99)
     assert os.waitpid(child, 0)[1] == 0
     assert Path("log").read_bytes() == b"before new"
 

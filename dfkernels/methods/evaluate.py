@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ def evaluate(
     if prior is not None:
         prior = _converted(log_prior, prior, torch.float64)
     if atoms.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.uint8, dtype):
-        atoms = _converted(data, atoms, dtype)
+        atoms = _converted(data, atoms, dtype, masked=None if prior is None else prior == -math.inf)
     with _blaming({"y": data, "log_prior": log_prior}):
         cloud = PointCloud(atoms, prior, scale=scale, offset=offset)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
@@ -97,10 +98,13 @@ def _check_shapes(
         )
 
 
-def _converted(name: str, t: Tensor, dtype: torch.dtype, first: int = 0) -> Tensor:
+def _converted(
+    name: str, t: Tensor, dtype: torch.dtype, first: int = 0, masked: Tensor | None = None
+) -> Tensor:
     """`t` [n, ...], whose row 0 is row `first` of the file, in `dtype`. Numbers with a fraction are rounded.
 
-    Raises FileError for integers that `dtype` does not have and for numbers beyond its range.
+    Raises FileError for integers that `dtype` does not have and for numbers beyond its range, but for those in the
+    rows that are `masked` [n], whose values do not matter.
     """
     if t.dtype == dtype:
         return t
@@ -117,6 +121,8 @@ def _converted(name: str, t: Tensor, dtype: torch.dtype, first: int = 0) -> Tens
             if -most <= int(values.min()) and int(values.max()) <= most:
                 continue
             lost = torch.from_numpy((values < -most) | (values > most))
+        if masked is not None:
+            lost[masked[start : start + rows]] = False
         if bool(lost.any()):
             index = lost.nonzero()[0].tolist()
             place = [first + start + index[0], *index[1:]]
@@ -142,18 +148,18 @@ def _check_finite(name: str, x: Tensor, first: int) -> None:
 
 @contextmanager
 def _blaming(files: dict[str, str | None], otherwise: str | None = None) -> Iterator[None]:
-    """An error that begins with the name of an argument is that of the argument's file; one about a number that the
-    caller gave stays as it is; any other is put down to `otherwise`.
+    """An error that begins with the name of an argument is that of the argument's file; one that begins with
+    another name (a number that the caller gave, an environment variable) stays as it is; any other is put down to
+    `otherwise`.
     """
     try:
         yield
     except FileError:
         raise
     except (TypeError, ValueError) as error:
-        argument = str(error).partition(":")[0]
-        if argument in ("alpha", "sigma", "scale", "offset"):
-            raise
-        name = files.get(argument) or otherwise
+        argument, colon, _ = str(error).partition(":")
+        named = bool(colon) and argument.isidentifier()
+        name = files.get(argument) if named else otherwise
         if name is None:
             raise
         raise FileError(f"{name}: {error}") from None
