@@ -1,6 +1,6 @@
 """Arrays that people have in files, as tensors: .npy, .npz, .safetensors, .pt and .pth, named FILE or FILE:KEY.
 
-A file is not trusted: nothing in it is executed, and whatever is wrong with it becomes a FileError that names it.
+A file is not trusted: nothing in it is executed, and whatever is wrong with it becomes a FileError with its name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def load(name: str) -> Tensor:
 
 
 def split(name: str) -> tuple[Path, str | None]:
-    """(file, key or None) of FILE or FILE:KEY. Both may hold colons: the longest name that exists is the file."""
+    """(file, key or None) of FILE or FILE:KEY; both may hold colons: the longest name that exists is the file."""
     if os.path.exists(name) or ":" not in name:
         return Path(name), None
     ends = [at for at, letter in enumerate(name) if letter == ":"][::-1]

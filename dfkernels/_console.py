@@ -1,4 +1,4 @@
-"""Standard output and error that never stop the work: whatever the encoding, closed, full, or read by nobody."""
+"""Standard output and error that never stop the work: in any encoding, closed, full, or read by nobody."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import codecs
 import errno
 import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
 BROKEN_PIPE = 141  # what a shell reports of a process that SIGPIPE has ended: 128 + 13
 _ASCII = {
-    "━": "=", "─": "-", "│": "|", "×": "x", "·": ".", "−": "-", "–": "-", "≤": "<=", "≥": ">=", "≈": "~", "±": "+-",
-    "²": "^2", "√": "sqrt", "∞": "inf", "σ": "sigma", "λ": "lambda", "α": "alpha", "ε": "eps", "→": "->", "…": "...",
+    "━": "=", "─": "-", "│": "|", "×": "x", "·": ".", "−": "-", "–": "-", "≤": "<=", "≥": ">=", "≈": "~",
+    "±": "+-", "²": "^2", "√": "sqrt", "∞": "inf", "σ": "sigma", "λ": "lambda", "α": "alpha", "ε": "eps",
+    "→": "->", "…": "...",
 }  # fmt: skip
 
 
@@ -52,7 +54,7 @@ class _Stream:
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    def _guarded(self, call):
+    def _guarded(self, call: Callable[[], object]) -> object:
         if self.inner is None or self.failure is not None:
             return None
         try:
@@ -79,14 +81,18 @@ class _Stream:
 
 
 def _occupy() -> None:
-    """Take the descriptors 0 to 2 that are closed: the next files would get them, and C code would print there."""
+    """Take the descriptors 0 to 2 that are closed: else the next files get them, and C code prints there."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
 
 
 class Console:
-    """`with Console() as console: ...; return console.code(code)`: inside, sys.stdout and sys.stderr never raise."""
+    """`with Console() as console: ...; return console.code(code, "dfkernels demo")`.
+
+    Inside, sys.stdout and sys.stderr take everything: what their encoding lacks is written in ASCII, and what they
+    cannot take is dropped. `code` tells what became of standard output.
+    """
 
     def __enter__(self) -> Console:
         _occupy()

@@ -34,9 +34,9 @@ class FileError(ValueError):
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write `path` by `fill(file)`, whole or not at all: any failure or signal leaves what was there before.
 
-    A regular file is written beside its place and then renamed, with the owner and the rights of the file that it
-    replaces; of several hard links only this name is replaced. A symbolic link stays one, and what it points to is
-    written. A FIFO or a character device takes the bytes and stays what it is.
+    A regular file is written beside its place and then renamed, with the owner and the rights of the file that
+    it replaces; of several hard links only this name is replaced. A symbolic link stays one, and what it points
+    to is written. A FIFO or a character device takes the bytes and stays what it is.
 
     Raises FileError (full disk, no permission, no such folder, a directory or another thing that is no file).
     """
@@ -161,8 +161,8 @@ class _Ended(BaseException):
 
 @contextmanager
 def _unwinding() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they would end the process at once, first unwind the stack of what is inside, so
-    that it can clean up; then they end the process.
+    """SIGTERM and SIGHUP, where they would end the process at once, first unwind the stack of what is inside,
+    so that it can clean up; then they end the process.
 
     Only the main thread can do that; in another one they end the process as ever.
     """
@@ -229,9 +229,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_tensors` wrote, memory-mapped, checksums compared; writing to a tensor leaves the file as it is.
+    """What `save_tensors` wrote, memory-mapped, checksums compared.
 
-    Raises FileError.
+    Writing to a tensor leaves the file as it is. Raises FileError.
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file")
@@ -304,8 +304,10 @@ def _counts(value: object) -> bool:
 
 
 def mapped(path: Path, entry: Entry, *, writable: bool) -> Tensor:
-    """A tensor of a .safetensors file, memory-mapped. `writable`: it may be written to, and the file stays as it is;
-    else it must not be written to, and may be larger than the memory.
+    """A tensor of a .safetensors file, memory-mapped.
+
+    `writable`: it may be written to, and the file stays as it is; else it must not be written to, and may be larger
+    than the memory. Raises FileError for a dtype that torch does not have.
     """
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:

@@ -24,7 +24,7 @@ _EXIT_CODES = f"""exit codes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `dfkernels ARGV`; returns the exit code. argparse raises SystemExit for --help and for bad arguments."""
+    """Run `dfkernels ARGV`; returns the exit code. SystemExit comes of --help and of bad arguments."""
     with Console() as console:
         try:
             args = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
@@ -46,7 +46,9 @@ def _joined(argv: list[str]) -> list[str]:
     """`--offset -1e-3` as `--offset=-1e-3`, since argparse takes -1e-3 for the name of an option."""
     joined: list[str] = []
     for text in argv:
-        if text[:1] == "-" and joined and joined[-1][:2] == "--" and "=" not in joined[-1] and _is_number(text):
+        option = joined[-1] if joined else ""
+        takes_one = option.startswith("--") and option != "--" and "=" not in option
+        if takes_one and text.startswith("-") and _is_number(text):
             joined[-1] += f"={text}"
         else:
             joined.append(text)
@@ -96,14 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     posterior = commands.add_parser(
         "posterior",
         help="log q, posterior mean, score, Fisher trace and ESS for your own files",
-        description="Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors, .pt or "
-        ".pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes log_prob, mean, score, "
-        "fisher_trace and ess as .npz.",
+        description="Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors, .pt "
+        "or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes log_prob, mean, "
+        "score, fisher_trace and ess as .npz.",
     )
     posterior.add_argument(
         "data",
         metavar="DATA",
-        help="atoms, [N, *E]; float64/32/16, bfloat16 and uint8 are computed with as they are, others are converted",
+        help="atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file as they are",
     )
     posterior.add_argument("queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype")
     posterior.add_argument("--sigma", type=_positive, required=True, help="noise level, > 0")
@@ -167,6 +169,10 @@ def _posterior(args: argparse.Namespace) -> int:
             )
     except ValueError as error:  # names the file or the argument at fault
         raise FileError(str(error)) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise FileError("not enough memory: a smaller --chunk needs less") from None
     # With the result on standard output, what is said about it goes where the progress bar is.
     notes = sys.stderr if _files.is_standard_output(args.out) else sys.stdout
     evaluate.save(args.out, results)

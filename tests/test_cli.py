@@ -231,7 +231,8 @@ def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
     bad = np.load("y.npy")
     bad[3] = np.nan
     np.save("nan.npy", bad)
-    assert refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy").startswith("nan.npy: y: expected finite ")
+    error = refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy")
+    assert error.startswith("nan.npy: y: expected finite values, got nan at index [3, 0, 0]")
     assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith("alpha: expected a finite value")
 
     def fail(*args):
@@ -266,7 +267,8 @@ def test_numbers_of_any_dtype_in_any_role(here, code):
 def test_integers_that_float32_lacks_are_exact_in_float64(here, capsys):
     y = np.array([[0], [(1 << 24) + 1], [(1 << 25) + 1]])
     np.save("big.npy", y)
-    assert refused(capsys, "big.npy big.npy --sigma 1").startswith("big.npy: expected numbers that float32 can hold")
+    error = refused(capsys, "big.npy big.npy --sigma 1")
+    assert error.startswith("big.npy: expected numbers that float32 can hold, got 16777217 at index [1, 0]")
     assert cli.main("posterior big.npy big.npy --sigma 0.1 --dtype float64".split()) == 0
     assert np.load("out.npz")["mean"].tolist() == y.tolist()
 
@@ -319,8 +321,8 @@ def test_bad_options(here, capsys, extra, message):
 
 def test_options_at_their_ends(here):
     """A chunk larger than any index, no signal at all, a negative number with an exponent."""
-    argv = ["posterior", "y.npy", "x.npy", "--sigma", "1", "--chunk", str(10**30), "--alpha", "0", "--offset", "-1e-3"]
-    assert cli.main(argv) == 0
+    argv = f"posterior y.npy x.npy --sigma 1 --chunk {10**30} --alpha 0 --offset -1e-3"
+    assert cli.main(argv.split()) == 0
     y, x = arrays("y.npy", "x.npy")
     check("out.npz", ops.posterior(x.float(), y, 0.0, 1.0, offset=-1e-3), x.float(), 0.0, 1.0)
 
@@ -328,7 +330,8 @@ def test_options_at_their_ends(here):
 def test_unwritable_result_is_found_before_any_work(here, capsys, monkeypatch):
     monkeypatch.setattr(_arrays, "load", lambda name: pytest.fail("worked first"))
     Path("file").touch()
-    assert refused(capsys, "y.npy x.npy --sigma 1 -o file/out.npz") == "file/out.npz: cannot write: Not a directory"
+    error = refused(capsys, "y.npy x.npy --sigma 1 -o file/out.npz")
+    assert error == "file/out.npz: cannot write: Not a directory"
     assert refused(capsys, "y.npy x.npy --sigma 1 -o .") == ".: cannot write: it is a directory"
 
 
@@ -344,6 +347,17 @@ def test_an_input_is_replaced_only_by_force(here, capsys, name):
     assert Path(name).read_bytes() == before
     assert cli.main(["posterior", *argv.split(), "--force"]) == 0
     assert np.load(name)["mean"].shape == (7, 2, 3) and os.path.islink("link.npz")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_too_little_memory(here, capsys, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(evaluate, "DiffusionFisher", fail)
+    assert refused(capsys, "y.npy x.npy --sigma 1") == "not enough memory: a smaller --chunk needs less"
 
 
 def test_the_result_has_the_name_that_was_given(here):
@@ -397,8 +411,10 @@ def test_env_with_an_instruction_set_that_the_cpu_lacks(capsys, monkeypatch):
     why = "DFKERNELS_ISA: expected base or v3, got v9"
 
     class Module:
-        build_info = staticmethod(lambda: dict.fromkeys(("compiler", "flags", "built_with_torch", "target_torch"), "?")
-                                  | {"isa_levels": ["base", "v3"]})  # fmt: skip
+        @staticmethod
+        def build_info():
+            facts = dict.fromkeys(("compiler", "flags", "built_with_torch", "target_torch"), "?")
+            return {**facts, "isa_levels": ["base", "v3"]}
 
         @staticmethod
         def isa():
@@ -442,7 +458,7 @@ def in_child(argv, *, stdout="out", stderr="err", encoding="utf-8"):
                     streams.append(None)
                     continue
                 os.dup2(to if isinstance(to, int) else os.open(to, os.O_WRONLY | os.O_CREAT, 0o666), number)
-                streams.append(open(number, "w", encoding=encoding, errors="strict", closefd=False))  # noqa: SIM115
+                streams.append(io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, "strict"))
             sys.stdout, sys.stderr = streams
             try:
                 code = cli.main(argv)

@@ -1,4 +1,4 @@
-"""Files that people have and files that somebody damaged: read, or refused by name; results whole or not at all."""
+"""Files that people have, and files that somebody damaged: read, or refused by name. Results: whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def write_safetensors(path, header, payload):
 # ---- what is read
 
 
-@pytest.mark.parametrize("code", "<f8 >f8 <f4 >f4 <f2 >f2 i1 u1 <i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8 g".split())
+DTYPES = "<f8 >f8 <f4 >f4 <f2 >f2 i1 u1 <i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8 g"  # g: long double
+
+
+@pytest.mark.parametrize("code", DTYPES.split())
 def test_numpy_files_of_every_real_dtype(code):
     """Either byte order, Fortran order too, alone and in an archive."""
     a = np.asfortranarray(ATOMS.astype(code))
@@ -65,7 +68,7 @@ def test_capital_extensions(name):
 
 
 def test_checkpoints():
-    """Numbers and texts among the tensors, parameters, nested dicts, keys that are no strings; no grad comes out."""
+    """Numbers and texts among the tensors, parameters, nested dicts, keys that are no strings; no grad asked for."""
     w = torch.from_numpy(ATOMS)
     held = {"model": {"w": torch.nn.Parameter(w), "more": {"b": w + 1}}, "epoch": 3, "by": "me", 7: w + 2}
     torch.save(held, "c.pt")
@@ -302,7 +305,7 @@ json_values = st.recursive(
 number = st.integers(-2, 60) | st.sampled_from([2**31, 2**62, 2**64])
 entry = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F64", "F32", "BF16", "U8", "I64", "BOOL", "C64", "F8_E4M3", "F4"]) | json_values,
+        "dtype": st.sampled_from(["F64", "F32", "BF16", "I64", "BOOL", "C64", "F8_E4M3", "F4"]) | json_values,
         "shape": st.lists(number, max_size=3) | json_values,
         "data_offsets": st.lists(number, min_size=2, max_size=2) | json_values,
     }
@@ -335,7 +338,7 @@ def npy(header, payload):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text + b"\n" + payload
 
 
-descr = st.sampled_from(["<f4", ">f8", "|u1", "<i8", "|b1", "<c8", "|O", "<U3", "|V4", "<M8[s]", [("a", "<f4")]])
+descr = st.sampled_from(["<f4", ">f8", "|u1", "<i8", "|b1", "<c8", "|O", "<U3", "|V4", [("a", "<f4")]])
 shape = st.lists(number, max_size=3).map(tuple) | st.text(max_size=2) | st.none() | st.integers()
 headers = st.fixed_dictionaries(
     {"descr": descr | st.text(max_size=3), "fortran_order": st.booleans(), "shape": shape}

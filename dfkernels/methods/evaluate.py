@@ -38,13 +38,13 @@ def evaluate(
     *E] from files.
 
     data, queries and log_prior [N] are FILE or FILE:KEY, as `_arrays.load` reads them. Atoms stay in their file
-    (memory-mapped) and their dtype where that is float32, float16, bfloat16 or uint8, or float64 and `dtype` too;
-    others are converted to `dtype`. Queries are converted chunk by chunk, `chunk` rows sharing one pass over the
-    atoms. Integers are converted only where nothing is lost. scale and offset map the atoms only.
+    (memory-mapped) and their dtype where that is float32, float16, bfloat16 or uint8, or float64 and `dtype`
+    too; others are converted to `dtype`. Queries are converted chunk by chunk, `chunk` rows sharing one pass over
+    the atoms. Integers are converted only where nothing is lost. scale and offset map the atoms only.
     `step(done, total)` is called after each chunk, in rows.
 
-    Raises _files.FileError naming the file at fault (and the rows, for queries), for anything wrong with a file or
-    its contents; ValueError or TypeError naming the argument otherwise.
+    Raises _files.FileError naming the file at fault (and the rows, for queries), for anything wrong with a file
+    or its contents; ValueError or TypeError naming the argument otherwise.
     """
     _check.choice("dtype", dtype, tuple(_EXACT))
     chunk = _check.integer("chunk", chunk, 1)
@@ -89,7 +89,8 @@ def _check_shapes(
         )
     if prior is not None and prior.shape != atoms.shape[:1]:
         raise FileError(
-            f"{log_prior}: expected shape [{len(atoms)}], one log weight per atom of {data}, got {list(prior.shape)}"
+            f"{log_prior}: expected shape [{len(atoms)}], one log weight per atom of {data}, got "
+            f"{list(prior.shape)}"
         )
     if asked.ndim < 1 or asked.shape[1:] != atoms.shape[1:] or not len(asked):
         expected = ", ".join(["B", *map(str, atoms.shape[1:])])
@@ -103,8 +104,8 @@ def _converted(
 ) -> Tensor:
     """`t` [n, ...], whose row 0 is row `first` of the file, in `dtype`. Numbers with a fraction are rounded.
 
-    Raises FileError for integers that `dtype` does not have and for numbers beyond its range, but for those in the
-    rows that are `masked` [n], whose values do not matter.
+    Raises FileError for integers that `dtype` does not have and for numbers beyond its range, but for those in
+    the rows that are `masked` [n], whose values do not matter.
     """
     if t.dtype == dtype:
         return t
@@ -149,8 +150,8 @@ def _check_finite(name: str, x: Tensor, first: int) -> None:
 @contextmanager
 def _blaming(files: dict[str, str | None], otherwise: str | None = None) -> Iterator[None]:
     """An error that begins with the name of an argument is that of the argument's file; one that begins with
-    another name (a number that the caller gave, an environment variable) stays as it is; any other is put down to
-    `otherwise`.
+    another name (a number that the caller gave, an environment variable) stays as it is; any other is put down
+    to `otherwise`.
     """
     try:
         yield
