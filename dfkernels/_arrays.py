@@ -6,6 +6,7 @@ A file is not trusted: nothing in it is executed, and whatever is wrong with it 
 from __future__ import annotations
 
 import os
+import pickle
 import stat
 import warnings
 import zipfile
@@ -45,6 +46,10 @@ def load(name: str) -> Tensor:
         raise
     except MemoryError:
         raise FileError(f"{path}: does not fit into memory") from None
+    except pickle.UnpicklingError:
+        raise FileError(
+            f"{path}: holds more than tensors, numbers and texts, or is damaged: save the tensor alone"
+        ) from None
     except Exception as error:  # parsers of damaged files raise whatever comes to their mind
         raise FileError(f"{path}: truncated or unreadable: {_files.first_sentence(error)}") from None
     return _from_numpy(name, found) if isinstance(found, np.ndarray) else _dense(name, found)
@@ -129,7 +134,7 @@ def _torch_file(path: Path) -> _Held:
     except UnicodeEncodeError:  # torch maps files whose names are UTF-8; any other is read
         can_map = False
     with warnings.catch_warnings(), open(path, "rb") as file:
-        warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own doing
+        warnings.simplefilter("ignore")  # what torch thinks of the format is nothing that the user can change
         found = torch.load(path if can_map else file, map_location="cpu", weights_only=True, mmap=can_map)
     if isinstance(found, Tensor):
         return {None: lambda: found}

@@ -154,7 +154,7 @@ BAD = [
     ("text.npy", "text.npy: truncated or unreadable: "),
     ("empty.npy", "empty.npy: truncated or unreadable: "),
     ("object.npy", "object.npy: truncated or unreadable: "),
-    ("evil.pt", "evil.pt: truncated or unreadable: Weights only load failed"),
+    ("evil.pt", "evil.pt: holds more than tensors, numbers and texts, or is damaged: save the tensor alone"),
     ("list.pt", "list.pt: expected a tensor or a dict of tensors"),
     ("two.pt", "two.pt: holds 2 arrays (a, b): name one as two.pt:KEY"),
     ("two.pt:c", "two.pt: holds 2 arrays (a, b), none of them named c"),
@@ -234,6 +234,8 @@ def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
     error = refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy")
     assert error.startswith("nan.npy: y: expected finite values, got nan at index [3, 0, 0]")
     assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith("alpha: expected a finite value")
+    error = refused(capsys, "y.npy x.npy --sigma 1e-50")
+    assert error == "sigma: expected a number that is > 0 in float32 too, got 1e-50"
 
     def fail(*args):
         raise ValueError("DFKERNELS_ISA: expected base or v3, got 'v9'")

@@ -48,6 +48,8 @@ def evaluate(
     """
     _check.choice("dtype", dtype, tuple(_EXACT))
     chunk = _check.integer("chunk", chunk, 1)
+    if torch.tensor(_check.constant("sigma", sigma), dtype=dtype, device="cpu") <= 0:
+        raise ValueError(f"sigma: expected a number that is > 0 in {_short(dtype)} too, got {sigma}")
     atoms, asked = _arrays.load(data), _arrays.load(queries)
     prior = None if log_prior is None else _arrays.load(log_prior)
     _check_shapes(data, atoms, queries, asked, log_prior, prior)
@@ -127,13 +129,16 @@ def _converted(
         if bool(lost.any()):
             index = lost.nonzero()[0].tolist()
             place = [first + start + index[0], *index[1:]]
-            short = str(dtype).removeprefix("torch.")
             way_out = "; --dtype float64 computes with more digits" if dtype == torch.float32 else ""
             raise FileError(
-                f"{name}: expected numbers that {short} can hold, got {block[tuple(index)].item()} at index "
+                f"{name}: expected numbers that {_short(dtype)} can hold, got {block[tuple(index)].item()} at index "
                 f"{place}{way_out}"
             )
     return out
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_finite(name: str, x: Tensor, first: int) -> None:
