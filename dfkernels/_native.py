@@ -23,7 +23,8 @@ def _load() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         note = Path(__file__).with_name("_no_native.txt")  # left by setup.py
         if note.is_file():
-            return None, f"not built at installation: {note.read_text().strip()}"
+            why = note.read_text(encoding="utf-8", errors="replace")
+            return None, f"not built at installation: {why.strip()}"
         return None, "dfkernels._C is not there for this Python: install the package (pip install .)"
     except ImportError as error:  # an undefined symbol, a foreign binary
         return None, f"dfkernels._C does not load: {error}"

@@ -1,6 +1,4 @@
-"""The command line: parses, calls methods, prints.  Exit codes: 0, 1 (a check failed, or an experiment),
-2 (bad input), 130 (Ctrl-C).
-"""
+"""The command line: parses, calls methods, prints. The exit codes are in _EXIT_CODES."""
 
 from __future__ import annotations
 
@@ -11,28 +9,66 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
-from ._files import FileError, folder
+from . import __version__, _arrays, _files
+from ._console import BROKEN_PIPE, Console
+from ._files import FileError
 from ._progress import Progress
-from .experiments import reproduce
+from .experiments import NAMES
+
+_EXIT_CODES = f"""exit codes:
+  0    done
+  1    a check of demo or reproduce failed
+  2    bad arguments, bad input, or a result that cannot be written
+  130  interrupted (Ctrl-C)
+  {BROKEN_PIPE}  done, results written, but nobody read standard output to its end"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `dfkernels ARGV`; returns the exit code."""
-    args = _parser().parse_args(argv)
+    """Run `dfkernels ARGV`; returns the exit code. SystemExit comes of --help and of bad arguments."""
+    with Console() as console:
+        try:
+            args = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:
+            raise SystemExit(console.code(stop.code or 0, "dfkernels")) from None
+        command = f"dfkernels {args.command}"
+        try:
+            code = args.run(args)
+        except KeyboardInterrupt:
+            print(f"\n{command}: interrupted", file=sys.stderr)
+            code = 130
+        except (FileError, ModuleNotFoundError) as error:
+            print(f"{command}: error: {error}", file=sys.stderr)
+            code = 2
+        return console.code(code, command)
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--offset -1e-3` as `--offset=-1e-3`, since argparse takes -1e-3 for the name of an option."""
+    joined: list[str] = []
+    for text in argv:
+        option = joined[-1] if joined else ""
+        takes_one = option.startswith("--") and option != "--" and "=" not in option
+        if takes_one and text.startswith("-") and _is_number(text):
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _is_number(text: str) -> bool:
     try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        print(f"\ndfkernels {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except (FileError, ModuleNotFoundError) as error:
-        print(f"dfkernels {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dfkernels", description="Exact second-order information of diffused data sets, on PyTorch."
+        prog="dfkernels",
+        description="Exact second-order information of diffused data sets, on PyTorch.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dfkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains what the experiments need, runs them, and writes tables, figures, Markdown and "
         "one HTML page to DIR. Trained networks stay in DIR: an interrupted run goes on from them.",
     )
-    reproduction.add_argument("experiment", choices=(*reproduce.NAMES, "all"))
+    reproduction.add_argument("experiment", choices=(*NAMES, "all"))
     reproduction.add_argument(
         "--out", type=Path, default=Path("out/reproduce"), metavar="DIR", help="(default: out/reproduce)"
     )
@@ -62,11 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     posterior = commands.add_parser(
         "posterior",
         help="log q, posterior mean, score, Fisher trace and ESS for your own files",
-        description="Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .safetensors or .pt; "
-        "FILE:KEY picks one tensor of several. Writes log_prob, mean, score, fisher_trace and ess as .npz.",
+        description="Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors, .pt "
+        "or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes log_prob, mean, "
+        "score, fisher_trace and ess as .npz.",
     )
-    posterior.add_argument("data", metavar="DATA", help="atoms, [N, *E]; float64/32/16, bfloat16 or uint8")
-    posterior.add_argument("queries", metavar="QUERIES", help="noisy queries, [B, *E]")
+    posterior.add_argument(
+        "data",
+        metavar="DATA",
+        help="atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file as they are",
+    )
+    posterior.add_argument("queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype")
     posterior.add_argument("--sigma", type=_positive, required=True, help="noise level, > 0")
     posterior.add_argument("--alpha", type=_number, default=1.0, help="signal level (default: 1)")
     posterior.add_argument(
@@ -79,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     posterior.add_argument(
         "-o", "--out", type=Path, default=Path("out.npz"), help="result (default: out.npz)"
     )
+    posterior.add_argument("--force", action="store_true", help="let the result replace one of the inputs")
     posterior.add_argument(
         "--chunk", type=_count, default=1024, help="queries per pass over the atoms (default: 1024)"
     )
@@ -99,6 +141,8 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
+    from .experiments import reproduce
+
     names = reproduce.NAMES if args.experiment == "all" else [args.experiment]
     return reproduce.run(list(names), args.out, quick=args.quick)
 
@@ -106,25 +150,44 @@ def _reproduce(args: argparse.Namespace) -> int:
 def _posterior(args: argparse.Namespace) -> int:
     from .methods import evaluate
 
-    folder(args.out.parent)
-    with Progress("posterior", 1) as bar:
-        results = evaluate.evaluate(
-            args.data,
-            args.queries,
-            args.sigma,
-            args.alpha,
-            log_prior=args.log_prior,
-            scale=args.scale,
-            offset=args.offset,
-            dtype=getattr(torch, args.dtype),
-            chunk=args.chunk,
-            step=bar.at,
-        )
+    if not args.force:
+        _refuse_inputs(args)
+    _files.prepare(args.out)
+    try:
+        with Progress("posterior", 1) as bar:
+            results = evaluate.evaluate(
+                args.data,
+                args.queries,
+                args.sigma,
+                args.alpha,
+                log_prior=args.log_prior,
+                scale=args.scale,
+                offset=args.offset,
+                dtype=getattr(torch, args.dtype),
+                chunk=args.chunk,
+                step=bar.at,
+            )
+    except ValueError as error:  # names the file or the argument at fault
+        raise FileError(str(error)) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise FileError("not enough memory: a smaller --chunk needs less") from None
+    # With the result on standard output, what is said about it goes where the progress bar is.
+    notes = sys.stderr if _files.is_standard_output(args.out) else sys.stdout
     evaluate.save(args.out, results)
     for name, value in results.items():
-        print(f"{name:<13}{str(list(value.shape)):<18}mean {value.mean():.6g}")
-    print(f"written: {args.out}")
+        print(f"{name:<13}{str(list(value.shape)):<18}mean {value.mean():.6g}", file=notes)
+    print(f"written: {args.out}", file=notes)
     return 0
+
+
+def _refuse_inputs(args: argparse.Namespace) -> None:
+    """Raises FileError if the result would replace one of the inputs, under whatever name."""
+    for name in (args.data, args.queries, args.log_prior):
+        path = None if name is None else _arrays.split(name)[0]
+        if path is not None and _files.is_same(path, args.out):
+            raise FileError(f"{args.out}: is the input {path}: name another result, or --force to replace it")
 
 
 def _env(args: argparse.Namespace) -> int:
@@ -134,6 +197,8 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def _number(text: str) -> float:
+    if not _is_number(text):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
@@ -142,13 +207,16 @@ def _number(text: str) -> float:
 
 def _positive(text: str) -> float:
     value = _number(text)
-    if value <= 0:
+    if value <= 0:  # 1e-400 is 0
         raise argparse.ArgumentTypeError(f"expected a number > 0, got {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return value

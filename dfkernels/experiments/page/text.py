@@ -27,7 +27,7 @@ def text_table(head: list[str], rows: list[list[str]], words: Collection[int] = 
 def processor() -> str:
     """The CPU's name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())

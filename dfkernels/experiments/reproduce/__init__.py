@@ -15,13 +15,12 @@ import torch
 
 from ..._files import folder, write
 from ..._progress import Progress
+from .. import NAMES  # noqa: F401, the names that run takes
 from ..page import extra
 from ..page.text import machine
 
 if TYPE_CHECKING:
     from .report import Result, Run
-
-NAMES = ("errata", "table2", "table3", "adjoint", "likelihood")
 
 
 def run(names: list[str], out: Path, *, quick: bool = False) -> int:
