@@ -45,7 +45,7 @@ class _Spec(NamedTuple):
         kind = KINDS[self.kind]
         sides = kind.sides
         if self.wanted:
-            sides += "q" * (4 if self.kind == "posterior" else 3)
+            sides += "q" * len(kind.shape_of)
         for wanted in self.wanted[:-1]:
             sides += "".join(sides[j] for j in wanted)
         return sides

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import _check, _op
 from .. import _kept, _pairs
-from .._kinds import load
+from .._kinds import load, logits, without_the_weightless
 from .reference import posterior as reference
 
 __all__ = ["Posterior", "posterior", "reference"]
@@ -76,21 +76,26 @@ def _twin(x, y, alpha, sigma, log_prior, scale, offset):
 
 
 def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
-    """shift [B] and centre [B, d] by a streaming softmax about the first atom."""
+    """shift [B] and centre [B, d] by a streaming softmax, moments about the heaviest atom so far."""
     B, d = x.shape
-    top, total, moment = x.new_full((B,), -math.inf), x.new_zeros(B), x.new_zeros(B, d)
-    origin = load(y[:1], x.dtype, scale, offset)
+    top, total = x.new_full((B,), -math.inf), x.new_zeros(B)
+    origin, moment = x.new_zeros(B, d), x.new_zeros(B, d)
     for rows, atom_tiles in _pairs.tiles(B, y.shape[0], d):
         for atoms in atom_tiles:
             t = load(y[atoms], x.dtype, scale, offset)
-            u = (x[rows, None] - alpha[rows, None, None] * t) / sigma[rows, None, None]
-            logits = log_pi[atoms] - 0.5 * (u * u).sum(-1)
-            new = torch.maximum(top[rows], logits.amax(1))
+            found = logits(x[rows], t, alpha[rows], sigma[rows], log_pi[atoms])
+            largest, heaviest = found.max(1)
+            new = torch.maximum(top[rows], largest)
             safe = torch.where(new == -math.inf, 0.0, new)  # masked atoms only, so far
-            e, old = torch.exp(logits - safe[:, None]), torch.exp(top[rows] - safe)
+            about = torch.where((largest > top[rows])[:, None], t[heaviest], origin[rows])
+            e, old = torch.exp(found - safe[:, None]), torch.exp(top[rows] - safe)
+            t, _ = without_the_weightless(e, t, log_pi[atoms], about)
+            before = moment[rows] + total[rows, None] * (origin[rows] - about)
+            moment[rows] = torch.einsum("bn,bnd->bd", e, t - about[:, None]) + torch.where(
+                (old > 0)[:, None], old[:, None] * before, 0.0
+            )
             total[rows] = old * total[rows] + e.sum(1)
-            moment[rows] = old[:, None] * moment[rows] + e @ (t - origin)
-            top[rows] = new
+            top[rows], origin[rows] = new, about
     return top + torch.log(total), origin + moment / total[:, None]
 
 
