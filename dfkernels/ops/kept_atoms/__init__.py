@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ... import _op
+from ... import _check, _op
 from .cascade import BLOCK, Screen, cascade
 from .reference import kept_atoms as reference
 
@@ -49,7 +49,10 @@ def _fake(x, *args, size=None):
 
 
 def _not_differentiable(*args):
-    raise NotImplementedError("kept_atoms has no derivatives and no vmap rule: call it with detached tensors")
+    raise _check.Unsupported(
+        "tolerance: expected no vmap and no derivative around the search for atoms (kept_atoms), got one: search "
+        "outside of it, with detached tensors, or leave tolerance out to count all atoms"
+    )
 
 
 op = _op.define(

@@ -32,15 +32,15 @@ class Posterior(NamedTuple):
 
     def score(self, x: Tensor, alpha, sigma) -> Tensor:
         """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], at the x, alpha, sigma of the call."""
-        return -self.eps(x, alpha, sigma) / _per_query(sigma, x)
+        return -self.eps(x, alpha, sigma) / _per_query("sigma", sigma, x)
 
     def eps(self, x: Tensor, alpha, sigma) -> Tensor:
         """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], at the x, alpha, sigma of the call."""
-        return (x - _per_query(alpha, x) * self.mean) / _per_query(sigma, x)
+        return (x - _per_query("alpha", alpha, x) * self.mean) / _per_query("sigma", sigma, x)
 
 
-def _per_query(a, x):
-    return a.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(a, Tensor) and a.dim() else a
+def _per_query(name, a, x):
+    return _check.level(name, a, x).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _log_pi(log_prior, x, y):

@@ -59,7 +59,7 @@ def _fake(x, y, alpha, sigma, log_prior, rates, transposed):
 
 
 def _no_derivative(*args):
-    raise NotImplementedError(
+    raise _check.Unsupported(
         "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
         "differentiate dfkernels.ops.transport_chain.reference"
     )
