@@ -129,6 +129,7 @@ def level(name, a, x):
             type(a) is Tensor
             and a.dtype == x.dtype
             and a.layout == torch.strided
+            and not a.is_nested
             and a.shape == x.shape[:1]
             and a.device == x.device
         ):
@@ -157,7 +158,8 @@ def _of_numpy(name, a) -> Tensor:
     if a.dtype.kind not in "fiu":
         raise _type(name, "a real number or tensor", _kind(a) + f" and dtype {a.dtype}")
     wide = a.astype("f8", order="C")
-    if not bool(((wide == a) | (a != a)).all()):
+    same = (a <= 2**53) & (a >= -(2**53)) if a.dtype.kind in "iu" else (wide == a) | (a != a)
+    if not bool(same.all()):
         raise mismatch(name, "numbers that float64 holds", f"an array of {a.dtype} that it does not")
     return torch.from_numpy(wide)
 
