@@ -71,7 +71,7 @@ def _is_tensor(a):
 def _masks(atoms, counts, N):
     """[B, N]: which atoms a query counts."""
     B, M = counts.shape[0], atoms.shape[0]
-    query = torch.arange(B, device=atoms.device).repeat_interleave(counts, output_size=M)
+    query = torch.arange(B, dtype=torch.int64, device=atoms.device).repeat_interleave(counts, output_size=M)
     return atoms.new_zeros(B, N, dtype=torch.bool).index_put((query, atoms), atoms.new_ones(M).bool())
 
 
