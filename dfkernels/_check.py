@@ -78,13 +78,15 @@ def stored(name, t):
 
 
 def values_hidden(*tensors) -> bool:
-    """Whether the values of these tensors must not be looked at: on an accelerator that would wait for it, and
-    while a graph is traced, under vmap, grad and jvp, and for meta and fake tensors it cannot be done.
+    """Whether the values of these tensors must not be looked at: on an accelerator it would wait for them; while
+    a graph is traced, under vmap at any nesting, and of meta and fake tensors it cannot be done.
     """
-    if torch.compiler.is_compiling() or _torch.transforms_active():
+    if torch.compiler.is_compiling():
         return True
     tensors = [t for t in tensors if isinstance(t, Tensor)]
-    return any(t.device.type != "cpu" for t in tensors) or _torch.is_fake(*tensors)
+    if any(t.device.type != "cpu" or _torch.is_vmapped(t) for t in tensors):
+        return True
+    return _torch.is_fake(*tensors)
 
 
 def unmasked(name, a):
@@ -344,7 +346,7 @@ def from_kernel(op, error: RuntimeError) -> RuntimeError | None:
     if words.startswith("dfkernels: out of memory"):
         return torch.OutOfMemoryError(words)
     names, expected, _ = words.partition(": expected ")
-    own = {"v", "result", "DFKERNELS_ISA", *(a.name for a in op._schema.arguments)}
+    own = {"v", "result", *(a.name for a in op._schema.arguments)}
     return UnusableValue(words) if expected and own.issuperset(names.split(", ")) else None
 
 

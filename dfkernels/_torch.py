@@ -19,7 +19,6 @@ try:
         DispatchKeySet,
         _after_autograd_keyset,
         _any_requires_grad,
-        _are_functorch_transforms_active,
         _AutoDispatchBelowAutograd,
         _DisableAutocast,
         _DisableFuncTorch,
@@ -30,7 +29,12 @@ try:
         _vmapmode_decrement_nesting,
         _vmapmode_increment_nesting,
     )
-    from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_current_level
+    from torch._C._functorch import (
+        get_unwrapped,
+        is_batchedtensor,
+        is_functorch_wrapped_tensor,
+        maybe_current_level,
+    )
     from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
     from torch._guards import detect_fake_mode
     from torch.autograd import forward_ad
@@ -52,7 +56,6 @@ below_autograd = _AutoDispatchBelowAutograd
 without_autocast = _DisableAutocast
 forward_derivatives = _set_fwd_grad_enabled
 SingleLevelFunction = _SingleLevelFunction
-transforms_active = _are_functorch_transforms_active
 
 __all__ = [
     "KNOWN",
@@ -66,11 +69,11 @@ __all__ = [
     "fully_unwrapped",
     "is_dtensor",
     "is_fake",
+    "is_vmapped",
     "legacy_vmap_level",
     "may_carry_tangents",
     "remove_batch_dim",
     "tracked",
-    "transforms_active",
     "unwrap_dead_wrappers",
     "without_autocast",
 ]
@@ -115,6 +118,15 @@ def may_carry_tangents() -> bool:
 def is_fake(*tensors) -> bool:
     """Whether one of the tensors has a shape but no values, or all that is computed now has none."""
     return any(t.device.type == "meta" for t in tensors) or detect_fake_mode(list(tensors)) is not None
+
+
+def is_vmapped(t: torch.Tensor) -> bool:
+    """Whether t stands for many tensors, at any level of the transforms around."""
+    while is_functorch_wrapped_tensor(t):
+        if is_batchedtensor(t):
+            return True
+        t = get_unwrapped(t)
+    return False
 
 
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:

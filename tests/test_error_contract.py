@@ -118,9 +118,10 @@ def test_values_hidden():
     assert not _check.values_hidden(x.clone().requires_grad_())
     assert _check.values_hidden(x, x.to("meta"))
     seen = []
-    for transform in ("vmap", "grad", "jvp", "compile"):
-        TRANSFORMS[transform](lambda a: seen.append(_check.values_hidden(x)) or a.sum(), ones)
-    assert seen == [True] * 4
+    for transform in ("vmap", "vmap of grad", "jvp of vmap", "grad", "jvp", "requires grad"):
+        TRANSFORMS[transform](lambda a: seen.append(_check.values_hidden(x, a)) or a.sum(), ones)
+    assert seen == [True] * 3 + [False] * 3
+    assert bool(TRANSFORMS["compile"](lambda a: a * _check.values_hidden(a), ones).all())
     with torch._subclasses.FakeTensorMode() as mode:
         assert _check.values_hidden(mode.from_tensor(x))
     assert _check.values_hidden(mode.from_tensor(x))
