@@ -2,16 +2,15 @@
 values after it.
 
 Looking at every value first would cost a pass over y. The CPU kernels raise an error when they meet a value
-that they cannot use; `call` then looks for the culprit, and under vmap, grad and jvp in the tensors that these
-stand for. On CUDA values are never looked at, nor while a graph is traced: there the kernels' own words, which
-name the argument as well, are the error.
+that they cannot use; `call` then looks for the culprit, under vmap, grad and jvp in the tensors behind what
+these hand on. On CUDA values are never looked at, nor from a compiled graph or in a backward pass: there the
+kernels' own words, which name the argument as well, are the error.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import re
 import struct
 import sys
 
@@ -19,19 +18,11 @@ import torch
 from torch import Tensor
 
 from . import _torch
+from ._errors import UnusableValue, from_kernel
 
 _COMPUTE = (torch.float32, torch.float64)
 _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 _BLOCK = 1 << 22  # elements of y that diagnose looks at together
-_PLACE = re.compile(r"^[^,:]*, .+?:\d+, ")  # function, file:line that C++ puts before its message
-
-
-class UnusableValue(ValueError, RuntimeError):
-    """A value that a kernel cannot use. A RuntimeError too: that is what ops of torch raise."""
-
-
-class Unsupported(ValueError, NotImplementedError):
-    """A correct argument in a situation that has no implementation: under vmap, say, or with a gradient."""
 
 
 def mismatch(name, expected, got):
@@ -78,8 +69,8 @@ def stored(name, t):
 
 
 def values_hidden(*tensors) -> bool:
-    """Whether the values of these tensors must not be looked at: on an accelerator it would wait for them; while
-    a graph is traced, under vmap at any nesting, and of meta and fake tensors it cannot be done.
+    """Whether the values of these tensors must not be looked at. On an accelerator one would wait for them;
+    while a graph is traced, under vmap at any nesting, and of meta and fake tensors it cannot be done.
     """
     if torch.compiler.is_compiling():
         return True
@@ -93,7 +84,8 @@ def unmasked(name, a):
     """Refuses NumPy's masked arrays: whoever reads their data drops the mask."""
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(a, masked.MaskedArray):
-        raise _type(name, "no masked array", f"{_kind(a)}: fill or leave out what is masked: .filled, .compressed")
+        way_out = "fill or leave out what is masked: .filled, .compressed"
+        raise _type(name, "no masked array", f"{_kind(a)}: {way_out}")
 
 
 def query(name, x):
@@ -198,7 +190,8 @@ def constant(name, a):
     except OverflowError:  # an integer of hundreds of digits
         value = math.inf
     except RuntimeError:
-        raise _type(name, "a number", f"{_kind(a)} whose value cannot be read here: under vmap, or it has none") from None
+        hidden = f"{_kind(a)} whose value cannot be read here: under vmap, or it has none"
+        raise _type(name, "a number", hidden) from None
     if not math.isfinite(value):
         raise mismatch(name, "a finite value", value)
     return value
@@ -270,8 +263,8 @@ def points(x, y, alpha, sigma, log_prior, scale, offset):
 
 
 def _narrowed(log_prior, dtype):
-    """In another dtype. The largest is taken off before: a constant in log_prior means nothing, but in float32
-    a large one would cost the digits of what differs.
+    """log_prior in another dtype. The largest is taken off before: a constant means nothing, but in float32 a
+    large one would cost the digits of what differs.
     """
     if log_prior.dtype.itemsize > dtype.itemsize:
         top = log_prior.detach().amax()
@@ -332,24 +325,6 @@ def call(op, args, **given):
         raise known from error
 
 
-def from_kernel(op, error: RuntimeError) -> RuntimeError | None:
-    """The library's error for what one of its kernels said; None for an error of anybody else.
-
-    The compiled kernels can only say RuntimeError. They begin with the arguments at fault, "x, y: expected
-    ...", and with "dfkernels: out of memory". Whatever else goes wrong below an op is not about a value.
-    """
-    if isinstance(error, UnusableValue):
-        return error
-    if type(error) is not RuntimeError:
-        return None
-    words = _PLACE.sub("", str(error))
-    if words.startswith("dfkernels: out of memory"):
-        return torch.OutOfMemoryError(words)
-    names, expected, _ = words.partition(": expected ")
-    own = {"v", "result", *(a.name for a in op._schema.arguments)}
-    return UnusableValue(words) if expected and own.issuperset(names.split(", ")) else None
-
-
 def diagnose(args, cause):
     """Raises ValueError for the first of the named arguments whose values explain `cause`; returns if there
     is none.
@@ -377,13 +352,14 @@ def _unread(y, args):
     if prior is not None and prior.shape == y.shape[:1]:
         unread = prior == -math.inf
     if atoms is not None:
-        unlisted = torch.ones(y.shape[0], dtype=torch.bool, device=y.device).index_fill(0, atoms.clamp(0, y.shape[0] - 1), False)
+        listed = atoms.clamp(0, y.shape[0] - 1)
+        unlisted = atoms.new_ones(y.shape[0], dtype=torch.bool).index_fill(0, listed, False)
         unread = unlisted if unread is None else unread | unlisted
     return unread
 
 
 def finite(name, a, cause=None, unread=None):
-    """Raises ValueError for the first NaN or inf in a [n, ...] tensor, but for the rows that are unread, [n]."""
+    """Raises ValueError for the first NaN or inf in a [n, ...] tensor, rows that are unread, [n], left out."""
     step = max(1, _BLOCK // max(1, a[:1].numel()))
     for start in range(0, a.shape[0], step):
         block = a[start : start + step]

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import _backend, _check
+from . import _backend
 from . import _torch as private
+from ._errors import UnusableValue, from_kernel
 from ._torch import tracked
 
 __all__ = ["NAMESPACE", "define", "fold", "folded", "tracked", "unknown_size"]
@@ -89,7 +90,7 @@ def _run(op, keyset, args):
         with private.below_autograd():
             return op.redispatch(keyset & private.after_autograd, *args)
     except RuntimeError as error:
-        known = _check.from_kernel(op, error)
+        known = from_kernel(op, error)
         if known is None:
             raise
         raise known from error
@@ -130,10 +131,10 @@ def _fallback(name, op, fallback, loud):
                 return fallback(*args)
             alpha, sigma = (args[names.index(name)] for name in ("alpha", "sigma"))
             if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0)).all()):
-                raise _check.UnusableValue("alpha, sigma: expected finite values, sigma > 0")
+                raise UnusableValue("alpha, sigma: expected finite values, sigma > 0")
             out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in _tuple(out)):
-            raise _check.UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
+            raise UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
         return out
 
     return implementation

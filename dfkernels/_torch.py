@@ -130,7 +130,7 @@ def is_vmapped(t: torch.Tensor) -> bool:
 
 
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:
-    """The plain tensor behind what vmap, grad and jvp hand to a function; with vmap's dimensions, where they lie."""
+    """The plain tensor behind what vmap, grad and jvp hand on; vmap's dimensions are where they lie."""
     with _DisableFuncTorch():
         while is_functorch_wrapped_tensor(t):
             t = get_unwrapped(t)

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower layers and from its own group only. schedule and ops share a layer: neither knows
 # the other, nor the objects above, since ops take numbers and tensors.
 LAYERS = [
-    {"_torch", "_check", "_files", "_progress", "_native", "_backend", "_op", "_operator"},
+    {"_errors", "_torch", "_check", "_files", "_progress", "_native", "_backend", "_op", "_operator"},
     {"schedule", "ops"},
     {"index"},
     {"cloud"},
@@ -163,10 +163,13 @@ def test_the_check_sees_private_names():
 
 # Calls that make a tensor in the default dtype or on the default device unless both are given.
 FACTORIES = {
-    *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace"),
-    *("normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "zeros"),
-    *("tril_indices", "triu_indices", "hann_window", "Tensor", "FloatTensor", "DoubleTensor", "LongTensor"),
-    *("fft.fftfreq", "fft.rfftfreq", "sparse_coo_tensor", "sparse_csr_tensor"),
+    "torch." + name
+    for name in (
+        *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace"),
+        *("normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "zeros"),
+        *("tril_indices", "triu_indices", "hann_window", "Tensor", "FloatTensor", "DoubleTensor", "LongTensor"),
+        *("fft.fftfreq", "fft.rfftfreq", "sparse_coo_tensor", "sparse_csr_tensor"),
+    )
 }
 
 
@@ -181,8 +184,8 @@ def tensors_made_by_default(source: str) -> list[str]:
         if isinstance(target, ast.Name)
     }
     for node in ast.walk(tree):
-        name = dotted(node.func) if isinstance(node, ast.Call) else dotted(node) if isinstance(node, ast.Attribute) else ""
-        if isinstance(node, ast.Call) and name.startswith("torch.") and name.removeprefix("torch.") in FACTORIES:
+        name = dotted(node.func if isinstance(node, ast.Call) else node)
+        if isinstance(node, ast.Call) and name in FACTORIES:
             given = set()
             for keyword in node.keywords:
                 unpacked = keyword.value

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from .. import _check, _op
+from .._errors import UnusableValue
 
 _KEPT = {}  # op -> its kept_ op
 
@@ -79,11 +80,11 @@ def _lists(atoms, counts, N):
     """The atoms of each query."""
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
-        raise _check.UnusableValue(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
+        raise UnusableValue(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
     rises = atoms.diff() > 0
     rises[counts.cumsum(0)[:-1] - 1] = True  # from one query to the next
     if not bool(rises.all() & (atoms >= 0).all() & (atoms < N).all()):
-        raise _check.UnusableValue(f"atoms: expected numbers of {N} rows, each query's ascending, got {atoms}")
+        raise UnusableValue(f"atoms: expected numbers of {N} rows, each query's ascending, got {atoms}")
     return atoms.split(sizes) if sizes else ()
 
 

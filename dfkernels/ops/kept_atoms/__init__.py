@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from ... import _check, _op
+from ... import _op
+from ..._errors import Unsupported
 from .cascade import BLOCK, Screen, cascade
 from .reference import kept_atoms as reference
 
@@ -49,7 +50,7 @@ def _fake(x, *args, size=None):
 
 
 def _not_differentiable(*args):
-    raise _check.Unsupported(
+    raise Unsupported(
         "tolerance: expected no vmap and no derivative around the search for atoms (kept_atoms), got one: search "
         "outside of it, with detached tensors, or leave tolerance out to count all atoms"
     )

@@ -167,8 +167,10 @@ def posterior(
         x: [B, *E] queries, float32 or float64: the compute dtype, and that of every output.
         y: [N, *E] atoms, stored as x.dtype, float32, float16, bfloat16 or uint8; their values are scale * y +
             offset.
-        alpha, sigma: float, 0-d or [B]: x = alpha y + sigma eps. alpha = 0 is legal; sigma > 0.
-        log_prior: [N] log weights, None = uniform; need not be normalised; -inf masks an atom.
+        alpha, sigma: a number, 0-d or [B], of any library and real dtype: x = alpha y + sigma eps. alpha = 0
+            is legal; sigma > 0.
+        log_prior: [N] log weights, None = uniform; need not be normalised, by any constant. -inf masks an
+            atom: neither results nor derivatives see what it holds, NaN included.
         kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms; their row
             numbers, each query's ascending, one query after another. None: all atoms.
 
@@ -178,8 +180,9 @@ def posterior(
     has to give the tangents of all four outputs. Where only that of mean is wanted, take its vjp: d mean/dx =
     (alpha/sigma^2) C is symmetric.
 
-    Raises ValueError or TypeError naming the argument. On the CPU a NaN or inf among the arguments, or an
-    overflow, is found after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
+    Raises ValueError or TypeError naming the argument, under transforms and from a compiled graph as well.
+    On the CPU a NaN or inf among the arguments, or an overflow, is found after the fact and raised; on CUDA
+    nothing synchronises: NaN in, NaN out. An error of another kind, out of memory say, stays what it is.
     """
     args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
     log_prob, mean, trace, ess = _kept.call(op, args, kept, x=x, y=y)

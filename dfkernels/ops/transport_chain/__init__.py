@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import _check, _op
+from ..._errors import Unsupported
 from ..posterior import op as posterior_op
 from .reference import advance, coefficients, normalised
 from .reference import transport_chain as reference
@@ -59,7 +60,7 @@ def _fake(x, y, alpha, sigma, log_prior, rates, transposed):
 
 
 def _no_derivative(*args):
-    raise _check.Unsupported(
+    raise Unsupported(
         "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
         "differentiate dfkernels.ops.transport_chain.reference"
     )
@@ -123,7 +124,7 @@ def transport_chain(
 
     Returns Chain(x [B, *E], A [B, d, d], log_norm [B]). The same bits for any number of threads. No
     derivatives: an argument that requires grad (outside torch.no_grad) or carries a tangent raises
-    NotImplementedError.
+    NotImplementedError, which is a ValueError too.
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
