@@ -136,9 +136,10 @@ def level(name, a, x):
         if a.dim() and a.device != x.device:
             raise mismatch(name, f"device {x.device} like x", a.device)
         return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
-    if torch.compiler.is_compiling() and isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
-        if not isinstance(a, bool):
+    if torch.compiler.is_compiling() and not isinstance(a, (bool, str)):
+        if isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
             return x.new_ones(x.shape[0]) * a  # a may be symbolic
+        return level(name, torch.as_tensor(a, dtype=x.dtype, device=x.device), x)  # of NumPy, which is traced
     if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
         return level(name, _of_numpy(name, a).to(x.device), x)
     if isinstance(a, (bool, str)) or not hasattr(a, "__float__"):
@@ -180,6 +181,8 @@ def constant(name, a):
     """A finite number of any library, as a Python float: int, float, a NumPy scalar, a 0-d array or tensor,
     whatever has `__float__`. bool, complex and arrays of one entry are no numbers.
     """
+    if torch.compiler.is_compiling() and isinstance(a, (int, float)) and not isinstance(a, bool):
+        return 1.0 * a  # may be symbolic: nothing to look at
     if isinstance(a, (bool, complex, str)) or getattr(a, "ndim", 0) or not hasattr(a, "__float__"):
         raise _type(name, "a number", _kind(a))
     unmasked(name, a)

@@ -100,6 +100,16 @@ def test_a_sigma_that_float32_rounds_to_zero(tiny):
     assert posterior(1e-50, 1.0).mean.isfinite().all()  # an alpha may
 
 
+def test_numbers_in_a_compiled_graph():
+    """Constants of NumPy, and numbers that the graph takes as symbols."""
+    levels = lambda a: ops.posterior(a, y, np.float32(0.5), np.array([1.0, 2.0])).mean
+    assert torch.allclose(torch.compile(levels, backend="eager", fullgraph=True)(x), levels(x))
+    symbols = lambda a, s: ops.posterior(a, y, 1.0, s, scale=s, offset=0.25).mean
+    compiled = torch.compile(symbols, backend="eager", fullgraph=True, dynamic=True)
+    for s in (0.7, 0.9):
+        assert torch.allclose(compiled(x, s), symbols(x, s))
+
+
 def test_a_number_hidden_by_vmap():
     with pytest.raises(TypeError, match="^scale: expected a number, got Tensor whose value cannot be read here"):
         vmap(lambda s: posterior(scale=s).mean)(torch.ones(2))
