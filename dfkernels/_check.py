@@ -141,13 +141,13 @@ def level(name, a, x):
             return x.new_ones(x.shape[0]) * a  # a may be symbolic
         return level(name, torch.as_tensor(a, dtype=x.dtype, device=x.device), x)  # of NumPy, which is traced
     if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
-        return level(name, _of_numpy(name, a).to(x.device), x)
+        return level(name, of_numpy(name, a).to(x.device), x)
     if isinstance(a, (bool, str)) or not hasattr(a, "__float__"):
         raise _type(name, "a number or a tensor", _kind(a))
     return x.new_full((x.shape[0],), _in_range(name, a, x.dtype))
 
 
-def _of_numpy(name, a) -> Tensor:
+def of_numpy(name, a) -> Tensor:
     """A NumPy array of real numbers as a float64 tensor, without a loss."""
     unmasked(name, a)
     if a.dtype.kind not in "fiu":

@@ -49,6 +49,16 @@ def test_levels(name, dtype):
     assert torch.equal(p.eps(x.to(dtype), two, two), right.eps(x.to(dtype), 2.0, 2.0))
 
 
+def test_levels_of_a_chain():
+    right = ops.transport_chain(x, y, torch.ones(3), torch.tensor([3.0, 2.0, 1.0]))
+    for sigma in (np.arange(3, 0, -1), np.array([3, 2, 1], "f4"), torch.tensor([3, 2, 1]), torch.arange(3, 0, -1).half()):
+        for got, want in zip(ops.transport_chain(x, y, np.ones(3, ">f8"), sigma), right, strict=True):
+            assert got.dtype == torch.float32 and torch.equal(got, want)
+    for bad in (np.ma.masked_equal([3.0, 2.0, 1.0], 2.0), torch.ones(3) * 1j, [3.0, 2.0, 1.0], np.ones(3, bool)):
+        with pytest.raises((TypeError, ValueError), match="^sigma: expected"):
+            ops.transport_chain(x, y, torch.ones(3), bad)
+
+
 def test_scale_and_offset():
     right = posterior(scale=0.5, offset=2.0)
     for half, two in ((np.float32(0.5), np.int64(2)), (torch.tensor(0.5), np.array(2)), (fractions.Fraction(1, 2), 2)):

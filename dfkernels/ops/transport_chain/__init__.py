@@ -91,10 +91,12 @@ stepwise = _define("transport_chain_stepwise")  # no kernel
 
 
 def _levels(name, a, x):
-    """[M + 1] floating -> float64."""
+    """[M + 1] real numbers, a tensor or a NumPy array, -> float64."""
+    if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
+        a = _check.of_numpy(name, a)
     _check.tensor(name, a)
-    if a.dim() != 1 or a.shape[0] == 0 or not a.dtype.is_floating_point:
-        raise _check.mismatch(name, "a floating tensor of shape [M + 1]", f"{a.dtype} {list(a.shape)}")
+    if a.dim() != 1 or a.shape[0] == 0 or a.dtype.is_complex or a.dtype == torch.bool:
+        raise _check.mismatch(name, "a tensor of real numbers, shape [M + 1]", f"{a.dtype} {list(a.shape)}")
     return a.to(x.device, torch.float64)
 
 
@@ -114,8 +116,8 @@ def transport_chain(
         x: [B, *E] the chains' starts, float32 or float64: the dtype of computation and results.
         y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N bytes a
             thread.
-        alpha, sigma: [M + 1] floating, the levels from start to end, used in float64; sigma > 0 throughout.
-            On x's device, or a CUDA call waits until they are copied.
+        alpha, sigma: [M + 1], tensors or NumPy arrays of any real dtype: the levels from start to end, used in
+            float64; sigma > 0 throughout. On x's device, or a CUDA call waits until they are copied.
         log_prior: [N] log weights as in `posterior`.
         rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1 (alpha_t/sigma_t)^2 C)
             A, an Euler step of dA/dt = B A.
