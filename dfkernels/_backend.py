@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 from . import _native
 
 
+class Availability(NamedTuple):
+    """Whether a backend can run, and, if it cannot, why."""
+
+    can_run: bool
+    reason: str = ""
+
+
 @cache
-def triton(device: torch.device) -> str:
-    """Why Triton's kernels cannot run on tensors of `device`, "" if they can."""
+def triton(device: torch.device) -> Availability:
+    """Whether Triton's kernels can run on tensors of `device`."""
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        return f"triton does not load: {error}"
+        return Availability(False, f"triton does not load: {error}")
     if device.type != "cuda":
-        return f"the tensors are on {device.type}"
+        return Availability(False, f"the tensors are on {device.type}")
     if torch.version.hip is not None:
-        return "needs an NVIDIA GPU"
+        return Availability(False, "needs an NVIDIA GPU")
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0"
-    return ""
+        return Availability(False, "needs compute capability 8.0")
+    return Availability(True)
 
 
 def reasons(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -33,4 +41,4 @@ def reasons(device: torch.device | str = "cpu") -> dict[str, str]:
         native = _native.reason
     else:
         native = _native.isa()[1] if device.type == "cpu" else f"the tensors are on {device.type}"
-    return {"native-cpu": native, "triton": triton(device), "pytorch": ""}
+    return {"native-cpu": native, "triton": triton(device).reason, "pytorch": ""}

@@ -1,24 +1,28 @@
 """Argument errors in one style: "name: expected what, got what". Shapes, dtypes and devices before the call;
 values after it.
 
-Looking at every value first would cost a pass over y. The CPU kernels raise RuntimeError when they meet a
-value that they cannot use; `call` then looks for the culprit. On CUDA, under torch.compile and under vmap
-values are not looked at.
+Looking at every value first would cost a pass over y. The CPU kernels raise an error when they meet a value
+that they cannot use; `call` then looks for the culprit, under vmap, grad and jvp in the tensors behind what
+these hand on. On CUDA values are never looked at, nor from a compiled graph or in a backward pass: there the
+kernels' own words, which name the argument as well, are the error.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import re
+import struct
+import sys
 
 import torch
 from torch import Tensor
 
+from . import _torch
+from ._errors import UnusableValue, from_kernel
+
 _COMPUTE = (torch.float32, torch.float64)
 _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 _BLOCK = 1 << 22  # elements of y that diagnose looks at together
-_PLACE = re.compile(r"^[^,:]*, .+?:\d+, ")  # function, file:line that C++ puts before its message
 
 
 def mismatch(name, expected, got):
@@ -38,10 +42,50 @@ def _dtype(t) -> str:
 
 
 def tensor(name, t):
+    """A plain dense tensor. The error says how to make one of what came instead."""
     if not isinstance(t, Tensor):
+        if type(t).__module__.partition(".")[0] == "numpy":
+            unmasked(name, t)
+            raise _type(name, "a tensor", f"{_kind(t)}: torch.as_tensor makes one of it")
         raise _type(name, "a tensor", type(t).__name__)
+    if t.is_nested:
+        raise _type(name, "a dense tensor", "a nested one: torch.cat of its unbind(), or to_padded_tensor")
     if t.layout != torch.strided:
-        raise _type(name, "a dense tensor", t.layout)
+        raise _type(name, "a dense tensor", f"{t.layout}: to_dense() makes one of it")
+    if t.is_quantized:
+        raise _type(name, "a dense tensor", f"{_dtype(t)}: dequantize() makes one of it")
+    if type(t) is not Tensor:
+        if isinstance(t, torch.masked.MaskedTensor):
+            raise _type(name, "a dense tensor", "MaskedTensor: to_tensor(value) makes one of it")
+        if _torch.is_dtensor(t):
+            raise _type(name, "a dense tensor", "DTensor: to_local() or full_tensor() makes one of it")
+
+
+def stored(name, t):
+    """A plain dense tensor that has values, to be kept: none of the meta device, no FakeTensor."""
+    tensor(name, t)
+    if not torch.compiler.is_compiling() and _torch.is_fake(t):
+        raise mismatch(name, "a tensor with values", f"{type(t).__name__} without, on {t.device}")
+
+
+def values_hidden(*tensors) -> bool:
+    """Whether the values of these tensors must not be looked at. On an accelerator one would wait for them;
+    while a graph is traced, under vmap at any nesting, and of meta and fake tensors it cannot be done.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    if any(t.device.type != "cpu" or _torch.is_vmapped(t) for t in tensors):
+        return True
+    return _torch.is_fake(*tensors)
+
+
+def unmasked(name, a):
+    """Refuses NumPy's masked arrays: whoever reads their data drops the mask."""
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and isinstance(a, masked.MaskedArray):
+        way_out = "fill or leave out what is masked: .filled, .compressed"
+        raise _type(name, "no masked array", f"{_kind(a)}: {way_out}")
 
 
 def query(name, x):
@@ -73,10 +117,18 @@ def same(name, t, other_name, other):
 
 
 def level(name, a, x):
-    """alpha or sigma, a number, 0-d or [B]. -> [B] in x's dtype"""
+    """alpha or sigma, a number of any library, 0-d or [B], a tensor or a NumPy array. -> [B] in x's dtype"""
     if isinstance(a, Tensor):
-        if a.dtype == x.dtype and a.dim() == 1 and a.shape[0] == x.shape[0] and a.device == x.device:
+        if (
+            type(a) is Tensor
+            and a.dtype == x.dtype
+            and a.layout == torch.strided
+            and not a.is_nested
+            and a.shape == x.shape[:1]
+            and a.device == x.device
+        ):
             return a
+        tensor(name, a)
         if a.dtype.is_complex or a.dtype == torch.bool:
             raise _type(name, "a real number or tensor", _dtype(a))
         if a.dim() and a.shape != x.shape[:1]:
@@ -84,30 +136,65 @@ def level(name, a, x):
         if a.dim() and a.device != x.device:
             raise mismatch(name, f"device {x.device} like x", a.device)
         return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
-    if isinstance(a, bool) or not isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
-        raise _type(name, "a number or a tensor", type(a).__name__)
-    if torch.compiler.is_compiling():
-        return x.new_ones(x.shape[0]) * a  # a may be symbolic
-    if not math.isfinite(a) or name == "sigma" and a <= 0:
-        raise mismatch(name, "a finite value > 0" if name == "sigma" else "a finite value", float(a))
+    if torch.compiler.is_compiling() and not isinstance(a, (bool, str)):
+        if isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
+            return x.new_ones(x.shape[0]) * a  # a may be symbolic
+        return level(name, torch.as_tensor(a, dtype=x.dtype, device=x.device), x)  # of NumPy, which is traced
+    if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
+        return level(name, of_numpy(name, a).to(x.device), x)
+    if isinstance(a, (bool, str)) or not hasattr(a, "__float__"):
+        raise _type(name, "a number or a tensor", _kind(a))
+    return x.new_full((x.shape[0],), _in_range(name, a, x.dtype))
+
+
+def of_numpy(name, a) -> Tensor:
+    """A NumPy array of real numbers as a float64 tensor, without a loss."""
+    unmasked(name, a)
+    if a.dtype.kind not in "fiu":
+        raise _type(name, "a real number or tensor", _kind(a) + f" and dtype {a.dtype}")
+    wide = a.astype("f8", order="C")
+    same = (a <= 2**53) & (a >= -(2**53)) if a.dtype.kind in "iu" else (wide == a) | (a != a)
+    if not bool(same.all()):
+        raise mismatch(name, "numbers that float64 holds", f"an array of {a.dtype} that it does not")
+    return torch.from_numpy(wide)
+
+
+def _in_range(name, a, dtype) -> float:
+    """A level's number, finite and, if it is sigma, positive; in this dtype as well."""
+    expected = "a finite value > 0" if name == "sigma" else "a finite value"
     try:
-        return x.new_full((x.shape[0],), a)
-    except RuntimeError:
-        raise mismatch(name, f"a finite value in {_dtype(x)}", a) from None
+        value = constant(name, a)
+    except ValueError as error:
+        raise mismatch(name, expected, str(error).rpartition("got ")[2]) from None
+    if name == "sigma" and value <= 0:
+        raise mismatch(name, expected, value)
+    try:
+        there = struct.unpack("f", struct.pack("f", value))[0] if dtype == torch.float32 else value
+    except OverflowError:
+        there = math.inf
+    if not math.isfinite(there) or name == "sigma" and there == 0:
+        raise mismatch(name, f"{expected} in {str(dtype).removeprefix('torch.')}", value)
+    return value
 
 
 def constant(name, a):
     """A finite number of any library, as a Python float: int, float, a NumPy scalar, a 0-d array or tensor,
     whatever has `__float__`. bool, complex and arrays of one entry are no numbers.
     """
+    if torch.compiler.is_compiling() and isinstance(a, (int, float)) and not isinstance(a, bool):
+        return 1.0 * a  # may be symbolic: nothing to look at
     if isinstance(a, (bool, complex, str)) or getattr(a, "ndim", 0) or not hasattr(a, "__float__"):
         raise _type(name, "a number", _kind(a))
+    unmasked(name, a)
     if str(getattr(a, "dtype", "")).removeprefix("torch.").startswith(("bool", "complex")):
         raise _type(name, "a real number", _kind(a))
     try:
         value = float(a)
     except OverflowError:  # an integer of hundreds of digits
         value = math.inf
+    except RuntimeError:
+        hidden = f"{_kind(a)} whose value cannot be read here: under vmap, or it has none"
+        raise _type(name, "a number", hidden) from None
     if not math.isfinite(value):
         raise mismatch(name, "a finite value", value)
     return value
@@ -172,10 +259,20 @@ def points(x, y, alpha, sigma, log_prior, scale, offset):
         if log_prior.device != x.device:
             raise mismatch("log_prior", f"device {x.device} like x", log_prior.device)
         if log_prior.dtype != x.dtype:
-            log_prior = log_prior.to(x.dtype)
-    if scale != 1.0 or offset != 0.0:
+            log_prior = _narrowed(log_prior, x.dtype)
+    if not (type(scale) is type(offset) is float and scale == 1.0 and offset == 0.0):
         scale, offset = constant("scale", scale), constant("offset", offset)
     return flat, y, level("alpha", alpha, x), level("sigma", sigma, x), log_prior, scale, offset
+
+
+def _narrowed(log_prior, dtype):
+    """log_prior in another dtype. The largest is taken off before: a constant means nothing, but in float32 a
+    large one would cost the digits of what differs.
+    """
+    if log_prior.dtype.itemsize > dtype.itemsize:
+        top = log_prior.detach().amax()
+        log_prior = log_prior - torch.where(torch.isfinite(top), top, 0.0)
+    return log_prior.to(dtype)
 
 
 def vectors(name, v, other_name, other, d):
@@ -222,39 +319,57 @@ def call(op, args, **given):
     try:
         return op(*args)
     except RuntimeError as error:
-        if not torch._C._are_functorch_transforms_active():  # no values to look at under vmap
+        known = from_kernel(op, error)
+        if known is None:
+            raise
+        if isinstance(known, UnusableValue):
             names = [a.name for a in op._schema.arguments]
             diagnose({**dict(zip(names, args, strict=True)), **given}, error)
-            words = _PLACE.sub("", str(error))
-            if ": expected " in words:
-                raise ValueError(words) from error
-        raise
+        raise known from error
 
 
 def diagnose(args, cause):
     """Raises ValueError for the first of the named arguments whose values explain `cause`; returns if there
     is none.
     """
-    for name, a in args.items():
-        if not isinstance(a, Tensor) or not a.dtype.is_floating_point:
+    plain = {name: _torch.fully_unwrapped(a.detach()) for name, a in args.items() if isinstance(a, Tensor)}
+    if any(a.device.type != "cpu" for a in plain.values()):
+        return
+    for name, a in plain.items():
+        if not a.dtype.is_floating_point:
             continue
-        a = a.detach()
         if name == "log_prior":
             _first(name, a, torch.isnan(a) | (a == math.inf), "values < inf and not nan", cause)
-            if bool((a == -math.inf).all()):
+            if bool((a == -math.inf).all(-1).any()):
                 raise mismatch(name, "at least one finite value", "all -inf") from cause
         elif name == "sigma":
             _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
         else:
-            finite(name, a, cause)
+            finite(name, a, cause, _unread(a, plain) if name == "y" else None)
 
 
-def finite(name, a, cause=None):
-    """Raises ValueError for the first NaN or inf in a [n, ...] tensor."""
+def _unread(y, args):
+    """[N]: the atoms that no query counts, which may hold anything; None if there are none."""
+    prior, atoms = args.get("log_prior"), args.get("atoms")
+    unread = None
+    if prior is not None and prior.shape == y.shape[:1]:
+        unread = prior == -math.inf
+    if atoms is not None:
+        listed = atoms.clamp(0, y.shape[0] - 1)
+        unlisted = atoms.new_ones(y.shape[0], dtype=torch.bool).index_fill(0, listed, False)
+        unread = unlisted if unread is None else unread | unlisted
+    return unread
+
+
+def finite(name, a, cause=None, unread=None):
+    """Raises ValueError for the first NaN or inf in a [n, ...] tensor, rows that are unread, [n], left out."""
     step = max(1, _BLOCK // max(1, a[:1].numel()))
     for start in range(0, a.shape[0], step):
         block = a[start : start + step]
-        _first(name, block, ~torch.isfinite(block), "finite values", cause, start)
+        bad = ~torch.isfinite(block)
+        if unread is not None:
+            bad &= ~unread[start : start + step].reshape(-1, *[1] * (a.dim() - 1))
+        _first(name, block, bad, "finite values", cause, start)
 
 
 def _first(name, a, bad, expected, cause, start=0):

@@ -4,8 +4,7 @@ The derivatives live at the dispatcher's Autograd key, as a single-level autogra
 that key once per transform level, in eager as when AOTAutograd traces, so that backward, forward AD,
 torch.func in any nesting and torch.compile of all of them are right by one mechanism, for callers of
 torch.ops.dfkernels.* as well. `torch.library.register_autograd` would not do: torch.func.grad then raises,
-and torch.func.jvp silently returns zeros. The private names that this needs are imported here and nowhere
-else.
+and torch.func.jvp silently returns zeros. The private names of torch that this needs are in _torch.py.
 """
 
 from __future__ import annotations
@@ -14,39 +13,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from . import _backend
+from . import _torch as private
+from ._errors import UnusableValue, from_kernel
+from ._torch import tracked
+
+__all__ = ["NAMESPACE", "define", "fold", "folded", "tracked", "unknown_size"]
 
 NAMESPACE = "dfkernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-_after_autograd = torch._C._after_autograd_keyset
 _Tensor = torch.Tensor
-
-
-class tracked:
-    """Lets ordinary autograd work inside a kernel, where the dispatcher has switched it off."""
-
-    _keys = None
-
-    def __enter__(self):
-        keys = torch._C.DispatchKey
-        if tracked._keys is None:
-            tracked._keys = torch._C.DispatchKeySet(keys.ADInplaceOrView)
-            for key in (keys.AutogradCPU, keys.AutogradCUDA, keys.AutogradOther, keys.AutogradMeta):
-                tracked._keys = tracked._keys | torch._C.DispatchKeySet(key)
-        excluded = torch._C._dispatch_tls_local_exclude_set() - tracked._keys
-        self.guard = torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
-        self.grad = torch.enable_grad()
-        self.guard.__enter__()
-        self.grad.__enter__()
-
-    def __exit__(self, *error):
-        self.grad.__exit__(*error)
-        self.guard.__exit__(*error)
 
 
 def define(
@@ -87,17 +65,16 @@ def define(
 
     def kernel(keyset, *args):
         flat = args if vjp is None else _flat(args)
-        tracks = torch.is_grad_enabled() and torch._C._any_requires_grad(*flat)
-        dual = _levels_active() and any(
+        tracks = torch.is_grad_enabled() and private.any_requires_grad(*flat)
+        dual = private.may_carry_tangents() and any(
             isinstance(a, _Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None for a in flat
         )
         if not (tracks or dual):
-            with _below_autograd():
-                return op.redispatch(keyset & _after_autograd, *args)
+            return _run(op, keyset, args)
         if dual and twin is not None:
             return twin(*args)
         lengths = [len(a) if isinstance(a, (list, tuple)) else None for a in args]
-        with enable_single_level_autograd_function():
+        with private.enable_single_level_autograd_function():
             out = function.apply(keyset, lengths, *flat)
         return out if vjp is None else list(out)
 
@@ -105,6 +82,18 @@ def define(
     if vjp is not None:
         _library.impl(name, lambda *args: _legacy_batch(batch, *args), "Batched")
     return op
+
+
+def _run(op, keyset, args):
+    """The op below autograd. What a kernel says of a value becomes an error of the library's own."""
+    try:
+        with private.below_autograd():
+            return op.redispatch(keyset & private.after_autograd, *args)
+    except RuntimeError as error:
+        known = from_kernel(op, error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def unknown_size() -> torch.SymInt:
@@ -120,15 +109,14 @@ def _legacy_batch(batch, text, tensors, *rest):
     """The vmap rule under the older vmap of torch.autograd.grad(is_grads_batched=True), whose own fallback
     knows no lists.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = private.legacy_vmap_level()
     # [1, ...] where a tensor has no such dimension
-    views = [torch._remove_batch_dim(t, level, 1, 0) for t in tensors]
+    views = [private.remove_batch_dim(t, level, 1, 0) for t in tensors]
     size = max(v.shape[0] for v in views)
     dims = [0 if v.shape[0] == size else None for v in views]
     views = [v[0] if dim is None else v for v, dim in zip(views, dims, strict=True)]
     outs, _ = batch(_Info(size), (None, dims, *[None] * len(rest)), text, views, *rest)
-    return [torch._add_batch_dim(o, 0, level) for o in outs]
+    return [private.add_batch_dim(o, 0, level) for o in outs]
 
 
 def _fallback(name, op, fallback, loud):
@@ -138,15 +126,15 @@ def _fallback(name, op, fallback, loud):
     names = [a.name for a in op._schema.arguments]
 
     def implementation(*args):
-        with torch._C._DisableAutocast():
+        with private.without_autocast():
             if not loud or args[0].device.type != "cpu":
                 return fallback(*args)
             alpha, sigma = (args[names.index(name)] for name in ("alpha", "sigma"))
             if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0)).all()):
-                raise RuntimeError("alpha, sigma: expected finite values, sigma > 0")
+                raise UnusableValue("alpha, sigma: expected finite values, sigma > 0")
             out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in _tuple(out)):
-            raise RuntimeError(f"{name}: expected a finite result, got nan, inf or an overflow")
+            raise UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
         return out
 
     return implementation
@@ -154,21 +142,12 @@ def _fallback(name, op, fallback, loud):
 
 def _on_cuda(cuda, in_pytorch):
     def implementation(*args):
-        if _backend.triton(args[0].device):
+        if not _backend.triton(args[0].device).can_run:
             return in_pytorch(*args)
-        with torch._C._DisableAutocast():
+        with private.without_autocast():
             return cuda(*args)
 
     return implementation
-
-
-def _levels_active() -> bool:
-    """False if no tensor can carry a tangent: no dual level, no torch.func transform, nothing traced."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def _tuple(out):
@@ -190,8 +169,8 @@ def _nested(flat, lengths):
 def _function(name, op, twin, fast, vjp, jvp):
     def forward(keyset, lengths, *flat):
         # apply() has switched both modes off, and the levels below this one inherit what stands here
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
-            out = op.redispatch(keyset & _after_autograd, *_nested(flat, lengths))
+        with torch.enable_grad(), private.forward_derivatives(True):
+            out = _run(op, keyset, _nested(flat, lengths))
         return tuple(out) if isinstance(out, list) else out
 
     def setup_context(ctx, inputs, output):
@@ -206,7 +185,7 @@ def _function(name, op, twin, fast, vjp, jvp):
         ctx.set_materialize_grads(False)
 
     def restore(ctx):
-        saved = iter(unwrap_dead_wrappers(ctx.saved_tensors))  # in a list the dispatcher would not
+        saved = iter(private.unwrap_dead_wrappers(ctx.saved_tensors))  # in a list the dispatcher would not
         flat = [next(saved) if c is None else c[0] for c in ctx.constants]
         return flat, tuple(saved)
 
@@ -229,13 +208,13 @@ def _function(name, op, twin, fast, vjp, jvp):
     def forward_derivative(ctx, *tangents):
         flat, _ = restore(ctx)
         flat = [forward_ad.unpack_dual(a, level=0).primal if isinstance(a, _Tensor) else a for a in flat]
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # as in forward
+        with torch.enable_grad(), private.forward_derivatives(True):  # as in forward
             return tuple(jvp(_nested(flat, ctx.lengths), tangents[2:]))
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward}
     if jvp is not None:
         members["jvp"] = forward_derivative
-    return type(name, (_SingleLevelFunction,), {k: staticmethod(f) for k, f in members.items()})
+    return type(name, (private.SingleLevelFunction,), {k: staticmethod(f) for k, f in members.items()})
 
 
 def _twin_vjp(twin, args, needs, cotangents):

@@ -81,7 +81,7 @@ def test_triton_runs_on_cuda_only():
 def test_without_triton_cuda_takes_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     said = _backend.triton.__wrapped__(torch.device("cuda"))
-    assert said.startswith("triton does not load: ")
+    assert not said.can_run and said.reason.startswith("triton does not load: ")
 
 
 @pytest.mark.parametrize("op", [*OPS, "covariance_matvec"])

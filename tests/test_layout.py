@@ -14,7 +14,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower layers and from its own group only. schedule and ops share a layer: neither knows
 # the other, nor the objects above, since ops take numbers and tensors.
 LAYERS = [
-    {"_check", "_files", "_arrays", "_console", "_progress", "_native", "_backend", "_op", "_operator"},
+    {
+        "_arrays", "_backend", "_check", "_console", "_errors", "_files", "_native", "_op", "_operator",
+        "_progress", "_torch",
+    },
     {"schedule", "ops"},
     {"index"},
     {"cloud"},
@@ -118,6 +121,116 @@ def test_only_op_talks_to_torch_library(path):
         )
     ]
     assert uses == [] or path.name == "_op.py"
+
+
+def dotted(node: ast.AST) -> str:
+    """torch.linalg.norm as text; "" for what is no chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (start := dotted(node.value)):
+        return f"{start}.{node.attr}"
+    return ""
+
+
+def private_torch_names(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Attribute):
+            names = [dotted(node)]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            private = [p for p in parts[1:] if p.startswith("_") and not p.startswith("__")]
+            if private and parts[0] in ("torch", "forward_ad") and parts[1] != "ops":
+                found.append(f"{node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_private_names_of_torch_are_in_one_file(path):
+    assert private_torch_names(path.read_text()) == [] or path.name == "_torch.py"
+
+
+def test_the_check_sees_private_names():
+    source = (
+        "import torch\nfrom torch.autograd import forward_ad\nfrom torch._guards import detect_fake_mode\n"
+        "import torch._dynamo\nfrom torch.autograd.function import _SingleLevelFunction\n"
+        "torch._C._functorch.is_batchedtensor(t)\nforward_ad._current_level\ntorch.__version__\nself._torch"
+    )
+    assert {int(found.partition(":")[0]) for found in private_torch_names(source)} == {3, 4, 5, 6, 7}
+
+
+# Calls that make a tensor in the default dtype or on the default device unless both are given.
+FACTORIES = {
+    "torch." + name
+    for name in (
+        *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace"),
+        *("normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "zeros"),
+        *("tril_indices", "triu_indices", "hann_window", "Tensor", "FloatTensor", "DoubleTensor", "LongTensor"),
+        *("fft.fftfreq", "fft.rfftfreq", "sparse_coo_tensor", "sparse_csr_tensor"),
+    )
+}
+
+
+def tensors_made_by_default(source: str) -> list[str]:
+    found = []
+    tree = ast.parse(source)
+    literals = {  # name = {"dtype": ..., "device": ...} or dict(dtype=..., device=...)
+        target.id: _literal_keys(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        name = dotted(node.func if isinstance(node, ast.Call) else node)
+        if isinstance(node, ast.Call) and name in FACTORIES:
+            given = set()
+            for keyword in node.keywords:
+                unpacked = keyword.value
+                if keyword.arg:
+                    given.add(keyword.arg)
+                elif isinstance(unpacked, ast.Name):
+                    given |= literals.get(unpacked.id, set())
+                else:
+                    given |= _literal_keys(unpacked)
+            if not {"dtype", "device"} <= given:
+                found.append(f"{node.lineno}: {name}")
+        elif name in ("torch.get_default_dtype", "torch.get_default_device", "torch.set_default_dtype"):
+            found.append(f"{node.lineno}: {name}")
+    return sorted(set(found))
+
+
+def _literal_keys(node) -> set[str]:
+    if isinstance(node, ast.Dict):
+        return {key.value for key in node.keys if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.Call) and dotted(node.func) == "dict":
+        return {keyword.arg for keyword in node.keywords if keyword.arg}
+    return set()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if "experiments" not in p.parts],  # those are programs, whose process is their own
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_no_tensor_is_made_in_the_default_dtype_or_on_the_default_device(path):
+    """They are the user's, and may change between two calls: every tensor of ours says its dtype and device."""
+    assert tensors_made_by_default(path.read_text()) == []
+
+
+def test_the_check_sees_defaults():
+    source = (
+        "torch.zeros(2)\ntorch.arange(3, device=d)\ntorch.full((2,), 1.0, dtype=t)\ntorch.fft.fftfreq(3)\n"
+        "a.to(torch.get_default_dtype())\nlike = {'dtype': t, 'device': d}\ntorch.eye(3, **like)\n"
+        "torch.ones(1, dtype=t, device=d)\ntorch.Generator(device=d)\nx.new_zeros(3)\ntorch.rand(2, **other)\n"
+        "torch.tensor(1.0, **dict(dtype=t, device=d))\ntorch.as_tensor(a, dtype=t)"
+    )
+    assert {int(found.partition(":")[0]) for found in tensors_made_by_default(source)} == {1, 2, 3, 4, 5, 11, 13}
 
 
 @pytest.mark.parametrize(

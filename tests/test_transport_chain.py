@@ -276,12 +276,12 @@ BAD = {
     "alpha shape": (
         dict(alpha=alpha[:, None]),
         ValueError,
-        "alpha: expected a floating tensor of shape [M + 1], got torch.float64 [5, 1]",
+        "alpha: expected a tensor of real numbers, shape [M + 1], got torch.float64 [5, 1]",
     ),
     "alpha empty": (
         dict(alpha=alpha[:0]),
         ValueError,
-        "alpha: expected a floating tensor of shape [M + 1], got torch.float64 [0]",
+        "alpha: expected a tensor of real numbers, shape [M + 1], got torch.float64 [0]",
     ),
     "sigma shape": (dict(sigma=sigma[1:]), ValueError, "sigma: expected shape [5] like alpha, got [4]"),
     "sigma zero": (

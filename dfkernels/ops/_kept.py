@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from .. import _check, _op
+from .._errors import UnusableValue
 
 _KEPT = {}  # op -> its kept_ op
 
@@ -71,7 +72,7 @@ def _is_tensor(a):
 def _masks(atoms, counts, N):
     """[B, N]: which atoms a query counts."""
     B, M = counts.shape[0], atoms.shape[0]
-    query = torch.arange(B, device=atoms.device).repeat_interleave(counts, output_size=M)
+    query = torch.arange(B, dtype=torch.int64, device=atoms.device).repeat_interleave(counts, output_size=M)
     return atoms.new_zeros(B, N, dtype=torch.bool).index_put((query, atoms), atoms.new_ones(M).bool())
 
 
@@ -79,11 +80,11 @@ def _lists(atoms, counts, N):
     """The atoms of each query."""
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
-        raise RuntimeError(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
+        raise UnusableValue(f"counts: expected at least one atom per query, {len(atoms)} in all, got {sizes}")
     rises = atoms.diff() > 0
     rises[counts.cumsum(0)[:-1] - 1] = True  # from one query to the next
     if not bool(rises.all() & (atoms >= 0).all() & (atoms < N).all()):
-        raise RuntimeError(f"atoms: expected numbers of {N} rows, each query's ascending, got {atoms}")
+        raise UnusableValue(f"atoms: expected numbers of {N} rows, each query's ascending, got {atoms}")
     return atoms.split(sizes) if sizes else ()
 
 

@@ -45,7 +45,7 @@ class _Spec(NamedTuple):
         kind = KINDS[self.kind]
         sides = kind.sides
         if self.wanted:
-            sides += "q" * (4 if self.kind == "posterior" else 3)
+            sides += "q" * len(kind.shape_of)
         for wanted in self.wanted[:-1]:
             sides += "".join(sides[j] for j in wanted)
         return sides
@@ -65,6 +65,11 @@ def tiles(B: int, N: int, d: int):
         yield slice(i, min(i + b, B)), [slice(j, min(j + n, N)) for j in range(0, N, n)]
 
 
+def _leaf(t):
+    """The same numbers without a graph; what was made in inference mode can have none, but a copy can."""
+    return t.clone() if t.is_inference() else t.detach()
+
+
 def _evaluate(spec, tile, scale, offset):
     """The outputs' share of one tile. Every tensor of `tile` is already in the compute dtype."""
     kind = KINDS[spec.kind]
@@ -74,7 +79,7 @@ def _evaluate(spec, tile, scale, offset):
         return kind.sums(*z)
     with _op.tracked():
         used = {j for wanted in spec.wanted for j in wanted}
-        tile = [t.detach().requires_grad_(j in used) for j, t in enumerate(tile)]
+        tile = [_leaf(t).requires_grad_(j in used) for j, t in enumerate(tile)]
         z = tile[: spec.base]
         z[Y] = load(z[Y], z[Y].dtype, scale, offset)
         sums = kind.sums(*z)

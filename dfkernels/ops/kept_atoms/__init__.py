@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from ... import _op
+from ..._errors import Unsupported
 from .cascade import BLOCK, Screen, cascade
 from .reference import kept_atoms as reference
 
@@ -49,7 +50,10 @@ def _fake(x, *args, size=None):
 
 
 def _not_differentiable(*args):
-    raise NotImplementedError("kept_atoms has no derivatives and no vmap rule: call it with detached tensors")
+    raise Unsupported(
+        "tolerance: expected no vmap and no derivative around the search for atoms (kept_atoms), got one: search "
+        "outside of it, with detached tensors, or leave tolerance out to count all atoms"
+    )
 
 
 op = _op.define(

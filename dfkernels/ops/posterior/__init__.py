@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import _check, _op
 from .. import _kept, _pairs
-from .._kinds import load
+from .._kinds import load, logits, without_the_weightless
 from .reference import posterior as reference
 
 __all__ = ["Posterior", "posterior", "reference"]
@@ -32,15 +32,15 @@ class Posterior(NamedTuple):
 
     def score(self, x: Tensor, alpha, sigma) -> Tensor:
         """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], at the x, alpha, sigma of the call."""
-        return -self.eps(x, alpha, sigma) / _per_query(sigma, x)
+        return -self.eps(x, alpha, sigma) / _per_query("sigma", sigma, x)
 
     def eps(self, x: Tensor, alpha, sigma) -> Tensor:
         """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], at the x, alpha, sigma of the call."""
-        return (x - _per_query(alpha, x) * self.mean) / _per_query(sigma, x)
+        return (x - _per_query("alpha", alpha, x) * self.mean) / _per_query("sigma", sigma, x)
 
 
-def _per_query(a, x):
-    return a.reshape(-1, *[1] * (x.dim() - 1)) if isinstance(a, Tensor) and a.dim() else a
+def _per_query(name, a, x):
+    return _check.level(name, a, x).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _log_pi(log_prior, x, y):
@@ -76,21 +76,26 @@ def _twin(x, y, alpha, sigma, log_prior, scale, offset):
 
 
 def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
-    """shift [B] and centre [B, d] by a streaming softmax about the first atom."""
+    """shift [B] and centre [B, d] by a streaming softmax, moments about the heaviest atom so far."""
     B, d = x.shape
-    top, total, moment = x.new_full((B,), -math.inf), x.new_zeros(B), x.new_zeros(B, d)
-    origin = load(y[:1], x.dtype, scale, offset)
+    top, total = x.new_full((B,), -math.inf), x.new_zeros(B)
+    origin, moment = x.new_zeros(B, d), x.new_zeros(B, d)
     for rows, atom_tiles in _pairs.tiles(B, y.shape[0], d):
         for atoms in atom_tiles:
             t = load(y[atoms], x.dtype, scale, offset)
-            u = (x[rows, None] - alpha[rows, None, None] * t) / sigma[rows, None, None]
-            logits = log_pi[atoms] - 0.5 * (u * u).sum(-1)
-            new = torch.maximum(top[rows], logits.amax(1))
+            found = logits(x[rows], t, alpha[rows], sigma[rows], log_pi[atoms])
+            largest, heaviest = found.max(1)
+            new = torch.maximum(top[rows], largest)
             safe = torch.where(new == -math.inf, 0.0, new)  # masked atoms only, so far
-            e, old = torch.exp(logits - safe[:, None]), torch.exp(top[rows] - safe)
+            about = torch.where((largest > top[rows])[:, None], t[heaviest], origin[rows])
+            e, old = torch.exp(found - safe[:, None]), torch.exp(top[rows] - safe)
+            t, _ = without_the_weightless(e, t, log_pi[atoms], about)
+            before = moment[rows] + total[rows, None] * (origin[rows] - about)
+            moment[rows] = torch.einsum("bn,bnd->bd", e, t - about[:, None]) + torch.where(
+                (old > 0)[:, None], old[:, None] * before, 0.0
+            )
             total[rows] = old * total[rows] + e.sum(1)
-            moment[rows] = old[:, None] * moment[rows] + e @ (t - origin)
-            top[rows] = new
+            top[rows], origin[rows] = new, about
     return top + torch.log(total), origin + moment / total[:, None]
 
 
@@ -162,8 +167,10 @@ def posterior(
         x: [B, *E] queries, float32 or float64: the compute dtype, and that of every output.
         y: [N, *E] atoms, stored as x.dtype, float32, float16, bfloat16 or uint8; their values are scale * y +
             offset.
-        alpha, sigma: float, 0-d or [B]: x = alpha y + sigma eps. alpha = 0 is legal; sigma > 0.
-        log_prior: [N] log weights, None = uniform; need not be normalised; -inf masks an atom.
+        alpha, sigma: a number, 0-d or [B], of any library and real dtype: x = alpha y + sigma eps. alpha = 0
+            is legal; sigma > 0.
+        log_prior: [N] log weights, None = uniform; need not be normalised, by any constant. -inf masks an
+            atom: neither results nor derivatives see what it holds, NaN included.
         kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms; their row
             numbers, each query's ascending, one query after another. None: all atoms.
 
@@ -173,8 +180,9 @@ def posterior(
     has to give the tangents of all four outputs. Where only that of mean is wanted, take its vjp: d mean/dx =
     (alpha/sigma^2) C is symmetric.
 
-    Raises ValueError or TypeError naming the argument. On the CPU a NaN or inf among the arguments, or an
-    overflow, is found after the fact and raised; on CUDA nothing synchronises: NaN in, NaN out.
+    Raises ValueError or TypeError naming the argument, under transforms and from a compiled graph as well.
+    On the CPU a NaN or inf among the arguments, or an overflow, is found after the fact and raised; on CUDA
+    nothing synchronises: NaN in, NaN out. An error of another kind, out of memory say, stays what it is.
     """
     args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
     log_prob, mean, trace, ess = _kept.call(op, args, kept, x=x, y=y)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ... import _check, _op
+from ..._errors import Unsupported
 from ..posterior import op as posterior_op
 from .reference import advance, coefficients, normalised
 from .reference import transport_chain as reference
@@ -59,7 +60,7 @@ def _fake(x, y, alpha, sigma, log_prior, rates, transposed):
 
 
 def _no_derivative(*args):
-    raise NotImplementedError(
+    raise Unsupported(
         "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
         "differentiate dfkernels.ops.transport_chain.reference"
     )
@@ -90,10 +91,12 @@ stepwise = _define("transport_chain_stepwise")  # no kernel
 
 
 def _levels(name, a, x):
-    """[M + 1] floating -> float64."""
+    """[M + 1] real numbers, a tensor or a NumPy array, -> float64."""
+    if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
+        a = _check.of_numpy(name, a)
     _check.tensor(name, a)
-    if a.dim() != 1 or a.shape[0] == 0 or not a.dtype.is_floating_point:
-        raise _check.mismatch(name, "a floating tensor of shape [M + 1]", f"{a.dtype} {list(a.shape)}")
+    if a.dim() != 1 or a.shape[0] == 0 or a.dtype.is_complex or a.dtype == torch.bool:
+        raise _check.mismatch(name, "a tensor of real numbers, shape [M + 1]", f"{a.dtype} {list(a.shape)}")
     return a.to(x.device, torch.float64)
 
 
@@ -113,8 +116,8 @@ def transport_chain(
         x: [B, *E] the chains' starts, float32 or float64: the dtype of computation and results.
         y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N bytes a
             thread.
-        alpha, sigma: [M + 1] floating, the levels from start to end, used in float64; sigma > 0 throughout.
-            On x's device, or a CUDA call waits until they are copied.
+        alpha, sigma: [M + 1], tensors or NumPy arrays of any real dtype: the levels from start to end, used in
+            float64; sigma > 0 throughout. On x's device, or a CUDA call waits until they are copied.
         log_prior: [N] log weights as in `posterior`.
         rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1 (alpha_t/sigma_t)^2 C)
             A, an Euler step of dA/dt = B A.
@@ -123,7 +126,7 @@ def transport_chain(
 
     Returns Chain(x [B, *E], A [B, d, d], log_norm [B]). The same bits for any number of threads. No
     derivatives: an argument that requires grad (outside torch.no_grad) or carries a tangent raises
-    NotImplementedError.
+    NotImplementedError, which is a ValueError too.
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..posterior.reference import weights
+
 
 def coefficients(alpha, sigma, rates=None):
     """-> keep, pull, identity, spread, each [M], float64:
@@ -36,15 +38,13 @@ def normalised(A, log_norm):
 
 def transport_chain(x, y, alpha, sigma, log_prior=None, rates=None, transposed=False):
     """-> x [B, d] after M DDIM steps, A [B, d, d], log_norm [B]; differentiable by ordinary autograd."""
-    log_pi = torch.log_softmax(x.new_zeros(y.shape[0]) if log_prior is None else log_prior, 0)
     A = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
     log_norm = x.new_zeros(x.shape[0])
     steps = torch.stack([alpha[:-1].double(), sigma[:-1].double(), *coefficients(alpha, sigma, rates)], 1)
     for a, s, keep, pull, identity, spread in steps.tolist():
-        u = (x[:, None] - a * y) / s
-        w = torch.softmax(log_pi - 0.5 * (u * u).sum(-1), 1)
-        mean = w @ y
-        t = y - mean[:, None]
+        _, atoms, *_, w = weights(x, y, a, s, log_prior)
+        mean = (w[..., None] * atoms).sum(1)
+        t = atoms - mean[:, None]
         product = (w[..., None] * t).mT @ (t @ A)
         A, log_norm = normalised(advance(A, product, identity, spread, transposed), log_norm)
         x = keep * x + pull * mean
