@@ -70,12 +70,21 @@ Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
 // nothing, exp(-1000) or less, at every level.
 template <class T>
 void expect_weightless_outliers(const Chains<T>& c, const Levels& at) {
-  double alpha = 0, sigma = 0, far = 0;
+  constexpr double most = std::numeric_limits<T>::max();
+  double alpha = 0, sigma = 0;
   for (int64_t i = 0; i <= at.M; ++i)
     alpha = std::max(alpha, std::abs(at.alpha[i])), sigma = std::max(sigma, at.sigma[i]);
-  for (int64_t i = 0; i < c.N * c.d; ++i) far = std::max(far, alpha * std::abs(double(c.y[i])));
-  for (int64_t i = 0; i < c.B * c.d; ++i) far = std::max(far, std::abs(double(c.x[i])));
-  STD_TORCH_CHECK(far * far * double(c.d) <= largest_square<T> || 2000 * sigma * sigma <= largest_square<T>,
+  const auto largest_norm = [&](const T* rows, int64_t n) {
+    double largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      double square = 0;
+      for (int64_t k = 0; k < c.d; ++k) square += double(rows[i * c.d + k]) * rows[i * c.d + k];
+      largest = std::max(largest, square);
+    }
+    return std::sqrt(largest);
+  };
+  const double far = largest_norm(c.x, c.B) + alpha * largest_norm(c.y, c.N);
+  STD_TORCH_CHECK(far * far <= most || 2000 * sigma * sigma <= most,
                   "x, y: expected finite values of moderate size, got an overflow of |x - alpha y|^2 at a sigma "
                   "that is as large");
 }
