@@ -19,7 +19,7 @@ std::vector<T> centre_of(const Problem<T>& p, const Kernels<T>& kernel) {
     const int64_t atom = i * (p.N / count);
     kernel.read_reference(p, p.rows ? p.rows[atom] : atom, row);
   };
-  const Middle<T> middle = middle_of<T>(count, p.d, read);
+  const Middle<T> middle = middle_of<T>(count, p.d, largest_square<T>, 0.5, read);
   double mean_square = 0;
   for (const T m : middle.mean) mean_square += double(m) * m;
   if (!(mean_square > 0.5 * middle.square) || count < 2) return {};

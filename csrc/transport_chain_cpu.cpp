@@ -59,9 +59,10 @@ Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
                   " masked");
   expect_finite("y", out.y.data(), int64_t(out.y.size()));
   for (T& l : out.log_prior) l -= top;
-  out.centre = middle_of<double>(int64_t(out.log_prior.size()), d, [&](int64_t i, double* row) {
-                 std::copy_n(out.y.begin() + i * d, d, row);
-               }).mean;
+  // Where the smallest norm is far below the others there is no offset that could cost digits, and any atoms will
+  // do: so it may say what is ordinary, and most atoms may be outliers.
+  const auto read = [&](int64_t i, double* row) { std::copy_n(out.y.begin() + i * d, d, row); };
+  out.centre = middle_of<double>(int64_t(out.log_prior.size()), d, largest_square<double>, 0, read).mean;
   for (size_t i = 0; i < out.y.size(); ++i) out.y[i] = T(double(out.y[i]) - out.centre[i % d]);
   return out;
 }
