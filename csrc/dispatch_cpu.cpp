@@ -18,6 +18,18 @@ const dfk::KernelTable* dfk_kernels_v4();
 namespace dfk {
 namespace {
 
+// The instruction sets to choose from, best last.
+std::string there() {
+  std::string out = "base";
+#ifdef DFK_HAVE_V3
+  if (__builtin_cpu_supports("x86-64-v3")) out += ", v3";
+#endif
+#ifdef DFK_HAVE_V4
+  if (__builtin_cpu_supports("x86-64-v4")) out += ", v4";
+#endif
+  return out;
+}
+
 const KernelTable* choose() {
   const char* asked = std::getenv("DFKERNELS_ISA");
   const std::string want = asked ? asked : "";
@@ -28,8 +40,8 @@ const KernelTable* choose() {
   if ((want.empty() || want == "v3") && __builtin_cpu_supports("x86-64-v3")) return dfk_kernels_v3();
 #endif
   if (want.empty() || want == "base") return dfk_kernels_base();
-  throw std::runtime_error(
-      "DFKERNELS_ISA: expected base, v3 or v4, compiled in and supported by this CPU, got '" + want + "'");
+  throw std::runtime_error("DFKERNELS_ISA is '" + want + "', which is none of the instruction sets that were " +
+                           "compiled and that this CPU has: " + there());
 }
 
 }  // namespace

@@ -30,14 +30,11 @@ void run(const Tensor& v, const Tensor& x0, const Tensor& mean, const Tensor& al
 Tensor endpoint_matvec(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, std::string form) {
   STD_TORCH_CHECK(form == "paper" || form == "centred", "form: expected 'paper' or 'centred', got '", form,
                   "'");
-  STD_TORCH_CHECK(v.dim() == 3, "v: expected shape [B, K, d], got ", shape_text(v));
-  expect_shape("x0", x0, {v.size(0), v.size(2)});
-  expect_shape("mean", mean, {v.size(0), v.size(2)});
-  expect_shape("alpha", alpha, {v.size(0)});
-  expect_shape("sigma", sigma, {v.size(0)});
   const ScalarType type = compute_type("v", v);
-  v = dense("v", v, type), x0 = dense("x0", x0, type), mean = dense("mean", mean, type);
-  alpha = dense("alpha", alpha, type), sigma = dense("sigma", sigma, type);
+  v = expect("v", v, type, {"B", "K", "d"});
+  const int64_t B = v.size(0), d = v.size(2);
+  x0 = expect("x0", x0, type, {B, d}), mean = expect("mean", mean, type, {B, d});
+  alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
   const Tensor out = torch::stable::new_empty(v, {v.size(0), v.size(1), v.size(2)});
   if (type == ScalarType::Float)
     run<float>(v, x0, mean, alpha, sigma, form == "centred", out);

@@ -41,8 +41,8 @@ Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts);
 template <class T>
 struct Checked {
   Problem<T> problem;
-  double log_total;               // log sum exp(log_prior - prior_top)
-  std::vector<int64_t> unmasked;  // where there is a log_prior
+  double log_total;    // log sum exp(log_prior - prior_top)
+  int64_t masked = 0;  // atoms whose log_prior is -inf
 };
 template <class T>
 Checked<T> problem_of(const Arguments& a, Op op);

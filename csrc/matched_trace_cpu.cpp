@@ -32,20 +32,16 @@ Tensor matched_trace(Tensor m, Tensor eps, std::optional<Tensor> x, Tensor alpha
                      std::string form) {
   STD_TORCH_CHECK(form == "paper" || form == "residual", "form: expected 'paper' or 'residual', got '", form,
                   "'");
-  STD_TORCH_CHECK(eps.dim() == 2, "eps: expected shape [B, d], got ", shape_text(eps));
   STD_TORCH_CHECK((form == "paper") == x.has_value(),
                   "x: expected a tensor with form 'paper' and None with 'residual'");
-  expect_shape("m", m, {eps.size(0)});
-  expect_shape("alpha", alpha, {eps.size(0)});
-  expect_shape("sigma", sigma, {eps.size(0)});
   const ScalarType type = compute_type("eps", eps);
-  if (x) {
-    expect_shape("x", *x, {eps.size(0), eps.size(1)});
-    x = dense("x", *x, type);
-    eps = dense("eps", eps, type);
-  }
-  m = dense("m", m, type), alpha = dense("alpha", alpha, type), sigma = dense("sigma", sigma, type);
-  const Tensor out = torch::stable::new_empty(m, {eps.size(0)});
+  expect_shape("eps", eps, {"B", "d"});
+  if (x) eps = dense("eps", eps, type);  // not read otherwise
+  const int64_t B = eps.size(0);
+  x = expect("x", x, type, {B, eps.size(1)});
+  m = expect("m", m, type, {B});
+  alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
+  const Tensor out = torch::stable::new_empty(m, {B});
   if (type == ScalarType::Float)
     run<float>(m, eps, x, alpha, sigma, out);
   else

@@ -52,8 +52,6 @@ PYBIND11_MODULE(_C, m) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   m.def("read_bandwidth", &dfk::read_bandwidth, py::arg("threads"), py::arg("bytes"), py::arg("repeats") = 5,
         no_gil, "GB/s of the best of `repeats` reads of a buffer of `bytes` bytes.");
-  m.def("fma_rate", &dfk::fma_rate, py::arg("threads"), py::arg("seconds") = 0.2, no_gil,
-        "float32 GFLOP/s of independent multiply-adds on registers; a multiply-add counts two.");
   m.def("exp_rate", &dfk::exp_rate, py::arg("threads"), no_gil,
         "float32 exps per second of the kernels' own exp on cached data.");
 }

@@ -34,23 +34,6 @@ double timed(int threads, Work work) {
   return since(start);
 }
 
-// `count` rounds of LANES independent multiply-adds, LANES chosen to fill the latency of two units without
-// spilling.
-constexpr int LANES = 12;
-volatile float opaque_factor = 0.999f, opaque_term = 1e-3f;  // volatile: nothing may be computed beforehand
-#define DFK_FMA_ROUNDS(NAME, TARGET, WIDTH)                                            \
-  TARGET float NAME(long count) {                                                      \
-    typedef float Vector __attribute__((vector_size(WIDTH)));                          \
-    Vector a[LANES], factor = Vector{} + opaque_factor, term = Vector{} + opaque_term; \
-    for (int i = 0; i < LANES; ++i) a[i] = Vector{} + 0.1f * i;                        \
-    for (long k = 0; k < count; ++k) {                                                 \
-      for (int i = 0; i < LANES; ++i) a[i] = a[i] * factor + term;                     \
-    }                                                                                  \
-    Vector sum = Vector{};                                                             \
-    for (int i = 0; i < LANES; ++i) sum += a[i];                                       \
-    return sum[0];                                                                     \
-  }
-
 // Four streams a thread keep more cache lines in flight than one.
 #define DFK_READ(NAME, TARGET, WIDTH)                              \
   TARGET float NAME(const float* data, std::size_t floats) {       \
@@ -64,26 +47,20 @@ volatile float opaque_factor = 0.999f, opaque_term = 1e-3f;  // volatile: nothin
   }
 
 #if defined(__x86_64__)
-DFK_FMA_ROUNDS(fma_v4, __attribute__((target("arch=x86-64-v4"))), 64)
-DFK_FMA_ROUNDS(fma_v3, __attribute__((target("arch=x86-64-v3"))), 32)
 DFK_READ(read_v4, __attribute__((target("arch=x86-64-v4"))), 64)
 DFK_READ(read_v3, __attribute__((target("arch=x86-64-v3"))), 32)
 #endif
-DFK_FMA_ROUNDS(fma_base, , 16)
 DFK_READ(read_base, , 16)
 
-struct Kernels {
-  float (*fma)(long);
-  float (*read)(const float*, std::size_t);
-  int floats;  // per vector
-};
+using Read = float (*)(const float*, std::size_t);
 
-Kernels widest() {
+// By the widest vectors of the CPU, whatever DFKERNELS_ISA says.
+Read widest() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("x86-64-v4")) return {fma_v4, read_v4, 16};
-  if (__builtin_cpu_supports("x86-64-v3")) return {fma_v3, read_v3, 8};
+  if (__builtin_cpu_supports("x86-64-v4")) return read_v4;
+  if (__builtin_cpu_supports("x86-64-v3")) return read_v3;
 #endif
-  return {fma_base, read_base, 4};
+  return read_base;
 }
 
 void require(bool good, const char* what) {
@@ -105,7 +82,7 @@ double read_bandwidth(int threads, std::size_t bytes, int repeats) {
       static_cast<float*>(::operator new[](part * threads, std::align_val_t(line))), release);
   // Each thread touches its own part first: real pages, on its own memory node.
   timed(threads, [&](int i) { std::fill_n(data.get() + i * floats, floats, 1.0f); });
-  const auto read = widest().read;
+  const auto read = widest();
   std::vector<float> sink(threads);
   double best = 0;
   for (int r = 0; r < repeats; ++r) {
@@ -113,28 +90,6 @@ double read_bandwidth(int threads, std::size_t bytes, int repeats) {
     best = std::max(best, part * threads / seconds * 1e-9);
   }
   return best;
-}
-
-double fma_rate(int threads, double seconds) {
-  require(threads >= 1, "fma_rate: threads must be at least 1");
-  require(seconds > 0 && seconds <= 60, "fma_rate: seconds must be in (0, 60]");
-  const Kernels kernels = widest();
-  volatile float sink;
-  long count = 1000;
-  for (;;) {  // a count that takes a tenth of the time
-    const auto start = Clock::now();
-    sink = kernels.fma(count);
-    const double took = since(start);
-    if (took > 0.1 * seconds) {
-      count = std::max(1L, long(count * seconds / took));
-      break;
-    }
-    count *= 4;
-  }
-  (void)sink;
-  std::vector<float> out(threads);
-  const double took = timed(threads, [&](int i) { out[i] = kernels.fma(count); });
-  return 2.0 * LANES * kernels.floats * count * threads / took * 1e-9;
 }
 
 }  // namespace dfk

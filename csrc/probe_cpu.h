@@ -10,9 +10,4 @@ namespace dfk {
 // std::bad_alloc.
 double read_bandwidth(int threads, std::size_t bytes, int repeats);
 
-// float32 GFLOP/s (a multiply-add counts two) of independent multiply-adds on registers, over `threads`
-// threads that run for about `seconds`. Uses the widest vectors of the CPU, whatever DFKERNELS_ISA says.
-// Throws std::invalid_argument.
-double fma_rate(int threads, double seconds);
-
 }  // namespace dfk

@@ -23,6 +23,7 @@ struct Problem {
   const T* log_prior;     // [N] or null (uniform)
   const T* centre;        // [d] or null (zero): roughly the middle of the atoms
   const int64_t* rows;    // [N] or null (all): atom i is row rows[i] of y and log_prior
+  const int64_t* order;   // [B] or null (as they are): the kernels' query i is query order[i] of the batch
   const uint8_t* wanted;  // [N] or null (all): bit j says whether query j of the block counts atom i
   T prior_top;            // the largest log_prior, taken off it
   double scale, offset;
@@ -42,6 +43,7 @@ struct Moments {
   double* mass2;   // [S, B]     sum e^2
   double* spread;  // [S, B]     sum e |t|^2                 (posterior)
   double* tilt;    // [S, B, K]  sum e <t, v_k>              (matvec)
+  double* outlier;  // [S, B]    largest logit of an atom too far out to be evaluated, -inf where none
   int64_t* ref;    // [S, B]     a row of y
   double* first;   // [S, B, stride]           sum e t
   double* second;  // [S, B, rows, stride]     matvec: rows = K; diagonal: 1; dense: d; posterior: 0
@@ -104,7 +106,22 @@ struct ScreenKernels {
   double (*square_distance)(const double* x, double alpha, const double* y, int64_t n);
 };
 
-enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2, non_finite_distance = 3 };
+enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
+
+// Squares of up to four times this size can be added up in T. Atoms that are further than its root from the
+// centre are outliers: left out where they carry no weight, an error where they do.
+template <class T>
+inline constexpr double largest_square = sizeof(T) == 4 ? 0x1p124 : 0x1p980;
+
+// What a run of log_priors tells: the largest; sum exp(log_prior - top); how many are -inf; whether all are
+// numbers below inf.
+template <class T>
+struct PriorSum {
+  T top;
+  double mass;
+  int64_t masked;
+  bool usable;
+};
 
 // One instruction set's kernels.
 template <class T>
@@ -113,7 +130,7 @@ struct Kernels {
   // Gathers the moments of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*gather)(const Problem<T>&, const Moments<T>&, int64_t s, int64_t b0, int64_t b1, int64_t n0,
                 int64_t n1);
-  // Merges the S splits of query b into split 0.
+  // Merges the S splits of query b (of the batch) into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t S, int64_t b);
   // Row `ref` of y as T, scaled, or the centre where ref = -1, into out[0, d).
   void (*read_reference)(const Problem<T>&, int64_t ref, T* out);
@@ -124,6 +141,7 @@ struct Kernels {
   double (*residual_square)(const T* x, const T* eps, T sigma, int64_t d);
   // Chains [b0, b1), in groups of chain_lanes.
   int (*transport)(const Chains<T>&, int64_t b0, int64_t b1);
+  PriorSum<T> (*prior_sum)(const T* log_prior, int64_t n);
   int64_t chain_lanes;
 };
 

@@ -5,7 +5,9 @@
 #include "simd/lanes.h"
 #include "simd/listed.h"
 #include "simd/network.h"
+#include "simd/prior.h"
 #include "simd/screen.h"
+#include "simd/sweep.h"
 
 #define DFK_CAT_(a, b) a##b
 #define DFK_CAT(a, b) DFK_CAT_(a, b)
@@ -38,7 +40,8 @@ double exp_rate(int64_t repeats) {
 
 template <class T>
 constexpr Kernels<T> kernels{W<T>,        gather<T>,          merge<T>,     read_reference<T>,
-                             endpoint<T>, residual_square<T>, transport<T>, ChainGroup<T>::lanes};
+                             endpoint<T>, residual_square<T>, transport<T>, prior_sum<T>,
+                             ChainGroup<T>::lanes};
 constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, screen_kernels, exp_rate};
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dispatch_cpu.h"
+#include "middle_cpu.h"
 #include "tensors_cpu.h"
 
 namespace dfk {
@@ -35,50 +36,74 @@ std::vector<ChainStep<T>> steps_of(const Levels& at, bool transposed) {
   return steps;
 }
 
-// log_prior less its largest; and the mean of the atoms that it leaves, about which the chains run: an offset
-// of the data costs no digits.
+// The atoms that a mask leaves, less the centre about which the chains run (so that an offset of the data costs
+// no digits), and log_prior less its largest.
 template <class T>
-std::vector<T> priors(const T* log_prior, int64_t N) {
-  std::vector<T> out(N);
-  if (!log_prior) return out;
-  const T top = *std::max_element(log_prior, log_prior + N);
+struct Atoms {
+  std::vector<T> y, log_prior;
+  std::vector<double> centre;
+};
+template <class T>
+Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
+  Atoms<T> out;
+  T top = log_prior ? -T(INFINITY) : T(0);
   for (int64_t i = 0; i < N; ++i) {
-    STD_TORCH_CHECK(log_prior[i] < INFINITY, "log_prior: expected numbers below inf, got ", log_prior[i],
-                    " at index ", i);
-    out[i] = log_prior[i] - top;
+    const T l = log_prior ? log_prior[i] : T(0);
+    STD_TORCH_CHECK(l < INFINITY, "log_prior: expected numbers below inf, got ", l, " at index ", i);
+    if (l == -INFINITY) continue;  // whatever the row holds
+    out.log_prior.push_back(l);
+    out.y.insert(out.y.end(), y + i * d, y + (i + 1) * d);
+    top = std::max(top, l);
   }
-  STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ", N,
+  STD_TORCH_CHECK(!out.log_prior.empty(), "log_prior: expected at least one atom above -inf, got all ", N,
                   " masked");
+  expect_finite("y", out.y.data(), int64_t(out.y.size()));
+  for (T& l : out.log_prior) l -= top;
+  // Where the smallest norm is far below the others there is no offset that could cost digits, and any atoms will
+  // do: so it may say what is ordinary, and most atoms may be outliers.
+  const auto read = [&](int64_t i, double* row) { std::copy_n(out.y.begin() + i * d, d, row); };
+  out.centre = middle_of<double>(int64_t(out.log_prior.size()), d, largest_square<double>, 0, read).mean;
+  for (size_t i = 0; i < out.y.size(); ++i) out.y[i] = T(double(out.y[i]) - out.centre[i % d]);
   return out;
 }
+
+// Squares of distances that T cannot represent count as infinite. That is right as long as such an atom weighs
+// nothing, exp(-1000) or less, at every level.
 template <class T>
-std::vector<double> centre_of(const T* y, const std::vector<T>& log_prior, int64_t d) {
-  std::vector<double> centre(d);
-  int64_t count = 0;
-  for (size_t i = 0; i < log_prior.size(); ++i)
-    if (log_prior[i] > -INFINITY) {
-      ++count;
-      for (int64_t k = 0; k < d; ++k) centre[k] += double(y[int64_t(i) * d + k]);
+void expect_weightless_outliers(const Chains<T>& c, const Levels& at) {
+  constexpr double most = std::numeric_limits<T>::max();
+  double alpha = 0, sigma = 0;
+  for (int64_t i = 0; i <= at.M; ++i)
+    alpha = std::max(alpha, std::abs(at.alpha[i])), sigma = std::max(sigma, at.sigma[i]);
+  const auto largest_norm = [&](const T* rows, int64_t n) {
+    double largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      double square = 0;
+      for (int64_t k = 0; k < c.d; ++k) square += double(rows[i * c.d + k]) * rows[i * c.d + k];
+      largest = std::max(largest, square);
     }
-  for (double& c : centre) c /= double(count);
-  return centre;
+    return std::sqrt(largest);
+  };
+  const double far = largest_norm(c.x, c.B) + alpha * largest_norm(c.y, c.N);
+  STD_TORCH_CHECK(far * far <= most || 2000 * sigma * sigma <= most,
+                  "x, y: expected finite values of moderate size, got an overflow of |x - alpha y|^2 at a sigma "
+                  "that is as large");
 }
 
 template <class T>
 void run(const T* x, const T* y, const T* log_prior, const Levels& at, Chains<T> c) {
   expect_finite("x", x, c.B * c.d);
-  expect_finite("y", y, c.N * c.d);
   expect_finite("alpha", at.alpha, c.M + 1);
   expect_finite("sigma", at.sigma, c.M + 1);
   expect_positive("sigma", at.sigma, c.M + 1);
   if (at.rates) expect_finite("rates", at.rates, 2 * c.M);
-  const std::vector<T> prior = priors(log_prior, c.N);
-  const std::vector<double> centre = centre_of(y, prior, c.d);
-  std::vector<T> atoms(y, y + c.N * c.d);
-  for (int64_t i = 0; i < c.N * c.d; ++i) atoms[i] = T(double(y[i]) - centre[i % c.d]);
+  const Atoms<T> atoms = atoms_of(y, log_prior, c.N, c.d);
+  const std::vector<double>& centre = atoms.centre;
   for (int64_t i = 0; i < c.B * c.d; ++i) c.x[i] = T(double(x[i]) - at.alpha[0] * centre[i % c.d]);
   const std::vector<ChainStep<T>> steps = steps_of<T>(at, c.transposed);
-  c.y = atoms.data(), c.log_prior = prior.data(), c.steps = steps.data();
+  c.y = atoms.y.data(), c.log_prior = atoms.log_prior.data(), c.steps = steps.data();
+  c.N = int64_t(atoms.log_prior.size());
+  expect_weightless_outliers(c, at);
 
   const Kernels<T>& kernel = kernels_for<T>();
   const int64_t lanes = kernel.chain_lanes;
@@ -97,26 +122,17 @@ void run(const T* x, const T* y, const T* log_prior, const Levels& at, Chains<T>
 std::tuple<Tensor, Tensor, Tensor> transport_chain(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                                                    std::optional<Tensor> log_prior,
                                                    std::optional<Tensor> rates, bool transposed) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) <= most_d, "x: expected shape [B, d] with d <= ", most_d,
-                  ", got ", shape_text(x));
-  STD_TORCH_CHECK(y.dim() == 2 && y.size(1) == x.size(1) && y.size(0) > 0, "y: expected shape [N, ",
-                  x.size(1), "] with N > 0, got ", shape_text(y));
-  STD_TORCH_CHECK(alpha.dim() == 1 && alpha.size(0) > 0, "alpha: expected shape [M + 1], got ",
-                  shape_text(alpha));
-  const int64_t B = x.size(0), N = y.size(0), d = x.size(1), M = alpha.size(0) - 1;
-  expect_shape("sigma", sigma, {M + 1});
   const ScalarType type = compute_type("x", x);
-  x = dense("x", x, type), y = dense("y", y, type);
-  alpha = dense("alpha", alpha, ScalarType::Double), sigma = dense("sigma", sigma, ScalarType::Double);
-  if (log_prior) {
-    expect_shape("log_prior", *log_prior, {N});
-    log_prior = dense("log_prior", *log_prior, type);
-  }
+  x = expect("x", x, type, {"B", positive("d")});
+  const int64_t B = x.size(0), d = x.size(1);
+  STD_TORCH_CHECK(d <= most_d, "x: expected shape [B, d] with d <= ", most_d, ", got ", shape_text(x));
+  y = expect("y", y, type, {positive("N"), d});
+  alpha = expect("alpha", alpha, ScalarType::Double, {positive("M + 1")});
+  const int64_t N = y.size(0), M = alpha.size(0) - 1;
+  sigma = expect("sigma", sigma, ScalarType::Double, {M + 1});
+  log_prior = expect("log_prior", log_prior, type, {N});
   STD_TORCH_CHECK(rates || !transposed, "rates: expected a tensor with transposed, got None");
-  if (rates) {
-    expect_shape("rates", *rates, {M, 2});
-    rates = dense("rates", *rates, ScalarType::Double);
-  }
+  rates = expect("rates", rates, ScalarType::Double, {M, 2});
   const Levels at{data<double>(alpha), data<double>(sigma), data<double>(rates), M};
   const Tensor end = torch::stable::new_empty(x, {B, d}), jacobian = torch::stable::new_empty(x, {B, d, d}),
                log_norm = torch::stable::new_empty(x, {B});

@@ -54,12 +54,12 @@ def define(
     """
     _library.define(name + schema)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    in_pytorch = _fallback(name, op, fallback, vjp is None)
+    in_pytorch = _alike(op, _fallback(name, op, fallback, vjp is None))
     _library.impl(name, in_pytorch, "CompositeExplicitAutograd")
     if cuda is not None:
         _library.impl(name, _on_cuda(cuda, in_pytorch), "CUDA")
     qualified = f"{NAMESPACE}::{name}"
-    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_fake(qualified, _alike(op, fake), lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
     function = _function(name, op, twin, fast, vjp, jvp)
 
@@ -138,6 +138,29 @@ def _fallback(name, op, fallback, loud):
         return out
 
     return implementation
+
+
+def _alike(op, implementation):
+    """The implementation, for dense tensors on one device. The dispatcher takes a fake or a fallback for a call as
+    soon as one tensor asks for it: without a word, results would be memory that nobody wrote.
+    """
+
+    def checked(*args):
+        first = None
+        for argument, a in zip(op._schema.arguments, args, strict=False):
+            for t in a if isinstance(a, (list, tuple)) else [a]:
+                if not isinstance(t, _Tensor):
+                    continue
+                if t.layout != torch.strided or t.is_quantized:
+                    raise TypeError(f"{argument.name}: expected a dense tensor, got {t.layout}, {t.dtype}")
+                first = t if first is None else first
+                if t.device != first.device:
+                    raise ValueError(
+                        f"{argument.name}: expected device {first.device} like the others, got {t.device}"
+                    )
+        return implementation(*args)
+
+    return checked
 
 
 def _on_cuda(cuda, in_pytorch):

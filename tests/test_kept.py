@@ -144,7 +144,7 @@ def test_errors_of_values_name_what_is_wrong():
         ops.posterior(*tensors.values(), kept=kept)
     tensors["log_prior"][0] = 0.0
     tensors["x"] = tensors["x"] + 1e200
-    with pytest.raises(ValueError, match="^x, y: expected distances that can be represented"):
+    with pytest.raises(ValueError, match="^x: expected distances to the atoms that can be represented"):
         ops.posterior(*tensors.values(), kept=kept)
 
 

@@ -36,12 +36,13 @@ class Exact {
     for (int64_t i = 0; i < B_; ++i) {
       begun_[i] = false;
       clear(p, m, sums(i));
+      *sums(i).outlier = -__builtin_inf();
     }
   }
 
   // Before anything is added to query i; what is never begun costs nothing, and leaves no vectors behind.
   void begin(int64_t i) {
-    const int64_t b = b0_ + i;
+    const int64_t b = at(i);
     begun_[i] = true;
     for (int64_t k = 0; k < w_; ++k) {
       raw_x_[i * w_ + k] = k < p_.d ? p_.x[b * p_.d + k] : T(0);
@@ -62,7 +63,8 @@ class Exact {
   }
 
   bool ok() const { return own_.ok(); }
-  Sums sums(int64_t i) const { return sums_of(p_, m_, s_, b0_ + i); }
+  int64_t at(int64_t i) const { return query_at(p_, b0_ + i); }
+  Sums sums(int64_t i) const { return sums_of(p_, m_, s_, at(i)); }
   T* work(int64_t i) const { return work_ + i * (1 + m_.rows) * w_; }
   Target<T> target(int64_t i, const T* e) const {
     return {sums(i), work(i), v_ + i * p_.K * w_, e, origin_ + i * p_.K};
@@ -89,19 +91,13 @@ class Exact {
   }
 
   // Adds the n <= tile_ atoms at pointer_, with prior_ and atom_, to query i; pointer_ is used up. False
-  // where a distance is not finite.
+  // where an atom is not finite.
   bool gather_exactly(int64_t i, int64_t n) {
     if (!begun_[i]) begin(i);
     const Sums s = sums(i);
-    const double half = 0.5 / (double(p_.sigma[b0_ + i]) * p_.sigma[b0_ + i]);
-    distances(raw_x_ + i * w_, p_.alpha[b0_ + i], pointer_, n, w_, exact_);
-    int64_t best = 0;
-    bool finite = true;
-    for (int64_t j = 0; j < n; ++j) {
-      finite = finite && exact_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308);
-      exact_[j] = double(prior_[j]) - half * exact_[j];
-      if (exact_[j] > exact_[best]) best = j;
-    }
+    const int64_t best = exact_logits(i, n);
+    if (best < 0) return false;
+    if (exact_[best] == -__builtin_inf()) return true;  // outliers all
     T* ref = ref_ + i * w_;
     if (exact_[best] > *s.top) {
       flush(i);
@@ -135,7 +131,7 @@ class Exact {
       *s.spread += add_about(e, pointer_, kept, w_, ref, work(i));
     else
       add_shifted(i, e, kept);
-    return finite;
+    return true;
   }
 
   const Problem<T>& p_;
@@ -149,6 +145,26 @@ class Exact {
     return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + t((group + 1) * tile_) + t(tile_) +
            3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) + Arena::bytes<double>(B_ * p_.K) +
            Arena::bytes<bool>(B_) + t(B_ * (1 + m_.rows) * w_);
+  }
+
+  // Logits of the atoms at pointer_ into exact_, an outlier's -inf. Returns the index of the largest, -1 where
+  // an atom is not finite.
+  int64_t exact_logits(int64_t i, int64_t n) {
+    const int64_t b = at(i);
+    const double half = 0.5 / (double(p_.sigma[b]) * p_.sigma[b]);
+    distances(raw_x_ + i * w_, p_.alpha[b], pointer_, n, w_, exact_);
+    int64_t best = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      if (exact_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308)) {
+        exact_[j] = double(prior_[j]) - half * exact_[j];
+      } else {
+        if (!finite_row(pointer_[j], p_.d)) return -1;
+        leave_out(p_, sums(i), b, pointer_[j], prior_[j]);
+        exact_[j] = -__builtin_inf();
+      }
+      if (exact_[j] > exact_[best]) best = j;
+    }
+    return best;
   }
 
   // Row m of the compacted tile is the m-th atom that counts, less the reference.

@@ -2,7 +2,7 @@
 // differences and every moment about the heaviest atom so far (or the centre), so nothing cancels at any
 // noise level. The exponential is the cost.
 #pragma once
-#include "sweep.h"
+#include "query.h"
 
 namespace {
 
@@ -22,13 +22,23 @@ class LaneSweep {
     v_ = arena_.template take<T>(p.K * m.stride);
     ref_ = arena_.template take<T>((b1 - b0) * p.d);
     centre_ = arena_.template take<T>(p.d);
-    for (int64_t b = b0; b < b1; ++b) {
-      clear(p, m, sums_of(p, m, s, b));
-      clear_vectors(m, sums_of(p, m, s, b));
-    }
+    far_ = arena_.template take<double>(b1 - b0);
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
     read_reference(p, -1, centre_);
-    for (int64_t b = 0; b < b1 - b0; ++b) memcpy(ref_ + b * p.d, centre_, size_t(p.d) * sizeof(T));
+    for (int64_t i = 0; i < b1 - b0; ++i) {
+      const int64_t b = query_at(p, b0 + i);
+      const Sums sums = sums_of(p, m, s, b);
+      clear(p, m, sums);
+      clear_vectors(m, sums);
+      *sums.outlier = -__builtin_inf();
+      memcpy(ref_ + i * p.d, centre_, size_t(p.d) * sizeof(T));
+      double square = 0;
+      for (int64_t k = 0; k < p.d; ++k) {
+        const double t = double(p.x[b * p.d + k]) - double(p.alpha[b]) * centre_[k];
+        square += t * t;
+      }
+      far_[i] = __builtin_sqrt(square);
+    }
   }
 
   int run(int64_t n0, int64_t n1) {
@@ -37,6 +47,7 @@ class LaneSweep {
       const int64_t n = n_ = n1 - i < tile_ ? n1 - i : tile_;
       padded_ = round_up(n, 4 * W<T>);
       for (int64_t j = 0; j < n; ++j) read_row(p_, row_of(p_, i + j), rows_ + j * p_.d);
+      read_log_prior(p_, i, n, padded_, log_prior_);
       largest_norm_ = 0;
       for (int64_t j = 0; j < n; ++j) {
         double norm = 0;
@@ -44,12 +55,14 @@ class LaneSweep {
           const double t = double(rows_[j * p_.d + k]) - centre_[k];
           norm += t * t;
         }
-        if (!(norm < __builtin_inf())) return non_finite_atom;
+        if (!(norm <= largest_square<T>)) {
+          if (!leave_outlier_out(j)) return non_finite_atom;
+          continue;
+        }
         if (norm > largest_norm_) largest_norm_ = norm;
       }
       transpose(Rows<T>{rows_, p_.d}, n, p_.d, cols_, padded_);
-      read_log_prior(p_, i, n, padded_, log_prior_);
-      for (int64_t b = b0_; b < b1_; ++b) visit(b, i);
+      for (int64_t q = 0; q < b1_ - b0_; ++q) visit(q, i);
     }
     return ok;
   }
@@ -59,13 +72,30 @@ class LaneSweep {
 
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d) + t(p_.d);
+    return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d) + t(p_.d) +
+           Arena::bytes<double>(b1_ - b0_);
   }
 
-  void visit(int64_t b, int64_t start) {
+  // The centre, masked, takes the place of atom j of the tile. False where that is not finite.
+  bool leave_outlier_out(int64_t j) {
+    T* row = rows_ + j * p_.d;
+    if (!finite_row(row, p_.d)) return false;
+    for (int64_t i = b0_; i < b1_; ++i) {
+      const int64_t b = query_at(p_, i);
+      leave_out(p_, sums_of(p_, m_, s_, b), b, row, log_prior_[j]);
+    }
+    memcpy(row, centre_, size_t(p_.d) * sizeof(T));
+    log_prior_[j] = -T(__builtin_inf());
+    return true;
+  }
+
+  void visit(int64_t q, int64_t start) {
+    const int64_t b = query_at(p_, b0_ + q);
     const Sums s = sums_of(p_, m_, s_, b);
-    T* ref = ref_ + (b - b0_) * p_.d;
-    const T largest = logits(b);
+    T* ref = ref_ + q * p_.d;
+    T largest = logits(b);
+    const double reach = far_[q] + __builtin_fabs(double(p_.alpha[b])) * __builtin_sqrt(largest_norm_);
+    if (!(reach * reach <= largest_square<T>)) largest = without_overflow(s, b);
     if (!(largest > -T(__builtin_inf())) || largest < *s.top - gap_) return;
     if (p_.op == Op::matvec)
       for (int64_t k = 0; k < p_.K; ++k)
@@ -100,6 +130,20 @@ class LaneSweep {
     *s.mass += mass;
     *s.mass2 += total<T>((sum2[0] + sum2[1]) + (sum2[2] + sum2[3]));
     add_moments(s, ref);
+  }
+
+  // The atoms whose distances overflow are outliers to this query.
+  T without_overflow(Sums s, int64_t b) {
+    T largest = -T(__builtin_inf()), row[lanes_max_d];
+    for (int64_t j = 0; j < n_; ++j) {
+      if (!(logits_[j] > -T(__builtin_inf())) && log_prior_[j] > -T(__builtin_inf())) {
+        for (int64_t k = 0; k < p_.d; ++k) row[k] = cols_[k * padded_ + j];
+        leave_out(p_, s, b, row, log_prior_[j]);
+        logits_[j] = -T(__builtin_inf());
+      }
+      if (logits_[j] > largest) largest = logits_[j];
+    }
+    return largest;
   }
 
   int64_t find(T logit) const {
@@ -179,7 +223,8 @@ class LaneSweep {
     for (int64_t j = 0; j < padded_; j += W<T>) {
       Vec<T> t{};
       for (int64_t k = 0; k < p_.d; ++k) t += v[k] * (load(cols_ + k * padded_ + j) - ref[k]);
-      t *= load(logits_ + j);
+      const Vec<T> e = load(logits_ + j);
+      t = e > T(0) ? e * t : Vec<T>{};  // <t, v> of an atom without weight may overflow
       store<T>(tilted_ + j, t);
       sum += t;
     }
@@ -194,6 +239,7 @@ class LaneSweep {
   int64_t n_ = 0, padded_ = 0;
   double largest_norm_ = 0;
   T *rows_, *cols_, *logits_, *tilted_, *log_prior_, *v_, *ref_, *centre_;
+  double* far_;  // |x - alpha centre| of every query
 };
 
 }  // namespace

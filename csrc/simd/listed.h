@@ -35,7 +35,7 @@ class Listed : private Exact<T> {
           prior_[count] = p_.log_prior ? p_.log_prior[atom_[count]] - p_.prior_top : T(0);
           ++count;
         }
-        if (count && !Base::gather_exactly(q, count)) return non_finite_distance;
+        if (count && !Base::gather_exactly(q, count)) return non_finite_atom;
       }
       if (++visited % 16 == 0) Base::flush();
     }

@@ -6,7 +6,7 @@
 namespace {
 
 struct Sums {
-  double *top, *mass, *mass2, *spread, *tilt;
+  double *top, *mass, *mass2, *spread, *tilt, *outlier;
   int64_t* ref;
   double *first, *second;
 };
@@ -18,10 +18,12 @@ Sums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b) {
           m.mass2 + i,
           m.spread + i,
           m.tilt + i * p.K,
+          m.outlier + i,
           m.ref + i,
           m.first + i * m.stride,
           m.second + i * m.rows * m.stride};
 }
+// Nothing gathered so far; outliers left out stay known.
 template <class T>
 void clear(const Problem<T>& p, const Moments<T>& m, Sums s) {
   *s.top = -__builtin_inf();

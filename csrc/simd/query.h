@@ -1,6 +1,6 @@
 // What a sweep knows of a query and of a tile of atoms, and how far it trusts expanded logits and the centre.
 #pragma once
-#include "moments.h"
+#include "outlier.h"
 
 namespace {
 
@@ -29,11 +29,20 @@ struct Query {
   double half;  // 1 / 2 sigma^2
   T alpha, by;  // by = alpha / sigma^2: rounding it scales all logits alike, and their differences are small
   double h;     // alpha^2 / 2 sigma^2
+  double square;  // |x|^2; inf where by overflows
 };
 template <class T>
 Query<T> query_of(const T* x, int64_t d, double alpha, double sigma) {
-  const double half = 0.5 / (sigma * sigma);
-  return {-dot(x, x, d) * half, half, T(alpha), T(2 * alpha * half), alpha * alpha * half};
+  const double half = 0.5 / (sigma * sigma), square = dot(x, x, d);
+  const T by = T(2 * alpha * half);
+  return {-square * half, half, T(alpha), by, alpha * alpha * half, by - by == 0 ? square : __builtin_inf()};
+}
+// Whether T holds all terms of the expanded logits of atoms with |y|^2 <= norm, and the squares of their
+// distances.
+template <class T>
+bool expands(const Query<T>& query, double norm) {
+  const double terms = query.square + 2 * double(query.alpha) * query.alpha * norm;
+  return terms <= largest_square<T> && terms * query.half <= largest_square<T>;
 }
 
 template <class T>

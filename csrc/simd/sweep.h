@@ -17,13 +17,13 @@ class Sweep : private Exact<T> {
   using Base = Exact<T>;
   using Base::p_, Base::m_, Base::b0_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_, Base::ref_,
       Base::coef_, Base::prior_, Base::origin_, Base::atom_, Base::pointer_;
-  using Base::sums, Base::work, Base::target, Base::flush;
+  using Base::at, Base::sums, Base::work, Base::target, Base::flush;
 
  public:
   Sweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
       : Base(p, m, s, b0, b1, tile_rows(m, b1 - b0 >= 2 * group)),
         by_cols_(B_ >= 2 * group),
-        in_place_(rows_in_place(p) && !p.rows && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
+        in_place_(rows_in_place(p) && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
         arena_(room()) {
     if (!arena_.ok() || !Base::ok()) return;
     query_ = arena_.template take<Query<T>>(B_);
@@ -35,7 +35,7 @@ class Sweep : private Exact<T> {
     norm_ = arena_.template take<T>(tile_);
     log_prior_ = arena_.template take<T>(tile_);
     for (int64_t i = 0; i < B_; ++i) {
-      const int64_t b = b0 + i;
+      const int64_t b = at(i);
       Base::begin(i);
       for (int64_t k = 0; k < w_; ++k)
         x_[i * w_ + k] = raw_x_[i * w_ + k] - (p.centre && k < p.d ? p.alpha[b] * p.centre[k] : T(0));
@@ -47,10 +47,15 @@ class Sweep : private Exact<T> {
     if (!arena_.ok() || !Base::ok()) return out_of_memory;
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
-      const Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
+      Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
+      bool within = dot_products(tile, 0, true);
+      if (!within) {
+        if (!leave_outliers_out(tile)) return non_finite_atom;
+        dot_products(tile, 0, true);
+      }
       for (int64_t q = 0; q < B_; q += group) {
-        const int status = visit(tile, q, B_ - q < group ? B_ - q : group, q == 0);
-        if (status != ok) return status;
+        if (q) dot_products(tile, q, false);
+        visit(tile, q, group_size(q));
       }
       if (++visited % 16 == 0) flush();
     }
@@ -83,7 +88,11 @@ class Sweep : private Exact<T> {
   }
 
   Tile<T> load(int64_t start, int64_t n) {
-    const Rows<T> raw = read_rows(p_, start, n, w_, rows_, in_place_);
+    read_log_prior(p_, start, n, round_up(n, W<T>), log_prior_);
+    return tile_of(read_rows(p_, start, n, w_, rows_, in_place_), start, n);
+  }
+
+  Tile<T> tile_of(Rows<T> raw, int64_t start, int64_t n) {
     Tile<T> t{p_.centre ? centred(raw, n) : raw,
               raw,
               nullptr,
@@ -94,11 +103,12 @@ class Sweep : private Exact<T> {
               log_prior_,
               0,
               0};
-    read_log_prior(p_, start, n, t.padded, log_prior_);
-    for (int64_t j = 0; j < n; ++j) {
-      const double size = __builtin_fabs(double(log_prior_[j]));
-      if (size < __builtin_inf() && size > t.largest_log_prior) t.largest_log_prior = size;
+    Vec<T> largest{};
+    for (int64_t j = 0; j < t.padded; j += W<T>) {
+      const Vec<T> l = ::load(log_prior_ + j), size = larger<T>(l, -l);
+      largest = larger<T>(size < T(__builtin_inf()) ? size : Vec<T>{}, largest);
     }
+    t.largest_log_prior = max_lanes<T>(largest);
     for (int64_t j = n; j < t.padded; ++j) norm_[j] = 0;
     if (by_cols_) {
       transpose(t.rows, n, w_, cols_, t.padded);
@@ -107,27 +117,56 @@ class Sweep : private Exact<T> {
     return t;
   }
 
-  int visit(const Tile<T>& given, int64_t q, int64_t count, bool first) {
+  int64_t group_size(int64_t q) const { return B_ - q < group ? B_ - q : group; }
+
+  // Of the queries from q on with the atoms, into logits_; with `norms` the atoms' norms too. False where one
+  // of these is beyond what T can work with.
+  bool dot_products(Tile<T>& t, int64_t q, bool norms) {
+    const int64_t count = group_size(q);
     const T* x[group];
     for (int64_t i = 0; i < count; ++i) x[i] = x_ + (q + i) * w_;
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = given.n; j < given.padded; ++j) logits_[i * tile_ + j] = 0;
-    dots<T>(count, x, given.rows, given.cols, given.n, w_, logits_, tile_, first ? norm_ : nullptr);
-    if (first) {
-      largest_norm_ = 0;
-      for (int64_t j = 0; j < given.n; ++j) {
-        if (!(norm_[j] <= (sizeof(T) == 4 ? T(3.4e38) : T(1.7e308)))) return non_finite_atom;
-        if (norm_[j] > largest_norm_) largest_norm_ = norm_[j];
-      }
+      for (int64_t j = t.n; j < t.padded; ++j) logits_[i * tile_ + j] = 0;
+    dots<T>(count, x, t.rows, t.cols, t.n, w_, logits_, tile_, norms ? norm_ : nullptr);
+    if (!norms) return true;
+    T largest = 0;
+    for (int64_t j = 0; j < t.n; ++j) {
+      if (outlier(j)) return false;
+      if (norm_[j] > largest) largest = norm_[j];
     }
-    Tile<T> t = given;
-    t.largest_norm = largest_norm_;
+    t.largest_norm = largest;
+    return true;
+  }
+  bool outlier(int64_t j) const { return !(norm_[j] <= T(largest_square<T>)); }
+
+  // The tile with the centre, masked, in place of every outlier. False where one is not finite.
+  bool leave_outliers_out(Tile<T>& t) {
+    const int64_t ld = w_ + W<T>;
+    if (t.raw.at != rows_)
+      for (int64_t j = 0; j < t.n; ++j) memcpy(rows_ + j * ld, t.raw.at + j * t.raw.ld, size_t(w_) * sizeof(T));
+    for (int64_t j = 0; j < t.n; ++j) {
+      if (!outlier(j)) continue;
+      T* row = rows_ + j * ld;
+      if (!finite_row(row, p_.d)) return false;
+      for (int64_t i = 0; i < B_; ++i) leave_out(p_, sums(i), at(i), row, log_prior_[j]);
+      read_reference(p_, -1, row);
+      log_prior_[j] = -T(__builtin_inf());
+    }
+    t = tile_of({rows_, ld}, t.start, t.n);
+    return true;
+  }
+
+  void visit(const Tile<T>& t, int64_t q, int64_t count) {
     Target<T> active[group];
     int64_t n_active = 0, between[group], n_between = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = query_[q + i];
       const Sums s = sums(q + i);
       T* l = logits_ + i * tile_;
+      if (!expands(query, t.largest_norm)) {
+        gather_all(t, q + i);
+        continue;
+      }
       const T largest = finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
       // A tile beside which all that came before is nothing starts the query anew.
@@ -151,7 +190,6 @@ class Sweep : private Exact<T> {
       }
     }
     if (n_active) add_tile(p_, m_, n_active, active, t.rows, t.cols, t.n, t.norm, coef_, tile_);
-    return ok;
   }
 
   // Dot products into logits, relative to the query's k; returns the largest.
@@ -238,20 +276,26 @@ class Sweep : private Exact<T> {
     const double error = this->error(t, query);
     const double sure = query.k + largest - error, top = *sums(i).top;
     const double least = (top > sure ? top : sure) - gap_ - error - query.k;
-    if (!(largest >= least)) return;  // nan where |x|^2 / 2 sigma^2 overflows
+    if (!(largest >= least)) return;
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
-      if (l[j] >= least) {
-        pointer_[n] = t.raw.at + j * t.raw.ld;
-        prior_[n] = t.log_prior[j];
-        atom_[n++] = row_of(p_, t.start + j);
-      }
+      if (l[j] >= least) take(t, j, n++);
     Base::gather_exactly(i, n);
+  }
+  void gather_all(const Tile<T>& t, int64_t i) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < t.n; ++j)
+      if (t.log_prior[j] > -T(__builtin_inf())) take(t, j, n++);
+    if (n) Base::gather_exactly(i, n);
+  }
+  void take(const Tile<T>& t, int64_t j, int64_t n) {
+    pointer_[n] = t.raw.at + j * t.raw.ld;
+    prior_[n] = t.log_prior[j];
+    atom_[n] = row_of(p_, t.start + j);
   }
 
   const bool by_cols_, in_place_;
   Arena arena_;
-  double largest_norm_ = 0;
   Query<T>* query_;
   T *x_, *centred_, *rows_, *cols_, *logits_, *norm_, *log_prior_;
 };

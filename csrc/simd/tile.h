@@ -69,6 +69,11 @@ template <class T>
 DFK_INLINE int64_t row_of(const Problem<T>& p, int64_t i) {
   return p.rows ? p.rows[i] : i;
 }
+// Which query of the batch is the kernels' i-th.
+template <class T>
+DFK_INLINE int64_t query_at(const Problem<T>& p, int64_t i) {
+  return p.order ? p.order[i] : i;
+}
 
 // Row `row` of y.
 template <class T>
@@ -112,11 +117,13 @@ struct Rows {
   int64_t ld;
 };
 
-// Rows [i, i + n) of y, unless in place through `room`: n rows of width + a vector, since
-// rows a multiple of 4 KiB apart would compete for the same cache lines.
+// Atoms [i, i + n), in place where they may be and follow one another, else through `room`: n rows of width +
+// a vector, since rows a multiple of 4 KiB apart would compete for the same cache lines.
 template <class T>
 Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room, bool in_place) {
-  if (in_place) return {static_cast<const T*>(p.y) + i * p.ldy, p.ldy};
+  const int64_t row = row_of(p, i);
+  if (in_place && row_of(p, i + n - 1) == row + n - 1)
+    return {static_cast<const T*>(p.y) + row * p.ldy, p.ldy};
   for (int64_t j = 0; j < n; ++j) {
     T* row = room + j * (width + W<T>);
     read_row(p, row_of(p, i + j), row);
@@ -128,7 +135,13 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
 // log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.
 template <class T>
 void read_log_prior(const Problem<T>& p, int64_t i, int64_t n, int64_t padded, T* out) {
-  for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior ? p.log_prior[row_of(p, i + j)] - p.prior_top : T(0);
+  const T top = p.prior_top;
+  if (!p.log_prior)
+    for (int64_t j = 0; j < n; ++j) out[j] = 0;
+  else if (!p.rows)
+    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[i + j] - top;
+  else
+    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[p.rows[i + j]] - top;
   for (int64_t j = n; j < padded; ++j) out[j] = -T(__builtin_inf());
 }
 
