@@ -316,8 +316,8 @@ def test_every_level_bounds_every_logit():
             seen.append(float(((true - product).abs() / width).max()))
             return super().drop(product, norm, width)
 
-    s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index.centre, index.facts, math.log(1400 / EPS), 1)
-    cascade(s, *index[1:])
+    s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index._asdict(), math.log(1400 / EPS), 1)
+    cascade(s, **index._asdict())
     assert len(seen) == 2 and min(seen) > 0.02  # both levels; neither is idle
     assert bool((exact.softmax(1)[~s.kept()] <= EPS).all())
 

@@ -141,7 +141,7 @@ def test_of_another_version_or_kind(tmp_path):
     for metadata in ({"format": "dfkernels index 0", "cloud": "x"}, {"cloud": "x"}):
         _files.save_tensors(path, of_cloud, metadata)
         with pytest.raises(
-            _files.FileError, match="expected 'dfkernels index 2', got '(dfkernels index 0|another)"
+            _files.FileError, match="expected 'dfkernels index 3', got '(dfkernels index 0|another)"
         ):
             cloud().index(path)
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -172,7 +172,7 @@ def test_the_file_is_ordinary_safetensors(tmp_path):
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    assert (8 + length) % 64 == 0 and header["__metadata__"]["format"] == "dfkernels index 2"
+    assert (8 + length) % 64 == 0 and header["__metadata__"]["format"] == "dfkernels index 3"
 
 
 def test_small_atoms_need_no_index():

@@ -31,14 +31,21 @@ class Width(NamedTuple):
 class Queries:
     """Queries, and how well <z, t> is known at each level of an index; all in float64."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap):
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, index, gap):
+        """index: name -> tensor, as in fields.FIELDS."""
+        centre, facts, self.coded = index["centre"], index["facts"], index["scales"][0] > 0
         self.y, self.scale, self.offset, self.centre = y, scale, offset, centre
         self.x, self.alpha, self.variance = x.double(), alpha.double()[:, None], sigma.double()[:, None] ** 2
-        self.log_prior = None if log_prior is None else log_prior.double() - log_prior.max()
+        prior = torch.zeros_like(index["size"], dtype=torch.float64)
+        if log_prior is not None:
+            prior = log_prior.double() - log_prior.max()
+        unknown = ~self.coded & (index["size"] == 0) & (prior > -torch.inf)
+        self.unknown = unknown.any()  # an atom of which the index knows nothing
+        self.log_prior = prior.masked_fill(~self.coded, -torch.inf)  # `may_drop_apart` looks after those
         self.z = self.x - self.alpha * centre
         self.size = self.z.norm(dim=1, keepdim=True)
         self.gap = gap * self.variance
-        self.skew, self.radius, far = facts
+        self.skew, self.radius, far, self.apart, self.set_apart = facts
         far, reach = far * self.alpha.abs(), self.size + self.radius * self.alpha.abs()
         # of coordinates that are large beside their differences
         self.margin = 2.0**-48 * (self.x.norm(dim=1, keepdim=True) + far) * reach
@@ -48,9 +55,10 @@ class Queries:
         """Logits [Q, m] of atoms [Q, m], each less what rounding may add to it."""
         rows = load(self.y[atoms], torch.float64, self.scale, self.offset)
         distance = (self.x[:, None] - self.alpha[..., None] * rows).square().sum(-1)
-        prior = 0 if self.log_prior is None else self.variance * self.log_prior[atoms]
+        prior = self.variance * self.log_prior[atoms]
         sizes = distance + self.size**2 + abs(prior)
-        return prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+        logits = prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+        return logits.masked_fill(prior == -torch.inf, -torch.inf)  # whatever a masked atom holds
 
     def improve(self, atoms):
         """All of atoms [Q, k] reach their smallest logit."""
@@ -60,6 +68,24 @@ class Queries:
     def least(self):
         """A logit below this cannot matter."""
         return self.best - self.gap - self.margin
+
+    def most_apart(self):
+        """[Q, 1]: no atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times, so
+        that what it adds to a mean or a covariance is bounded like that of any other. log (|t| / radius)^2 is at
+        most |t| / radius, and the parabola falls from its vertex on.
+        """
+        rise = (self.alpha.abs() * self.size + self.variance / self.radius) * (1 + 1e-9)
+        bend = self.alpha**2 * (1 - 1e-9)
+        most = torch.where(bend * self.apart > rise, (rise - bend / 2 * self.apart) * self.apart, torch.inf)
+        return torch.where(self.set_apart > 0, most, -torch.inf)
+
+    def mass_apart(self):
+        """[Q, 1]: what they weigh beside what is kept."""
+        return self.set_apart * ((self.most_apart() + self.margin - self.best) / self.variance).exp()
+
+    def takes_all(self):
+        """[Q, 1]: an atom without codes may matter, or nothing is known of the best logit."""
+        return self.unknown | ~(self.most_apart() < self.least) | (self.best == -torch.inf)
 
     def _rounding(self, K):
         return 8 * UNIT * (self.x.shape[1] + K) * K**0.5
@@ -79,8 +105,8 @@ class Queries:
 class Screen(Queries):
     """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap, k):
-        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap)
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, index, gap, k):
+        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, index, gap)
         self.k = k
         self.atoms = torch.arange(len(y), device=y.device)
         self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
@@ -90,9 +116,8 @@ class Screen(Queries):
         """Leaves out what cannot matter: <z, t> is within width of product, both [Q, n]; norm [n] is |t|^2."""
         mid = self.alpha * product - self.alpha**2 / 2 * norm
         sizes = (self.alpha * product).abs() + self.alpha**2 / 2 * norm + self.alpha.abs() * width
-        if self.log_prior is not None:
-            prior = self.variance * self.log_prior[self.atoms]
-            mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
+        prior = self.variance * self.log_prior[self.atoms]
+        mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
         up = mid + self.alpha.abs() * width + 2.0**-22 * sizes  # |t| is rounded to float32
         mid = mid.masked_fill(~self.alive, -torch.inf)
         self.improve(self.atoms[mid.topk(self.k, 1).indices])  # the kernels take the largest `up` as well
@@ -113,12 +138,11 @@ class Screen(Queries):
 
     def share(self):
         """The mass left out is at most this part of the mass kept, [Q]."""
-        return sum(
-            (n * ((m + self.margin - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped
-        ) * (1 + 1e-9)
+        mass = sum(n * ((m + self.margin - self.best) / self.variance).exp() for m, n in self.dropped)
+        return (mass + self.mass_apart())[:, 0] * (1 + 1e-9)
 
 
-def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
+def cascade(s, basis, step, first, tail, size, scales, rest, shift, **others):
     """Runs a Screen through both levels."""
     K, d = basis.shape
     at = lambda t: t[s.atoms].double()
