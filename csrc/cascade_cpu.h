@@ -56,7 +56,6 @@ class Cascade {
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
-    if (strange_) expect_sane(0);
     if (unknown_) sparse_.assign(Q_, false);
     improve();
     screen();
@@ -67,7 +66,6 @@ class Cascade {
     });
     if (std::any_of(q_.begin(), q_.end(), [](const Asked& q) { return q.level == 1; })) {
       each_chunk([this](int64_t c) { tail(c); });
-      if (strange_) expect_sane(1);
       improve();
       screen();
     }
@@ -123,7 +121,6 @@ class Cascade {
       kernels().screen.first(in_.first + (n0 + tile) * K, scales + tile, K, query, Q_, c_ + at(0, c) + tile,
                              at(1, 0));
     const Known known(*this, c, 0);
-    if (known.strange) strange_ = true;
     if (known.unknown) unknown_ = true;
     for (int64_t i = 0; i < Q_; ++i) {
       std::memcpy(picks_ + at(i, c), each_.data(), screen_chunk);
@@ -135,7 +132,6 @@ class Cascade {
   // of.
   void tail(int64_t c) {
     const Known known(*this, c, 1);
-    if (known.strange) strange_ = true;
     const int64_t ld = in_.padded;
     const int8_t* codes = in_.tail + c * screen_chunk * ld;
     uint8_t asking[screen_chunk] = {};
@@ -178,7 +174,7 @@ class Cascade {
     int64_t n;
     ScreenAtoms atoms{};
     float log_prior[screen_chunk];
-    bool strange = false, unknown = false;  // a number that no index has; an atom that it knows nothing of
+    bool unknown = false;  // an atom that may count, and of which the index knows nothing
     Known(const Cascade& of, int64_t c, int level) {
       const int64_t n0 = c * screen_chunk, N = of.p_.N;
       n = std::min(screen_chunk, N - n0);
@@ -187,12 +183,8 @@ class Cascade {
       atoms.rest = of.in_.rest + level * N + n0;
       atoms.shift = of.in_.shift + level * N + n0;
       atoms.scale = level ? scales : nullptr;
-      int odd = 0, uncoded = 0;
-      for (int64_t j = 0; j < n; ++j) {
-        odd |= !sane(atoms.size[j]) | !sane(atoms.rest[j]) | !sane(atoms.shift[j]) | !sane(scales[j]);
-        uncoded |= of.in_.uncoded(n0 + j);
-      }
-      strange = odd;
+      bool uncoded = false;
+      for (int64_t j = 0; j < n; ++j) uncoded |= of.in_.uncoded(n0 + j);
       if (!of.p_.log_prior && !uncoded) return;
       atoms.log_prior = log_prior;
       for (int64_t j = 0; j < n; ++j) {
@@ -200,16 +192,7 @@ class Cascade {
         unknown |= of.in_.uncoded(n0 + j) && atoms.size[j] == 0 && !of.exact_.masked(n0 + j);
       }
     }
-    static bool sane(float a) { return a >= 0 && a < INFINITY; }
   };
-
-  // Names what is wrong with an index.
-  void expect_sane(int level) const {
-    expect_not_negative("size", in_.size, p_.N);
-    expect_not_negative("scales", in_.scales + level * p_.N, p_.N);
-    expect_not_negative("rest", in_.rest + level * p_.N, p_.N);
-    expect_not_negative("shift", in_.shift + level * p_.N, p_.N);
-  }
 
   // Bounds of the n atoms that are left of chunk c for query i.
   void bound(int64_t i, int64_t c, int64_t n, const Known& known, bool whole = false) {
@@ -329,7 +312,7 @@ class Cascade {
   const int64_t k_, Q_, chunks_;
   std::vector<Asked> q_;
   std::vector<uint8_t> sparse_;
-  std::atomic<bool> strange_{false}, unknown_{false};  // seen in some chunk
+  std::atomic<bool> unknown_{false};  // seen in some chunk
   float *c_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::array<uint8_t, screen_chunk> each_;  // 0, 1, 2, ..

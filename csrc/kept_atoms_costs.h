@@ -8,13 +8,6 @@
 
 namespace dfk {
 
-template <class T>
-void expect_not_negative(const char* name, const T* values, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(values[i] >= 0 && values[i] < INFINITY, name, ": expected finite values >= 0, got ",
-                    values[i], " at index ", i);
-}
-
 // Logits by differences in double.
 template <class T>
 class ExactLogits {

@@ -69,6 +69,21 @@ std::tuple<Tensor, Tensor, Tensor> run(const Arguments& a, const Index& index, d
   return {atoms, counts, dropped};
 }
 
+template <class T>
+void expect_not_negative(const char* name, const T* values, int64_t n) {
+  constexpr int64_t some = 1 << 16;
+  std::atomic<bool> wrong{false};
+  each((n + some - 1) / some, some, [&](int64_t task) {
+    int bad = 0;
+    for (int64_t i = task * some; i < std::min(n, (task + 1) * some); ++i)
+      bad |= !(values[i] >= 0) | !(values[i] < T(INFINITY));
+    if (bad) wrong = true;
+  });
+  for (int64_t i = 0; wrong && i < n; ++i)
+    STD_TORCH_CHECK(values[i] >= 0 && values[i] < INFINITY, name, ": expected finite values >= 0, got ",
+                    values[i], " at index ", i);
+}
+
 // One of an index's tensors, contiguous: its numbers are read as `type`, as many as `shape` says.
 Tensor part(const char* name, const Tensor& t, ScalarType type, std::initializer_list<int64_t> shape) {
   using torch::headeronly::toString;
@@ -102,12 +117,14 @@ std::tuple<Tensor, Tensor, Tensor> kept_atoms(Tensor x, Tensor y, Tensor alpha, 
   rest = part("rest", rest, f32, {levels, N});
   shift = part("shift", shift, f32, {levels, N});
   facts = part("facts", facts, ScalarType::Double, {5});
-  // What there is for each atom is looked at where it is read.
   expect_finite("centre", data<float>(centre), d);
   expect_finite("basis", data<float>(basis), K * d);
   expect_finite("step", data<float>(step), K);
   expect_positive("step", data<float>(step), K);
   expect_not_negative("facts", data<double>(facts), 5);
+  expect_not_negative("size", data<float>(size), N);
+  for (const auto& [name, t] : {std::pair{"scales", scales}, {"rest", rest}, {"shift", shift}})
+    expect_not_negative(name, data<float>(t), levels * N);
   STD_TORCH_CHECK(k >= 1 && k <= N, "k: expected 1 <= k <= ", N, ", got ", k);
   STD_TORCH_CHECK(gap >= 0 && gap < INFINITY, "gap: expected a finite number >= 0, got ", gap);
   const double* f = data<double>(facts);

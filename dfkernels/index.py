@@ -71,14 +71,9 @@ def _whatever_torch_is_set_to(f):
     return wrapped
 
 
-def fingerprint(y: Tensor, scale: float, offset: float, masked: Tensor | None = None) -> str:
-    """What tells the cloud of atoms scale * y + offset from another one, in an index's file. `masked`, bool [N]:
-    which atoms the index knows nothing of.
-    """
-    words = f"{list(y.shape)} {y.dtype} scale={scale!r} offset={offset!r} crc32={_files.checksum(y.cpu())}"
-    if masked is None or not bool(masked.any()):
-        return words
-    return f"{words} masked={_files.checksum(masked.cpu().contiguous())}"
+def fingerprint(y: Tensor, scale: float, offset: float) -> str:
+    """What tells the cloud of atoms scale * y + offset from another one, in an index's file."""
+    return f"{list(y.shape)} {y.dtype} scale={scale!r} offset={offset!r} crc32={_files.checksum(y.cpu())}"
 
 
 @_whatever_torch_is_set_to

@@ -25,6 +25,7 @@ def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, *rest):
     index = dict(zip(FIELDS, index, strict=True))
     check_layout(index, *y.shape, x.device)
     check_values(index)
+    index = {name: t.contiguous() for name, t in index.items()}
     if not 0 <= gap < math.inf:
         raise RuntimeError(f"gap: expected a finite number >= 0, got {gap}")
     if not 1 <= k <= len(y):
