@@ -19,7 +19,7 @@ struct Index {
   double apart;              // no atom that is set apart has a smaller |t|
   int64_t set_apart;         // how many atoms are
   int64_t N, d, K, padded;   // padded: length of a row of tail, 0 without
-  // Such an atom has no codes: it is set apart where it has a size, and else nothing is known of it.
+  // Such an atom has no codes: it is set apart where it has a size, else nothing is known of it.
   bool uncoded(int64_t atom) const { return scales[atom] == 0; }
 };
 
@@ -57,14 +57,14 @@ class Asked {
     return variance > 1e-24 && gap + 100 * variance < 1e24 && (1 + s * s) * (1 + size * size) < 1e24 &&
            most_apart() < INFINITY;
   }
-  // No atom that is set apart has a larger logit; each is counted (|t| / radius)^2 times, so that what it adds
-  // to a mean or a covariance is bounded like that of any other. log (|t| / radius)^2 <= |t| / radius, and the
-  // parabola falls from its vertex on.
+  // No atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times, so that what it
+  // adds to a mean or a covariance is bounded like that of any other. alpha |z| t - alpha^2 t^2 / 2 +
+  // variance log (t / radius)^2 falls for all larger t where it falls at the least.
   double most_apart() const {
     if (in_.set_apart == 0) return -INFINITY;
-    const double rise = (std::fabs(alpha) * size_ + variance / in_.radius) * (1 + 1e-9);
-    const double bend = alpha * alpha * (1 - 1e-9), t = in_.apart;
-    return bend * t > rise ? (rise - bend / 2 * t) * t : INFINITY;
+    const double t = in_.apart, rise = std::fabs(alpha) * size_ * (1 + 1e-9), bend = alpha * alpha * (1 - 1e-9);
+    const double more = 2 * variance * std::log(std::max(t / in_.radius, 1.0));
+    return bend * t > rise + 2 * variance / t ? (rise - bend / 2 * t) * t + more * (1 + 1e-9) : INFINITY;
   }
   // Leaves out the atoms that are set apart; false where they may matter.
   bool drop_apart() {

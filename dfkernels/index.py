@@ -7,8 +7,9 @@ With t = y - centre, an almost orthonormal V [K, d] (principal axes, K <= 32) an
     rest    of either, at least the norm of what is left over, r;    shift    at least |V r|
 docs/certified.md says what follows for <x, y>.
 
-An atom without codes has scale 0 and zeros elsewhere. If it has a size it is set apart, being very far from all
-others; it is known to be at least facts[3] away from the centre. Else it was masked, and nothing is known of it.
+An atom without codes has scale 0 and zeros elsewhere. With size 1 it is set apart, being very far from all
+others: it is known to be at least facts[3] away from the centre. With size 0 it was masked, and nothing is known
+of it.
 """
 
 from __future__ import annotations
@@ -190,7 +191,6 @@ class _Atoms:
         if count:
             least = min(float((self[r][None] - centre).norm()) for r in self.apart.nonzero()[:, 0])
             least = min(least * (1 - 1e-6), 1e30)
-            radius = radius.clamp_min(least / 1024)  # else their weight beside it could not be bounded
         far = radius + 2 * centre.norm()
         return torch.stack([skew, radius, far, skew.new_tensor(least), skew.new_tensor(float(count))])
 
@@ -242,7 +242,7 @@ def build(
             rest[1, rows] = _up(e.norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())
             shift[1, rows] = _up((e @ V.T).norm(dim=1) * (1 + 1e-9) + 4 * rounding * square.sqrt())
     facts = atoms.facts(skew, size)
-    size[atoms.apart] = facts[3].float()
+    size[atoms.apart] = 1.0  # a mark; its square must not overflow
     first = first.view(-1, TILE, K).transpose(1, 2).contiguous()
     return CloudIndex(centre, basis, step, first, tail, size, scales, rest, shift, facts)
 

@@ -52,28 +52,28 @@ def test_masked_atoms_may_hold_anything(held, share, path):
     masked[0], masked[-1] = True, False
     y[masked], prior[masked] = held, -math.inf
     few = (~masked).nonzero()[:, 0]
-    x = queries(y[few], 0.1, "noisy", B=9)
+    x = queries(y[few], 0.05, "noisy", B=9)
     of = index.build(y, 1.0, 0.0, 0, masked)
     alone = index.build(y[few], 1.0, 0.0)
     assert torch.isfinite(of.facts).all() and torch.isfinite(of.size).all()
     assert float(of.facts[1]) <= 1.01 * float(alone.facts[1]) and float(of.facts[2]) <= 1.01 * float(alone.facts[2])
-    out = found(path, x, y, 0.9, 0.1, prior, of)
+    out = found(path, 0.9 * x, y, 0.9, 0.05, prior, of)
     assert int(out[1].min()) >= 1 and int(out[1].max()) <= len(few)
     assert not bool(masked[out[0]].any())
     clean = torch.where(masked[:, None], 0.0, y)
-    certified(out, x, clean, 0.9, 0.1, prior.double())
+    certified(out, 0.9 * x, clean, 0.9, 0.05, prior.double())
 
 
 @both_paths
 def test_an_index_of_a_mask_serves_another_mask(path):
     """Of what it knows nothing it says so: all atoms are taken."""
-    y, prior = gaussian(N, D), torch.zeros(N)
+    y, prior = gaussian(N, D), normal(N, seed=2)
     prior[::7] = -math.inf
     of, x = index.build(y, 1.0, 0.0, 0, prior == -math.inf), queries(y, 0.05, "noisy", B=9)
     assert found(path, x, y, 1.0, 0.05, None, of)[1].tolist() == [-1] * 9
     prior[3] = -math.inf  # one more
     out = found(path, x, y, 1.0, 0.05, prior, of)
-    assert int(out[1].min()) >= 1
+    assert sorted(out[1].tolist())[1] >= 1  # one may be in a crowd
     certified(out, x, y, 1.0, 0.05, prior.double())
 
 
@@ -82,15 +82,15 @@ def test_an_index_of_a_mask_serves_another_mask(path):
 @pytest.mark.parametrize("many", [1, 8])
 def test_a_few_far_atoms_do_not_end_the_search(far, many, path):
     y = gaussian(N, D)
-    plain = [len(a) for a in lists(found(path, queries(y, 0.1, "noisy", B=9), y, 1.0, 0.1))]
+    x = queries(y, 0.05, "noisy", B=9)
+    plain = [len(a) for a in lists(found(path, x, y, 1.0, 0.05))]
     y[5 : 5 + many] = far * normal(many, D, seed=4).sign()
-    x = queries(gaussian(N, D), 0.1, "noisy", B=9)
     of = index.build(y, 1.0, 0.0)
-    assert int(of.facts[4]) == many and float(of.facts[1]) <= max(100.0, far)
-    out = found(path, x, y, 1.0, 0.1, None, of)
+    assert int(of.facts[4]) == many and float(of.facts[1]) <= 10.0
+    out = found(path, x, y, 1.0, 0.05, None, of)
     counts = [len(a) for a in lists(out)]
     assert int(out[1].min()) >= 1 and sum(counts) <= 1.2 * sum(plain) + 9
-    certified(out, x, y, 1.0, 0.1)
+    certified(out, x, y, 1.0, 0.05)
 
 
 @both_paths
@@ -108,29 +108,22 @@ def test_a_query_near_a_far_atom_takes_all(path):
 
 @both_paths
 def test_far_atoms_count_by_their_size_in_what_is_dropped(path):
-    """So that dropped_mass times the radius of the others bounds what they add to the mean and the covariance."""
-    y = gaussian(N, D)
-    of = index.build(y, 1.0, 0.0)
-    t, radius = 64.0 * float(of.facts[1]), float(of.facts[1])
-    y[9] = t * torch.eye(D)[3]
-    bites = 0
-    for sigma in torch.logspace(1.2, 2.5, 40).tolist():
-        x = torch.zeros(1, D)
-        out = found(path, x, y, 1.0, sigma, gap=math.log(N / 0.5))
-        of = index.build(y, 1.0, 0.0)
-        radius = float(of.facts[1])
-        w = logits(x, y, torch.ones(1), torch.full((1,), sigma), None, 1.0, 0.0).softmax(1)[0]
-        kept = lists(out)[0]
-        if int(out[1]) < 0 or 9 in kept.tolist():
-            continue
-        mean = (w[kept, None] * y[kept].double()).sum(0) / w[kept].sum()
-        off = float(((w[:, None] * y.double()).sum(0) - mean).norm())
-        R = float((mean - of.centre).norm()) + radius
-        assert off <= float(out[2]) * R
-        second = float(w[9]) * float((y[9].double() - mean).norm()) ** 2
-        assert second <= float(out[2]) * R**2
-        bites += second > 1e-4 * float(out[2]) * R**2
-    assert bites
+    """So that dropped_mass times the radius of the others bounds what they add to the mean and the covariance:
+    one that is heavy, but for its distance, and that is just dropped.
+    """
+    y, ratio, prior = gaussian(N, D), [], torch.full((N,), -60.0)
+    prior[:12] = 0.0
+    y[9] = 64 * y.norm(dim=1).max() * torch.eye(D)[3]
+    of, x, mask = index.build(y, 1.0, 0.0), torch.zeros(1, D), torch.arange(N) == 9
+    assert int(of.facts[4]) == 1
+    for sigma in torch.linspace(40, 80, 41).tolist():
+        atoms, counts, dropped = found(path, x, y, 1.0, sigma, prior, of, math.log(N / 0.5))
+        w = logits(x, y, torch.ones(1), torch.full((1,), sigma), prior, 1.0, 0.0).softmax(1)[0]
+        if int(counts) >= 0 and 9 not in atoms.tolist():
+            mean = (w[atoms, None] * y[atoms].double()).sum(0) / w[atoms].sum()
+            R = float((mean - of.centre).norm() + of.facts[1])
+            ratio.append(float(w[mask] * (y[9] - mean).square().sum()) / float(dropped) / R**2)
+    assert 0.02 <= max(ratio) <= 1
 
 
 @both_paths

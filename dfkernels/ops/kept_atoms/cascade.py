@@ -71,12 +71,14 @@ class Queries:
 
     def most_apart(self):
         """[Q, 1]: no atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times, so
-        that what it adds to a mean or a covariance is bounded like that of any other. log (|t| / radius)^2 is at
-        most |t| / radius, and the parabola falls from its vertex on.
+        that what it adds to a mean or a covariance is bounded like that of any other.
+        alpha |z| t - alpha^2 t^2 / 2 + variance log (t / radius)^2 falls for all larger t where it falls at the
+        least.
         """
-        rise = (self.alpha.abs() * self.size + self.variance / self.radius) * (1 + 1e-9)
-        bend = self.alpha**2 * (1 - 1e-9)
-        most = torch.where(bend * self.apart > rise, (rise - bend / 2 * self.apart) * self.apart, torch.inf)
+        t, rise = self.apart, self.alpha.abs() * self.size * (1 + 1e-9)
+        bend, more = self.alpha**2 * (1 - 1e-9), 2 * self.variance * (t / self.radius).clamp_min(1).log()
+        falls = bend * t > rise + 2 * self.variance / t
+        most = torch.where(falls, (rise - bend / 2 * t) * t + more * (1 + 1e-9), torch.inf)
         return torch.where(self.set_apart > 0, most, -torch.inf)
 
     def mass_apart(self):
