@@ -112,25 +112,47 @@ class Screen(Queries):
         self.k = k
         self.atoms = torch.arange(len(y), device=y.device)
         self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
-        self.dropped = []  # (largest logit, number)
+        self.up = None  # [Q, n]: upper ends, of the last level
+        self.dropped = []  # upper ends of what was left out at a level, -inf elsewhere
 
-    def drop(self, product, norm, width):
-        """Leaves out what cannot matter: <z, t> is within width of product, both [Q, n]; norm [n] is |t|^2."""
+    def ends(self, product, norm, width):
+        """(middle, upper end) of the logits, [Q, n]: <z, t> is within width of product, both [Q, n]; norm [n] is
+        |t|^2, of which only the root is known, in float32.
+        """
         mid = self.alpha * product - self.alpha**2 / 2 * norm
         sizes = (self.alpha * product).abs() + self.alpha**2 / 2 * norm + self.alpha.abs() * width
         prior = self.variance * self.log_prior[self.atoms]
         mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
-        up = mid + self.alpha.abs() * width + 2.0**-22 * sizes  # |t| is rounded to float32
+        return mid, mid + self.alpha.abs() * width + 2.0**-22 * sizes
+
+    def drop(self, product, norm, width):
+        """Leaves out what cannot matter; arguments as of `ends`."""
+        mid, up = self.ends(product, norm, width)
         mid = mid.masked_fill(~self.alive, -torch.inf)
         self.improve(self.atoms[mid.topk(self.k, 1).indices])  # the kernels take the largest `up` as well
-        gone = self.alive & (up < self.least)
-        self.dropped.append(
-            (up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True))
-        )
+        self.up = up
+        return self._leave_out(up < self.least)
+
+    def _leave_out(self, gone):
+        gone = gone & self.alive
+        self.dropped.append(self.up.masked_fill(~gone, -torch.inf))
         self.alive &= ~gone
         left = self.alive.any(0)
-        self.atoms, self.alive = self.atoms[left], self.alive[:, left]
+        self.atoms, self.alive, self.up = self.atoms[left], self.alive[:, left], self.up[:, left]
         return left
+
+    def _mass(self, up):
+        """Beside the mass of what is kept, at most."""
+        return ((up + self.margin - self.best) / self.variance).exp()
+
+    def trim(self):
+        """Leaves out the lightest of what is left as well: gap allows for all N atoms at its edge."""
+        if self.k > 1:
+            return
+        room = len(self.y) * (-self.gap / self.variance).exp() * (1 - 1e-6) - self.share()[:, None]
+        light = self._mass(self.up).masked_fill(~self.alive, torch.inf).sort(1)
+        gone = light.values.cumsum(1) <= room
+        self._leave_out(torch.zeros_like(gone).scatter(1, light.indices, gone))
 
     def kept(self):
         """[Q, N]."""
@@ -140,7 +162,7 @@ class Screen(Queries):
 
     def share(self):
         """The mass left out is at most this part of the mass kept, [Q]."""
-        mass = sum(n * ((m + self.margin - self.best) / self.variance).exp() for m, n in self.dropped)
+        mass = sum(self._mass(up).sum(1, keepdim=True) for up in self.dropped)
         return (mass + self.mass_apart())[:, 0] * (1 + 1e-9)
 
 
@@ -154,4 +176,5 @@ def cascade(s, basis, step, first, tail, size, scales, rest, shift, **others):
     if len(tail):
         product = product[:, left] + s.z @ tail[s.atoms, :d].double().T * at(scales[1])
         s.drop(product, at(size) ** 2, s.of_tail(a).at(at(size), at(rest[1]), at(shift[1])))
+    s.trim()
     return s
