@@ -63,16 +63,17 @@ class Costs {
   double tail_time(double pairs) const {
     return 0.4 * (1 - std::exp(-0.6 * pairs)) + (0.02 + 40 / d_) * pairs;
   }
-  // Of the kernel that reads what is kept, by the sample. The best of the sample is below the best of all, so
-  // that more seems to be needed while nothing else is known.
+  // Of the kernel that reads what is kept, by the sample. While nothing else is known, the k best of the sample
+  // itself are what the others are compared with, and tell nothing.
   double kept_time(const Asked& q, int64_t k) const {
     std::vector<double> sorted = q.sample;
-    const auto kth = sorted.begin() + (std::min<int64_t>(k, int64_t(sorted.size())) - 1);
-    std::nth_element(sorted.begin(), kth, sorted.end(), std::greater<>());
-    const double least = std::max(q.best, *kth) - q.gap;
-    const double part = double(std::count_if(sorted.begin(), sorted.end(),
-                                             [least](double logit) { return logit >= least; })) /
-                        double(sorted.size());
+    const int64_t size = int64_t(sorted.size()), first = std::min(k, size);
+    std::nth_element(sorted.begin(), sorted.begin() + (first - 1), sorted.end(), std::greater<>());
+    const double least = std::max(q.best, sorted[first - 1]) - q.gap;
+    const int64_t tell_nothing = q.best > -INFINITY ? 0 : std::min(first, size - 1);
+    const int64_t needed =
+        std::count_if(sorted.begin(), sorted.end(), [least](double logit) { return logit >= least; });
+    const double part = double(std::max<int64_t>(needed - tell_nothing, 0)) / double(size - tell_nothing);
     const double rows = 1 - std::pow(1 - part, Q_), pairs = Q_ * part;
     return (0.8 + 300 / d_) * rows + (0.27 + 80 / d_) * pairs;
   }

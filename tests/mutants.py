@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+import hypothesis  # noqa: F401
+import pytest
+import torch  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,13 +123,24 @@ def copied(folder: Path) -> None:
 
 
 def passes(folder: Path, tests: str) -> bool:
-    """Whether these tests pass there. Raises RuntimeError where pytest finds none, or cannot run."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1, 2):  # 2: the broken package cannot be imported
-        raise RuntimeError(f"pytest {tests}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 0
+    """Whether these tests pass there, in a fork of this process, which has imported torch once for all. Raises
+    RuntimeError where pytest finds none.
+    """
+    log = folder / "log.txt"
+    child = os.fork()
+    if child == 0:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        sys.dont_write_bytecode = True
+        ours = {str(ROOT), str(ROOT / "tests")}
+        sys.path = [str(folder), str(folder / "tests"), *(p for p in sys.path if p not in ours)]
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()])))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, 1, 2):  # 2: the broken package cannot be imported
+        raise RuntimeError(f"pytest {tests}: status {code}\n{log.read_text()[-2000:]}")
+    return code == 0
 
 
 def main(words: list[str]) -> int:
@@ -139,6 +153,7 @@ def main(words: list[str]) -> int:
         for tests in dict.fromkeys(m.tests for m in chosen):
             if not passes(folder, tests):
                 raise RuntimeError(f"{tests}: fails without any mutant")
+            print(f"        passes   {tests} without any mutant", flush=True)
         for i, (mutant, path) in enumerate(zip(chosen, places, strict=True), 1):
             text = (folder / path).read_text()
             (folder / path).write_text(text.replace(mutant.old, mutant.new))
