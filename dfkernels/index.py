@@ -8,8 +8,8 @@ With t = y - centre, an almost orthonormal V [K, d] (principal axes, K <= 32) an
 docs/certified.md says what follows for <x, y>.
 
 An atom without codes has scale 0 and zeros elsewhere. With size 1 it is set apart, being very far from all
-others: it is known to be at least facts[3] away from the centre. With size 0 it was masked, and nothing is known
-of it.
+others: it is known to be at least facts[3] away from the centre. With size 0 it was masked, and nothing is
+known of it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class CloudIndex(NamedTuple):
     scales: Tensor  # float32 [2, N], or [1, N] without a tail
     rest: Tensor  # float32, as scales
     shift: Tensor  # float32, as scales
-    facts: Tensor  # float64 [5]: |V V^T - I|; of the atoms with codes the largest |t|, and the largest |y| plus
-    # |centre|; of those set apart the least |t|, and how many there are
+    facts: Tensor  # float64 [5]: |V V^T - I|; of the atoms with codes the largest |t|, and the largest |y|
+    # plus |centre|; of those set apart the least |t|, and how many there are
 
     @property
     def nbytes(self) -> int:

@@ -126,14 +126,13 @@ def test_little_is_kept_in_little_noise(N, d):
         assert bool((counts <= plain + 2).all())
 
 
-def test_the_lightest_go_as_far_as_the_tolerance_allows():
+def test_the_lightest_go_as_far_as_the_tolerance_allows(monkeypatch):
     """The gap alone, from exact logits, would keep twice as many at least."""
+    monkeypatch.setattr(kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool))
     y = gaussian(400, 150)
-    args = arguments(queries(y, 0.25, "noisy", B=24), y, 1.0, 0.25)
-    sparse = check(args) >= 1
-    assert int(sparse.sum()) >= 16
-    fewest = kept_atoms.reference(*args[:7], args[-2], 1)
-    assert 2 * int(kept(args)[0][sparse].sum()) <= int(fewest[sparse].sum())
+    args = arguments(queries(y, 0.3, "noisy", B=8), y, 1.0, 0.3)
+    assert int(check(args).min()) >= 1
+    assert 2 * int(kept(args)[0].sum()) <= int(kept_atoms.reference(*args[:7], args[-2], 1).sum())
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])

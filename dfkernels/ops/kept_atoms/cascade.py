@@ -70,10 +70,10 @@ class Queries:
         return self.best - self.gap - self.margin
 
     def most_apart(self):
-        """[Q, 1]: no atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times, so
-        that what it adds to a mean or a covariance is bounded like that of any other.
-        alpha |z| t - alpha^2 t^2 / 2 + variance log (t / radius)^2 falls for all larger t where it falls at the
-        least.
+        """[Q, 1]: no atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times,
+        so that what it adds to a mean or a covariance is bounded like that of any other.
+        alpha |z| t - alpha^2 t^2 / 2 + variance log (t / radius)^2 falls for all larger t where it falls at
+        the least.
         """
         t, rise = self.apart, self.alpha.abs() * self.size * (1 + 1e-9)
         bend, more = self.alpha**2 * (1 - 1e-9), 2 * self.variance * (t / self.radius).clamp_min(1).log()
@@ -116,8 +116,8 @@ class Screen(Queries):
         self.dropped = []  # upper ends of what was left out at a level, -inf elsewhere
 
     def ends(self, product, norm, width):
-        """(middle, upper end) of the logits, [Q, n]: <z, t> is within width of product, both [Q, n]; norm [n] is
-        |t|^2, of which only the root is known, in float32.
+        """(middle, upper end) of the logits, [Q, n]: <z, t> is within width of product, both [Q, n]; norm [n]
+        is |t|^2, of which only the root is known, in float32.
         """
         mid = self.alpha * product - self.alpha**2 / 2 * norm
         sizes = (self.alpha * product).abs() + self.alpha**2 / 2 * norm + self.alpha.abs() * width

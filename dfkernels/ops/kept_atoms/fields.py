@@ -1,5 +1,5 @@
-"""What every tensor of an index has to be: the one table behind the op's checks in Python and those of a file.
-csrc/kept_atoms_cpu.cpp makes the same checks for the compiled kernel.
+"""What every tensor of an index has to be: the one table behind the op's checks in Python and those of a
+file. csrc/kept_atoms_cpu.cpp makes the same checks for the compiled kernel.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def check_layout(index: dict[str, Tensor], N: int, d: int, device: torch.device)
             raise RuntimeError(f"{name}: expected device {device}, got {t.device}")
     found = sizes(index, N, d)
     if not 1 <= found["K"] <= AXES:
-        raise RuntimeError(f"basis: expected 1 to {AXES} axes of {d} numbers, got {list(index['basis'].shape)}")
+        got = list(index["basis"].shape)
+        raise RuntimeError(f"basis: expected 1 to {AXES} axes of {d} numbers, got {got}")
     for name, t in index.items():
         shape = [found.get(n, n) for n in FIELDS[name].shape]
         if list(t.shape) != shape:
@@ -73,7 +74,8 @@ def check_values(index: dict[str, Tensor]) -> None:
         least = FIELDS[name].least
         if t.is_floating_point() and t.numel():
             low, high = (float(end) for end in t.aminmax())
-            if not (low >= (-torch.inf if least is None else least) and abs(low) < torch.inf and high < torch.inf):
+            above = low > -torch.inf if least is None else low >= least
+            if not (above and high < torch.inf):  # the ends are nan if any number is
                 wanted = "finite values" + ("" if least is None else f" >= {least:g}")
                 raise RuntimeError(f"{name}: expected {wanted}, got values from {low:g} to {high:g}")
     if float(index["facts"][4]) > index["size"].shape[0]:

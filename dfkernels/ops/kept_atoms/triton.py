@@ -40,12 +40,13 @@ def _below(s, k, mid, up):
 
 
 def _dense(s, up, below):
-    """[Q, 1]: the queries for which all atoms are cheaper, in a block of queries like each, or with numbers out
-    of range of float.
+    """[Q, 1]: the queries for which all atoms are cheaper, in a block of queries like each, or with numbers
+    out of range of float.
     """
     N, blocks = up.shape[1], triton.cdiv(len(up), BLOCK)
     rows = torch.arange(SAMPLE, device=up.device, dtype=torch.int64) * N // SAMPLE
-    t = (load(s.y[rows], torch.float64, s.scale, s.offset) - s.centre).nan_to_num(0.0)  # a masked one may be nan
+    t = load(s.y[rows], torch.float64, s.scale, s.offset) - s.centre
+    t = t.nan_to_num(0.0)  # a masked atom may hold anything
     logits = s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1) + s.variance * s.log_prior[rows]
     read = BLOCK * (logits >= s.least).double().mean(1, keepdim=True)
     left = (~(up < below)).double().mean(1, keepdim=True)
@@ -121,8 +122,8 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset, *rest):
             up, below, dense = screen(s, k, **index)
             dense |= s.takes_all()
             gone = up < below
-            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1, keepdim=True)
-            mass = ((mass + s.mass_apart()) * (1 + 1e-9))[:, 0]
+            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1)
+            mass = (mass + s.mass_apart()[:, 0]) * (1 + 1e-9)
             rows, atoms = (~(gone | dense)).nonzero().unbind(1)
             if k == 1:
                 keep, mass = _trim(s, up, mass, rows, atoms)
