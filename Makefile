@@ -44,3 +44,8 @@ $(VENV)/compiled: $(VENV)/installed $(shell find csrc -type f)
 clean:
 	rm -rf $(VENV) build dist *.egg-info dfkernels/_C.*.so dfkernels/_no_native.txt .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Breaks the code one place at a time, in a copy; fails if the tests do not notice. Minutes.
+.PHONY: mutants
+mutants: $(VENV)/compiled
+	$(PY) tests/mutants.py

@@ -120,14 +120,19 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
 
 def screened(new, x, y, level, log_prior, scale, offset):
     """What `screen` takes: queries and the tensors of an index of y."""
-    from dfkernels.index import TILE, has_tail
+    from dfkernels.index import has_tail
     from dfkernels.ops.kept_atoms.cascade import Queries
+    from dfkernels.ops.kept_atoms.fields import FIELDS, TILE
 
     (N, d), long = y.shape, has_tail(y.shape[1], y.element_size())
-    K = min(32, d // 4)
-    s = Queries(x, y, level, level, log_prior, scale, offset, new(d), new(3, dtype=DOUBLE), 24.0)
-    first, tail = new(triton.cdiv(N, TILE), K, TILE, dtype=torch.int16), new(N * long, d, dtype=torch.int8)
-    return s, 1, new(K, d), new(K), first, tail, new(N), new(1 + long, N), new(1 + long, N), new(1 + long, N)
+    sizes = {"N": N, "d": d, "K": min(32, d // 4), "tiles": triton.cdiv(N, TILE), "levels": 1 + long}
+    sizes |= {"tails": N * long, "padded": d * long}
+    index = {
+        name: new(*(sizes.get(n, n) for n in field.shape), dtype=field.dtype) for name, field in FIELDS.items()
+    }
+    s = Queries(x, y, level, level, log_prior, scale, offset, index, 24.0)
+    names = ("basis", "step", "first", "tail", "size", "scales", "rest", "shift")
+    return s, 1, *(index[name] for name in names)
 
 
 def kind(value) -> str:

@@ -15,8 +15,12 @@ struct Index {
   const int16_t* first;
   const int8_t* tail;
   const float *size, *scales, *rest, *shift;
-  double skew, radius, far;  // |V V^T - I|; the largest |t|; the largest |y|, with the centre's
+  double skew, radius, far;  // |V V^T - I|; the largest |t| that is coded; such a |y|, with the centre's
+  double apart;              // no atom that is set apart has a smaller |t|
+  int64_t set_apart;         // how many atoms are
   int64_t N, d, K, padded;   // padded: length of a row of tail, 0 without
+  // Such an atom has no codes: it is set apart where it has a size, else nothing is known of it.
+  bool uncoded(int64_t atom) const { return scales[atom] == 0; }
 };
 
 class Asked {
@@ -46,10 +50,28 @@ class Asked {
     bound.alpha = float(alpha), bound.half = float(alpha * alpha / 2), bound.variance = float(variance);
   }
 
-  // Whether the numbers that bounds are made of are far from the ends of float.
+  // Whether the numbers that bounds are made of are far from the ends of float, and atoms that are set apart
+  // have a bound.
   bool usable() const {
     const double s = std::fabs(alpha), size = size_ + in_.radius;
-    return variance > 1e-24 && gap + 100 * variance < 1e24 && (1 + s * s) * (1 + size * size) < 1e24;
+    return variance > 1e-24 && gap + 100 * variance < 1e24 && (1 + s * s) * (1 + size * size) < 1e24 &&
+           most_apart() < INFINITY;
+  }
+  // No atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times, so that what it
+  // adds to a mean or a covariance is bounded like that of any other. alpha |z| t - alpha^2 t^2 / 2 +
+  // variance log (t / radius)^2 falls for all larger t where it falls at the least.
+  double most_apart() const {
+    if (in_.set_apart == 0) return -INFINITY;
+    const double t = in_.apart, rise = std::fabs(alpha) * size_ * (1 + 1e-9), bend = alpha * alpha * (1 - 1e-9);
+    const double more = 2 * variance * std::log(std::max(t / in_.radius, 1.0));
+    return bend * t > rise + 2 * variance / t ? (rise - bend / 2 * t) * t + more * (1 + 1e-9) : INFINITY;
+  }
+  // Leaves out the atoms that are set apart; false where they may matter.
+  bool drop_apart() {
+    const double most = most_apart();
+    if (!(most < least())) return false;
+    drop(most, in_.set_apart);
+    return true;
   }
   // Where a logit cannot matter: the best known less the gap.
   double least() const { return best - gap - margin; }
@@ -79,7 +101,7 @@ class Asked {
       tail[k] = int16_t(m);
       sum += std::fabs(z[k] - m * tail_unit);
     }
-    bound.lost = up(127 * sum * (1 + 1e-9));
+    bound.lost = up(128 * sum * (1 + 1e-9));  // a code is an int8
     bound.code = up(4 * (rounding() * size_ + float_sums()));  // the codes of both levels are at most 4 |t|
   }
 
@@ -107,6 +129,8 @@ class Asked {
   double tail_unit = 0;
   Bound bound{};
   double best = -INFINITY;  // k atoms have a logit of at least this
+  int level = 0;              // of the index: up_ and c_ of Cascade are from there
+  std::vector<double> sample;  // exact logits of a few atoms
 
  private:
   static float up(double a) { return std::nextafter(float(a), INFINITY); }

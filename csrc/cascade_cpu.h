@@ -1,12 +1,11 @@
 // The cascade of bounds: which atoms of a block of queries can carry weight.
 #pragma once
 #include <array>
+#include <atomic>
 #include <cstring>
-#include <functional>
 #include <numeric>
 
-#include "asked_cpu.h"
-#include "tensors_cpu.h"
+#include "kept_atoms_costs.h"
 
 namespace dfk {
 
@@ -31,50 +30,53 @@ struct Room {
   }
 };
 
+// A block of queries, each of which is `worth` searching for.
 template <class T>
 class Cascade {
  public:
-  Cascade(const Problem<T>& p, const Index& index, double gap, int64_t k, int64_t b0, int64_t b1, Room& room)
-      : p_(p),
-        in_(index),
+  Cascade(const ExactLogits<T>& exact, const Costs& costs, int64_t k, std::vector<Asked> queries, Room& room)
+      : exact_(exact),
+        p_(exact.problem()),
+        in_(exact.index()),
+        costs_(costs),
         k_(k),
-        Q_(b1 - b0),
-        chunks_((p.N + screen_chunk - 1) / screen_chunk),
+        Q_(int64_t(queries.size())),
+        chunks_((p_.N + screen_chunk - 1) / screen_chunk),
+        q_(std::move(queries)),
+        sparse_(Q_, true),
         cells_(Q_ * chunks_) {
-    for (int64_t b = b0; b < b1; ++b)
-      q_.emplace_back(index, p.x + b * p.d, double(p.alpha[b]), double(p.sigma[b]), gap);
     const size_t n = size_t(Q_ * chunks_ * screen_chunk);
     if (room.picks.size() < n) room.floats.resize(2 * n), room.picks.resize(n);
     c_ = room.floats.data(), up_ = c_ + n;
     picks_ = room.picks.data();
     std::iota(each_.begin(), each_.end(), 0);
-    wide_.y = p.y, wide_.scale = p.scale, wide_.offset = p.offset;
-    wide_.d = p.d, wide_.ldy = p.ldy, wide_.storage = p.storage;
   }
 
-  // False where the dense kernel is cheaper, or numbers are out of range.
-  bool run() {
-    for (const Asked& q : q_)
-      if (!q.usable()) return false;
-    take_sample();
-    // The best of the sample is below the best of all, so that more seems to be needed.
-    if (kept_time() > dense_time()) return false;
+  void run() {
     rotate();
     for (Asked& q : q_) q.set_first();
     each_chunk([this](int64_t c) { first_level(c); });
-    improve(0);
-    const int64_t left = screen();
-    if (kept_time() + tail_time(double(left) / double(p_.N)) > dense_time()) return false;
-    if (in_.padded && left > 32 * Q_) {
-      each(Q_, 8 * p_.d, [this](int64_t i) { q_[i].set_tail(); });
+    if (unknown_) sparse_.assign(Q_, false);
+    improve();
+    screen();
+    for (int64_t i = 0; i < Q_; ++i)
+      if (sparse_[i]) sparse_[i] = q_[i].best > -INFINITY && costs_.worth(q_[i], k_, count(i));
+    each(Q_, 8 * p_.d, [this](int64_t i) {
+      if (in_.padded && sparse_[i] && count(i) > 32) q_[i].set_tail(), q_[i].level = 1;
+    });
+    if (std::any_of(q_.begin(), q_.end(), [](const Asked& q) { return q.level == 1; })) {
       each_chunk([this](int64_t c) { tail(c); });
-      improve(1);
+      improve();
       screen();
     }
-    if (k_ == 1) each(Q_, 1 << 20, [this](int64_t i) { trim(i); });
-    return true;
+    each(Q_, 1 << 20, [this](int64_t i) {
+      if (sparse_[i] && in_.set_apart) sparse_[i] = q_[i].drop_apart();
+      if (sparse_[i] && k_ == 1) trim(i);
+    });
   }
 
+  // False where all atoms should be taken: cheaper, or the index does not know enough.
+  bool sparse(int64_t i) const { return sparse_[i]; }
   int64_t count(int64_t i) const {
     int64_t sum = 0;
     for (int64_t c = 0; c < chunks_; ++c) sum += cell(i, c).count;
@@ -90,10 +92,6 @@ class Cascade {
   const Cell& cell(int64_t i, int64_t c) const { return cells_[i * chunks_ + c]; }
   Cell& cell(int64_t i, int64_t c) { return cells_[i * chunks_ + c]; }
   int64_t at(int64_t i, int64_t c) const { return (i * chunks_ + c) * screen_chunk; }
-  double log_prior(int64_t atom) const {
-    return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.prior_top) : 0;
-  }
-
   template <class F>
   void each_chunk(const F& f) {
     const int64_t tasks = std::min<int64_t>(chunks_, 64);
@@ -123,6 +121,7 @@ class Cascade {
       kernels().screen.first(in_.first + (n0 + tile) * K, scales + tile, K, query, Q_, c_ + at(0, c) + tile,
                              at(1, 0));
     const Known known(*this, c, 0);
+    if (known.unknown) unknown_ = true;
     for (int64_t i = 0; i < Q_; ++i) {
       std::memcpy(picks_ + at(i, c), each_.data(), screen_chunk);
       bound(i, c, n, known, n == screen_chunk);
@@ -139,7 +138,7 @@ class Cascade {
     int64_t cells[screen_chunk][block];
     const Asked* who[screen_chunk][block];
     for (int64_t i = 0; i < Q_; ++i)
-      for (int64_t j = 0; j < cell(i, c).count; ++j) {
+      for (int64_t j = 0; q_[i].level == 1 && j < cell(i, c).count; ++j) {
         const uint8_t atom = picks_[at(i, c) + j];
         const int m = asking[atom]++;
         cells[atom][m] = at(i, c) + j;
@@ -156,7 +155,7 @@ class Cascade {
         c_[cells[atom][m]] += float(products[m] * who[atom][m]->tail_unit * known.atoms.scale[atom]);
     }
     for (int64_t i = 0; i < Q_; ++i)
-      if (cell(i, c).count) bound(i, c, cell(i, c).count, known);
+      if (q_[i].level == 1 && cell(i, c).count) bound(i, c, cell(i, c).count, known);
   }
 
   // The next row that is asked for. always_inline: gcc takes a function that only prefetches to do nothing,
@@ -169,21 +168,29 @@ class Cascade {
       for (int64_t k = 0; k < in_.padded; k += 64) __builtin_prefetch(codes + atom * in_.padded + k);
   }
 
-  // What the index knows of the atoms of a chunk.
+  // What the index knows of the atoms of a chunk. Those without codes count as masked: `drop_apart` looks after
+  // them.
   struct Known {
     int64_t n;
     ScreenAtoms atoms{};
     float log_prior[screen_chunk];
+    bool unknown = false;  // an atom that may count, and of which the index knows nothing
     Known(const Cascade& of, int64_t c, int level) {
       const int64_t n0 = c * screen_chunk, N = of.p_.N;
       n = std::min(screen_chunk, N - n0);
+      const float* scales = of.in_.scales + level * N + n0;
       atoms.size = of.in_.size + n0;
       atoms.rest = of.in_.rest + level * N + n0;
       atoms.shift = of.in_.shift + level * N + n0;
-      atoms.scale = level ? of.in_.scales + N + n0 : nullptr;
-      if (!of.p_.log_prior) return;
-      for (int64_t j = 0; j < n; ++j) log_prior[j] = float(of.log_prior(n0 + j));
+      atoms.scale = level ? scales : nullptr;
+      bool uncoded = false;
+      for (int64_t j = 0; j < n; ++j) uncoded |= of.in_.uncoded(n0 + j);
+      if (!of.p_.log_prior && !uncoded) return;
       atoms.log_prior = log_prior;
+      for (int64_t j = 0; j < n; ++j) {
+        log_prior[j] = float(of.exact_.log_prior(n0 + j));
+        unknown |= of.in_.uncoded(n0 + j) && atoms.size[j] == 0 && !of.exact_.masked(n0 + j);
+      }
     }
   };
 
@@ -197,14 +204,14 @@ class Cascade {
                             up_ + from, &out.mid, &out.up);
   }
 
-  // Drops what lies below the best known logit less the gap; returns how many pairs are left.
-  int64_t screen() {
+  // Drops what lies below the best known logit less the gap.
+  void screen() {
     std::vector<std::pair<float, int32_t>> gone(Q_ * chunks_);
     each_chunk([&](int64_t c) {
       for (int64_t i = 0; i < Q_; ++i) {
         Cell& here = cell(i, c);
         const int64_t to = at(i, c), n = here.count;
-        if (n == 0) continue;
+        if (n == 0 || !sparse_[i]) continue;
         const float below = std::nextafter(float(q_[i].least()), -INFINITY);
         if (here.up < below) {
           gone[i * chunks_ + c] = {here.up, int32_t(n)};
@@ -222,13 +229,8 @@ class Cascade {
         gone[i * chunks_ + c] = {largest, int32_t(n - here.count)};
       }
     });
-    int64_t left = 0;
     for (int64_t i = 0; i < Q_; ++i)
-      for (int64_t c = 0; c < chunks_; ++c) {
-        left += cell(i, c).count;
-        q_[i].drop(gone[i * chunks_ + c].first, gone[i * chunks_ + c].second);
-      }
-    return left;
+      for (int64_t c = 0; c < chunks_; ++c) q_[i].drop(gone[i * chunks_ + c].first, gone[i * chunks_ + c].second);
   }
 
   // Leaves out the lightest of what is left, as many as may go: gap allows for all N atoms at its edge.
@@ -260,39 +262,28 @@ class Cascade {
     }
   }
 
-  void read(int64_t atom, std::vector<double>& y) const {
-    y.resize(p_.d);
-    kernels().f64.read_reference(wide_, atom, y.data());
-  }
-  // A logit, less what rounding may have added to it.
-  double exact(const Asked& q, int64_t atom, const std::vector<double>& y) const {
-    const double square = kernels().screen.square_distance(q.x.data(), q.alpha, y.data(), p_.d);
-    const double prior = q.variance * log_prior(atom);
-    const double error = 0x1p-51 * (double(p_.d) + 8) * (square + q.square + std::fabs(prior));
-    return std::isinf(prior) ? prior : prior + (q.square - square) / 2 - error;
-  }
-
   // The exact logits of the most promising atoms of every query: k by the middle of what their logits may be,
   // which is right in much noise, and k by the upper end, which is right where the query almost is an atom.
-  void improve(int level) {
+  void improve() {
     each(Q_, 1 << 20, [&](int64_t i) {
+      if (!sparse_[i]) return;
       std::vector<int64_t> atoms;
-      promising(i, level, &Cell::mid, atoms);
-      promising(i, level, &Cell::up, atoms);
+      promising(i, &Cell::mid, atoms);
+      promising(i, &Cell::up, atoms);
       std::sort(atoms.begin(), atoms.end());
       atoms.erase(std::unique(atoms.begin(), atoms.end()), atoms.end());
       if (int64_t(atoms.size()) < k_) return;
       std::vector<double> logits, y;
       for (const int64_t atom : atoms) {
-        read(atom, y);
-        logits.push_back(exact(q_[i], atom, y));
+        exact_.read(atom, y);
+        logits.push_back(exact_(q_[i], atom, y));
       }
       std::nth_element(logits.begin(), logits.begin() + (k_ - 1), logits.end(), std::greater<>());
       q_[i].best = std::max(q_[i].best, logits[k_ - 1]);
     });
   }
   // The k atoms that are left for which `by` is largest: from no more than k chunks.
-  void promising(int64_t i, int level, float Cell::* largest, std::vector<int64_t>& atoms) const {
+  void promising(int64_t i, float Cell::* largest, std::vector<int64_t>& atoms) const {
     std::vector<std::pair<float, int64_t>> chunks, best;
     for (int64_t c = 0; c < chunks_; ++c)
       if (cell(i, c).count) chunks.emplace_back(cell(i, c).*largest, c);
@@ -301,7 +292,7 @@ class Cascade {
     for (int64_t n = 0; n < some; ++n) {
       const int64_t c = chunks[n].second, from = at(i, c);
       const int64_t count = cell(i, c).count;
-      const Known known(*this, c, level);
+      const Known known(*this, c, q_[i].level);
       float mid[screen_chunk], up[screen_chunk];
       Cell found;
       kernels().screen.bounds(q_[i].bound, known.atoms, picks_ + from, c_ + from, count, mid, up, &found.mid,
@@ -314,57 +305,18 @@ class Cascade {
     for (int64_t j = 0; j < k; ++j) atoms.push_back(best[j].second);
   }
 
-  // The exact logits of a few atoms.
-  void take_sample() {
-    sample_.resize(sample_size_ * Q_);
-    each(sample_size_, Q_ * p_.d, [&](int64_t s) {
-      const int64_t atom = s * p_.N / sample_size_;
-      std::vector<double> y;
-      read(atom, y);
-      for (int64_t i = 0; i < Q_; ++i) sample_[s * Q_ + i] = exact(q_[i], atom, y);
-    });
-    std::vector<double> logits(sample_size_);
-    for (int64_t i = 0; i < Q_; ++i) {
-      for (int64_t s = 0; s < sample_size_; ++s) logits[s] = sample_[s * Q_ + i];
-      std::nth_element(logits.begin(), logits.begin() + std::min(k_, sample_size_) - 1, logits.end(),
-                       std::greater<>());
-      seen_.push_back(logits[std::min(k_, sample_size_) - 1]);
-    }
-  }
-
-  // Times per atom, in units of what reading one takes: fitted to photographs (d = 3072) and digits (d =
-  // 784).
-  double dense_time() const {
-    const double shared = p_.B > 2 * block ? 0.6 : 1;  // many queries share what the dense kernel reads
-    return 0.95 * shared * (1 + 0.13 * double(Q_));
-  }
-  double tail_time(double pairs) const {
-    return 0.4 * (1 - std::exp(-0.6 * pairs)) + (0.02 + 40 / double(p_.d)) * pairs;
-  }
-  // Of the kernel that reads what is kept, by the sample.
-  double kept_time() const {
-    int64_t rows = 0, pairs = 0;
-    for (int64_t s = 0; s < sample_size_; ++s) {
-      const int64_t before = pairs;
-      for (int64_t i = 0; i < Q_; ++i)
-        pairs += sample_[s * Q_ + i] >= std::max(q_[i].best, seen_[i]) - q_[i].gap;
-      rows += pairs > before;
-    }
-    return ((0.8 + 300 / double(p_.d)) * double(rows) + (0.27 + 80 / double(p_.d)) * double(pairs)) /
-           double(sample_size_);
-  }
-
+  const ExactLogits<T>& exact_;
   const Problem<T>& p_;
   const Index& in_;
+  const Costs& costs_;
   const int64_t k_, Q_, chunks_;
   std::vector<Asked> q_;
-  Problem<double> wide_{};  // to read atoms in double
-  float *c_, *up_;          // [Q, chunks, screen_chunk], the survivors of a chunk first
+  std::vector<uint8_t> sparse_;
+  std::atomic<bool> unknown_{false};  // seen in some chunk
+  float *c_, *up_;  // [Q, chunks, screen_chunk], the survivors of a chunk first
   uint8_t* picks_;
   std::array<uint8_t, screen_chunk> each_;  // 0, 1, 2, ..
   std::vector<Cell> cells_;
-  static constexpr int64_t sample_size_ = 32;
-  std::vector<double> sample_, seen_;  // [sample_size_, Q]; the k-th largest of each query
 };
 
 }  // namespace dfk

@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q, PRIOR: tl.constexpr):
+def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q):
     """Middle and upper end of the logits of atoms i for queries q: struct Bound in csrc/problem.h."""
     of_query = coefs + q * 6
     alpha = tl.load(of_query, mask=q < Q, other=0.0)
@@ -25,10 +25,9 @@ def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q, PRIOR: tl.constex
     square = tl.load(of_query + 1, mask=q < Q, other=0.0) * (s * s)
     logit = alpha * c - square
     sizes = tl.abs(alpha * c) + square + width
-    if PRIOR:
-        p = tl.load(of_query + 2, mask=q < Q, other=1.0) * tl.load(prior + i, mask=here, other=0.0)
-        logit += p
-        sizes += tl.where(p > -float("inf"), tl.abs(p), 0.0)
+    p = tl.load(of_query + 2, mask=q < Q, other=1.0) * tl.load(prior + i, mask=here, other=0.0)
+    logit += p
+    sizes += tl.where(p > -float("inf"), tl.abs(p), 0.0)
     return logit, logit + width + 1.9073486e-6 * sizes  # 2^-19: 32 roundings, of what is stored and of these
 
 
@@ -49,7 +48,6 @@ def first_level(
     N,
     K: tl.constexpr,
     TILE: tl.constexpr,
-    PRIOR: tl.constexpr,
     ATOMS: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
@@ -64,7 +62,7 @@ def first_level(
         c += tl.load(query + q * K + k, mask=q < Q, other=0.0) * code[None, :]
     i = begin + j[None, :]
     c *= tl.load(scale + i, mask=i < N, other=0.0)
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, PRIOR)
+    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q)
     real = (q < Q) & (i < N)
     tl.store(product + q * N + i, c, mask=real)
     tl.store(mid + q * N + i, logit, mask=real)
@@ -89,7 +87,6 @@ def add_tail(
     Q,
     N,
     n,
-    PRIOR: tl.constexpr,
     ATOMS: tl.constexpr,
     QUERIES: tl.constexpr,
     D: tl.constexpr,
@@ -119,6 +116,6 @@ def add_tail(
     c = tl.load(product + q * N + i, mask=left, other=0.0)
     factor = tl.load(unit + q, mask=q < Q, other=0.0) * tl.load(scale + i, mask=i < N, other=0.0)
     c += exact.to(tl.float32) * factor
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q, PRIOR)
+    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q)
     tl.store(mid + q * N + i, logit, mask=left)
     tl.store(up + q * N + i, end, mask=left)

@@ -8,26 +8,39 @@ weighs less than eps together.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ... import _op
 from ..._errors import Unsupported
 from .cascade import BLOCK, Screen, cascade
+from .fields import FIELDS, check_layout, check_values
 from .reference import kept_atoms as reference
 
 __all__ = ["op", "reference"]
 
 
-def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
+def in_pytorch(x, y, alpha, sigma, log_prior, scale, offset, *rest):
     *index, gap, k = rest
+    index = dict(zip(FIELDS, index, strict=True))
+    check_layout(index, *y.shape, x.device)
+    check_values(index)
+    index = {name: t.contiguous() for name, t in index.items()}
+    if not 0 <= gap < math.inf:
+        raise RuntimeError(f"gap: expected a finite number >= 0, got {gap}")
+    if not 1 <= k <= len(y):
+        raise RuntimeError(f"k: expected 1 <= k <= {len(y)}, got {k}")
     atoms, counts, dropped = [], [], []
     for b in range(0, len(x), BLOCK):
         some = slice(b, b + BLOCK)
-        s = Screen(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, index[-1], gap, k)
-        cascade(s, *index)
+        s = Screen(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, index, gap, k)
+        cascade(s, **index)
+        everything = s.takes_all()
+        s.alive &= ~everything
         atoms += [s.atoms[alive] for alive in s.alive]
-        counts.append(s.alive.sum(1))
-        dropped.append(s.share())
+        counts.append(s.alive.sum(1).masked_fill(everything[:, 0], -1))
+        dropped.append(s.share().masked_fill(everything[:, 0], 0))
     if not counts:
         return _fake(x, size=0)
     return torch.cat(atoms), torch.cat(counts), torch.cat(dropped)

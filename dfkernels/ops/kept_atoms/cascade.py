@@ -31,14 +31,21 @@ class Width(NamedTuple):
 class Queries:
     """Queries, and how well <z, t> is known at each level of an index; all in float64."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap):
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, index, gap):
+        """index: name -> tensor, as in fields.FIELDS."""
+        centre, facts, self.coded = index["centre"], index["facts"], index["scales"][0] > 0
         self.y, self.scale, self.offset, self.centre = y, scale, offset, centre
         self.x, self.alpha, self.variance = x.double(), alpha.double()[:, None], sigma.double()[:, None] ** 2
-        self.log_prior = None if log_prior is None else log_prior.double() - log_prior.max()
+        prior = torch.zeros_like(index["size"], dtype=torch.float64)
+        if log_prior is not None:
+            prior = log_prior.double() - log_prior.max()
+        unknown = ~self.coded & (index["size"] == 0) & (prior > -torch.inf)
+        self.unknown = unknown.any()  # an atom of which the index knows nothing
+        self.log_prior = prior.masked_fill(~self.coded, -torch.inf)  # `may_drop_apart` looks after those
         self.z = self.x - self.alpha * centre
         self.size = self.z.norm(dim=1, keepdim=True)
         self.gap = gap * self.variance
-        self.skew, self.radius, far = facts
+        self.skew, self.radius, far, self.apart, self.set_apart = facts
         far, reach = far * self.alpha.abs(), self.size + self.radius * self.alpha.abs()
         # of coordinates that are large beside their differences
         self.margin = 2.0**-48 * (self.x.norm(dim=1, keepdim=True) + far) * reach
@@ -48,9 +55,10 @@ class Queries:
         """Logits [Q, m] of atoms [Q, m], each less what rounding may add to it."""
         rows = load(self.y[atoms], torch.float64, self.scale, self.offset)
         distance = (self.x[:, None] - self.alpha[..., None] * rows).square().sum(-1)
-        prior = 0 if self.log_prior is None else self.variance * self.log_prior[atoms]
+        prior = self.variance * self.log_prior[atoms]
         sizes = distance + self.size**2 + abs(prior)
-        return prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+        logits = prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
+        return logits.masked_fill(prior == -torch.inf, -torch.inf)  # whatever a masked atom holds
 
     def improve(self, atoms):
         """All of atoms [Q, k] reach their smallest logit."""
@@ -60,6 +68,26 @@ class Queries:
     def least(self):
         """A logit below this cannot matter."""
         return self.best - self.gap - self.margin
+
+    def most_apart(self):
+        """[Q, 1]: no atom that is set apart has a larger logit, where each is counted (|t| / radius)^2 times,
+        so that what it adds to a mean or a covariance is bounded like that of any other.
+        alpha |z| t - alpha^2 t^2 / 2 + variance log (t / radius)^2 falls for all larger t where it falls at
+        the least.
+        """
+        t, rise = self.apart, self.alpha.abs() * self.size * (1 + 1e-9)
+        bend, more = self.alpha**2 * (1 - 1e-9), 2 * self.variance * (t / self.radius).clamp_min(1).log()
+        falls = bend * t > rise + 2 * self.variance / t
+        most = torch.where(falls, (rise - bend / 2 * t) * t + more * (1 + 1e-9), torch.inf)
+        return torch.where(self.set_apart > 0, most, -torch.inf)
+
+    def mass_apart(self):
+        """[Q, 1]: what they weigh beside what is kept."""
+        return self.set_apart * ((self.most_apart() + self.margin - self.best) / self.variance).exp()
+
+    def takes_all(self):
+        """[Q, 1]: an atom without codes may matter, or nothing is known of the best logit."""
+        return self.unknown | ~(self.most_apart() < self.least) | (self.best == -torch.inf)
 
     def _rounding(self, K):
         return 8 * UNIT * (self.x.shape[1] + K) * K**0.5
@@ -79,31 +107,52 @@ class Queries:
 class Screen(Queries):
     """A block of queries, and which atoms are left of each: alive [Q, n] of atoms [n]."""
 
-    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap, k):
-        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, centre, facts, gap)
+    def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, index, gap, k):
+        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, index, gap)
         self.k = k
         self.atoms = torch.arange(len(y), device=y.device)
         self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
-        self.dropped = []  # (largest logit, number)
+        self.up = None  # [Q, n]: upper ends, of the last level
+        self.dropped = []  # upper ends of what was left out at a level, -inf elsewhere
 
-    def drop(self, product, norm, width):
-        """Leaves out what cannot matter: <z, t> is within width of product, both [Q, n]; norm [n] is |t|^2."""
+    def ends(self, product, norm, width):
+        """(middle, upper end) of the logits, [Q, n]: <z, t> is within width of product, both [Q, n]; norm [n]
+        is |t|^2, of which only the root is known, in float32.
+        """
         mid = self.alpha * product - self.alpha**2 / 2 * norm
         sizes = (self.alpha * product).abs() + self.alpha**2 / 2 * norm + self.alpha.abs() * width
-        if self.log_prior is not None:
-            prior = self.variance * self.log_prior[self.atoms]
-            mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
-        up = mid + self.alpha.abs() * width + 2.0**-22 * sizes  # |t| is rounded to float32
+        prior = self.variance * self.log_prior[self.atoms]
+        mid, sizes = mid + prior, sizes + prior.abs().nan_to_num(posinf=0)
+        return mid, mid + self.alpha.abs() * width + 2.0**-22 * sizes
+
+    def drop(self, product, norm, width):
+        """Leaves out what cannot matter; arguments as of `ends`."""
+        mid, up = self.ends(product, norm, width)
         mid = mid.masked_fill(~self.alive, -torch.inf)
         self.improve(self.atoms[mid.topk(self.k, 1).indices])  # the kernels take the largest `up` as well
-        gone = self.alive & (up < self.least)
-        self.dropped.append(
-            (up.masked_fill(~gone, -torch.inf).amax(1, keepdim=True), gone.sum(1, keepdim=True))
-        )
+        self.up = up
+        return self._leave_out(up < self.least)
+
+    def _leave_out(self, gone):
+        gone = gone & self.alive
+        self.dropped.append(self.up.masked_fill(~gone, -torch.inf))
         self.alive &= ~gone
         left = self.alive.any(0)
-        self.atoms, self.alive = self.atoms[left], self.alive[:, left]
+        self.atoms, self.alive, self.up = self.atoms[left], self.alive[:, left], self.up[:, left]
         return left
+
+    def _mass(self, up):
+        """Beside the mass of what is kept, at most."""
+        return ((up + self.margin - self.best) / self.variance).exp()
+
+    def trim(self):
+        """Leaves out the lightest of what is left as well: gap allows for all N atoms at its edge."""
+        if self.k > 1:
+            return
+        room = len(self.y) * (-self.gap / self.variance).exp() * (1 - 1e-6) - self.share()[:, None]
+        light = self._mass(self.up).masked_fill(~self.alive, torch.inf).sort(1)
+        gone = light.values.cumsum(1) <= room
+        self._leave_out(torch.zeros_like(gone).scatter(1, light.indices, gone))
 
     def kept(self):
         """[Q, N]."""
@@ -113,12 +162,11 @@ class Screen(Queries):
 
     def share(self):
         """The mass left out is at most this part of the mass kept, [Q]."""
-        return sum(
-            (n * ((m + self.margin - self.best) / self.variance).exp())[:, 0] for m, n in self.dropped
-        ) * (1 + 1e-9)
+        mass = sum(self._mass(up).sum(1, keepdim=True) for up in self.dropped)
+        return (mass + self.mass_apart())[:, 0] * (1 + 1e-9)
 
 
-def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
+def cascade(s, basis, step, first, tail, size, scales, rest, shift, **others):
     """Runs a Screen through both levels."""
     K, d = basis.shape
     at = lambda t: t[s.atoms].double()
@@ -128,4 +176,5 @@ def cascade(s, basis, step, first, tail, size, scales, rest, shift, facts):
     if len(tail):
         product = product[:, left] + s.z @ tail[s.atoms, :d].double().T * at(scales[1])
         s.drop(product, at(size) ** 2, s.of_tail(a).at(at(size), at(rest[1]), at(shift[1])))
+    s.trim()
     return s

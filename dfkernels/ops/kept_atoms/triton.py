@@ -14,14 +14,13 @@ import triton
 from torch.nn.functional import pad
 
 from .._kinds import load
-from .._triton import expect
 from .._triton_screen import add_tail, first_level
 from .cascade import BLOCK, Queries
+from .fields import FIELDS, TILE, check_layout, check_values
 
-TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
 PAIRS = 2**25  # pairs of queries and atoms at once, or numbers of atoms for their exact logits
 SAMPLE = 64  # atoms that tell whether most are needed
-SPAN = 2**17  # coordinates whose products of digits cannot overflow 32 bits
+SPAN = 2**17 - 128  # coordinates whose products of digits, 2^14 each at most, cannot overflow 32 bits
 MOST = 127 * 2**24  # the leading digit fits 8 bits
 
 
@@ -41,34 +40,32 @@ def _below(s, k, mid, up):
 
 
 def _dense(s, up, below):
-    """[Q, 1]: the queries of blocks for which all atoms are cheaper, or with numbers out of range of float."""
-    N, ones = up.shape[1], torch.ones_like(s.best)
-    of_blocks = lambda t: pad(t.double(), (0, 0, 0, -len(t) % BLOCK)).unflatten(0, (-1, BLOCK))
-    rows = torch.arange(SAMPLE, device=up.device) * N // SAMPLE
+    """[Q, 1]: the queries for which all atoms are cheaper, in a block of queries like each, or with numbers
+    out of range of float.
+    """
+    N, blocks = up.shape[1], triton.cdiv(len(up), BLOCK)
+    rows = torch.arange(SAMPLE, device=up.device, dtype=torch.int64) * N // SAMPLE
     t = load(s.y[rows], torch.float64, s.scale, s.offset) - s.centre
-    logits = s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1)
-    if s.log_prior is not None:
-        logits = logits + s.variance * s.log_prior[rows]
-    read = of_blocks(logits >= s.least).sum(1).mean(1)
-    left = of_blocks((~(up < below)).sum(1, keepdim=True)).sum(1) / (N * of_blocks(ones).sum(1))
+    t = t.nan_to_num(0.0)  # a masked atom may hold anything
+    logits = s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1) + s.variance * s.log_prior[rows]
+    read = BLOCK * (logits >= s.least).double().mean(1, keepdim=True)
+    left = (~(up < below)).double().mean(1, keepdim=True)
     # the rows kept are read, written side by side, and read again, query by query
-    copies = 3 * min(len(read), 8)
-    costly = (left[:, 0] > 0.25) & (copies * read + 0.4 * left[:, 0] >= 0.9)
+    copies = 3 * min(blocks, 8)
+    costly = (left > 0.25) & (copies * read + 0.4 * left >= 0.9)
     size = (1 + s.alpha**2) * (1 + (s.size + s.radius) ** 2)
     usable = (s.variance > 1e-24) & (s.gap + 100 * s.variance < 1e24) & (size < 1e24)
-    bad = of_blocks(~usable).amax(1)[:, 0] > 0
-    return (costly | bad).repeat_interleave(BLOCK)[: len(up), None]
+    return costly | ~usable
 
 
-def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
+def screen(s, k, basis, step, first, tail, size, scales, rest, shift, **others):
     """(up [Q, N], below [Q, 1], dense [Q, 1]) of Queries: both levels, without a synchronisation."""
     Q, N, K = len(s.x), len(s.y), len(basis)
     a = s.z @ basis.double().T
     # sums of the first level, and at most five roundings where the tail is added
     floats = 2.0**-24 * (K + 4) * a.norm(dim=1, keepdim=True) + 2.0**-21 * s.size
-    prior = size if s.log_prior is None else s.log_prior.float()
+    prior = s.log_prior.float()
     product, mid, up = (size.new_empty(Q, N) for _ in range(3))
-    flags = {"PRIOR": s.log_prior is not None, "QUERIES": BLOCK}
     blocks = triton.cdiv(Q, BLOCK)
 
     def known(level, width, floats):
@@ -79,7 +76,7 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
 
     first_level[(triton.cdiv(N, 256) * blocks,)](
         *(first, scales[0], (a * step).float(), *known(0, s.of_axes(a), floats), product, mid, up, Q, N),
-        **{"K": K, "TILE": TILE, "ATOMS": 256, "num_warps": 2, **flags},
+        **{"K": K, "TILE": TILE, "ATOMS": 256, "QUERIES": BLOCK, "num_warps": 2},
     )
     below = _below(s, k, mid, up)
     dense = _dense(s, up, below)
@@ -89,21 +86,10 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift):
         add_tail[(triton.cdiv(N, 128) * blocks,)](
             *(tail, scales[1], digits, unit.float(), *known(1, s.of_tail(a), floats)),
             *(below.masked_fill(dense, math.inf), product, mid, up, Q, N, tail.shape[1]),
-            **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "num_warps": 8, **flags},
+            **{"ATOMS": 128, "D": 128, "SPAN": SPAN, "QUERIES": BLOCK, "num_warps": 8},
         )
         below = _below(s, k, mid, up)
     return up, below, dense
-
-
-def _check(y, basis, step, first, tail, size, scales, rest, shift):
-    """RuntimeError for an index that a kernel would read past its end."""
-    (N, d), K, levels = y.shape, len(basis), 1 + (len(tail) > 0)
-    expect(size, basis=(basis, (K, d)), step=(step, (K,)), size=(size, (N,)))
-    expect(
-        size, **{name: (t, (levels, N)) for name, t in (("scales", scales), ("rest", rest), ("shift", shift))}
-    )
-    expect(first, first=(first, (triton.cdiv(N, TILE), K, TILE)))
-    expect(tail, tail=(tail, (N, triton.cdiv(d, 32) * 32) if levels > 1 else (0, 0)))
 
 
 def _trim(s, up, dropped, rows, atoms):
@@ -121,19 +107,23 @@ def _trim(s, up, dropped, rows, atoms):
     return bucket < cut[rows], dropped + beyond.gather(1, cut[:, None])[:, 0] * (1 + 1e-9)
 
 
-def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
-    """As the op, for at least one query."""
-    *index, facts, gap, k = rest
-    index, found = [t.contiguous() for t in index], []
-    _check(y, *index)
+def launch(x, y, alpha, sigma, log_prior, scale, offset, *rest):
+    """The op for at least one query."""
+    *index, gap, k = rest
+    index, found = {name: t.contiguous() for name, t in zip(FIELDS, index, strict=True)}, []
+    check_layout(index, *y.shape, x.device)
+    if not (0 <= gap < math.inf and 1 <= k <= len(y)):
+        raise RuntimeError(f"gap, k: expected finite numbers >= 0 and from 1 to {len(y)}, got {gap}, {k}")
     step = max(BLOCK, PAIRS // max(len(y), k * y.shape[1]) // BLOCK * BLOCK)
     with torch.cuda.device_of(x):
         for b in range(0, len(x), step):
             some = slice(b, b + step)
-            s = Queries(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, centre, facts, gap)
-            up, below, dense = screen(s, k, *index)
+            s = Queries(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, index, gap)
+            up, below, dense = screen(s, k, **index)
+            dense |= s.takes_all()
             gone = up < below
-            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1) * (1 + 1e-9)
+            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1)
+            mass = (mass + s.mass_apart()[:, 0]) * (1 + 1e-9)
             rows, atoms = (~(gone | dense)).nonzero().unbind(1)
             if k == 1:
                 keep, mass = _trim(s, up, mass, rows, atoms)
@@ -141,4 +131,5 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset, centre, *rest):
             dense = dense[:, 0]
             counts = torch.bincount(rows, minlength=len(up)).masked_fill(dense, -1)
             found.append((atoms, counts, mass.masked_fill(dense, 0)))
+    check_values(index)  # now that the device is waited for anyway
     return tuple(torch.cat(t) for t in zip(*found, strict=True))

@@ -1,0 +1,111 @@
+"""An index has the same bits and finds the same atoms whatever torch is set to where it is built or used."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from test_certified import gaussian, queries
+
+from dfkernels import _native, index
+from dfkernels.ops import kept_atoms
+
+N, D = 300, 160
+PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+STATES = {
+    "autocast to bfloat16": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "autocast to float16": lambda: torch.autocast("cpu", dtype=torch.float16),
+    **{f"default {dtype}": lambda dtype=dtype: default_dtype(dtype)
+       for dtype in (torch.float64, torch.float16, torch.bfloat16)},
+    "default device": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "gradients": torch.enable_grad,
+    "deterministic": deterministic,
+}  # fmt: skip
+
+
+def same(a, b):
+    return all(s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.uint8], ids=str)
+def y(request):
+    return (30 * gaussian(N, D) + 128).clamp(0, 255).to(request.param)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_built_and_used_under_another_state(state, y):
+    mask = torch.arange(N) % 5 == 0
+    right = index.build(y, 0.5, 0.25, 0, mask)
+    with STATES[state]():
+        built = index.build(y, 0.5, 0.25, 0, mask)
+    assert same(right, built)
+    assert not any(t.is_inference() or t.requires_grad for t in built)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("state", STATES)
+def test_queries_under_another_state(state, path):
+    y = gaussian(N, D)
+    x, alpha, sigma = queries(y, 0.1, "noisy", B=3), torch.ones(3), torch.full((3,), 0.1)
+    args = (x, y, alpha, sigma, None, 1.0, 0.0, *index.build(y, 1.0, 0.0), math.log(N / 1e-6), 1)
+    right = PATHS[path](*args)
+    assert bool((right[1] > 0).all())
+    with STATES[state]():
+        again = PATHS[path](*args)
+    assert same(right, again)
+
+
+@pytest.mark.parametrize("state", ["inference mode", "default torch.float64", "default device", "autocast to bfloat16"])
+def test_saved_and_loaded_under_another_state(state, tmp_path):
+    y = gaussian(N, D)
+    right, of = index.build(y, 1.0, 0.0), index.fingerprint(y, 1.0, 0.0)
+    index.save(tmp_path / "a.safetensors", right, of)
+    with STATES[state]():
+        index.save(tmp_path / "b.safetensors", right, of)
+        loaded = index.load_index(tmp_path / "a.safetensors", of)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert same(right, loaded) and not any(t.is_inference() for t in loaded)
+
+
+def test_built_in_inference_mode_and_used_outside():
+    """Copied, pickled, and part of something that is differentiated."""
+    with torch.inference_mode():
+        y = gaussian(N, D) + 0
+        built = index.build(y, 1.0, 0.0)
+    assert same(built, copy.deepcopy(built)) and same(built, pickle.loads(pickle.dumps(built)))
+    w = torch.ones(D, requires_grad=True)
+    ((built.centre * w).sum() ** 2).backward()
+    assert torch.isfinite(w.grad).all()
+
+
+def test_atoms_that_require_grad():
+    y = gaussian(N, D).requires_grad_()
+    assert same(index.build(y, 1.0, 0.0), index.build(y.detach(), 1.0, 0.0))
