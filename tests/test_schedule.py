@@ -69,7 +69,7 @@ def test_any_shape_and_dtype(name):
         single = method(t.float())
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), method(t.float().double()), rtol=3e-5, atol=1e-6)
-    assert schedule.alpha(float(t[0])).dtype == torch.float32 and schedule.alpha(float(t[0])).shape == ()
+    assert schedule.alpha(float(t[0])).dtype == torch.float64 and schedule.alpha(float(t[0])).shape == ()
 
 
 @every
@@ -126,7 +126,7 @@ def test_table_is_met_at_its_own_steps():
         alpha, sigma = schedule(steps.double())
         torch.testing.assert_close(alpha.square(), table.double(), rtol=1e-12, atol=0)
         torch.testing.assert_close(sigma.square(), 1 - table.double(), rtol=1e-10, atol=0)
-        assert schedule.alpha(steps).dtype == torch.float32
+        assert schedule.alpha(steps).dtype == torch.float64
     assert repr(S.Tabulated(linear(50))) == "Tabulated(50 steps)"
 
 
