@@ -107,8 +107,7 @@ class Hutchinson(Source):
     def __post_init__(self) -> None:
         if not isinstance(self.generator, torch.Generator):
             raise TypeError(f"generator: expected a torch.Generator, got {type(self.generator).__name__}")
-        if self.probes < 1:
-            raise _check.mismatch("probes", "at least 1", self.probes)
+        object.__setattr__(self, "probes", _check.integer("probes", self.probes, 1))
         _check.choice("kind", self.kind, KINDS)
         _check.choice("mode", self.mode, MODES)
 
@@ -142,8 +141,7 @@ class Divergence(Source):
     mode: str = "vjp"
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise _check.mismatch("chunk", "at least 1", self.chunk)
+        object.__setattr__(self, "chunk", _check.integer("chunk", self.chunk, 1))
         _check.choice("mode", self.mode, MODES)
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
