@@ -281,7 +281,7 @@ def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, st
             lambda: time_grid(schedule.VP(), 5, (1.0, 1.0)),
             "noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got (1.0, 1.0)",
         ),
-        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected at least 1, got 0"),
+        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected an integer of at least 1, got 0"),
         (
             lambda: time_grid(schedule.VP(), 5, (0.1, 1.0), "cosine"),
             "spacing: expected 'log' or 'edm' or 'time', got 'cosine'",
