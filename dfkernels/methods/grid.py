@@ -43,7 +43,7 @@ def noise_range(noise: tuple[float, float]) -> tuple[float, float]:
         raise TypeError(f"noise: expected a pair of levels sigma/alpha, got {noise!r:.80}") from None
     low, high = _check.constant("noise", low), _check.constant("noise", high)
     if not 0 < low < high:
-        raise _check.mismatch("noise", "0 < noise[0] < noise[1] (levels sigma/alpha)", (low, high))
+        raise _check.mismatch("noise", "0 < noise[0] < noise[1] (levels sigma/alpha)", noise)
     return low, high
 
 
