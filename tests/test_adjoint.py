@@ -282,7 +282,7 @@ def path():
         (lambda d, p: adjoint(p, p.x[-1], d, "exact"), ValueError,
          "cloud: expected a PointCloud for form 'exact', got None"),
         (lambda d, p: guide(quartic, p.x[0], p.t, d, steps=-1), ValueError,
-         "steps: expected at least 0, got -1"),
+         "steps: expected an integer of at least 0, got -1"),
         (lambda d, p: guide(quartic, p.x[0], p.t, d, lr="0.1"), TypeError, "lr: expected a number, got str"),
         (lambda d, p: guide(lambda x: x.sum(), p.x[0], p.t, d), ValueError,
          "loss: expected shape [2], one number per sample, got []"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -55,6 +56,124 @@ def test_every_prediction_type_gives_back_noise_sample_and_score(sch, kind, even
     assert denoiser.evaluations == 3
 
 
+FLOORED = torch.linspace(0.9999, 0.01, 1000, dtype=torch.float64)
+FLOORED[-1] = 2**-24  # a table of zero terminal SNR, floored
+CLOSED = {
+    "VP": (schedule.VP(), (0.0, 1e-9, 1e-4, 0.3, 1.0)),
+    "SubVP": (schedule.SubVP(), (0.0, 1e-9, 1e-4, 0.3, 1.0)),
+    "VE": (schedule.VE(), (0.0, 1e-9, 1e-4, 0.3, 80.0, 1e4)),
+    "EDM": (schedule.EDM(), (0.0, 1e-9, 1e-4, 0.3, 80.0, 1e4)),
+    "RectifiedFlow": (schedule.RectifiedFlow(), (0.0, 1e-12, 1e-4, 0.3, 1 - 1e-4, 1 - 2**-40, 1.0)),
+    "Tabulated": (schedule.Tabulated(FLOORED), (0.0, 1e-9, 500.3, 998.0, 998.9999, 999.0)),
+}
+
+
+def rows(kind, alpha, sigma, rates):
+    """What the network says, as coefficients of x_0 and eps."""
+    return {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-sigma, alpha), "flow": rates}[kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_every_prediction_type_over_the_closed_range(kind, name, dtype):
+    """Against Cramer's rule in rationals, on the very x and output that the denoiser was given: the error is
+    that of rounding the two terms of the sum.
+    """
+    sch, ends = CLOSED[name]
+    truth = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t in ends:
+        alpha, sigma = (level.item() for level in sch(t))
+        rates = [rate.item() for rate in sch.rates(t)]
+        a, b = rows(kind, alpha, sigma, rates)
+        x = (alpha * truth[0] + sigma * truth[1]).to(dtype)[None]
+        out = (a * truth[0] + (b if math.isfinite(b) else 1.0) * truth[1]).to(dtype)[None]
+        denoiser = Denoiser(lambda x, t, out=out: out, sch, kind)
+        exact = {}  # name: (coefficients of x, of out) or None
+        if math.isfinite(b):
+            A, S, a, b = map(Fraction, (alpha, sigma, a, b))
+            D = A * b - S * a
+            exact["denoised"] = (b / D, -S / D) if D else None
+            exact["eps"] = (-a / D, A / D) if D else None
+        else:  # sigma = 0: x is alpha x_0
+            exact["denoised"], exact["eps"] = (1 / Fraction(alpha), 0), None
+        if kind == "sample":
+            exact["denoised"] = (0, 1)
+        if kind == "epsilon":
+            exact["eps"] = (0, 1)
+        for what, pair in exact.items():
+            if pair is None:
+                with pytest.raises(ValueError, match=f"t: .* does not exist where .* at t = {t:g} of"):
+                    getattr(denoiser, what)(x, t)
+                continue
+            p, q = map(float, pair)
+            got = getattr(denoiser, what)(x, t)
+            assert got.dtype == dtype
+            want = p * x.double() + q * out.double()
+            scale = abs(p) * x.double().abs() + abs(q) * out.double().abs()
+            # the two coefficients, two products, a sum, a product: 6 roundings of half a unit
+            assert bool(((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * scale).all()), (what, t)
+
+
+def test_rates_are_the_derivatives_of_the_levels():
+    for sch, ends in CLOSED.values():
+        t = torch.tensor([t for t in ends if t > 0], dtype=torch.float64).requires_grad_()
+        for level, rate in zip(sch(t), sch.rates(t), strict=True):
+            slope = torch.autograd.grad(level.sum() + 0 * t.sum(), t)[0]
+            assert torch.allclose(rate, slope, rtol=1e-6, atol=1e-12)  # autograd's own cancellation
+
+
+def test_only_what_is_asked_for_has_to_exist():
+    x = torch.ones(2, 3)
+    assert torch.equal(Denoiser(lambda x, t: x, schedule.VP(), "sample").denoised(x, 0.0), x)
+    assert torch.equal(Denoiser(lambda x, t: x, schedule.RectifiedFlow()).eps(x, 0.0), x)
+    for make in ("denoised", "both"):
+        with pytest.raises(ValueError) as caught:
+            getattr(Denoiser(lambda x, t: x, schedule.RectifiedFlow()), make)(x, torch.tensor([0.5, 0.0]))
+        assert str(caught.value) == (
+            "t: x_0 of an 'epsilon' network does not exist where alpha = 0, as at t = 0 of RectifiedFlow()"
+        )
+    for kind in PREDICTION_TYPES:
+        with pytest.raises(ValueError, match="t: the score does not exist where sigma = 0, as at t = 0 of VP"):
+            Denoiser(lambda x, t: x, schedule.VP(), kind).score(x, 0.0)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_predictions_are_differentiable_mapped_and_compiled(kind):
+    sch = schedule.RectifiedFlow()
+    denoiser = Denoiser(lambda x, t: x.sin() * t.view(-1, *[1] * (x.ndim - 1)), sch, kind)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    t = torch.tensor([0.2, 0.4, 0.6, 0.9], dtype=torch.float64, requires_grad=True)
+    for method in (denoiser.eps, denoiser.denoised, denoiser.score):
+        assert torch.autograd.gradcheck(method, (x, t))
+        mapped = torch.vmap(lambda x, t, method=method: method(x[None], t[None])[0])(x, t)
+        assert torch.allclose(mapped, method(x, t), rtol=1e-14)
+        compiled = torch.compile(method, backend="eager")
+        assert torch.allclose(compiled(x, t), method(x, t), rtol=1e-14)
+
+
+def test_an_output_of_lower_precision_is_converted():
+    """A network under autocast answers in bfloat16."""
+    layer = torch.nn.Linear(3, 3)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    denoiser = Denoiser(lambda x, t: layer(x), schedule.EDM(), "sample")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, eps = layer(x), denoiser.eps(x, 0.5)
+    assert out.dtype == torch.bfloat16 and eps.dtype == torch.float32
+    assert torch.equal(eps, (x - out.float()) * 2)
+
+
+def test_an_output_object_with_a_sample_is_explained():
+    class Output:
+        sample = torch.zeros(2, 3)
+
+    with pytest.raises(TypeError) as caught:
+        Denoiser(lambda x, t: Output(), schedule.EDM()).eps(torch.zeros(2, 3), 0.5)
+    assert str(caught.value) == (
+        "network: expected a tensor, got Output; return its .sample, as in lambda x, t: network(x, t).sample"
+    )
+
+
 def test_v_prediction_is_ddim_s_velocity_on_variance_preserving_schedules():
     """Salimans & Ho 2022: eps = alpha v + sigma x, x_0 = alpha x - sigma v."""
     sch, t = schedule.VP(), torch.tensor([0.1, 0.7], dtype=torch.float64)
@@ -69,7 +188,7 @@ def test_exact_is_the_posterior_over_the_cloud():
     y = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(2))
     cloud, sch = PointCloud(y), schedule.SubVP()
     x, t = y[:5] * 0.5, torch.linspace(0.2, 0.9, 5)
-    at = DiffusionFisher(x, cloud, *sch(t))
+    at = DiffusionFisher(x, cloud, *sch(t.double()))  # levels in full precision
     denoiser = Denoiser.exact(cloud, sch)
     assert torch.equal(denoiser.denoised(x, t), at.denoised)
     assert torch.allclose(denoiser.eps(x, t), at.eps, atol=1e-5)
@@ -162,7 +281,7 @@ def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, st
             lambda: time_grid(schedule.VP(), 5, (1.0, 1.0)),
             "noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got (1.0, 1.0)",
         ),
-        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected at least 1, got 0"),
+        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected an integer of at least 1, got 0"),
         (
             lambda: time_grid(schedule.VP(), 5, (0.1, 1.0), "cosine"),
             "spacing: expected 'log' or 'edm' or 'time', got 'cosine'",

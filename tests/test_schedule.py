@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,7 +70,7 @@ def test_any_shape_and_dtype(name):
         single = method(t.float())
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), method(t.float().double()), rtol=3e-5, atol=1e-6)
-    assert schedule.alpha(float(t[0])).dtype == torch.float32 and schedule.alpha(float(t[0])).shape == ()
+    assert schedule.alpha(float(t[0])).dtype == torch.float64 and schedule.alpha(float(t[0])).shape == ()
 
 
 @every
@@ -126,7 +127,7 @@ def test_table_is_met_at_its_own_steps():
         alpha, sigma = schedule(steps.double())
         torch.testing.assert_close(alpha.square(), table.double(), rtol=1e-12, atol=0)
         torch.testing.assert_close(sigma.square(), 1 - table.double(), rtol=1e-10, atol=0)
-        assert schedule.alpha(steps).dtype == torch.float32
+        assert schedule.alpha(steps).dtype == torch.float64
     assert repr(S.Tabulated(linear(50))) == "Tabulated(50 steps)"
 
 
@@ -182,3 +183,83 @@ def test_compiles():
     compiled = torch.compile(lambda t: schedule.g2(t) + schedule.sigma(t), fullgraph=True, backend="eager")
     t = torch.linspace(0, 1, 5)
     torch.testing.assert_close(compiled(t), schedule.g2(t) + schedule.sigma(t))
+
+
+TABLES = {
+    "two": torch.tensor([0.9, 0.1], dtype=torch.float64),
+    "flat": torch.sigmoid(torch.tensor([5.0, 5 - 1e-9, 4.0, 4 - 1e-12, -5.0, -5 - 1e-7], dtype=torch.float64)),
+    "DDPM": linear(),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_inverted_to_rounding(name):
+    schedule = S.Tabulated(TABLES[name])
+    last = len(TABLES[name]) - 1
+    t = torch.cat([torch.linspace(0, last, 997), torch.arange(last + 1.0)]).double()
+    lam = schedule.log_snr(t)
+    found = schedule.t_of_log_snr(lam)
+    # in lam, where the table is flat; a rounding of the largest entry, and of t at the steepest place
+    steepest = schedule._slope.abs().max().item() * 2
+    bound = 4 * 2**-52 * (lam.abs().max().item() + last * steepest)
+    assert (schedule.log_snr(found) - lam).abs().max() <= bound
+    assert schedule.t_of_log_snr(lam[3]) == found[3]
+
+
+def test_the_inverse_of_a_table_has_a_derivative():
+    schedule = S.Tabulated(linear(20))
+    lam = schedule.log_snr(torch.tensor([0.5, 7.3, 18.9], dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(schedule.t_of_log_snr, lam)
+
+
+@pytest.mark.parametrize("name", ["VP", "Tabulated"])
+def test_the_ends_are_met_up_to_rounding_and_no_further(name):
+    schedule, low, high = SCHEDULES[name][0], 0.0, SCHEDULES[name][2]
+    end = schedule.log_snr(torch.tensor(high, dtype=torch.float64))
+    slope = (schedule.log_snr(torch.tensor(high - 1e-6, dtype=torch.float64)) - end).abs() / 1e-6  # per unit of t
+    unit = torch.finfo(torch.float64).eps * max(1.0, end.abs().item(), high * slope.item())
+    assert schedule.t_of_log_snr(end - 2 * unit) == pytest.approx(high, rel=1e-13)
+    for much in (1e3, 1e6):
+        with pytest.raises(ValueError, match="log_snr"):
+            schedule.t_of_log_snr(end - much * unit)
+
+
+@every
+def test_numbers_of_any_library_count_as_float64(name):
+    schedule, t = SCHEDULES[name][0], float(times(name)[3])
+    want = schedule.sigma(torch.tensor(t, dtype=torch.float64))
+    for given in (t, np.float64(t), np.array(t), [t]):
+        got = schedule.sigma(given)
+        assert got.dtype == torch.float64 and got == want
+    assert schedule.sigma(np.array([t, t], dtype=np.float32)).dtype == torch.float32
+    assert schedule.sigma(np.array([t, t], dtype=">f8")).tolist() == [want, want]
+
+
+@pytest.mark.parametrize(
+    "t",
+    [True, 1j, "1", None, torch.tensor(True), torch.tensor(1j), torch.eye(2).to_sparse(),
+     np.ma.masked_array([0.5, 0.6], [0, 1]), np.array([True])],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_number_is_named(t):
+    with pytest.raises(TypeError, match="^t: expected"):
+        S.VP()(t)
+
+
+@every
+def test_torch_s_global_state_changes_nothing(name):
+    schedule, t = SCHEDULES[name][0], float(times(name)[3])
+    entries = linear(10).numpy()
+    table = lambda: S.Tabulated(entries) if name.startswith("Tab") else schedule  # noqa: E731
+    calls = lambda: [*schedule(t), schedule.f(t), schedule.g2(t), *schedule.rates(t), schedule.log_snr(t),
+                     schedule.t_of_log_snr(float(schedule.log_snr(t))), *table()(0.5)]  # fmt: skip  # noqa: E731
+    plain = calls()
+    before = torch.get_default_dtype()
+    for state in (torch.device("meta"), torch.autocast("cpu"), torch.inference_mode()):
+        with state:
+            assert all(torch.equal(a, b) for a, b in zip(plain, calls(), strict=True))
+    try:
+        torch.set_default_dtype(torch.float16)
+        assert all(torch.equal(a, b) for a, b in zip(plain, calls(), strict=True))
+    finally:
+        torch.set_default_dtype(before)

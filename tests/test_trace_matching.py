@@ -270,7 +270,7 @@ def test_no_error_exceeds_the_bound(seed, d, s, d1, d2):
     [
         (lambda x, t: x, ValueError, r"^trace network: expected output of shape \[3\], got \[3, 2\]$"),
         (lambda x, t: x[:, :1], ValueError, r"^trace network: expected output of shape \[3\], got \[3, 1\]$"),
-        (lambda x, t: x[:, 0].float(), TypeError, "^trace network: expected output of dtype torch.float64"),
+        (lambda x, t: x[:, 0].long(), TypeError, "^trace network: expected output of dtype torch.float64"),
         (lambda x, t: 0.5, TypeError, "^trace network: expected a tensor, got float$"),
         (lambda x, t: x[:, 0] / 0 * 0, ValueError, "^trace network: returned NaN or inf for 3 of 3 samples"),
     ],

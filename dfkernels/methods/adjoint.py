@@ -64,7 +64,7 @@ def adjoint(
         raise _check.mismatch("trajectory", expected, f"{len(trajectory.x)}: sample with keep=None")
     _check.like("gradient", gradient, "x", trajectory.x[-1])
     _check.finite("gradient", gradient.detach())
-    _check.choice("order", order, (1, 2))
+    order = _check.integer("order", order, 1, 2)
     if not callable(form):
         _check.choice("form", form, FORMS)
 
@@ -150,8 +150,7 @@ def guide(
 
     Raises ValueError / TypeError naming the argument, `loss` for another shape, NaN or inf.
     """
-    if steps < 0:
-        raise _check.mismatch("steps", "at least 0", steps)
+    steps = _check.integer("steps", steps, 0)
     lr, before = _check.constant("lr", lr), denoiser.evaluations
     _check.query("x", x)
     x, losses, best = x.detach(), [], None

@@ -1,8 +1,21 @@
-"""Denoiser: a network of any convention, or the data set itself, as eps, posterior mean and score."""
+"""Denoiser: a network of any convention, or the data set itself, as eps, posterior mean and score.
+
+With x = alpha x_0 + sigma eps and what the network says of x_0 and eps, each is (p x + q out) m:
+
+network         says                            x_0: p, q, m              eps: p, q, m
+epsilon         eps                             1, -sigma, 1/alpha        out itself
+sample          x_0                             out itself                1, -alpha, 1/sigma
+v_prediction    alpha eps - sigma x_0           alpha, -sigma, 1/n        sigma, alpha, 1/n
+flow            alpha' x_0 + sigma' eps         1, -r, 1/(alpha - alpha' r)   -alpha', alpha, 1/D
+
+n = alpha^2 + sigma^2, r = sigma/sigma', D = alpha sigma' - sigma alpha'; primes are derivatives in t. n and D
+are never 0, so that the last two hold over the whole closed range of a schedule, ends included.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +24,7 @@ from .. import _check
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
 from ..schedule import Schedule
+from ..schedule._base import values_hidden
 
 __all__ = ["PREDICTION_TYPES", "Denoiser"]
 
@@ -21,15 +35,22 @@ class Denoiser:
     """What a network predicts at x_t = alpha x_0 + sigma eps, in every parametrisation.
 
     Args:
-        network: `network(x, t)` with x [B, *E] and t [B] (the schedule's t, in x's dtype) -> [B, *E].
-        schedule: maps t to alpha, sigma, f, g2.
+        network: `network(x, t)` with x [B, *E] and t [B] (the schedule's t, in x's dtype) -> [B, *E]. An output
+            of lower precision than x, as under autocast, is converted to x's dtype.
+        schedule: maps t to alpha, sigma and their derivatives.
         prediction_type: what the network returns:
             "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t = sigma, this
             is EDM's `model(x, sigma)`); "v_prediction": alpha eps - sigma x_0 (Salimans & Ho 2022, VP);
             "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with schedule.RectifiedFlow, x_0 - eps).
 
+    Each result is computed by the formula that is finite and accurate over the closed range of t. Where there
+    is none, asking for it raises ValueError naming t: x_0 of an "epsilon" network at alpha = 0, eps of a
+    "sample" network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP and VE at t = 0), a
+    score at sigma = 0. Levels are computed in float64, results are in x's dtype.
+
     `evaluations` counts calls of the network. Every result is checked: ValueError naming `network` for another
-    shape, dtype, NaN or inf (values are not looked at on an accelerator, under torch.func or torch.compile).
+    shape, NaN or inf, TypeError for a dtype of higher precision (values are not looked at on an accelerator,
+    under vmap or torch.compile).
     """
 
     def __init__(
@@ -51,87 +72,141 @@ class Denoiser:
         """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises. tolerance: as
         in `DiffusionFisher`.
         """
-
-        def mean(x: Tensor, t: Tensor) -> Tensor:
-            return DiffusionFisher(x, cloud, *schedule(t), tolerance=tolerance).denoised
-
-        return cls(mean, schedule, "sample")
+        return cls(PosteriorMean(cloud, schedule, tolerance), schedule, "sample")
 
     def __repr__(self) -> str:
         return f"Denoiser({type(self.network).__name__}, {self.schedule!r}, {self.prediction_type!r})"
 
     def levels(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma), each [B] in x's dtype, evaluated in t's (a number: in float64)."""
-        t = _time(x, t)
-        alpha, sigma = self.schedule(t)
+        """(alpha, sigma), each [B] in x's dtype, evaluated in float64."""
+        alpha, sigma = self.schedule(_time(x, t, self.schedule))
         return alpha.to(x.dtype), sigma.to(x.dtype)
 
     def eps(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The noise prediction, [B, *E]; the score is -eps/sigma. One call of the network."""
-        return self.both(x, t)[0]
+        t = _time(x, t, self.schedule)
+        return self._eps(x, t, self._call(x, t))
 
     def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
         """The prediction of x_0, [B, *E], an approximation of the posterior mean. One call of the network."""
-        return self.both(x, t)[1]
+        t = _time(x, t, self.schedule)
+        return self._denoised(x, t, self._call(x, t))
 
     def score(self, x: Tensor, t: float | Tensor) -> Tensor:
         """-eps/sigma, [B, *E]. One call of the network."""
-        return -self.eps(x, t) / _column(self.levels(x, t)[1], x)
+        t = _time(x, t, self.schedule)
+        sigma = self.schedule.sigma(t)
+        _exists("the score", sigma > 0, "sigma = 0", t, self.schedule)
+        return self._eps(x, t, self._call(x, t)) * _column(-1 / sigma, x)
 
     def both(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(eps, denoised) by one call of the network."""
-        t = _time(x, t)
-        alpha, sigma = (_column(level, x) for level in self.levels(x, t))
+        t = _time(x, t, self.schedule)
         out = self._call(x, t)
-        if self.prediction_type == "sample":
-            return (x - alpha * out) / sigma, out
-        if self.prediction_type == "epsilon":
-            eps = out
-        elif self.prediction_type == "v_prediction":
-            eps = (sigma * x + alpha * out) / (alpha**2 + sigma**2)
-        else:
-            f, g2 = (_column(rate.to(x.dtype), x) for rate in (self.schedule.f(t), self.schedule.g2(t)))
-            eps = (out - f * x) * 2 * sigma / g2
-        return eps, (x - sigma * eps) / alpha
+        return self._eps(x, t, out), self._denoised(x, t, out)
+
+    def eps_of(self, x: Tensor, t: float | Tensor, out: Tensor) -> Tensor:
+        """eps from what the network returned at x and t: for a caller that has called it by other means. It
+        counts as an evaluation.
+        """
+        t = _time(x, t, self.schedule)
+        self.evaluations += 1
+        return self._eps(x, t, checked("network", out, x, t))
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        out = self.network(x, t.to(x.dtype))
+        out = self.network(x, t if isinstance(self.network, PosteriorMean) else t.to(x.dtype))
         self.evaluations += 1
-        checked("network", out, x, t)
-        return out
+        return checked("network", out, x, t)
+
+    def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        if self.prediction_type == "sample":
+            return out
+        alpha, sigma = self.schedule(t)
+        if self.prediction_type == "epsilon":
+            _exists("x_0 of an 'epsilon' network", alpha > 0, "alpha = 0", t, self.schedule)
+            return _combined(x, out, None, -sigma, 1 / alpha)
+        if self.prediction_type == "v_prediction":
+            return _combined(x, out, alpha, -sigma, 1 / (alpha**2 + sigma**2))
+        alpha_rate, sigma_rate = self.schedule.rates(t)
+        r = sigma / sigma_rate
+        return _combined(x, out, None, -r, 1 / (alpha - alpha_rate * r))
+
+    def _eps(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return out
+        alpha, sigma = self.schedule(t)
+        if self.prediction_type == "sample":
+            _exists("eps of a 'sample' network", sigma > 0, "sigma = 0", t, self.schedule)
+            return _combined(x, out, None, -alpha, 1 / sigma)
+        if self.prediction_type == "v_prediction":
+            return _combined(x, out, sigma, alpha, 1 / (alpha**2 + sigma**2))
+        alpha_rate, sigma_rate = self.schedule.rates(t)
+        finite = sigma_rate.isfinite()
+        _exists("eps of a 'flow' network", finite, "d sigma/dt is infinite", t, self.schedule)
+        return _combined(x, out, -alpha_rate, alpha, 1 / (alpha * sigma_rate - sigma * alpha_rate))
 
 
-def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> None:
-    """Raises ValueError / TypeError where a network's output is not finite or not like a tensor."""
+class PosteriorMean(NamedTuple):
+    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype."""
+
+    cloud: PointCloud
+    schedule: Schedule
+    tolerance: float | None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.fisher(x, t).denoised
+
+    def fisher(self, x: Tensor, t: Tensor) -> DiffusionFisher:
+        """Everything that one pass over the data gives at x and t."""
+        return DiffusionFisher(x, self.cloud, *self.schedule(t), tolerance=self.tolerance)
+
+
+def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
+    """A network's output in the dtype of a tensor that it has to be like. Raises ValueError / TypeError where
+    it is not, or not finite.
+    """
     if not isinstance(out, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(out).__name__}")
+        hint = f"; return its .sample, as in lambda x, t: {name.replace(' ', '_')}(x, t).sample"
+        hint = hint if isinstance(getattr(out, "sample", None), Tensor) else ""
+        raise TypeError(f"{name}: expected a tensor, got {type(out).__name__}{hint}")
     if out.shape != like.shape:
         raise ValueError(f"{name}: expected output of shape {list(like.shape)}, got {list(out.shape)}")
-    if out.dtype != like.dtype:
+    if not out.is_floating_point() or torch.promote_types(out.dtype, like.dtype) != like.dtype:
         raise TypeError(f"{name}: expected output of dtype {like.dtype}, got {out.dtype}")
-    if (
-        out.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-    ):
-        return
-    bad = ~out.detach().isfinite().flatten(1).all(1) if out.ndim > 1 else ~out.detach().isfinite()
+    if out.device != like.device:
+        raise ValueError(f"{name}: expected output on {like.device} like x, got {out.device}")
+    if values_hidden(out):
+        return out.to(like.dtype)
+    bad = ~out.detach().isfinite().reshape(len(out), -1).all(1) if len(out) else out.new_zeros(0, dtype=bool)
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise ValueError(
             f"{name}: returned NaN or inf for {int(bad.sum())} of {len(bad)} samples, first for sample {first} "
             f"at t = {t[first].item():g}"
         )
+    return out.to(like.dtype)
 
 
-def _time(x: Tensor, t: float | Tensor) -> Tensor:
+def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
+    """t, which has to be in the schedule's range, as [B] in float64 on x's device."""
     _check.query("x", x)
-    t = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+    t = schedule._time(t)
     if t.ndim and t.shape != x.shape[:1]:
         raise _check.mismatch("t", f"a number, shape [] or [{x.shape[0]}]", f"shape {list(t.shape)}")
-    t = t if t.is_floating_point() else t.to(x.dtype)
-    return t.to(x.device).expand(x.shape[0])
+    return t.to(x.device, torch.float64).expand(x.shape[0])
+
+
+def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> None:
+    if not values_hidden(ok) and not bool(ok.all()):
+        at = t.expand(ok.shape)[~ok][0].item()
+        raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {schedule!r}")
+
+
+def _combined(x: Tensor, out: Tensor, p: Tensor | None, q: Tensor, m: Tensor) -> Tensor:
+    """(p x + q out) m, p = None: 1, for levels [B] in float64; in x's dtype."""
+    first = x if p is None else _column(p, x) * x
+    return (first + _column(q, x) * out) * _column(m, x)
 
 
 def _column(level: Tensor, x: Tensor) -> Tensor:
-    return level.view(-1, *[1] * (x.ndim - 1))
+    return level.to(x.dtype).view(-1, *[1] * (x.ndim - 1))

@@ -13,6 +13,7 @@ from .. import _check, ops
 from .._operator import FisherOperator
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
+from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
 
 __all__ = ["FORMS", "bound", "fisher"]
@@ -223,15 +224,14 @@ def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tenso
     """x0 moved towards the mean so that alpha^2 |r|^2 <= alpha^2 tr C = sigma^2 (d - sigma^2 tr F)."""
     r = x0 - mean
     length = alpha * _check.query("x0", r).norm(dim=1)
-    most = sigma * (r[:1].numel() - sigma**2 * trace).clamp_min(0).sqrt()
+    most = sigma * (r.shape[1:].numel() - sigma**2 * trace).clamp_min(0).sqrt()
     shrink = (most / length.clamp_min(torch.finfo(r.dtype).tiny)).clamp_max(1)
     return mean + shrink.view(-1, *[1] * (r.ndim - 1)) * r
 
 
 def _trace(trace: Callable, x: Tensor, t: float | Tensor, like: Tensor) -> Tensor:
     value = trace(x, t)
-    checked("trace", value, like, torch.as_tensor(t).expand(like.shape))
-    return value
+    return checked("trace", value, like, as_tensor("t", t).expand(like.shape))
 
 
 def _needs(name: str, value: object, expected: str, form: str) -> None:

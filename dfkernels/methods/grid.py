@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _check
 from ..schedule import Schedule
 
-__all__ = ["Nodes", "Trajectory", "nodes", "time_grid"]
+__all__ = ["Nodes", "Trajectory", "nodes", "noise_range", "time_grid"]
 
 SPACINGS = ("log", "edm", "time")
 
@@ -33,6 +33,20 @@ class Trajectory(NamedTuple):
     x: list[Tensor]
 
 
+def noise_range(noise: tuple[float, float]) -> tuple[float, float]:
+    """(low, high) as numbers. Raises TypeError / ValueError naming `noise` unless it is a pair of finite levels
+    sigma/alpha, 0 < low < high.
+    """
+    try:
+        low, high = noise
+    except (TypeError, ValueError):
+        raise TypeError(f"noise: expected a pair of levels sigma/alpha, got {noise!r:.80}") from None
+    low, high = _check.constant("noise", low), _check.constant("noise", high)
+    if not 0 < low < high:
+        raise _check.mismatch("noise", "0 < noise[0] < noise[1] (levels sigma/alpha)", noise)
+    return low, high
+
+
 def time_grid(
     schedule: Schedule, steps: int, noise: tuple[float, float], spacing: str = "log", *, rho: float = 7.0
 ) -> Tensor:
@@ -41,14 +55,14 @@ def time_grid(
     spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5); "time": uniform
     in t. Raises ValueError naming the argument, also where the schedule does not reach these levels.
     """
-    low, high = noise
-    if not 0 < low < high:
-        raise ValueError(f"noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got {noise}")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    low, high = noise_range(noise)
+    steps = _check.integer("steps", steps, 1)
+    rho = _check.constant("rho", rho)
+    if rho <= 0:
+        raise _check.mismatch("rho", "a finite value > 0", rho)
     _check.choice("spacing", spacing, SPACINGS)
-    ends = torch.tensor([high, low], dtype=torch.float64)
-    unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
+    unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "time":
         first, last = schedule.t_of_log_snr(-2 * ends.log())
         t = first + unit * (last - first)

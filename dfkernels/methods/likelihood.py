@@ -7,34 +7,46 @@ With xbar = x/alpha, along the flow dxbar/d ln s = s eps(x, t) (math: the PF-ODE
 from s_min (the data end) to s_max, where xbar ~ N(0, (s_max^2 + data_std^2) I). tr F comes from the exact
 cloud, a trained trace network (DF-TM), Hutchinson's estimator or the exact divergence of the network: any
 function (x, t) -> tr F [B], or `Hutchinson` and `Divergence`, which differentiate the denoiser itself.
+
+The error of the integration. A small error (dxbar, dl) of the state and of the integral of d log q, made at the
+level s, changes log q at the start by dxbar . score - dl: log q at x is the same from wherever on its path one
+begins, so that its derivative in the state is the score there, -eps/s, which is at hand. Hence local errors add
+up in nats without an adjoint equation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _check
-from ..cloud import PointCloud
-from ..fisher import DiffusionFisher
-from ..schedule import Schedule
+from ..schedule._base import values_hidden
+from . import solvers
 from .denoiser import Denoiser, checked
-from .grid import time_grid
-from .trace_matching import MatchedTrace
+from .grid import noise_range, time_grid
+from .traces import Divergence, Function, Hutchinson, Source, Trace, exact
 
 __all__ = ["METHODS", "Divergence", "Hutchinson", "Likelihood", "exact", "log_prob"]
 
 METHODS = ("heun", "rk4", "dopri5")
-MODES = ("jvp", "vjp")
-KINDS = ("rademacher", "gaussian")
-Trace = Callable[[Tensor, Tensor], Tensor]
-Both = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_FIXED = {"heun": solvers.HEUN, "rk4": solvers.RK4}
 State = tuple[Tensor, Tensor]
+
+# above both, an estimated error is worth a warning
+_WARN_NATS, _WARN_BITS = 0.1, 0.01
+
+# closed Newton-Cotes rules over 1 to 4 steps, in steps; the first is Euler's
+_RULES = {
+    1: (1, 0),
+    2: (1 / 3, 4 / 3, 1 / 3),
+    3: (3 / 8, 9 / 8, 9 / 8, 3 / 8),
+    4: (14 / 45, 64 / 45, 24 / 45, 64 / 45, 14 / 45),
+}
 
 
 class Likelihood(NamedTuple):
@@ -46,18 +58,20 @@ class Likelihood(NamedTuple):
     latent_log_prob: Tensor  # [B], nats: of latent/alpha under the normal prior at s_max
     evaluations: int  # calls of the network, each on the whole batch
     products: int  # products of the network's Jacobian with a vector, per sample
+    error: Tensor  # [B], nats: estimated error of the integration in log_prob; an estimate, not a bound
 
 
 def log_prob(
     denoiser: Denoiser,
     x: Tensor,
     noise: tuple[float, float],
-    trace: Trace | Hutchinson | Divergence,
+    trace: Trace | Source,
     *,
-    method: str = "rk4",
+    method: str = "dopri5",
     steps: int = 64,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    max_evaluations: int = 5000,
     data_std: float = 0.0,
     width: float = 1.0,
     step: Callable[[int, int], None] = lambda done, total: None,
@@ -74,220 +88,210 @@ def log_prob(
         noise: (s_min, s_max), levels sigma/alpha, 0 < s_min < s_max.
         trace: (x, t) -> tr F [B], e.g. a `trace_matching.MatchedTrace` or `exact(cloud, schedule)`; or
             `Hutchinson(generator, ...)`, `Divergence()`, which share the network's evaluation.
-        method: "heun" (order 2, 2 evaluations per step), "rk4" (order 4, 4 per step), both with `steps` equal
-            steps in ln s; "dopri5": adaptive, by torchdiffeq, to rtol and atol jointly over the batch.
+        method: "dopri5" (order 5, 6 evaluations per step): in steps whose error is at most rtol |x/alpha| +
+            atol s in the root mean square over the entries of x/alpha, and rtol d + atol nats, for each
+            sample. The batch takes steps together, those of its stiffest sample: what else is in the batch
+            moves a result within the tolerance. It looks at values, and so cannot run under vmap. "rk4"
+            (order 4, 4 per step) and "heun" (order 2, 2 per step) take `steps` equal steps in ln s.
+        max_evaluations: of the velocity by "dopri5"; see RuntimeError.
         data_std: standard deviation added to the prior's: 0 for variance exploding, 1 for N(0, I) of a
             variance-preserving process, the data's own for the least error.
         width: of a bin, in units of x/alpha: 2/256 for 8-bit values spread over [-1, 1]; 1 if continuous.
-        step: called as step(done, total) after each step; once with "dopri5".
+        step: called as step(done, total) after each step; "dopri5": in percent of the way in ln s, of 100.
 
-    Differentiable; call it under torch.no_grad() otherwise.
+    `error` adds up the sizes of the local errors, of an embedded method of order 4 for "dopri5", else of what
+    a quadrature of the slopes at the steps' ends says (one evaluation more), and of the rounding of the
+    states. It knows nothing of the prior's error, nor of the trace's. Where it exceeds both 0.1 nats and 0.01
+    bits per dimension, a RuntimeWarning says so. Results have the units of x to the power -d, and nothing else
+    depends on the units of x, the data and `noise`.
+
+    Differentiable in the steps taken; call it under torch.no_grad() otherwise.
 
     Raises ValueError or TypeError naming the argument, `network` or `trace` (wrong shape, NaN, inf);
-    ModuleNotFoundError for "dopri5" without torchdiffeq.
+    RuntimeError where "dopri5" gives up, with the noise level reached: before it would exceed max_evaluations,
+    as it may at low noise, where the flow of a finite data set is stiff between atoms.
     """
     d = _check.query("x", x).shape[1]
     _check.choice("method", method, METHODS)
-    time_grid(denoiser.schedule, 1, noise)  # raises for a wrong range, or one out of the schedule's reach
-    for name, value, least in (("steps", steps, 1), ("data_std", data_std, 0)):
-        if not least <= value < math.inf:
-            raise _check.mismatch(name, f"at least {least}", value)
-    for name, value in (("width", width), ("rtol", rtol), ("atol", atol)):
-        if not 0 < value < math.inf:
-            raise _check.mismatch(name, "a finite value > 0", value)
-    both = trace.begin(denoiser, x) if isinstance(trace, _Derivative) else _separate(denoiser, trace)
-    low, high = (math.log(level) for level in noise)
-    stages, before = 0, denoiser.evaluations
-
-    def levels(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = denoiser.schedule.t_of_log_snr(-2 * u.detach().double().clamp(low, high))
-        return t, *denoiser.schedule(t)
-
-    def velocity(u: Tensor, state: State) -> State:
-        nonlocal stages
-        stages += 1
-        t, alpha, sigma = levels(u)
-        eps, tr = both(alpha * state[0], t)
-        checked("trace", tr, state[1], t.expand(len(x)))
-        return sigma / alpha * eps, -(sigma**2) * tr
-
-    u = torch.linspace(low, high, 2 if method == "dopri5" else steps + 1, dtype=torch.float64)
-    first, last = levels(u[0])[1], levels(u[-1])[1]
-    state = (x / first, x.new_zeros(len(x)))
+    noise = noise_range(noise)
+    time_grid(denoiser.schedule, 1, noise)  # raises for a range out of the schedule's reach
+    steps = _check.integer("steps", steps, 1)
+    max_evaluations = _check.integer("max_evaluations", max_evaluations, 1)
+    data_std = _check.constant("data_std", data_std)
+    if data_std < 0:
+        raise _check.mismatch("data_std", "at least 0", data_std)
+    width, rtol, atol = _positive(width=width, rtol=rtol, atol=atol)
+    flow, before = _Flow(denoiser, x, noise, trace), denoiser.evaluations
     if method == "dopri5":
-        state = _adaptive(velocity, state, u, rtol, atol)
-        step(1, 1)
+        error = _LocalErrors(x, rtol, atol)
+        state = _adaptive(flow, x, noise, error, max_evaluations, step)
     else:
-        advance = _heun if method == "heun" else _rk4
-        for i in range(steps):
-            state = advance(velocity, u[i], u[i + 1] - u[i], state)
-            step(i + 1, steps)
+        error = _LocalErrors(x, 0.0, 0.0)
+        state = _fixed(_FIXED[method], flow, x, noise, error, steps, step)
+    first, last = flow.levels(math.log(noise[0]))[1], flow.levels(math.log(noise[1]))[1]
     variance = noise[1] ** 2 + data_std**2
     square = state[0].reshape(len(x), d).square().sum(1)
     prior = -(square / variance + d * math.log(2 * math.pi * variance)) / 2
     nats = prior - state[1]
     bits = -nats / (d * math.log(2)) - math.log2(width)
+    _warn(error.total(), d, method)
     return Likelihood(
         nats - d * first.log().item(),
         bits,
         state[0] * last,
         prior,
         denoiser.evaluations - before,
-        stages * (trace.products(d) if isinstance(trace, _Derivative) else 0),
+        flow.calls * flow.source.products(d),
+        error.total(),
     )
 
 
-def exact(cloud: PointCloud, schedule: Schedule) -> Trace:
-    """tr F of the data set itself (Prop. 5): with `Denoiser.exact(cloud, schedule)`, log q_t of the cloud."""
-    return lambda x, t: DiffusionFisher(x, cloud, *schedule(t)).trace()
+class _Flow:
+    """d(xbar, l)/du at (u, (xbar, l)), u = ln s, l the integral of d log q; `calls` counts."""
+
+    def __init__(self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], trace: Trace | Source) -> None:
+        self.source = trace if isinstance(trace, Source) else Function(trace)
+        self.both = self.source.begin(denoiser, x)
+        self.schedule, self.calls = denoiser.schedule, 0
+        self.low, self.high = (math.log(level) for level in noise)
+
+    def levels(self, u: float) -> tuple[Tensor, Tensor, Tensor]:
+        """t, alpha, sigma, each [] in float64."""
+        t = self.schedule.t_of_log_snr(-2 * min(max(u, self.low), self.high))
+        return t, *self.schedule(t)
+
+    def __call__(self, u: float, state: State) -> State:
+        self.calls += 1
+        t, alpha, sigma = self.levels(u)
+        eps, tr = self.both(alpha * state[0], t)
+        tr = checked("trace", tr, state[1], t.expand(len(tr) if isinstance(tr, Tensor) and tr.ndim else 1))
+        return sigma / alpha * eps, -(sigma**2) * tr
+
+    def start(self, x: Tensor) -> State:
+        return x / self.levels(self.low)[1], x.new_zeros(len(x))
 
 
-class _Derivative:
-    """A trace that differentiates the denoiser: tr F = tr(J)/sigma, J = d eps/dx."""
+class _LocalErrors:
+    """Local errors in nats, of each sample and relative to the tolerance; and their sum."""
 
-    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        """(x, t) -> (eps, tr F) for one trajectory."""
-        raise NotImplementedError
+    def __init__(self, x: Tensor, rtol: float, atol: float) -> None:
+        self.rtol, self.atol = rtol, atol
+        self.sum = self.rounding = x.detach().new_zeros(len(x))
 
-    def products(self, d: int) -> int:
-        """Jacobian products per sample and evaluation."""
-        raise NotImplementedError
+    def nats(self, u: float, state: State, slope: State, error: State) -> tuple[Tensor, Tensor]:
+        """|dxbar . score - dl| and the same for dxbar the rounding of xbar, each [B]."""
+        s = math.exp(u)
+        score = _rows(slope[0] / s)  # times -s
+        size = (_rows(error[0] / s) * score).sum(1) + error[1].detach()
+        unit = torch.finfo(score.dtype).eps / 2
+        return size.abs(), unit * (_rows(state[0] / s) * score).norm(dim=1)
 
+    def judge(self, step: solvers.Step) -> float:
+        """The largest error of any sample relative to the tolerance."""
+        s, d = math.exp(step.u), max(1, step.after[0].shape[1:].numel())
+        rms = lambda part: _rows(part).norm(dim=1) / math.sqrt(d)
+        nats, rounding = self.nats(step.u, step.after, step.slope, step.error)
+        ratio = torch.stack(
+            [
+                rms(step.error[0])
+                / (self.rtol * torch.maximum(rms(step.before[0]), rms(step.after[0])) + self.atol * s),
+                nats / (self.rtol * d + self.atol + 8 * rounding),  # no step is better than rounding
+            ]
+        )
+        return ratio.max().item() if ratio.numel() else 0.0
 
-@dataclass(frozen=True)
-class Hutchinson(_Derivative):
-    """tr F ~ mean_k <v_k, J v_k>/sigma, J = d eps/dx, for K probes v with E v v^T = I: unbiased at any K.
+    def add(self, u: float, state: State, slope: State, error: State) -> None:
+        nats, rounding = self.nats(u, state, slope, error)
+        self.sum, self.rounding = self.sum + nats, self.rounding + rounding**2
 
-    The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and log_prob is
-    unbiased but for the solver's error.
-
-    Args:
-        generator: on x's device; the same state gives the same bits.
-        probes: K, the number of Jacobian products per evaluation.
-        kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
-        mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no graph).
-    """
-
-    generator: torch.Generator
-    probes: int = 1
-    kind: str = "rademacher"
-    mode: str = "vjp"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"generator: expected a torch.Generator, got {type(self.generator).__name__}")
-        if self.probes < 1:
-            raise _check.mismatch("probes", "at least 1", self.probes)
-        _check.choice("kind", self.kind, KINDS)
-        _check.choice("mode", self.mode, MODES)
-
-    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        shape, how = (self.probes, *x.shape), {"generator": self.generator, "device": x.device}
-        if self.kind == "gaussian":
-            v = torch.randn(shape, dtype=x.dtype, **how)
-        else:
-            v = torch.randint(2, shape, dtype=x.dtype, **how) * 2 - 1
-
-        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
-            return eps, forms.mean(0) / denoiser.levels(x, t)[1]
-
-        return both
-
-    def products(self, d: int) -> int:
-        return self.probes
+    def total(self) -> Tensor:
+        """[B]: errors of truncation add up at worst, those of rounding as independent ones."""
+        return self.sum + self.rounding.sqrt()
 
 
-@dataclass(frozen=True)
-class Divergence(_Derivative):
-    """tr F = sum_j <e_j, J e_j>/sigma, J = d eps/dx: exact for the network, by d Jacobian products.
+def _adaptive(
+    flow: _Flow,
+    x: Tensor,
+    noise: tuple[float, float],
+    error: _LocalErrors,
+    limit: int,
+    report: Callable[[int, int], None],
+) -> State:
+    least = 8 * torch.finfo(x.dtype).eps
+    if error.rtol < least:
+        raise _check.mismatch("rtol", f"at least {least:.2g} with x in {x.dtype}", error.rtol)
 
-    Args:
-        chunk: products done together: fewer calls, more memory.
-        mode: "vjp" or "jvp", as for `Hutchinson`.
-    """
+    def accept(step: solvers.Step) -> None:
+        error.add(step.u, step.after, step.slope, step.error)
+        report(round(100 * (step.u - flow.low) / (flow.high - flow.low)), 100)
 
-    chunk: int = 8
-    mode: str = "vjp"
-
-    def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise _check.mismatch("chunk", "at least 1", self.chunk)
-        _check.choice("mode", self.mode, MODES)
-
-    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        def axes() -> Iterator[Tensor]:
-            d = x[0].numel()
-            for j in torch.arange(d, device=x.device).split(self.chunk):
-                rows = torch.nn.functional.one_hot(j, d).to(x.dtype)
-                yield rows.view(len(j), 1, *x.shape[1:]).expand(-1, *x.shape)
-
-        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, axes())
-            return eps, forms.sum(0) / denoiser.levels(x, t)[1]
-
-        return both
-
-    def products(self, d: int) -> int:
-        return d
-
-
-def _quadratic_forms(
-    denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """eps [B, *E] and <v, J v> [K, B], J = d eps/dx, for the vectors of all stacks, each [k, B, *E]."""
-
-    def network(x: Tensor) -> Tensor:
-        return denoiser.eps(x, t)
-
-    forms = []
-    if mode == "vjp":
-        eps, pull = torch.func.vjp(network, x)
-    for v in stacks:
-        if mode == "vjp":
-            products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
-        else:
-            push = torch.func.vmap(lambda v: torch.func.jvp(network, (x,), (v,)), out_dims=(None, 0))
-            eps, products = push(v)
-        forms.append((v * products).reshape(*v.shape[:2], -1).sum(2))
-    checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func
-    return eps, torch.cat(forms)
-
-
-def _separate(denoiser: Denoiser, trace: Trace) -> Both:
-    if not callable(trace):
-        raise TypeError(f"trace: expected a callable trace(x, t), got {type(trace).__name__}")
-
-    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        eps = denoiser.eps(x, t)
-        return eps, trace(x, t, eps) if isinstance(trace, MatchedTrace) else trace(x, t)
-
-    return both
-
-
-def _along(state: State, h: Tensor | float, *slopes: tuple[float, State]) -> State:
-    """state + h sum_k c_k slope_k, for each part of the state."""
-    return tuple(y + h * sum(c * k[part] for c, k in slopes) for part, y in enumerate(state))
-
-
-def _heun(f: Callable[[Tensor, State], State], u: Tensor, h: Tensor, y: State) -> State:
-    k1 = f(u, y)
-    k2 = f(u + h, _along(y, h, (1, k1)))
-    return _along(y, h, (1 / 2, k1), (1 / 2, k2))
-
-
-def _rk4(f: Callable[[Tensor, State], State], u: Tensor, h: Tensor, y: State) -> State:
-    k1 = f(u, y)
-    k2 = f(u + h / 2, _along(y, h, (1 / 2, k1)))
-    k3 = f(u + h / 2, _along(y, h, (1 / 2, k2)))
-    k4 = f(u + h, _along(y, h, (1, k3)))
-    return _along(y, h, (1 / 6, k1), (1 / 3, k2), (1 / 3, k3), (1 / 6, k4))
-
-
-def _adaptive(f: Callable[[Tensor, State], State], y: State, u: Tensor, rtol: float, atol: float) -> State:
     try:
-        from torchdiffeq import odeint
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('torchdiffeq not installed: pip install "dfkernels[ode]"') from None
-    path = odeint(f, y, u.to(y[0].device), rtol=rtol, atol=atol, method="dopri5")
-    return tuple(part[-1] for part in path)
+        return solvers.adaptive(flow, flow.start(x), flow.low, flow.high, error.judge, accept, limit)
+    except solvers.Unfinished as stop:
+        raise RuntimeError(
+            f"log_prob: gave up at noise level {math.exp(stop.u):.4g} of {noise[0]:g} to {noise[1]:g}, after "
+            f"{stop.evaluations} evaluations: {stop.why} in ln s. Raise max_evaluations = {limit} or noise[0], or "
+            'accept the error of steps of equal length (method="rk4")'
+        ) from None
+
+
+def _fixed(
+    tableau: solvers.Tableau,
+    flow: _Flow,
+    x: Tensor,
+    noise: tuple[float, float],
+    error: _LocalErrors,
+    steps: int,
+    report: Callable[[int, int], None],
+) -> State:
+    """Equal steps. Over each block of up to 4 of them the state's change is compared with a Newton-Cotes rule
+    of the slopes, which is of higher order, or of the same and with another error.
+    """
+    h, ends, state = (flow.high - flow.low) / steps, _block_ends(steps), flow.start(x)
+    begin, block = state, []
+    for i in range(steps + 1):
+        u = flow.low + i * h
+        with torch.set_grad_enabled(torch.is_grad_enabled() and i < steps):  # the last: for the error alone
+            block.append(flow(u, state))
+        if i in ends:
+            rule = solvers.moved(begin, h, _RULES[len(block) - 1], block)
+            gap = tuple(a.detach() - b.detach() for a, b in zip(state, rule, strict=True))
+            error.add(u, state, block[-1], gap)
+            begin, block = state, block[-1:]
+        if i < steps:
+            at = lambda c, y, u=u: flow(u + c * h, y)
+            state = solvers.moved(state, h, tableau.b, solvers.slopes(tableau, at, state, h, block[-1]))
+            report(i + 1, steps)
+    return state
+
+
+def _block_ends(steps: int) -> set[int]:
+    """Blocks of 4 steps; of 2 or 3 at the end rather than one of 1."""
+    ends = set(range(4, steps + 1, 4)) | {steps}
+    return ends - {steps - 1} | {steps - 2} if steps > 4 and steps % 4 == 1 else ends
+
+
+def _warn(error: Tensor, d: int, method: str) -> None:
+    if values_hidden(error) or not len(error):
+        return
+    large = error > max(_WARN_NATS, _WARN_BITS * d * math.log(2))
+    if bool(large.any()):
+        how = "smaller rtol and atol" if method == "dopri5" else 'more steps, or method="dopri5"'
+        warnings.warn(
+            f"log_prob: the estimated error of the integration is up to {error.max().item():.2g} nats, and large "
+            f"for {int(large.sum())} of {len(error)} samples: take {how}; see Likelihood.error",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().reshape(len(x), x.shape[1:].numel())
+
+
+def _positive(**numbers: float) -> list[float]:
+    values = [_check.constant(name, value) for name, value in numbers.items()]
+    for name, value in zip(numbers, values, strict=True):
+        if value <= 0:
+            raise _check.mismatch(name, "a finite value > 0", value)
+    return values

@@ -81,7 +81,7 @@ class Preconditioned(nn.Module):
         if self.denoiser is not None:
             with torch.no_grad():
                 ybar = self.denoiser.denoised(x, t)
-            return ybar.reshape(len(x), -1).square().mean(1) + (sigma * self.std / root) ** 2 * _positive(out)
+            return ybar.reshape(len(x), x.shape[1:].numel()).square().mean(1) + (sigma * self.std / root) ** 2 * _positive(out)
         power, spread = gaussian_power(self.predicts, x, alpha, sigma, self.mean, self.std)
         return power + spread * out
 
@@ -105,8 +105,8 @@ def gaussian_power(
         centre, r2 = (sigma / variance).view(column) * away, alpha**2 * std**2 / variance
     else:
         centre, r2 = mean + (alpha * std**2 / variance).view(column) * away, std**2 * sigma**2 / variance
-    power = centre.reshape(len(x), -1).square().mean(1) + r2
-    return power, 2 * (r2 * power / x[0].numel()).sqrt()
+    power = centre.reshape(len(x), x.shape[1:].numel()).square().mean(1) + r2
+    return power, 2 * (r2 * power / x.shape[1:].numel()).sqrt()
 
 
 class VectorNet(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import _check
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
+from .solvers import EULER, HEUN, Tableau, moved, slopes
 
 __all__ = ["METHODS", "invert", "sample"]
 
@@ -66,7 +67,7 @@ def sample(
             raise _check.mismatch("second", "None unless method='o-belm' and M >= 1", "a tensor")
         _check.like("second", second, "x", x)
         states.append(second)
-    advance = {"ddim": _ddim, "heun": _heun, "o-belm": _o_belm}[method](denoiser, path)
+    advance = {"ddim": _runge_kutta(EULER), "heun": _runge_kutta(HEUN), "o-belm": _o_belm}[method](denoiser, path)
     for i in range(len(states) - 1, total):
         states.append(advance(i, states))
         del states[: -max(keep, 2)]
@@ -123,9 +124,7 @@ def invert(
 
 
 def _kept(keep: int | None, most: int) -> int:
-    if keep is not None and keep < 1:
-        raise _check.mismatch("keep", "at least 1", keep)
-    return most if keep is None else min(keep, most)
+    return most if keep is None else min(_check.integer("keep", keep, 1), most)
 
 
 def _euler(alpha: Tensor, s: Tensor, alpha_to: Tensor, s_to: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,27 +152,22 @@ def _o_belm_table(path: Nodes) -> Tensor:
     return torch.cat([first, torch.stack([older, old, slope], 1)])
 
 
-def _ddim(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:
-    table = _ddim_table(path)
+def _runge_kutta(tableau: Tableau) -> Callable[[Denoiser, Nodes], Callable[[int, list[Tensor]], Tensor]]:
+    """Steps in x/alpha against s, for methods whose slopes are all at nodes."""
 
-    def advance(i: int, states: list[Tensor]) -> Tensor:
-        scale, slope = table[i].tolist()
-        return scale * states[-1] + slope * denoiser.eps(states[-1], path.t[i])
+    def method(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:
+        alpha, h = path.alpha.tolist(), path.s.diff().tolist()
 
-    return advance
+        def advance(i: int, states: list[Tensor]) -> Tensor:
+            def eps(c: float, y: tuple[Tensor]) -> tuple[Tensor]:
+                return (denoiser.eps(alpha[i + int(c)] * y[0], path.t[i + int(c)]),)
 
+            y = (states[-1] / alpha[i],)
+            return alpha[i + 1] * moved(y, h[i], tableau.b, slopes(tableau, eps, y, h[i]))[0]
 
-def _heun(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:
-    table = _ddim_table(path)
+        return advance
 
-    def advance(i: int, states: list[Tensor]) -> Tensor:
-        scale, slope = table[i].tolist()
-        x = states[-1]
-        eps = denoiser.eps(x, path.t[i])
-        arrived = denoiser.eps(scale * x + slope * eps, path.t[i + 1])
-        return scale * x + slope / 2 * (eps + arrived)
-
-    return advance
+    return method
 
 
 def _o_belm(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:

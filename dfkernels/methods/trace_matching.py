@@ -12,6 +12,7 @@ sigma^2. Trust it for sigma/alpha of the order of the data's standard deviation 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from .. import _check, ops
 from ..schedule import Schedule
+from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
+from .grid import noise_range
 from .networks import gaussian_power
 
 __all__ = ["FORMS", "MatchedTrace", "Noisy", "bound", "denoising_loss", "diffuse", "trace_loss"]
@@ -63,16 +66,13 @@ def diffuse(
     Raises ValueError for another range than 0 < noise[0] < noise[1], or one that the schedule does not reach.
     """
     _check.query("x_0", x_0)
-    low, high = noise
-    if not 0 < low < high:
-        raise ValueError(f"noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got {noise}")
-    if queries is not None and not 0 < queries <= len(x_0):
-        raise ValueError(f"queries: expected 1 to {len(x_0)}, the rows of x_0, got {queries}")
+    low, high = noise_range(noise)
+    if queries is not None:
+        queries = _check.integer("queries", queries, 1, len(x_0))
     rows = x_0[:queries]
     n, wide = len(rows), {"dtype": torch.float64, "device": x_0.device}
-    u = (torch.arange(n, **wide) + torch.rand(n, generator=generator, **wide)) / n
-    ends = torch.tensor([low, high], **wide).log()
-    t = schedule.t_of_log_snr(-2 * (ends[0] + u * (ends[1] - ends[0])))
+    u = (torch.arange(n, **wide) + torch.rand(n, generator=generator, **wide)) / max(1, n)
+    t = schedule.t_of_log_snr(-2 * (math.log(low) + u * math.log(high / low)))
     eps = torch.randn(rows.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
     alpha, sigma = (level.to(x_0.dtype) for level in schedule(t))
     column = (-1, *[1] * (x_0.ndim - 1))
@@ -80,7 +80,7 @@ def diffuse(
     if queries is None:
         return Noisy(x, t, alpha, sigma, rows, eps, torch.zeros_like(alpha))
     at = ops.posterior(x, x_0, alpha, sigma)
-    rest = x[0].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
+    rest = x.shape[1:].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
     return Noisy(x, t, alpha, sigma, at.mean, (x - alpha.view(column) * at.mean) / sigma.view(column), rest)
 
 
@@ -100,9 +100,10 @@ def denoising_loss(
     queries: see `diffuse`.
     """
     at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
+    std = None if std is None else _positive("std", std)
     square = _flat(denoiser.eps(at.x, at.t) - at.eps).square().mean(1)
     weight = 1.0 if std is None else 1 + (at.sigma / (at.alpha * std)) ** 2
-    return (weight * square).mean()
+    return _mean(weight * square)
 
 
 def trace_loss(
@@ -132,9 +133,10 @@ def trace_loss(
     Raises ValueError / TypeError naming `trace network` where its output is not [B], finite and of x's dtype.
     """
     _check.choice("form", form, FORMS)
+    mean, std = _check.constant("mean", mean), None if std is None else _positive("std", std)
     at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
     m = _values(network, at.x, at.t)
-    d = at.x[0].numel()
+    d = at.x.shape[1:].numel()
     if form == "residual":
         with torch.no_grad():
             centre, rest = denoiser.eps(at.x, at.t) - at.eps, at.rest
@@ -149,7 +151,7 @@ def trace_loss(
         guess = 1 / (1 + (at.sigma / (at.alpha * std)) ** 2)
     else:
         guess = gaussian_power(form, at.x, at.alpha, at.sigma, mean, std)[0]
-    return ((m - target) / guess).square().mean()
+    return _mean(((m - target) / guess).square())
 
 
 class MatchedTrace:
@@ -172,7 +174,7 @@ class MatchedTrace:
     def __call__(self, x: Tensor, t: float | Tensor, eps: Tensor | None = None) -> Tensor:
         """tr F, [B]. eps [B, *E]: the denoiser's at the same x and t, where the caller has it already."""
         alpha, sigma = self.denoiser.levels(x, t)
-        m = _values(self.network, x, torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)))
+        m = _values(self.network, x, as_tensor("t", t).to(x.device).expand(len(x)))
         if self.form == "residual":
             return ops.matched_trace(m, x, alpha, sigma)  # eps would only say what shape x has
         eps = self.denoiser.eps(x, t) if eps is None else eps
@@ -212,10 +214,20 @@ def bound(
 
 
 def _values(network: TraceNetwork, x: Tensor, t: Tensor) -> Tensor:
-    m = network(x, t.to(x.dtype))
-    checked("trace network", m, x.new_empty(len(x)), t)
-    return m
+    return checked("trace network", network(x, t.to(x.dtype)), x.new_empty(len(x)), t)
+
+
+def _positive(name: str, value: float) -> float:
+    value = _check.constant(name, value)
+    if value <= 0:
+        raise _check.mismatch(name, "a finite value > 0", value)
+    return value
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the batch; 0 for an empty one, which then moves no weight."""
+    return x.sum() / max(1, len(x))
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), x.shape[1:].numel())

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import _files
+from .. import _check, _files
 
 __all__ = ["train"]
 
@@ -52,8 +52,8 @@ def train(
     run; FloatingPointError naming the step where loss or gradient is not finite (the checkpoint stays as it
     was).
     """
-    if steps < 1 or every < 1:
-        raise ValueError(f"steps, every: expected at least 1, got {steps}, {every}")
+    steps, every = _check.integer("steps", steps, 1), _check.integer("every", every, 1)
+    lr, ema, clip = (_check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))
     average = copy.deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
     run = {"steps": steps, "lr": lr, "ema": ema, "clip": clip, "module": str(module), **(configuration or {})}

@@ -113,10 +113,8 @@ def transport_test(
     _check.choice("convention", convention, CONVENTIONS)
     levels = nodes(schedule, t)
     if x is None:
-        if not isinstance(chains, int) or chains < 0:
-            raise _check.mismatch("chains", "an integer >= 0", chains)
-        shape = (chains, *cloud.event_shape)
-        x = torch.randn(shape, generator=generator, dtype=torch.float64) * levels.sigma[0]
+        shape = (_check.integer("chains", chains, 0), *cloud.event_shape)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * levels.sigma[0]
         x = x.to(cloud.device)
     _check.query("x", x)
     y = cloud.y.to(x.dtype) * cloud.scale + cloud.offset

@@ -132,7 +132,7 @@ def density(
     alpha = digits.SCHEDULE.alpha(_time(s)).to(images.dtype)
     return log_prob(
         network, alpha * images, (s, top), trace, data_std=std, width=digits.WIDTH,
-        steps=math.ceil(steps * share), **how,
+        steps=math.ceil(steps * share), **{"method": "rk4", **how},
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def _identity(data: digits.Digits) -> float:
     alpha, sigma = digits.SCHEDULE(_time(1.0))
     x = alpha * data.held[:4].double()
     flow = Denoiser.exact(cloud, digits.SCHEDULE)
-    result = log_prob(flow, x, (1.0, digits.NOISE[1]), exact(cloud, digits.SCHEDULE), steps=64)
+    result = log_prob(flow, x, (1.0, digits.NOISE[1]), exact(cloud, digits.SCHEDULE), method="rk4")
     last = digits.SCHEDULE(_time(digits.NOISE[1]))
     there = DiffusionFisher(result.latent, cloud, *last).log_prob + x[0].numel() * last[0].log()
     here = DiffusionFisher(x, cloud, alpha, sigma).log_prob
@@ -263,7 +263,7 @@ def _solver_table(rows: list[Row], steps: int) -> Table:
         ["solver", "bits/dim", "largest |error|", "network calls", "time"],
         cells,
         "Hutchinson's trace with the same K = 4 probes everywhere, so that only the solver differs. Errors "
-        "in bits/dim against the last row; adaptive: torchdiffeq, tolerances 1e-5.",
+        "in bits/dim against the last row; adaptive: tolerances 1e-5.",
     )
 
 

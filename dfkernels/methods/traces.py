@@ -1,0 +1,183 @@
+"""Where tr F comes from along a flow: the data set, any function, or the denoiser's own derivatives.
+
+tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from ..cloud import PointCloud
+from ..schedule import Schedule
+from .denoiser import Denoiser, PosteriorMean, checked
+from .trace_matching import MatchedTrace
+
+__all__ = ["KINDS", "MODES", "Divergence", "Exact", "Function", "Hutchinson", "Source", "exact"]
+
+MODES = ("jvp", "vjp")
+KINDS = ("rademacher", "gaussian")
+Trace = Callable[[Tensor, Tensor], Tensor]
+Both = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Source:
+    """A trace that takes part in the flow's own evaluations."""
+
+    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
+        """(x, t) -> (eps, tr F) for one trajectory."""
+        raise NotImplementedError
+
+    def products(self, d: int) -> int:
+        """Jacobian products per sample and evaluation."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Function(Source):
+    """Any trace(x, t) -> tr F [B]. A MatchedTrace is given the flow's eps."""
+
+    trace: Trace
+
+    def __post_init__(self) -> None:
+        if not callable(self.trace):
+            raise TypeError(f"trace: expected a callable trace(x, t), got {type(self.trace).__name__}")
+
+    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            eps = denoiser.eps(x, t)
+            return eps, self.trace(x, t, eps) if isinstance(self.trace, MatchedTrace) else self.trace(x, t)
+
+        return both
+
+
+@dataclass(frozen=True)
+class Exact(Source):
+    """tr F [B] of a data set at (x, t); on the flow of the same data set, from the pass over the data that
+    gives the flow.
+    """
+
+    posterior: PosteriorMean
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self.posterior.fisher(x, t).trace()
+
+    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
+        own = denoiser.network
+        if not (isinstance(own, PosteriorMean) and own.cloud is self.posterior.cloud and own == self.posterior):
+            return Function(self).begin(denoiser, x)
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            at = self.posterior.fisher(x, t)
+            return denoiser.eps_of(x, t, at.denoised), at.trace()
+
+        return both
+
+
+def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Exact:
+    """tr F of the data set itself (Prop. 5): with `Denoiser.exact(cloud, schedule)`, log q_t of the cloud, by
+    one pass over the data per evaluation. tolerance: as in `DiffusionFisher`; for one pass, the denoiser's.
+    """
+    return Exact(PosteriorMean(cloud, schedule, tolerance))
+
+
+@dataclass(frozen=True)
+class Hutchinson(Source):
+    """tr F ~ mean_k <v_k, J v_k>/sigma, J = d eps/dx, for K probes v with E v v^T = I: unbiased at any K.
+
+    The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and log_prob is
+    unbiased but for the solver's error.
+
+    Args:
+        generator: on x's device; the same state gives the same bits.
+        probes: K, the number of Jacobian products per evaluation.
+        kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
+        mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no graph).
+    """
+
+    generator: torch.Generator
+    probes: int = 1
+    kind: str = "rademacher"
+    mode: str = "vjp"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(self.generator).__name__}")
+        object.__setattr__(self, "probes", _check.integer("probes", self.probes, 1))
+        _check.choice("kind", self.kind, KINDS)
+        _check.choice("mode", self.mode, MODES)
+
+    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
+        shape, how = (self.probes, *x.shape), {"generator": self.generator, "device": x.device}
+        if self.kind == "gaussian":
+            v = torch.randn(shape, dtype=x.dtype, **how)
+        else:
+            v = torch.randint(2, shape, dtype=x.dtype, **how) * 2 - 1
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
+            return eps, forms.mean(0) / denoiser.levels(x, t)[1]
+
+        return both
+
+    def products(self, d: int) -> int:
+        return self.probes
+
+
+@dataclass(frozen=True)
+class Divergence(Source):
+    """tr F = sum_j <e_j, J e_j>/sigma, J = d eps/dx: exact for the network, by d Jacobian products.
+
+    Args:
+        chunk: products done together: fewer calls, more memory.
+        mode: "vjp" or "jvp", as for `Hutchinson`.
+    """
+
+    chunk: int = 8
+    mode: str = "vjp"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chunk", _check.integer("chunk", self.chunk, 1))
+        _check.choice("mode", self.mode, MODES)
+
+    def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
+        def axes() -> Iterator[Tensor]:
+            d = x.shape[1:].numel()
+            for j in torch.arange(d, device=x.device).split(self.chunk):
+                rows = torch.nn.functional.one_hot(j, d).to(x.dtype)
+                yield rows.view(len(j), 1, *x.shape[1:]).expand(-1, *x.shape)
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, axes())
+            return eps, forms.sum(0) / denoiser.levels(x, t)[1]
+
+        return both
+
+    def products(self, d: int) -> int:
+        return d
+
+
+def _quadratic_forms(
+    denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """eps [B, *E] and <v, J v> [K, B], J = d eps/dx, for the vectors of all stacks, each [k, B, *E]."""
+
+    def network(x: Tensor) -> Tensor:
+        return denoiser.eps(x, t)
+
+    forms = []
+    if mode == "vjp":
+        eps, pull = torch.func.vjp(network, x)
+    for v in stacks:
+        if mode == "vjp":
+            products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
+        else:
+            push = torch.func.vmap(lambda v: torch.func.jvp(network, (x,), (v,)), out_dims=(None, 0))
+            eps, products = push(v)
+        forms.append((v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2))
+    checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func
+    return eps, torch.cat(forms)

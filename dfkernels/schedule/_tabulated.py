@@ -1,0 +1,120 @@
+"""Schedules given by a table, such as diffusers'."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._base import SLACK, Schedule, as_tensor
+
+__all__ = ["Tabulated"]
+
+
+class Tabulated(Schedule):
+    """From a table such as diffusers' `scheduler.alphas_cumprod`: alpha_t^2 = alphas_cumprod[t], sigma_t^2 =
+    1 - alpha_t^2.
+
+    Args:
+        alphas_cumprod: [T], T >= 2, strictly decreasing inside (0, 1).
+
+    Between the integers the log-SNR lam(t) is a monotone cubic (Fritsch-Butland, C^1) through the table, t in
+    [0, T-1], and alpha^2 = sigmoid(lam), f = lam' sigma^2 / 2, g2 = -lam' sigma^2: consistent with the
+    interpolant by construction.
+
+    Raises ValueError for a table that is not strictly decreasing inside (0, 1); a zero-terminal-SNR table has
+    to be cut or floored (diffusers uses 2**-24) first.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        table = as_tensor("alphas_cumprod", alphas_cumprod).detach().to("cpu", torch.float64)
+        if table.ndim != 1 or table.numel() < 2:
+            raise ValueError(f"alphas_cumprod: expected shape [T] with T >= 2, got {list(table.shape)}")
+        ok = bool((table > 0).all()) and bool((table < 1).all()) and bool((table.diff() < 0).all())
+        if not ok:
+            raise ValueError(
+                "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from "
+                f"{table[0].item():g} to {table[-1].item():g}"
+            )
+        self.t_range = (0.0, float(table.numel() - 1))
+        self._lam = torch.logit(table)
+        self._slope = _monotone_slopes(self._lam)
+
+    def __repr__(self) -> str:
+        return f"Tabulated({self._lam.numel()} steps)"
+
+    def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """lam(t) and lam'(t): cubic Hermite on [i, i+1]; a table of float64, evaluated in t's dtype."""
+        lam, slope = self._lam.to(t.device), self._slope.to(t.device)
+        i = t.detach().floor().clamp(0, lam.numel() - 2).long()
+        r = t.double() - i
+        y0, y1, m0, m1 = lam[i], lam[i + 1], slope[i], slope[i + 1]
+        c2, c3 = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0)
+        value = y0 + r * (m0 + r * (c2 + r * c3))
+        return value.to(t.dtype), (m0 + r * (2 * c2 + 3 * r * c3)).to(t.dtype)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(self._cubic(t)[0]))
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(-self._cubic(t)[0]))
+
+    def _f(self, t: Tensor) -> Tensor:
+        lam, slope = self._cubic(t)
+        return slope * torch.sigmoid(-lam) / 2
+
+    def _g2(self, t: Tensor) -> Tensor:
+        lam, slope = self._cubic(t)
+        return -slope * torch.sigmoid(-lam)
+
+    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        lam, slope = self._cubic(t)
+        alpha, sigma = torch.sqrt(torch.sigmoid(lam)), torch.sqrt(torch.sigmoid(-lam))
+        return slope * alpha * sigma**2 / 2, -slope * sigma * alpha**2 / 2
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return self._cubic(t)[0]
+
+    def _t_of_log_snr(self, lam: Tensor) -> Tensor:
+        """The interval by bisection of the table, the cubic's root in it by Newton's method: on the CPU in
+        NumPy, whose calls cost a fraction of torch's, and most calls are for one number. Differentiable.
+        """
+        table, slope = self._lam.numpy(), self._slope.numpy()
+        target = lam.detach().to("cpu", torch.float64).numpy()
+        slack = SLACK * torch.finfo(lam.dtype).eps * np.maximum(1, np.abs(target))
+        if not ((target <= table[0] + slack) & (target >= table[-1] - slack)).all():
+            raise ValueError(f"log_snr: expected values in [{table[-1]:g}, {table[0]:g}] for {self!r}")
+        target = np.clip(target, table[-1], table[0])
+        i = np.clip(np.searchsorted(-table, -target, "right") - 1, 0, len(table) - 2)
+        r = _root(table[i], table[i + 1], slope[i], slope[i + 1], target)
+        t = torch.from_numpy(np.asarray(i + r)).to(lam.device, lam.dtype)
+        return t if not lam.requires_grad else t + (lam - lam.detach()) / self._cubic(t)[1]
+
+
+def _root(y0: np.ndarray, y1: np.ndarray, m0: np.ndarray, m1: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """r in [0, 1] where the falling cubic Hermite from (y0, m0) to (y1, m1) meets the target between y0 and
+    y1: Newton's method, and bisection where it leaves the bracket or does not halve its step.
+    """
+    c2, c3 = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0)
+    lo, hi = np.zeros_like(target), np.ones_like(target)
+    r = (target - y0) / (y1 - y0)
+    last = hi - lo
+    with np.errstate(divide="ignore", invalid="ignore"):  # a slope of 0: the bracket is bisected
+        for _ in range(2 * 53):  # bisection every other time at least
+            above = y0 - target + r * (m0 + r * (c2 + r * c3))
+            lo, hi = np.where(above >= 0, r, lo), np.where(above <= 0, r, hi)
+            step = above / (m0 + r * (2 * c2 + 3 * r * c3))
+            new = r - step
+            good = (new >= lo) & (new <= hi) & (np.abs(step) <= last / 2)
+            new = np.where(good, new, (lo + hi) / 2)
+            last, r = np.abs(new - r), new
+            if (last <= 2**-53).all():
+                break
+    return r
+
+
+def _monotone_slopes(y: Tensor) -> Tensor:
+    """Fritsch-Butland slopes of a cubic Hermite on the integers: harmonic means of neighbouring secants."""
+    step = y.diff()
+    inner = 2 * step[:-1] * step[1:] / (step[:-1] + step[1:])
+    return torch.cat([step[:1], inner, step[-1:]])
