@@ -110,7 +110,7 @@ def test_to():
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: PointCloud([[1.0]]), TypeError, "y: expected a torch.Tensor or numpy.ndarray, got list"),
+        (lambda: PointCloud([[1.0]]), TypeError, "y: expected a torch.Tensor or numpy.ndarray, got list; convert it: torch.tensor(y)"),
         (lambda: PointCloud(torch.zeros(3, 2, dtype=torch.int64)), TypeError,
          "y: expected dtype float64, float32, float16, bfloat16, uint8, got torch.int64"),
         (lambda: PointCloud(torch.tensor(1.0)), ValueError,

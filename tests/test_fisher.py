@@ -49,8 +49,8 @@ def test_everything_against_autograd(fisher):
         torch.testing.assert_close(fisher.to_dense()[b], dense, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(fisher.trace()[b], dense.trace(), rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(fisher.diagonal()[b].flatten(), dense.diagonal(), rtol=1e-9, atol=1e-11)
-    p = ops.posterior(x, cloud.y, alpha, sigma, cloud.log_prior)
-    assert torch.equal(fisher.denoised, p.mean) and torch.equal(fisher.ess, p.ess)
+    p = ops.posterior(x, cloud.y, alpha, sigma, torch.log_softmax(cloud.log_prior, 0))
+    torch.testing.assert_close((fisher.denoised, fisher.ess), (p.mean, p.ess), rtol=1e-13, atol=1e-14)
 
 
 def test_matmul_of_one_and_of_many_vectors(fisher):
@@ -254,7 +254,7 @@ def test_lanczos_against_dense(dtype, tol, largest):
     dense = wide(torch.float64).to_dense()
     expected = torch.linalg.eigvalsh(dense)
     expected = expected.flip(-1)[:, :4] if largest else expected[:, :4]
-    assert "_dense" not in vars(fisher)  # never formed
+    assert ("_dense", False) not in vars(fisher).get("_results", {})  # never formed
     torch.testing.assert_close(values.double(), expected, rtol=tol, atol=tol / 16)
     check_pairs(fisher, values.double(), vectors.double(), dense, 10 * tol)
 
@@ -344,9 +344,9 @@ def test_lanczos_keeps_its_dtype_inside_autocast():
         (lambda: one().solve(torch.zeros(2, 3), tol=0.0), ValueError,
          "tol: expected a number in (0, 1), got 0.0"),
         (lambda: one().solve(torch.zeros(2, 3), max_iter=0), ValueError,
-         "max_iter: expected at least 1, got 0"),
-        (lambda: one().eigsh(4), ValueError, "k: expected 1 <= k <= d = 3, got 4"),
-        (lambda: one().eigsh(0), ValueError, "k: expected 1 <= k <= d = 3, got 0"),
+         "max_iter: expected an integer of at least 1, got 0"),
+        (lambda: one().eigsh(4), ValueError, "k: expected an integer from 1 to 3, got 4"),
+        (lambda: one().eigsh(0), ValueError, "k: expected an integer from 1 to 3, got 0"),
         (lambda: one().eigsh(1, tol=2.0), ValueError, "tol: expected a number in (0, 1), got 2.0"),
     ],
 )  # fmt: skip

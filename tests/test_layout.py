@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower layers and from its own group only. schedule and ops share a layer: neither knows
 # the other, nor the objects above, since ops take numbers and tensors.
 LAYERS = [
-    {"_check", "_files", "_progress", "_native", "_backend", "_op", "_operator"},
+    {"_check", "_files", "_progress", "_native", "_backend", "_object", "_op", "_operator"},
     {"schedule", "ops"},
     {"index"},
     {"cloud"},
