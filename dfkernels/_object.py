@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 
-@contextlib.contextmanager
-def plain(device: torch.device) -> Iterator[None]:
+def plain(device: torch.device) -> contextlib.AbstractContextManager:
     """Inside, autocast does not choose dtypes on `device`, and new tensors are no inference tensors, so that
     what is kept can be used anywhere later. The grad mode stays as it is.
     """
+    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    inference = torch.is_inference_mode_enabled()
+    if not (autocast or inference):
+        return contextlib.nullcontext()
+    return _without(device.type if autocast else None, inference)
+
+
+@contextlib.contextmanager
+def _without(autocast: str | None, inference: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        if torch.is_inference_mode_enabled():
+        if autocast is not None:
+            stack.enter_context(torch.autocast(autocast, enabled=False))
+        if inference:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())  # which inference_mode(False) alone would leave
         yield
@@ -69,13 +77,14 @@ class Watched:
     def __set__(self, obj: object, value: object) -> None:
         if isinstance(value, Tensor):
             value = ordinary(value)
-        vars(obj)[self.name] = value, [t._version for _, t in _members(value, self.name)]
+        members = [(t, t._version, name) for name, t in _members(value, self.name.strip("_"))]
+        vars(obj)[self.name] = value, members
 
     def __get__(self, obj: object, owner: type | None = None) -> object:
         if obj is None:
             return self
-        value, versions = self._entry(obj)
-        for (name, t), version in zip(_members(value, self.name.strip("_")), versions, strict=True):
+        value, members = self._entry(obj)
+        for t, version, name in members:
             if t._version != version:
                 kind = type(obj).__name__
                 raise RuntimeError(
@@ -88,7 +97,7 @@ class Watched:
         """The value, changed or not: for its shape, dtype and device."""
         return self._entry(obj)[0]
 
-    def _entry(self, obj: object) -> tuple[object, list[int]]:
+    def _entry(self, obj: object) -> tuple[object, list[tuple[Tensor, int, str]]]:
         try:
             return vars(obj)[self.name]
         except KeyError:

@@ -105,8 +105,11 @@ class DiffusionFisher(FisherOperator):
         cloud, prior, outs = self.cloud, self.cloud._log_pi(self.dtype), []
         parts = self._selected[0]
         for q, kept in parts:
+            x, alpha, sigma, *some = (self.x, self.alpha, self.sigma, *v)
+            if kept is not None or len(parts) > 1:
+                x, alpha, sigma, *some = (t[q] for t in (x, alpha, sigma, *some))
             out = op(
-                *(self.x[q], cloud.y, *(t[q] for t in v), self.alpha[q], self.sigma[q], prior),
+                *(x, cloud.y, *some, alpha, sigma, prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
                 kept=kept,
