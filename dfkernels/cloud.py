@@ -11,7 +11,7 @@ import torch
 from numpy import ma
 from torch import Tensor
 
-from . import _check, _files, index
+from . import _check, _files, _heaviest, index
 from ._object import Object, Watched, plain
 
 __all__ = ["PointCloud"]
@@ -173,6 +173,21 @@ class PointCloud(Object):
             with plain(self.device):
                 results[dtype] = (prior.double() - self._log_total).to(dtype)
         return results[dtype]
+
+    def _atoms(self) -> _heaviest.Atoms:
+        """The atoms as a search for the heaviest takes them."""
+        y, log_pi = self.y.reshape(len(self), -1), self._log_pi(torch.float64)
+        if log_pi is None:
+            log_pi = torch.full((), -math.log(len(self)), dtype=torch.float64, device=y.device).expand(len(self))
+        return _heaviest.Atoms(y, log_pi, self.scale, self.offset)
+
+    def _about(self) -> _heaviest.About:
+        """What such a search has to know of all atoms; kept."""
+        atoms, results = self._atoms(), vars(self).setdefault("_results", {})
+        if "about" not in results:
+            with plain(self.device):
+                results["about"] = _heaviest.about(atoms)
+        return results["about"]
 
     def __repr__(self) -> str:
         parts = [

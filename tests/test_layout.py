@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"_check", "_files", "_progress", "_native", "_backend", "_object", "_op", "_operator"},
     {"schedule", "ops"},
-    {"index"},
+    {"index", "_heaviest"},
     {"cloud"},
     {"fisher"},
     {"top_k"},
