@@ -84,13 +84,14 @@ def about(atoms: Atoms) -> About:
 
 
 def heaviest(
-    x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, about: About, k: int, accuracy: float
+    x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, about: About, k: int, accuracy: Tensor
 ) -> Heaviest:
     """The k atoms with the largest logits, of equal ones the earlier; the same as if all were evaluated.
 
     Args:
         x, alpha, sigma: [B, d], [B], [B], float64.
-        accuracy: log_total is right to this much, and to the rounding of float64 logits.
+        accuracy: [B]: log_total is right to this much, and to the rounding of float64 logits; inf where it is
+            not needed.
     """
     N = len(atoms.y)
     n = min(N, max(4096, _ESTIMATES // (4 * len(x)), k))
@@ -98,11 +99,17 @@ def heaviest(
     found = []
     for q in range(0, len(x), queries):
         some = slice(q, q + queries)
-        search = _Search(x[some], alpha[some], sigma[some], atoms, about, k, accuracy)
+        search = _Search(x[some], alpha[some], sigma[some], atoms, about, k, accuracy[some])
         for start in range(0, N, n):
             search.look_at(slice(start, min(start + n, N)))
         found.append(search.result())
     return Heaviest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def error_bound(x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, about: About) -> Tensor:
+    """The delta of the formula above for all atoms, [B]."""
+    search = _Search(x, alpha, sigma, atoms, about, 1, torch.ones_like(alpha))
+    return search.delta(slice(None))[:, 0]
 
 
 def logits(x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, query: Tensor, atom: Tensor) -> Tensor:
@@ -145,12 +152,13 @@ class _Search:
     """Queries, and what is known of their heaviest atoms."""
 
     def __init__(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, about: About, k: int, accuracy: float
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, about: About, k: int, accuracy: Tensor
     ) -> None:
         self.x, self.atoms, self.about, self.k = x, atoms, about, k
         self.alpha, self.sigma = alpha[:, None], sigma[:, None]
-        self.accuracy = accuracy  # all that is `gap` below the best weighs less than that together
-        self.gap = math.log(len(atoms.y)) - math.log(min(accuracy, 1.0))
+        self.accuracy = accuracy[:, None]
+        # all that is so far below the best weighs less than the accuracy together
+        self.gap = math.log(len(atoms.y)) - self.accuracy.clamp_max(1).log()
         self.z = x - self.alpha * about.centre
         self.size = torch.linalg.vector_norm(self.z, dim=1, keepdim=True)
         variance = self.sigma**2
@@ -200,7 +208,7 @@ class _Search:
             block = slice(start, min(start + len(self.room), rows.stop))
             columns = self._columns(block)
             torch.mm(self.weights, columns.T, out=estimate[:, start - rows.start :][:, : len(columns)])
-        delta = self._delta(rows)
+        delta = self.delta(rows)
         overflow = ~(delta + self.shared.abs() < math.inf)
         if bool(overflow.any()):
             estimate, delta = estimate.masked_fill(overflow, 0), delta.masked_fill(overflow, math.inf)
@@ -218,7 +226,8 @@ class _Search:
         room[:, -1] = log_pi
         return room
 
-    def _delta(self, rows: slice) -> Tensor:
+    def delta(self, rows: slice) -> Tensor:
+        """By how much estimates of some atoms may be off, [Q, 1]."""
         log_pi, d = self.atoms.log_pi[rows], self.x.shape[1]
         prior = log_pi.masked_fill(log_pi == -math.inf, 0).abs().max()
         alpha, far = self.alpha.abs(), self.about.radius[rows].max()
@@ -229,8 +238,11 @@ class _Search:
 
     def _evaluate(self) -> None:
         """Evaluates what waits and may still matter, and keeps the k heaviest of each query."""
+        if not self.waiting:
+            return
         query, atom, upper, rough = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        needed = torch.where(rough, self._needed(rough.new_ones(1, 1))[query, 0], self.lower[query, -1])
+        if_rough, if_not = (self._needed(torch.full_like(self.gap, r).bool())[query, 0] for r in (1, 0))
+        needed = torch.where(rough, if_rough, if_not)
         matters = upper >= needed
         query, atom, rough = query[matters], atom[matters], rough[matters]
         logit = logits(self.x, self.alpha[:, 0], self.sigma[:, 0], self.atoms, query, atom)

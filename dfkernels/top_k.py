@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _check
-from ._heaviest import first_k, heaviest, logits
+from ._heaviest import error_bound, first_k, heaviest, logits
 from ._object import plain
 from .cloud import PointCloud
 from .fisher import DiffusionFisher, select
@@ -63,11 +63,16 @@ def top_k(
 
 def _of_all(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     """(index [B, k], log weight [B, k], float64) among all atoms."""
-    cloud, narrow = fisher.cloud, fisher.dtype == torch.float32
-    # an error below half a rounding of float32 goes unseen; for float64 the kernel adds up the total
-    accuracy = torch.finfo(torch.float32).eps / 2 if narrow else math.inf
-    found = heaviest(*_in_double(fisher), cloud._atoms(), cloud._about(), k, accuracy)
-    total = found.log_total if narrow else _log_total(fisher)
+    given = (*_in_double(fisher), fisher.cloud._atoms(), fisher.cloud._about())
+    half = torch.full_like(given[1], torch.finfo(fisher.dtype).eps / 2)  # an error of half a rounding goes unseen
+    if fisher.dtype == torch.float32:
+        found = heaviest(*given, k, half)
+        return found.index, found.logit - found.log_total[:, None]
+    # in float64 no estimate is as good. Where estimates are rough, few atoms weigh anything, and they are evaluated;
+    # elsewhere logits are small enough for the density, which the kernel computes
+    smooth = error_bound(*given) < torch.finfo(torch.float32).eps
+    found = heaviest(*given, k, torch.where(smooth, math.inf, half))
+    total = torch.where(smooth, _log_total(fisher), found.log_total) if bool(smooth.any()) else found.log_total
     return found.index, found.logit - total[:, None]
 
 
@@ -80,7 +85,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     logit = logits(x, alpha, sigma, cloud._atoms(), query, atom)
     left = (counts < 0).nonzero()[:, 0]
     if len(left):
-        found = heaviest(x[left], alpha[left], sigma[left], cloud._atoms(), cloud._about(), k, math.inf)
+        found = heaviest(x[left], alpha[left], sigma[left], cloud._atoms(), cloud._about(), k, alpha[left] + math.inf)
         query = torch.cat([query, left.repeat_interleave(k)])
         atom, logit = torch.cat([atom, found.index.flatten()]), torch.cat([logit, found.logit.flatten()])
     _, atom, logit = first_k(query, atom, logit, len(x), k)
