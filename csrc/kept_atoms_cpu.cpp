@@ -84,16 +84,6 @@ void expect_not_negative(const char* name, const T* values, int64_t n) {
                     values[i], " at index ", i);
 }
 
-// One of an index's tensors, contiguous: its numbers are read as `type`, as many as `shape` says.
-Tensor part(const char* name, const Tensor& t, ScalarType type, std::initializer_list<int64_t> shape) {
-  using torch::headeronly::toString;
-  STD_TORCH_CHECK(t.is_cpu(), name, ": expected a tensor on the CPU");
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": expected dtype ", toString(type), ", got ",
-                  toString(t.scalar_type()));
-  expect_shape(name, t, shape);
-  return dense(name, t, type);
-}
-
 std::tuple<Tensor, Tensor, Tensor> kept_atoms(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                                               std::optional<Tensor> log_prior, double scale, double offset,
                                               Tensor centre, Tensor basis, Tensor step, Tensor first,
@@ -106,17 +96,17 @@ std::tuple<Tensor, Tensor, Tensor> kept_atoms(Tensor x, Tensor y, Tensor alpha, 
                   "basis: expected 1 to ", most_axes, " axes of ", d, " numbers, got ", shape_text(basis));
   STD_TORCH_CHECK(tail.dim() == 2, "tail: expected two dimensions, got ", shape_text(tail));
   const int64_t K = basis.size(0), levels = tail.size(0) > 0 ? 2 : 1;
-  centre = part("centre", centre, f32, {d});
-  basis = part("basis", basis, f32, {K, d});
-  step = part("step", step, f32, {K});
-  first = part("first", first, ScalarType::Short, {(N + screen_tile - 1) / screen_tile, K, screen_tile});
-  if (levels == 2) tail = part("tail", tail, ScalarType::Char, {N, (d + 31) / 32 * 32});
-  if (levels == 1) tail = part("tail", tail, ScalarType::Char, {0, 0});
-  size = part("size", size, f32, {N});
-  scales = part("scales", scales, f32, {levels, N});
-  rest = part("rest", rest, f32, {levels, N});
-  shift = part("shift", shift, f32, {levels, N});
-  facts = part("facts", facts, ScalarType::Double, {5});
+  centre = expect("centre", centre, f32, {d});
+  basis = expect("basis", basis, f32, {K, d});
+  step = expect("step", step, f32, {K});
+  first = expect("first", first, ScalarType::Short, {(N + screen_tile - 1) / screen_tile, K, screen_tile});
+  if (levels == 2) tail = expect("tail", tail, ScalarType::Char, {N, (d + 31) / 32 * 32});
+  if (levels == 1) tail = expect("tail", tail, ScalarType::Char, {int64_t(0), int64_t(0)});
+  size = expect("size", size, f32, {N});
+  scales = expect("scales", scales, f32, {levels, N});
+  rest = expect("rest", rest, f32, {levels, N});
+  shift = expect("shift", shift, f32, {levels, N});
+  facts = expect("facts", facts, ScalarType::Double, {5});
   expect_finite("centre", data<float>(centre), d);
   expect_finite("basis", data<float>(basis), K * d);
   expect_finite("step", data<float>(step), K);

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._object import Object, Watched, ordinary, plain, unaffected
 
 __all__ = ["FisherOperator", "Solution"]
 
@@ -25,7 +26,7 @@ class Solution(NamedTuple):
     residual: Tensor
 
 
-class FisherOperator:
+class FisherOperator(Object):
     """A symmetric d x d matrix F for each query x [B, *E] at noise level sigma, known by its products F @ v.
 
     A subclass gives `__matmul__` and, for the derivatives of `solve`, `_given`: the tensors on which F
@@ -39,28 +40,37 @@ class FisherOperator:
     Raises TypeError / ValueError naming the argument.
     """
 
+    x, alpha, sigma = Watched(), Watched(), Watched()
+
     def __init__(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> None:
         _check.query("x", x)
         self.x = x
-        self.alpha, self.sigma = _check.level("alpha", alpha, x), _check.level("sigma", sigma, x)
+        # with its graph also under no_grad: results may be differentiated later
+        with plain(x.device), torch.set_grad_enabled(True):
+            self.alpha, self.sigma = _check.level("alpha", alpha, x), _check.level("sigma", sigma, x)
 
     @property
     def d(self) -> int:
         """prod(E)."""
-        return self.x.shape[1:].numel()
+        return self._x.shape[1:].numel()
 
     @property
     def shape(self) -> torch.Size:
         """(B, d, d)."""
-        return torch.Size((self.x.shape[0], self.d, self.d))
+        return torch.Size((self._x.shape[0], self.d, self.d))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.x.dtype
+        return self._x.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.x.device
+        return self._x.device
+
+    @property
+    def _x(self) -> Tensor:
+        """x for its shape, dtype and device, which a change in place leaves."""
+        return FisherOperator.x.peek(self)
 
     @property
     def T(self) -> FisherOperator:
@@ -81,15 +91,18 @@ class FisherOperator:
     def _with(self, *given: Tensor) -> FisherOperator:
         raise NotImplementedError
 
+    @unaffected
     def trace(self) -> Tensor:
         """tr F, [B]; here from d products."""
         return self.diagonal().reshape(self.shape[:2]).sum(1)
 
+    @unaffected
     def diagonal(self) -> Tensor:
         """diag F, [B, *E]; here from d products."""
         parts = [columns.diagonal(start, 1, 2) for start, columns in self._columns()]
         return torch.cat(parts, 1).reshape(self.x.shape)
 
+    @unaffected
     def to_dense(self) -> Tensor:
         """F as [B, d, d]; here from d products."""
         return torch.cat([columns for _, columns in self._columns()], 1).mT
@@ -136,6 +149,7 @@ class FisherOperator:
             )
         return solution.x
 
+    @unaffected
     def solve_ex(
         self,
         b: Tensor,
@@ -146,15 +160,14 @@ class FisherOperator:
     ) -> Solution:
         """As `solve`, with iterations and residuals ([B] or [B, K]), which it leaves for you to judge."""
         self._no_tangent("solve")
-        rhs = _check.vectors("b", b, "x", self.x, self.d)
+        self._unchanged()
+        rhs = ordinary(_check.vectors("b", b, "x", self.x, self.d))
         _check.finite("b", b.detach())
         shift = _check.level("damping", damping, self.x)
         if not bool((shift >= 0).all() & shift.isfinite().all()):
             raise ValueError(f"damping: expected finite values >= 0, got {shift.min().item():g}")
         tol = _tolerance(b.dtype, tol)
-        max_iter = 50 + 2 * self.d if max_iter is None else max_iter
-        if max_iter < 1:
-            raise ValueError(f"max_iter: expected at least 1, got {max_iter}")
+        max_iter = 50 + 2 * self.d if max_iter is None else _check.integer("max_iter", max_iter, 1)
         with torch.no_grad():
             x, steps, residual = self._cg(rhs.detach(), shift.detach()[:, None], tol, max_iter)
         x = _Implicit.apply(x, self._with, (tol, max_iter), rhs, shift, *self._given)
@@ -162,7 +175,14 @@ class FisherOperator:
         return Solution(x.view(b.shape), steps.view(lead), residual.view(lead))
 
     def _cg(self, b: Tensor, shift: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
-        """CG on [B, K, d] with a restart from the true residual whenever the recursive one has converged."""
+        """CG on [B, K, d] with a restart from the true residual whenever the recursive one has converged.
+
+        It solves (u^2 F + u^2 shift) x = b/s, u = `_unit` and s the size of b: of size 1, whatever the units
+        of the caller, so that no square overflows; what it returns is u^2 s x.
+        """
+        unit = self._unit[..., None]
+        scale = _power_of_two(b.abs().amax(-1, keepdim=True))
+        b, shift = b / scale, (shift * unit[..., 0]) * unit[..., 0]
         x = torch.zeros_like(b)
         size = b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)
         steps = torch.zeros(b.shape[:2], dtype=torch.int64, device=b.device)
@@ -173,13 +193,13 @@ class FisherOperator:
         for _ in range(max_iter):
             if not bool(todo.any()):
                 before = residual
-                r = b - self._apply(x) - shift[..., None] * x
+                r = b - self._apply_in_units(x) - shift[..., None] * x
                 p, rr = r.clone(), r.square().sum(-1)
                 residual = rr.sqrt() / size
                 todo = (residual > tol) & (residual < before / 2)  # give up where a restart no longer helps
                 if not bool(todo.any()):
-                    return x, steps, residual
-            ap = self._apply(p) + shift[..., None] * p
+                    return scale * unit * x * unit, steps, residual
+            ap = self._apply_in_units(p) + shift[..., None] * p
             curvature = (p * ap).sum(-1)
             if bool((todo & ~(curvature > 0)).any()):
                 self._not_positive(p, curvature, shift, todo)
@@ -191,16 +211,18 @@ class FisherOperator:
             rr = torch.where(todo, new, rr)
             steps += todo
             todo = todo & (rr.sqrt() > tol * size)
-        r = b - self._apply(x) - shift[..., None] * x
-        return x, steps, r.norm(dim=-1) / size
+        r = b - self._apply_in_units(x) - shift[..., None] * x
+        return scale * unit * x * unit, steps, r.norm(dim=-1) / size
 
     def _not_positive(self, p: Tensor, curvature: Tensor, shift: Tensor, todo: Tensor) -> None:
+        """Raises for the first system with a direction of curvature <= 0, found in units of 1/u^2."""
         quotient = curvature / p.square().sum(-1)
         query, column = (todo & ~(curvature > 0)).nonzero()[0].tolist()
-        needed = (shift[query, 0] - quotient[query, column]).item()
+        square = self._unit[query].item() ** 2  # in double
+        damping, least = shift[query, 0].item() / square, quotient[query, column].item() / square
         raise ValueError(
             "damping: F + damping I is not positive definite at query "
-            f"{query} (damping = {shift[query, 0].item():g}); more than {needed:.4g} is necessary"
+            f"{query} (damping = {damping:g}); more than {damping - least:.4g} is necessary"
             f"{self._enough(query)}"
         )
 
@@ -209,6 +231,7 @@ class FisherOperator:
         return ""
 
     @torch.no_grad()
+    @unaffected
     def eigsh(
         self, k: int, largest: bool = True, *, tol: float | None = None, max_iter: int = 300,
         generator: torch.Generator | None = None,
@@ -228,33 +251,35 @@ class FisherOperator:
         Raises ValueError if k is not in [1, d]; RuntimeError if max_iter blocks do not reach tol.
         """
         self._no_tangent("eigsh")
-        if not 1 <= k <= self.d:
-            raise ValueError(f"k: expected 1 <= k <= d = {self.d}, got {k}")
+        self._unchanged()
+        k, max_iter = _check.integer("k", k, 1, self.d), _check.integer("max_iter", max_iter, 1)
         tol = _tolerance(self.dtype, (2e-5 if self.dtype == torch.float32 else 1e-8) if tol is None else tol)
         block = k + max(2, k // 2)
         room = max(4 * block, 64)
+        unit = self._unit
         if self.d <= max(_DENSE_D, room):
-            dense = self.to_dense()
+            dense = self.to_dense() * unit[..., None] * unit[..., None]
             values, basis = torch.linalg.eigh((dense + dense.mT) / 2)  # a network's F is not quite symmetric
             vectors = basis.mT
             if largest:
                 values, vectors = values.flip(-1), vectors.flip(-2)
-            return values[:, :k], self._signed(vectors[:, :k])
+            return values[:, :k] / unit / unit, self._signed(vectors[:, :k])
         if generator is None:
             generator = torch.Generator(self.device).manual_seed(0)
         shape = (self.shape[0], block, self.d)
         start = torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)
-        with torch.autocast(self.device.type, enabled=False):
-            values, vectors = self._lanczos(k, largest, _orthonormal(start), room, tol, max_iter)
-        return values, self._signed(vectors)
+        values, vectors = self._lanczos(k, largest, _orthonormal(start), room, tol, max_iter)
+        return values / unit / unit, self._signed(vectors)
 
     def _lanczos(
         self, k: int, largest: bool, basis: Tensor, room: int, tol: float, max_iter: int
     ) -> tuple[Tensor, Tensor]:
-        """Thick-restart block Lanczos from an orthonormal basis [B, block, d], grown to at most room rows."""
+        """Thick-restart block Lanczos for u^2 F, u = `_unit`, from an orthonormal basis [B, block, d], grown to
+        at most room rows.
+        """
         block = basis.shape[1]
-        unit = 1 / self.sigma.square()[:, None]
-        image = self._apply(basis)
+        most = (self._unit / self.sigma[:, None]).square()  # u^2/sigma^2
+        image = self._apply_in_units(basis)
         for _ in range(max_iter):
             small = basis @ image.mT
             values, mix = torch.linalg.eigh((small + small.mT) / 2)
@@ -262,7 +287,7 @@ class FisherOperator:
             values = (values.flip(-1) if largest else values)[:, :block]
             ritz, ritz_image = mix @ basis, mix @ image
             rest = ritz_image - values[..., None] * ritz
-            error = rest.norm(dim=-1) / torch.maximum(unit, values.abs())
+            error = rest.norm(dim=-1) / torch.maximum(most, values.abs())
             if bool((error[:, :k] <= tol).all()):
                 return values[:, :k], ritz[:, :k]
             if basis.shape[1] + block > room:
@@ -270,7 +295,7 @@ class FisherOperator:
             size = rest.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(rest.dtype).tiny)
             fresh = _orthonormal(rest / size, basis)
             basis = torch.cat([basis, fresh], 1)
-            image = torch.cat([image, self._apply(fresh)], 1)
+            image = torch.cat([image, self._apply_in_units(fresh)], 1)
         raise RuntimeError(
             f"eigsh: |F v - l v| = {error[:, :k].max().item():.2e} |F| after {max_iter} passes, "
             f"tol = {tol:.2e}; raise max_iter or tol, or ask for fewer pairs"
@@ -290,6 +315,16 @@ class FisherOperator:
         """F v on flat vectors [B, K, d]."""
         return (self @ v.view(*v.shape[:2], *self.x.shape[1:])).reshape(v.shape)
 
+    @property
+    def _unit(self) -> Tensor:
+        """The power of two at sigma, [B, 1]: u^2 F is of size 1, and to multiply by u rounds nothing."""
+        return _power_of_two(self.sigma.detach())[:, None]
+
+    def _apply_in_units(self, v: Tensor) -> Tensor:
+        """u^2 F v, u = `_unit`, on flat vectors of size 1."""
+        unit = self._unit[..., None]
+        return unit * self._apply(unit * v)
+
 
 class _Implicit(torch.autograd.Function):
     """The solution s of A s = b, given. Cotangents: z = A^{-1} g for b, -z^T (dA) s for A's parameters."""
@@ -303,6 +338,11 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with plain(grad.device):  # of the mode in which backward was called
+            return _Implicit._cotangents(ctx, grad)
+
+    @staticmethod
+    def _cotangents(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         solution, shift, *given = ctx.saved_tensors
         tol, max_iter = ctx.how
         fisher = ctx.operator(*given)
@@ -319,10 +359,16 @@ class _Implicit(torch.autograd.Function):
 
 
 def _tolerance(dtype: torch.dtype, tol: float | None) -> float:
-    tol = torch.finfo(dtype).eps ** (2 / 3) if tol is None else tol
+    tol = torch.finfo(dtype).eps ** (2 / 3) if tol is None else _check.constant("tol", tol)
     if not 0 < tol < 1:
         raise ValueError(f"tol: expected a number in (0, 1), got {tol}")
     return tol
+
+
+def _power_of_two(t: Tensor) -> Tensor:
+    """The largest power of two that is at most t >= 0; 1 for 0."""
+    half = torch.frexp(t).mantissa * 2  # in [1, 2): t over it is exact
+    return torch.where(t > 0, t / half, 1.0)
 
 
 def _orthonormal(v: Tensor, basis: Tensor | None = None) -> Tensor:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy import ma
 from torch import Tensor
 
-from . import _check, index
+from . import _check, _files, _heaviest, index
+from ._object import Object, Watched, plain
 
 __all__ = ["PointCloud"]
 
@@ -18,34 +20,35 @@ _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.ui
 _BLOCK = 1 << 22  # elements looked at together; bounds the memory of a check on a memory-mapped array
 
 
-class PointCloud:
+class PointCloud(Object):
     """Immutable set of N atoms y_i = scale * y[i] + offset with log weights log pi_i.
 
     Args:
         y: [N, *E], N >= 1, a tensor or numpy array (a memory map stays one); float64/32/16, bfloat16 or
             uint8.
-        log_prior: [N] floating, or None for uniform. Need not be normalised; -inf masks an atom; at least one
-            is finite.
+        log_prior: [N] floating, or None for uniform. Need not be normalised; -inf masks an atom, whatever it
+            holds, NaN included; at least one is finite.
         scale, offset: finite numbers that map the stored values to the data, e.g. scale=2/255, offset=-1 for
             uint8 images.
 
     The constructor looks at every value once, in blocks, so that no later call has to. It keeps y without
-    copying if y is contiguous; changing y in place afterwards is the caller's error. Both are detached: for
-    derivatives with respect to the atoms or their weights call the ops.
+    copying if y is contiguous, in the machine's byte order and no inference tensor. If you change y or
+    log_prior in place afterwards, the next use raises RuntimeError; a change of the memory of a numpy array,
+    or through `.data`, goes unseen, and the results are then wrong. Both are detached: for derivatives with
+    respect to the atoms or their weights call the ops.
 
-    Raises TypeError for a wrong type or dtype, ValueError for a wrong shape or a value that is not finite.
+    Raises TypeError for a wrong type, layout or dtype, ValueError for a wrong shape or a value that is not
+    finite.
     """
 
-    __slots__ = ("_index", "log_prior", "offset", "scale", "y")
-    y: Tensor
-    log_prior: Tensor | None
+    y, log_prior, _index = Watched(), Watched(), Watched()
     scale: float
     offset: float
 
     def __init__(
         self,
         y: Tensor | np.ndarray,
-        log_prior: Tensor | None = None,
+        log_prior: Tensor | np.ndarray | None = None,
         *,
         scale: float = 1.0,
         offset: float = 0.0,
@@ -58,29 +61,32 @@ class PointCloud:
             raise ValueError(
                 f"y: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(y.shape)}"
             )
-        y = y.detach().contiguous()
-        _check_finite(y)
-        object.__setattr__(self, "y", y)
-        object.__setattr__(self, "log_prior", _check_log_prior(log_prior, y))
-        object.__setattr__(self, "scale", _check.constant("scale", scale))
-        object.__setattr__(self, "offset", _check.constant("offset", offset))
-        object.__setattr__(self, "_index", None)
+        state = {"scale": _check.constant("scale", scale), "offset": _check.constant("offset", offset)}
+        with plain(y.device):
+            y = y.detach().resolve_neg().contiguous()
+            log_prior = _check_log_prior(log_prior, y)
+            _check_finite(y, _masked(log_prior))
+            total = None if log_prior is None else log_prior.double().logsumexp(0).item()
+        self.__setstate__({"y": y, "log_prior": log_prior, "_log_total": total, "_index": None, **state})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"PointCloud is immutable: cannot set {name}")
 
-    def __setstate__(self, state: tuple[None, dict[str, object]]) -> None:
-        """For copy and pickle: what was checked once is not looked at again."""
-        for name, value in state[1].items():
-            object.__setattr__(self, name, value)
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"PointCloud is immutable: cannot delete {name}")
+
+    @property
+    def _y(self) -> Tensor:
+        """y for its shape, dtype and device, which a change in place leaves."""
+        return PointCloud.y.peek(self)
 
     def __len__(self) -> int:
-        return self.y.shape[0]
+        return self._y.shape[0]
 
     @property
     def event_shape(self) -> torch.Size:
         """E."""
-        return self.y.shape[1:]
+        return self._y.shape[1:]
 
     @property
     def d(self) -> int:
@@ -90,11 +96,11 @@ class PointCloud:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the atoms are stored; computation follows the query's."""
-        return self.y.dtype
+        return self._y.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.y.device
+        return self._y.device
 
     def to(self, *args, **kwargs) -> PointCloud:
         """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes. log_prior moves but
@@ -103,7 +109,8 @@ class PointCloud:
         Raises TypeError for a cast between floating and integer storage (requantise the data instead),
         ValueError where a narrower dtype overflows.
         """
-        y = self.y.to(*args, **kwargs)
+        with plain(self.device):
+            y = self.y.to(*args, **kwargs)
         if y.dtype.is_floating_point != self.dtype.is_floating_point:
             raise TypeError(
                 f"dtype: expected a cast that keeps {self.dtype} values, got {y.dtype}; requantise y instead"
@@ -132,20 +139,55 @@ class PointCloud:
                 f"index: expected atoms of at least 32 bytes, got {self.y.element_size() * self.d} (d = {self.d}, "
                 f"{self.dtype}): these are read as fast as an index"
             )
+        seed = _check.integer("seed", seed)
         if self._index is None or path is not None:
-            object.__setattr__(self, "_index", self._indexed(None if path is None else Path(path), seed))
+            with plain(self.device):
+                found = self._indexed(None if path is None else Path(path), seed)
+            object.__setattr__(self, "_index", found)
         return self._index
 
     def _indexed(self, path: Path | None, seed: int) -> index.CloudIndex:
-        flat = self.y.reshape(len(self), -1)
+        flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)
         of = None if path is None else index.fingerprint(flat, self.scale, self.offset)
+        mask = []
+        if masked is not None:
+            mask = [masked.cpu()]
+            of = of and f"{of} masked crc32={_files.checksum(mask[0].to(torch.uint8))}"
         if path is not None and path.exists():
             found = index.load_index(path, of)
         else:
-            found = self._index or index.build(flat.cpu(), self.scale, self.offset, seed)
+            found = self._index or index.build(flat.cpu(), self.scale, self.offset, seed, *mask)
             if path is not None:
                 index.save(path, found, of)
         return index.CloudIndex(*[t.to(self.device) for t in found])
+
+    def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
+        """The log weights, normalised in float64, then rounded to a dtype: so a constant that all share costs
+        no digits, and no call has to normalise them anew.
+        """
+        prior = self.log_prior
+        if prior is None:
+            return None
+        results = vars(self).setdefault("_results", {})
+        if dtype not in results:
+            with plain(self.device):
+                results[dtype] = (prior.double() - self._log_total).to(dtype)
+        return results[dtype]
+
+    def _atoms(self) -> _heaviest.Atoms:
+        """The atoms as a search for the heaviest takes them."""
+        y, log_pi = self.y.reshape(len(self), -1), self._log_pi(torch.float64)
+        if log_pi is None:
+            log_pi = torch.full((), -math.log(len(self)), dtype=torch.float64, device=y.device).expand(len(self))
+        return _heaviest.Atoms(y, log_pi, self.scale, self.offset)
+
+    def _about(self) -> _heaviest.About:
+        """What such a search has to know of all atoms; kept."""
+        atoms, results = self._atoms(), vars(self).setdefault("_results", {})
+        if "about" not in results:
+            with plain(self.device):
+                results["about"] = _heaviest.about(atoms)
+        return results["about"]
 
     def __repr__(self) -> str:
         parts = [
@@ -154,42 +196,85 @@ class PointCloud:
             str(self.dtype),
             str(self.device),
         ]
-        if self.log_prior is not None:
+        if self._log_total is not None:
             parts.append("log_prior=[N]")
         if (self.scale, self.offset) != (1.0, 0.0):
             parts.append(f"scale={self.scale:g}, offset={self.offset:g}")
         return f"PointCloud({', '.join(parts)})"
 
 
+def _masked(log_prior: Tensor | None) -> Tensor | None:
+    """bool [N]: the atoms of weight 0; None where there is none."""
+    if log_prior is None:
+        return None
+    masked = log_prior == -math.inf
+    return masked if bool(masked.any()) else None
+
+
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
+    """A dense tensor with the values of a tensor or numpy array, on the same memory where there is a way."""
     if isinstance(value, Tensor):
+        _check.tensor(name, value)
         return value
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}")
+        raise TypeError(
+            f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}; "
+            f"convert it: {_conversion(name, value)}"
+        )
+    if ma.is_masked(value):
+        raise ValueError(
+            f"{name}: expected an array without masked entries, got {ma.count_masked(value)} of {value.size} "
+            f"masked; fill them (np.ma.filled({name}, ...)), or leave out atoms by log_prior = -inf"
+        )
+    array = np.asarray(ma.getdata(value))
+    if array.dtype.names is not None:
+        raise TypeError(
+            f"{name}: expected an array of numbers, got a structured one with fields {list(array.dtype.names)}; "
+            f'take one field, {name}["{array.dtype.names[0]}"], or '
+            f"numpy.lib.recfunctions.structured_to_unstructured({name})"
+        )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we never write to it
         try:
-            return torch.from_numpy(value)
-        except (TypeError, ValueError) as error:  # a dtype or a stride that torch does not have
+            return torch.from_numpy(array)
+        except ValueError:  # strides that torch does not have: negative, or no multiple of an element
+            return torch.from_numpy(np.ascontiguousarray(array))
+        except TypeError as error:
             raise TypeError(
-                f"{name}: numpy array of dtype {value.dtype} cannot become a tensor: {error}"
+                f"{name}: numpy array of dtype {array.dtype} cannot become a tensor: {error} "
+                f"Convert it: {name}.astype(np.float32)"
             ) from None
 
 
-def _check_finite(y: Tensor) -> None:
+def _conversion(name: str, value: object) -> str:
+    """How something array-like becomes an array."""
+    for method in ("to_numpy", "toarray"):  # pandas and polars; scipy.sparse
+        if hasattr(value, method):
+            return f"{name}.{method}()"
+    return f"np.asarray({name})" if hasattr(value, "__array__") else f"torch.tensor({name})"
+
+
+def _check_finite(y: Tensor, masked: Tensor | None) -> None:
+    """Raises ValueError for the first value that is not finite in an atom that is not masked."""
     if not y.is_floating_point():
         return
-    flat = y.view(-1)
+    flat, d = y.view(-1), y[0].numel()
     for start in range(0, flat.numel(), _BLOCK):
         block = flat[start : start + _BLOCK]
         lo, hi = torch.aminmax(block)  # one pass, no temporary; NaN propagates
-        if not (math.isfinite(lo) and math.isfinite(hi)):
-            at = start + int((~torch.isfinite(block)).nonzero()[0])
-            index = [int(i) for i in np.unravel_index(at, tuple(y.shape))]
-            raise ValueError(f"y: expected finite values, got {flat[at].item()} at index {index}")
+        if math.isfinite(lo) and math.isfinite(hi):
+            continue
+        bad = start + (~torch.isfinite(block)).nonzero()[:, 0]
+        if masked is not None:
+            bad = bad[~masked[bad // d]]
+        if len(bad):
+            at = int(bad[0])
+            place = [int(i) for i in np.unravel_index(at, tuple(y.shape))]
+            raise ValueError(f"y: expected finite values, got {flat[at].item()} at index {place}")
 
 
-def _check_log_prior(log_prior: Tensor | None, y: Tensor) -> Tensor | None:
+def _check_log_prior(log_prior: Tensor | np.ndarray | None, y: Tensor) -> Tensor | None:
     if log_prior is None:
         return None
     log_prior = _as_tensor("log_prior", log_prior)
@@ -201,7 +286,7 @@ def _check_log_prior(log_prior: Tensor | None, y: Tensor) -> Tensor | None:
         )
     if log_prior.device != y.device:
         raise ValueError(f"log_prior: expected device {y.device} as y's, got {log_prior.device}")
-    log_prior = log_prior.detach().contiguous()
+    log_prior = log_prior.detach().resolve_neg().contiguous()
     top = log_prior.max().item()
     if not math.isfinite(top):  # the maximum is NaN if any is
         raise ValueError(

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _check, ops
+from ._object import cached, cached_without_graph, ordinary
 from ._operator import FisherOperator
 from .cloud import PointCloud
 from .ops.kept_atoms import op as kept_atoms
@@ -44,10 +44,15 @@ class DiffusionFisher(FisherOperator):
             follows for the results. Derivatives are those of the atoms kept. Fast at low noise. Where most
             atoms carry weight all are taken, as from clouds of fewer than 2^21 numbers or d < 512.
 
-    F is symmetric, at most I/sigma^2, and may be indefinite. Everything is computed when first asked for, and
-    kept; torch.compile breaks its graph here: with fullgraph=True call the ops. An eigenpair (l, v) of F is
-    one of the posterior covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of
-    largest posterior variance are those of the smallest eigenvalues of F.
+    F is symmetric, at most I/sigma^2, and may be indefinite. An eigenpair (l, v) of F is one of the posterior
+    covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of largest posterior variance
+    are those of the smallest eigenvalues of F.
+
+    Everything is computed when first asked for, and kept. You get a copy, which you may change in place; one
+    that needs a graph has it, even if the result was first asked for under no_grad. All results belong to
+    the x, alpha, sigma and atoms that F was made from: if you change one of these tensors in place
+    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). torch.compile
+    breaks its graph here: with fullgraph=True call the ops.
 
     Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and numbers, for
     values of tensors from the first use.
@@ -72,6 +77,10 @@ class DiffusionFisher(FisherOperator):
             raise ValueError(f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}")
         self.cloud, self.tolerance = cloud, _tolerance(tolerance, cloud)
 
+    def _unchanged(self) -> None:
+        super()._unchanged()
+        self.cloud._unchanged()
+
     @property
     def _given(self) -> tuple[Tensor, ...]:
         return self.x, self.alpha, self.sigma
@@ -79,7 +88,7 @@ class DiffusionFisher(FisherOperator):
     def _with(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> DiffusionFisher:
         return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
-    @cached_property
+    @cached_without_graph
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """(parts, dropped mass [B])."""
         if self.tolerance is None or len(self.x) == 0 or _is_small(self.cloud):
@@ -93,11 +102,14 @@ class DiffusionFisher(FisherOperator):
 
     def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
         """The outputs of a data-set op, part by part."""
-        cloud, outs = self.cloud, []
+        cloud, prior, outs = self.cloud, self.cloud._log_pi(self.dtype), []
         parts = self._selected[0]
         for q, kept in parts:
+            x, alpha, sigma, *some = (self.x, self.alpha, self.sigma, *v)
+            if kept is not None or len(parts) > 1:
+                x, alpha, sigma, *some = (t[q] for t in (x, alpha, sigma, *some))
             out = op(
-                *(self.x[q], cloud.y, *(t[q] for t in v), self.alpha[q], self.sigma[q], cloud.log_prior),
+                *(x, cloud.y, *some, alpha, sigma, prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
                 kept=kept,
@@ -108,7 +120,7 @@ class DiffusionFisher(FisherOperator):
         order = torch.cat([q for q, _ in parts]).argsort()
         return tuple(torch.cat(o)[order] for o in zip(*outs, strict=True))
 
-    @cached_property
+    @cached
     def _posterior(self) -> ops.Posterior:
         return ops.Posterior(*self._compute(ops.posterior))
 
@@ -117,9 +129,9 @@ class DiffusionFisher(FisherOperator):
         """float64 [B]: the weight of the atoms left out is at most this part of all; 0 where none are. Below
         tolerance, rounding included.
         """
-        return self._selected[1]
+        return self._selected[1].clone()
 
-    @cached_property
+    @property
     def atoms_read(self) -> Tensor:
         """int64 [B]: from how many atoms each query's results were computed."""
         read = self.x.new_full((len(self.x),), len(self.cloud), dtype=torch.int64)
@@ -133,12 +145,12 @@ class DiffusionFisher(FisherOperator):
         """float64 [B]: 0 <= log q - log_prob <= log(1 + dropped_mass), beside rounding."""
         return self.dropped_mass.log1p()
 
-    @cached_property
+    @property
     def _reach(self) -> Tensor:
         """No atom is further from the mean than this, [B]: |mean - centre| + max |y - centre|."""
         if self.tolerance is None:
             return self.dropped_mass
-        mean = self.denoised.detach().flatten(1).double()
+        mean = self._posterior.mean.detach().flatten(1).double()
         found = self.cloud.index()
         return (mean - found.centre).norm(dim=1) + found.facts[1]
 
@@ -158,26 +170,26 @@ class DiffusionFisher(FisherOperator):
     @property
     def log_prob(self) -> Tensor:
         """log q_t(x), [B], in nats."""
-        return self._posterior.log_prob
+        return self._posterior.log_prob.clone()
 
     @property
     def denoised(self) -> Tensor:
         """Posterior mean of y given x, [B, *E]: the ideal denoiser."""
-        return self._posterior.mean
+        return self._posterior.mean.clone()
 
     @property
     def ess(self) -> Tensor:
         """1 / sum w_i^2, [B], in [1, N]: how many atoms matter. At 1, F = I/sigma^2 and says nothing about
         the data.
         """
-        return self._posterior.ess
+        return self._posterior.ess.clone()
 
-    @cached_property
+    @property
     def eps(self) -> Tensor:
         """(x - alpha denoised)/sigma, [B, *E]: the ideal noise prediction."""
         return self._posterior.eps(self.x, self.alpha, self.sigma)
 
-    @cached_property
+    @property
     def score(self) -> Tensor:
         """Gradient of log q_t at x, [B, *E]: -eps/sigma."""
         return self._posterior.score(self.x, self.alpha, self.sigma)
@@ -192,31 +204,33 @@ class DiffusionFisher(FisherOperator):
         *E].
         """
         _check.vectors("v", v, "x", self.x, self.d)
-        return self._compute(ops.fisher_matvec, v)[0]
+        self._unchanged()
+        return self._compute(ops.fisher_matvec, ordinary(v))[0]
 
     def trace(self) -> Tensor:
         """tr F, [B] (Prop. 5, eq. 16)."""
-        return self._posterior.fisher_trace
+        return self._posterior.fisher_trace.clone()
 
-    @cached_property
+    @cached
     def _diagonal(self) -> Tensor:
         return self._compute(ops.fisher_diagonal)[0]
 
     def diagonal(self) -> Tensor:
         """diag F, [B, *E]."""
-        return self._diagonal
+        return self._diagonal.clone()
 
-    @cached_property
+    @cached
     def _dense(self) -> Tensor:
         return self._compute(ops.fisher_dense)[0]
 
     def to_dense(self) -> Tensor:
-        """F as [B, d, d]; kept, so mind B d^2 numbers of memory."""
-        return self._dense
+        """F as [B, d, d]; a copy of what is kept, so mind 2 B d^2 numbers of memory."""
+        return self._dense.clone()
 
     def _enough(self, query: int) -> str:
         # every eigenvalue is <= 1/sigma^2, so the smallest is at least tr F - (d - 1)/sigma^2
-        enough = ((self.d - 1) / self.sigma[query] ** 2 - self.trace()[query]).item()
+        sigma, trace = self.sigma[query].item(), self._posterior.fisher_trace[query].item()
+        enough = (self.d - 1) / sigma**2 - trace
         return f", more than (d - 1)/sigma^2 - tr F = {enough:.4g} is always enough"
 
 
@@ -227,11 +241,12 @@ def _is_small(cloud: PointCloud) -> bool:
 def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:
     if tolerance is None:
         return None
-    if _check.constant("tolerance", tolerance) <= 0 or tolerance >= 1:
+    value = _check.constant("tolerance", tolerance)
+    if not 0 < value < 1:
         raise _check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
     if cloud._index is None:
         raise ValueError("tolerance: the cloud has no index: call cloud.index() first")
-    return float(tolerance)
+    return value
 
 
 @torch.no_grad()
@@ -243,14 +258,13 @@ def select(
     """
     x = x.detach().reshape(len(x), -1)
     y = cloud.y.reshape(len(cloud), -1)
-    prior = None if cloud.log_prior is None else cloud.log_prior.to(x.dtype)
     gap = math.log(len(cloud) / tolerance) if k is None else 0.0
     args = (
         x,
         y,
         alpha.detach(),
         sigma.detach(),
-        prior,
+        cloud._log_pi(x.dtype),
         cloud.scale,
         cloud.offset,
         *cloud.index(),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import PointCloud
+from dfkernels import DiffusionFisher, PointCloud, index, ops, top_k
 from dfkernels import cloud as cloud_module
 
 
@@ -110,7 +110,7 @@ def test_to():
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: PointCloud([[1.0]]), TypeError, "y: expected a torch.Tensor or numpy.ndarray, got list"),
+        (lambda: PointCloud([[1.0]]), TypeError, "y: expected a torch.Tensor or numpy.ndarray, got list; convert it: torch.tensor(y)"),
         (lambda: PointCloud(torch.zeros(3, 2, dtype=torch.int64)), TypeError,
          "y: expected dtype float64, float32, float16, bfloat16, uint8, got torch.int64"),
         (lambda: PointCloud(torch.tensor(1.0)), ValueError,
@@ -142,6 +142,188 @@ def test_errors(make, kind, message):
     assert str(error.value) == message
 
 
-def test_numpy_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="^y: numpy array of dtype object cannot become a tensor: "):
-        PointCloud(np.array([[None]]))
+# ---- containers
+
+
+DATA = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def field_of_a_record():
+    """A field of a packed record: strides that are no multiple of an element."""
+    records = np.zeros(4, dtype=[("flag", "u1"), ("y", "f4", 3)])
+    records["y"] = DATA
+    return records["y"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        DATA.astype(">f4"), DATA.astype("<f4"), DATA.astype(">f8"), DATA.astype(">f2"), DATA.astype(np.uint8),
+        DATA[::-1][::-1], np.flip(np.flip(DATA, 1).copy(), 1), np.asfortranarray(DATA), field_of_a_record(),
+        np.ma.array(DATA), np.ma.array(DATA, mask=False), np.matrix(DATA), np.broadcast_to(DATA, (4, 3)),
+    ],
+)  # fmt: skip
+def test_arrays_with_the_same_values_are_taken(array):
+    array.flags.writeable = False
+    cloud = PointCloud(array)
+    assert cloud.y.tolist() == DATA.tolist()
+    assert str(cloud.dtype)[6:] == array.dtype.newbyteorder("=").name
+    prior = PointCloud(DATA, np.asarray(array)[:, 0]).log_prior if array.dtype != np.uint8 else None
+    assert prior is None or prior.tolist() == DATA[:, 0].tolist()
+
+
+class Frame:
+    """As pandas, polars and scipy.sparse spell it."""
+
+    def __init__(self, method):
+        setattr(self, method, lambda: DATA)
+
+
+def meta():
+    return torch.empty(4, 3, device="meta")
+
+
+TENSORS = {
+    "COO": lambda: torch.eye(4).to_sparse(),
+    "CSR": lambda: torch.eye(4).to_sparse_csr(),
+    "CSC": lambda: torch.eye(4).to_sparse_csc(),
+    "BSR": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+    "BSC": lambda: torch.eye(4).to_sparse_bsc((2, 2)),
+    "nested, jagged": lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)], layout=torch.jagged),
+    "nested, strided": lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)]),
+    "meta": meta,
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.quint8),
+    "complex": lambda: torch.ones(4, 3, dtype=torch.complex64),
+    "bool": lambda: torch.ones(4, 3).bool(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, on its prototypes and on quantization
+@pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
+def test_tensors_of_another_kind_are_refused_by_name(make):
+    with pytest.raises((TypeError, ValueError), match="^y: expected "):
+        PointCloud(make())
+    with pytest.raises((TypeError, ValueError), match="^log_prior: expected "):
+        PointCloud(torch.zeros(4, 3), make())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (np.ma.masked_values([[0.0, 1.0], [-999.0, 5.0]], -999.0), ValueError,
+         "expected an array without masked entries, got 1 of 4 masked; fill them (np.ma.filled(NAME, ...)), or "
+         "leave out atoms by log_prior = -inf"),
+        (np.zeros(4, dtype=[("a", "f4"), ("b", "f4")]), TypeError,
+         "expected an array of numbers, got a structured one with fields ['a', 'b']; take one field, NAME[\"a\"], "
+         "or numpy.lib.recfunctions.structured_to_unstructured(NAME)"),
+        (Frame("to_numpy"), TypeError,
+         "expected a torch.Tensor or numpy.ndarray, got Frame; convert it: NAME.to_numpy()"),
+        (Frame("toarray"), TypeError,
+         "expected a torch.Tensor or numpy.ndarray, got Frame; convert it: NAME.toarray()"),
+        (Frame("__array__"), TypeError,
+         "expected a torch.Tensor or numpy.ndarray, got Frame; convert it: np.asarray(NAME)"),
+        ([[1.0]], TypeError,
+         "expected a torch.Tensor or numpy.ndarray, got list; convert it: torch.tensor(NAME)"),
+    ],
+)  # fmt: skip
+def test_other_containers_are_refused_with_the_way_out(value, kind, message):
+    for name, call in (("y", lambda: PointCloud(value)), ("log_prior", lambda: PointCloud(DATA, value))):
+        with pytest.raises(kind) as error:
+            call()
+        assert str(error.value) == f"{name}: {message.replace('NAME', name)}"
+
+
+@pytest.mark.parametrize("array", [np.array([[None]]), np.ones((2, 2), np.longdouble), np.array([["a"]])])
+def test_numpy_of_another_kind_is_refused(array):
+    message = f"^y: numpy array of dtype {array.dtype} cannot become a tensor: .* Convert it: y.astype"
+    with pytest.raises(TypeError, match=message):
+        PointCloud(array)
+
+
+def test_a_lazily_negated_tensor_is_taken_by_value():
+    lazy = torch.randn(4, 3, dtype=torch.complex64).conj().imag
+    assert lazy.is_neg() and not PointCloud(lazy).y.is_neg()
+    assert torch.equal(PointCloud(lazy).y, lazy)
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2)])
+def test_numbers_of_any_library(number):
+    cloud = PointCloud(DATA, scale=number, offset=number)
+    assert (type(cloud.scale), cloud.scale, cloud.offset) == (float, 2.0, 2.0)
+
+
+# ---- log weights, and atoms without weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, -1e2, 1e5, -1e8, 1e12])
+@pytest.mark.parametrize("given", [torch.float64, torch.float32])
+def test_log_weights_need_not_be_normalised(dtype, constant, given):
+    draw = torch.Generator().manual_seed(0)
+    y, x = torch.randn(100, 3, generator=draw), torch.randn(5, 3, generator=draw)
+    prior = torch.randn(100, generator=draw, dtype=torch.float64)
+    shifted = (prior + constant).to(given)
+    true = reference(x.double(), y.double(), 1.0, 0.5, (shifted.double() - constant))
+    p = DiffusionFisher(x.to(dtype), PointCloud(y, shifted), 1.0, 0.5)
+    eps = 40 * torch.finfo(dtype).eps
+    torch.testing.assert_close(p.log_prob.double(), true.log_prob, rtol=eps, atol=eps)
+    torch.testing.assert_close(p.ess.double(), true.ess, rtol=eps, atol=eps)
+    torch.testing.assert_close(p.denoised.double(), true.mean, rtol=eps, atol=eps)
+
+
+def reference(x, y, alpha, sigma, log_prior):
+    return ops.Posterior(*ops.posterior(x, y, alpha, sigma, torch.log_softmax(log_prior, 0)))
+
+
+def test_log_weights_are_prepared_once(monkeypatch):
+    cloud = PointCloud(DATA, np.arange(4.0))
+    for dtype in (torch.float32, torch.float64):
+        assert cloud._log_pi(dtype) is cloud._log_pi(dtype) and cloud._log_pi(dtype).dtype == dtype
+        assert float(cloud._log_pi(dtype).exp().sum()) == pytest.approx(1, rel=1e-6)
+    assert cloud.log_prior.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_masked_atom_may_hold_anything(value, dtype, monkeypatch):
+    monkeypatch.setattr(cloud_module, "_BLOCK", 7)
+    draw = torch.Generator().manual_seed(0)
+    y = torch.randn(9, 2, 3, generator=draw).to(dtype)
+    prior = torch.zeros(9, dtype=torch.float64)
+    prior[[0, 4, 8]] = -math.inf
+    clean = PointCloud(y.clone(), prior)
+    y[0], y[4, 1, 2], y[8] = value, value, value
+    cloud = PointCloud(y, prior)
+    x = torch.randn(2, 2, 3, generator=draw, dtype=torch.float64)
+    for of in (lambda c: DiffusionFisher(x, c, 0.9, 0.5).score, lambda c: DiffusionFisher(x, c, 0.9, 0.5).to_dense(),
+               lambda c: DiffusionFisher(x.float(), c, 0.9, 0.5).trace() if dtype != torch.float64 else x,
+               lambda c: top_k(x, c, 0.9, 0.5, 6).weight, lambda c: top_k(x, c, 0.9, 0.5, 6).index):  # fmt: skip
+        assert torch.equal(of(cloud), of(clean))
+    again = pickle.loads(pickle.dumps(cloud)).to(torch.float16)
+    assert DiffusionFisher(x, again, 0.9, 0.5).trace().isfinite().all()
+    y = y.clone()
+    y[5, 0, 1] = math.nan
+    with pytest.raises(ValueError, match=r"^y: expected finite values, got nan at index \[5, 0, 1\]$"):
+        PointCloud(y, prior)
+
+
+def test_an_index_file_belongs_to_a_mask(tmp_path, monkeypatch):
+    real = index.build
+    masks = []
+
+    def build(y, scale, offset, seed, masked=None):
+        masks.append(masked)
+        return real(y, scale, offset, seed)
+
+    monkeypatch.setattr(index, "build", build)
+    y, prior = torch.randn(64, 40), torch.zeros(64)
+    prior[3] = -math.inf
+    path = tmp_path / "y.safetensors"
+    PointCloud(y, prior).index(path)
+    assert masks[0].dtype == torch.bool and masks[0].nonzero().tolist() == [[3]]
+    PointCloud(y, prior + 5).index(path)  # other weights, the same mask
+    for other in (None, torch.zeros(64), prior.flip(0)):
+        with pytest.raises(ValueError, match="the index of another cloud"):
+            PointCloud(y, other).index(path)
+    PointCloud(y).index()
+    assert masks[1:] == [None]

@@ -222,7 +222,7 @@ def test_top_k_of_duplicates_takes_the_earlier_ones():
 def test_top_k_refuses():
     c = cloud(50, 40)
     for wrong in (0, 51, 2.0, True):
-        with pytest.raises(ValueError, match="k: expected an integer from 1 to N = 50"):
+        with pytest.raises((ValueError, TypeError), match="^k: expected an integer"):
             df.top_k(torch.zeros(1, 40), c, 1.0, 0.1, wrong)
     assert df.top_k(torch.zeros(0, 40), c, 1.0, 0.1, 3).index.shape == (0, 3)
     assert df.top_k(torch.zeros(2, 40), c, 1.0, 0.1, 50).weight.sum(1).tolist() == pytest.approx([1, 1])

@@ -15,11 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # the other, nor the objects above, since ops take numbers and tensors.
 LAYERS = [
     {
-        "_arrays", "_backend", "_check", "_console", "_errors", "_files", "_native", "_op", "_operator",
+        "_arrays", "_backend", "_check", "_console", "_errors", "_files", "_native", "_object", "_op", "_operator",
         "_progress", "_torch",
     },
     {"schedule", "ops"},
-    {"index"},
+    {"index", "_heaviest"},
     {"cloud"},
     {"fisher"},
     {"top_k"},
