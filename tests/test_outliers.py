@@ -64,6 +64,8 @@ def assert_alike(got, want, p, rtol=0.0):
 def test_a_masked_atom_is_as_none_whatever_it_holds(b, d, dtype, value):
     for sigma, share in zip(LEVELS, (0.02, 0.3, 0.9), strict=True):
         p = problem(b, d, sigma, dtype)
+        if value == 1e300 and dtype == torch.float32:
+            value = 3e38
         masked, _ = among(p, share, value, -math.inf)
         assert_alike(outputs(masked), outputs(p), p)
 
