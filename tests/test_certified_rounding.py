@@ -222,6 +222,9 @@ def test_the_margin_covers_what_large_coordinates_lose():
     for i, j, gap in ((0, 1, true), (1, 0, -true)):
         assert Exact(float(up[0, i] + s.margin[0, 0])) - Exact(float(best[0, j])) >= gap
         assert float(s.margin) <= 1.0
+    # each of x, alpha y, and the centre's multiple may lose a unit of its own size, in both logits
+    coordinates = float(x.norm() + alpha * y.norm(dim=1).max())
+    assert float(s.margin) >= 4 * float(U) * coordinates * float(s.size + alpha * of.size.max())
     assert abs(float(Exact(float(best[0, 0] - best[0, 1])) - true)) > 1e-5  # rounding is at work
 
 
