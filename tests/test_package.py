@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert extra["simd_cpu-base.o"] == "-DDFK_ISA=base"
     assert extra["simd_cpu-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
     assert extra["simd_cpu-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
-    assert extra["posterior_cpu.o"] == ""
+    assert extra["posterior_cpu.o"] == "-isystem /t/torch/include"
     assert "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o" in lines
     assert f"build posterior_cpu.o: cxx {tmp_path}/a$ b$$c/csrc/posterior_cpu.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
@@ -157,6 +158,29 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert not [
         flag for flag in native.FLAGS if flag.startswith("-march")
     ]  # a binary runs beyond the machine that built it
+
+
+def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):
+    """Torch 2.11's pybind11.h stops with #error under TORCH_TARGET_VERSION, and its directory used to come
+    first. Here a torch whose every pybind11 header does so, with the compiler's own word on what it includes.
+    """
+    for header in ("pybind11.h", "stl.h", "detail/common.h", "pytypes.h", "cast.h"):
+        path = tmp_path / "torch/include/pybind11" / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#error the pybind11 that torch carries\n")
+    try:
+        text = native.ninja_text(native.compiler(), tmp_path / "torch", "2.11.0", "_C.so")
+    except native.NoNative as why:
+        pytest.skip(str(why))
+    (rule,) = re.findall(r"^rule cxx\n  command = (.*) \$extra ", text, re.M)
+    (extra,) = re.findall(r"^build module\.o: .*\n  extra = (.*)$", text, re.M)
+    command = f"{rule} {extra}".replace("$$", "$")
+    assert str(tmp_path) not in command and f"{tmp_path}/torch/include" in text
+    binds = [path.name for path in (ROOT / "csrc").rglob("*.*") if "<pybind11/" in path.read_text()]
+    assert binds == ["module.cpp"]
+    run = subprocess.run([*shlex.split(command), "-M", ROOT / "csrc/module.cpp"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "/pybind11/pybind11.h" in run.stdout and "/torch/" not in run.stdout
 
 
 def test_other_machines_compile_base_only(native, monkeypatch):
