@@ -28,12 +28,6 @@ def _run(*args, **environment):
     )
 
 
-def test_values_and_errors_are_the_same_without_the_compiled_part():
-    files = "test_reference.py", "test_errors.py"
-    done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, DFKERNELS_NATIVE="0")
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
 MEMORY = """
 import resource, torch
 from dfkernels import ops
