@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, 8)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))}
-    side_by_side = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
+    side_by_side = ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
     worst = 0
     for name, environment, files in passes():
         print(f"\n=== {name}", flush=True)

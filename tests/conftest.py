@@ -9,6 +9,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+# Files whose tests look at one long run: side by side, they stay in one process, which makes that run once.
+ONE_RUN = ("test_demo", "test_reproduce", "test_bench_certified")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """The slow ones first: side by side, none of them is left over when everything else is done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.stem in ONE_RUN:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def _state() -> dict[str, object]:
     """What torch keeps for the whole process, and a test may change only for itself."""
     return {
