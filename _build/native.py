@@ -131,8 +131,8 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
     flags += [f"-I{ROOT / 'csrc'}"]
     # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own, which some
-    # versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it needs nothing of torch.
-    # (Only there also because an isolated build has pybind11 at a new path every time, and would recompile all.)
+    # versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it needs none of torch's;
+    # an isolated build has pybind11 at a new path every time, and would else recompile everything.
     tensors = system_headers(torch / "include")
     module = system_headers(pybind11.get_include(), sysconfig.get_path("include"))
     module += [f'-DDFK_BUILD_{key}="{value}"' for key, value in info.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -74,6 +74,33 @@ def test_torch_is_pinned_for_development_only():
 
 def test_ci_runs_the_documented_command():
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test < /dev/null"
+
+
+@pytest.fixture
+def suite():
+    """tests/__main__.py, which `make test` runs."""
+    spec = importlib.util.spec_from_file_location("suite", ROOT / "tests" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_make_test_takes_every_instruction_set_of_this_cpu(suite, monkeypatch):
+    """The best one (or the caller's), the lesser ones, and none of it; the files are there."""
+    monkeypatch.delenv("DFKERNELS_ISA", raising=False)
+    info = {"isa_levels": ["base", "v3", "v4"], "isa": "v3"}
+    monkeypatch.setattr(_native, "info", lambda: info)
+    found = suite.passes()
+    assert [(environment, files) for _, environment, files in found] == [
+        ({}, ()),
+        ({"DFKERNELS_ISA": "base"}, suite.KERNELS),
+        ({"DFKERNELS_NATIVE": "0"}, suite.CORE),
+    ]
+    assert all((ROOT / "tests" / name).is_file() for name in (*suite.KERNELS, *suite.CORE))
+    monkeypatch.setenv("DFKERNELS_ISA", "v3")
+    assert [environment for _, environment, _ in suite.passes()] == [{}, {"DFKERNELS_NATIVE": "0"}]
+    monkeypatch.setattr(_native, "info", dict)
+    assert [environment for _, environment, _ in suite.passes()] == [{}]
 
 
 # --- the build
@@ -178,7 +205,8 @@ def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):
     assert str(tmp_path) not in command and f"{tmp_path}/torch/include" in text
     binds = [path.name for path in (ROOT / "csrc").rglob("*.*") if "<pybind11/" in path.read_text()]
     assert binds == ["module.cpp"]
-    run = subprocess.run([*shlex.split(command), "-M", ROOT / "csrc/module.cpp"], capture_output=True, text=True)
+    includes = [*shlex.split(command), "-M", ROOT / "csrc/module.cpp"]
+    run = subprocess.run(includes, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "/pybind11/pybind11.h" in run.stdout and "/torch/" not in run.stdout
 
@@ -211,13 +239,19 @@ def test_installing_without_a_compiler(tmp_path, required):
 # --- the compiled part
 
 
-def test_import_order_and_switch():
+@needs_native
+def test_loading():
+    """torch comes first, whose library the loader takes; and the floating-point mode stays as it was:
+    -ffast-math's start-up code would flush denormals to zero in the whole process.
+    """
     code = (
-        "import sys, dfkernels._native; names = list(sys.modules); "
-        "print(names.index('torch') < names.index('dfkernels._C'))"
+        "import sys, dfkernels._native; names = list(sys.modules); import torch; "
+        "print(names.index('torch') < names.index('dfkernels._C'), (torch.tensor(1e-40) * 0.5).item() > 0)"
     )
-    if _native.available:
-        assert python(code) == "True"
+    assert python(code) == "True True"
+
+
+def test_the_compiled_part_can_be_switched_off():
     off = (
         "import sys; from dfkernels import _native as n; "
         "print(n.available, n.reason, n.info(), 'dfkernels._C' in sys.modules)"
@@ -237,8 +271,9 @@ def test_import_needs_nothing_beyond_torch_and_numpy():
         "torch._dynamo",
         "torch._inductor",
     ]
-    alone = f"import sys, torch; print([m for m in {heavy} if m in sys.modules])"
-    assert python(alone.replace("torch;", "torch, dfkernels;")) == python(alone)
+    loaded = f"print([m for m in {heavy} if m in sys.modules])"
+    alone, with_us = python(f"import sys, torch; {loaded}; import dfkernels; {loaded}").splitlines()
+    assert alone == with_us
 
 
 def test_load_errors_become_the_reason(monkeypatch, tmp_path):
@@ -291,19 +326,10 @@ def test_only_the_stable_abi_of_torch_is_used():
 
 
 @needs_native
-def test_loading_leaves_the_floating_point_mode_alone():
-    """-ffast-math's start-up code would flush denormals to zero in the whole process."""
-    assert python("import torch, dfkernels._native; print((torch.tensor(1e-40) * 0.5).item() > 0)") == "True"
-
-
-@needs_native
 def test_probes():
     c = _native.module
-    assert 0.01 < c.fma_rate(threads=1, seconds=0.01) < 1e5  # a busy machine is slow
     assert 0.01 < c.read_bandwidth(threads=1, bytes=1 << 22, repeats=2) < 1e4
     for call, message in [
-        (lambda: c.fma_rate(threads=0), "fma_rate: threads must be at least 1"),
-        (lambda: c.fma_rate(threads=1, seconds=0.0), "fma_rate: seconds must be in (0, 60]"),
         (lambda: c.read_bandwidth(threads=0, bytes=1 << 22), "read_bandwidth: threads must be at least 1"),
         (
             lambda: c.read_bandwidth(threads=1, bytes=100),

@@ -130,3 +130,13 @@ def test_torch_ops_read_nothing_else(wrong):
 def test_wide_events_are_refused():
     with pytest.raises(RuntimeError, match=r"^x: expected shape \[B, d\] with d <= 16, got \[3, 17\]$"):
         chains.launch(*problem(3, 4, 17, M=2), None, None, False)
+
+
+def test_atoms_of_no_weight_are_not_seen():
+    """A masked atom that holds nan, and in float32 one so far away that its square overflows."""
+    x, y, alpha, sigma = (a.float() for a in problem(5, 4, 2, M=3, alpha=(0.5, 1.0)))
+    prior = torch.tensor([0.0, 0.0, -math.inf, -math.inf])
+    want = chains.launch(x, y, alpha, sigma, prior, None, False)
+    y[2], y[3], prior[3] = math.nan, 1e20, 0.0
+    for got, w in zip(chains.launch(x, y, alpha, sigma, prior, None, False), want, strict=True):
+        assert largest(got, w) <= 1e-6
