@@ -1,5 +1,5 @@
-"""python -m tests: the whole suite on the best instruction set, then what depends on the kernels once for every
-other one that this machine has, and the core once without the compiled part.
+"""python -m tests: the whole suite on the best instruction set, then the quick tests of the kernels once for every
+other one that this machine has, and those of the core once without the compiled part.
 
 Tests run side by side, a process per core, each with its share of the threads. DFKERNELS_ISA or
 DFKERNELS_NATIVE=0, set by the caller, is what the whole suite runs on. Arguments go to pytest in every pass:
@@ -14,13 +14,25 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+QUICK = ("-m", "not slow")
 # Values, bounds and bits that the CPU kernels of one instruction set compute.
 KERNELS = (
-    *("test_reference.py", "test_kernels.py", "test_accuracy.py", "test_kept.py", "test_certified.py"),
-    *("test_transport_chain.py", "test_trace_matching.py"),
+    "tests/test_reference.py",
+    "tests/test_kernels.py",
+    "tests/test_accuracy.py",
+    "tests/test_kept.py",
+    "tests/test_certified.py",
+    "tests/test_transport_chain.py",
+    "tests/test_trace_matching.py",
 )
 # What has to be the same where nothing is compiled.
-CORE = ("test_reference.py", "test_errors.py", "test_cloud.py", "test_fisher.py", "test_gradcheck.py")
+CORE = (
+    "tests/test_reference.py",
+    "tests/test_errors.py",
+    "tests/test_cloud.py",
+    "tests/test_fisher.py",
+    "tests/test_gradcheck.py",
+)
 
 
 def instruction_sets() -> list[str]:
@@ -35,15 +47,15 @@ def instruction_sets() -> list[str]:
 
 
 def passes() -> list[tuple[str, dict[str, str], tuple[str, ...]]]:
-    """(what is said of it, environment, files) of every run of pytest; no files are all."""
+    """(what is said of it, environment, arguments) of every run of pytest."""
     levels = instruction_sets()
     if not levels:
         return [("all tests, without the compiled part", {}, ())]
     found = [(f"all tests, DFKERNELS_ISA={levels[0]}", {}, ())]
     if "DFKERNELS_ISA" not in os.environ:
         for isa in levels[1:]:
-            found.append((f"kernels, DFKERNELS_ISA={isa}", {"DFKERNELS_ISA": isa}, KERNELS))
-    found.append(("core, DFKERNELS_NATIVE=0", {"DFKERNELS_NATIVE": "0"}, CORE))
+            found.append((f"kernels, DFKERNELS_ISA={isa}", {"DFKERNELS_ISA": isa}, (*QUICK, *KERNELS)))
+    found.append(("core, DFKERNELS_NATIVE=0", {"DFKERNELS_NATIVE": "0"}, (*QUICK, *CORE)))
     return found
 
 
@@ -53,9 +65,9 @@ def main(arguments: list[str]) -> int:
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))}
     side_by_side = ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
     worst = 0
-    for name, environment, files in passes():
+    for name, environment, chosen in passes():
         print(f"\n=== {name}", flush=True)
-        command = [sys.executable, "-m", "pytest", *side_by_side, *arguments, *(str(HERE / f) for f in files)]
+        command = [sys.executable, "-m", "pytest", *side_by_side, *chosen, *arguments]
         code = subprocess.run(command, cwd=HERE.parent, env=os.environ | threads | environment).returncode
         worst = max(worst, abs(code))
     return worst

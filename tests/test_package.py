@@ -91,12 +91,12 @@ def test_make_test_takes_every_instruction_set_of_this_cpu(suite, monkeypatch):
     info = {"isa_levels": ["base", "v3", "v4"], "isa": "v3"}
     monkeypatch.setattr(_native, "info", lambda: info)
     found = suite.passes()
-    assert [(environment, files) for _, environment, files in found] == [
+    assert [(environment, chosen) for _, environment, chosen in found] == [
         ({}, ()),
-        ({"DFKERNELS_ISA": "base"}, suite.KERNELS),
-        ({"DFKERNELS_NATIVE": "0"}, suite.CORE),
+        ({"DFKERNELS_ISA": "base"}, (*suite.QUICK, *suite.KERNELS)),
+        ({"DFKERNELS_NATIVE": "0"}, (*suite.QUICK, *suite.CORE)),
     ]
-    assert all((ROOT / "tests" / name).is_file() for name in (*suite.KERNELS, *suite.CORE))
+    assert all((ROOT / name).is_file() for name in (*suite.KERNELS, *suite.CORE))
     monkeypatch.setenv("DFKERNELS_ISA", "v3")
     assert [environment for _, environment, _ in suite.passes()] == [{}, {"DFKERNELS_NATIVE": "0"}]
     monkeypatch.setattr(_native, "info", dict)

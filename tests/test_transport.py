@@ -250,6 +250,7 @@ def test_published_grid():
         assert largest(1000 * table3.published_grid(M), torch.from_numpy(steps).clamp(min=1e-3)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_section_of_the_report(tmp_path):
     """A quick run: as many stages as announced, every check holds, and every figure can be drawn."""
     from dfkernels.experiments.page.theme import DARK, LIGHT, png
