@@ -103,6 +103,24 @@ def test_make_test_takes_every_instruction_set_of_this_cpu(suite, monkeypatch):
     assert [environment for _, environment, _ in suite.passes()] == [{}]
 
 
+def test_global_state_that_a_test_leaves_changed_is_seen_and_restored():
+    from conftest import _restore, _state
+
+    before = _state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(before["threads"] + 1)
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(False)
+    leaked = {name for name, value in _state().items() if value != before[name]}
+    _restore(before)
+    assert leaked == {
+        *("default dtype", "default device", "threads", "grad mode"),
+        *("deterministic", "deterministic, warn only"),
+    }
+    assert _state() == before
+
+
 # --- the build
 
 
