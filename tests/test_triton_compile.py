@@ -22,14 +22,15 @@ from bench import triton_budget as budget  # noqa: E402
 
 from dfkernels.ops import _triton  # noqa: E402
 
-NEWEST = max(row["triton"] for row in budget.read())
 KNOWN = {tuple(row[k] for k in budget.KEY): row for row in budget.read()}
+OTHER = triton.__version__ not in {row["triton"] for row in KNOWN.values()}
 
 
+@pytest.mark.skipif(OTHER, reason=f"no budget for Triton {triton.__version__}: another compiler has others")
 def test_the_budget_is_of_these_kernels_on_every_gpu():
     """By names, which nothing has to be compiled for; and what was measured leaves every loop without spills."""
     for cc in budget.CAPABILITIES:
-        rows = {key[1:3]: row for key, row in KNOWN.items() if key[0] == NEWEST and key[3] == cc}
+        rows = {key[1:3]: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)}
         assert rows.keys() == budget.launches(cc).keys(), "run python -m bench.triton_budget"
         assert [row for row in rows.values() if row["loop_spills"]] == []
         assert max(row["shared"] for row in rows.values()) <= _triton.DEVICES[cc].shared
@@ -38,15 +39,13 @@ def test_the_budget_is_of_these_kernels_on_every_gpu():
 @pytest.mark.slow
 @pytest.mark.parametrize("cc", [90, 100])  # `python -m bench.triton_budget` takes all four, two minutes each
 def test_every_kernel_keeps_to_its_budget(cc):
-    """Nothing spills in a loop, and shared memory fits the device. Registers and the rest only with a Triton
-    whose figures are committed: another compiler has others.
-    """
+    """Nothing spills in a loop, and shared memory fits the device, with any Triton; the rest as committed."""
     measured = {tuple(row[k] for k in budget.KEY): row for row in budget.measure([cc])}
     assert [row for row in measured.values() if row["loop_spills"]] == []
     assert [row for row in measured.values() if row["shared"] > _triton.DEVICES[cc].shared] == []
+    if OTHER:
+        return
     allowed = {key: row for key, row in KNOWN.items() if (row["triton"], row["cc"]) == (triton.__version__, cc)}
-    if not allowed:
-        pytest.skip(f"no budget for Triton {triton.__version__}")
     assert measured.keys() == allowed.keys(), "run python -m bench.triton_budget"
     over = {
         key: {k: (row[k], allowed[key][k]) for k in budget.COUNTS if row[k] > allowed[key][k]}
