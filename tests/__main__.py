@@ -1,5 +1,5 @@
-"""python -m tests: the whole suite on the best instruction set, then the quick tests of the kernels once for every
-other one that this machine has, and those of the core once without the compiled part.
+"""python -m tests: the whole suite on the best instruction set, then the quick tests of the kernels once for
+every other one that this machine has, and those of the core once without the compiled part.
 
 Tests run side by side, a process per core, each with its share of the threads. DFKERNELS_ISA or
 DFKERNELS_NATIVE=0, set by the caller, is what the whole suite runs on. Arguments go to pytest in every pass:

@@ -39,7 +39,7 @@ def _state() -> dict[str, object]:
 
 
 def _restore(state: dict[str, object]) -> None:
-    """Modes (grad, inference, autocast) end with their `with` block: those that a leak leaves on are only told."""
+    """Inference mode alone cannot be set from here; it ends with its `with` block."""
     torch.set_default_dtype(state["default dtype"])
     torch.set_num_threads(state["threads"])
     torch.set_grad_enabled(state["grad mode"])

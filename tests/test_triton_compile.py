@@ -28,7 +28,7 @@ OTHER = triton.__version__ not in {row["triton"] for row in KNOWN.values()}
 
 @pytest.mark.skipif(OTHER, reason=f"no budget for Triton {triton.__version__}: another compiler has others")
 def test_the_budget_is_of_these_kernels_on_every_gpu():
-    """By names, which nothing has to be compiled for; and what was measured leaves every loop without spills."""
+    """By names, for which nothing is compiled; and in what was measured no loop spills."""
     for cc in budget.CAPABILITIES:
         rows = {key[1:3]: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)}
         assert rows.keys() == budget.launches(cc).keys(), "run python -m bench.triton_budget"
@@ -45,7 +45,7 @@ def test_every_kernel_keeps_to_its_budget(cc):
     assert [row for row in measured.values() if row["shared"] > _triton.DEVICES[cc].shared] == []
     if OTHER:
         return
-    allowed = {key: row for key, row in KNOWN.items() if (row["triton"], row["cc"]) == (triton.__version__, cc)}
+    allowed = {key: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)}
     assert measured.keys() == allowed.keys(), "run python -m bench.triton_budget"
     over = {
         key: {k: (row[k], allowed[key][k]) for k in budget.COUNTS if row[k] > allowed[key][k]}
@@ -56,7 +56,7 @@ def test_every_kernel_keeps_to_its_budget(cc):
 
 def test_no_float_argument_of_a_kernel_has_to_be_exact():
     """It is a float32 on a GPU, in float64 kernels too: log N lost digits that way. `gap` and `keep` may be
-    rounded, the atoms' scale and offset are used with float32 alone. What must be exact goes in as an integer.
+    rounded, scale and offset go with float32 alone. What must be exact goes in as an integer.
     """
     for (_, name), launch in budget.launches(90).items():
         floats = {k for k, kind in launch.signature.items() if kind in ("fp32", "fp64")}

@@ -11,7 +11,7 @@ AS_IT_IS = interpreter._implicit_cvt
 
 
 def as_launched(argument):
-    """A Python float is a float32 on a GPU; the interpreter would hand it to the kernel as it is, a double."""
+    """A Python float is a float32 on a GPU; the interpreter would hand it on as it is, a double."""
     if type(argument) is float:
         return tl.tensor(interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
     return AS_IT_IS(argument)
