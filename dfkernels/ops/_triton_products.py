@@ -62,7 +62,7 @@ def filter_logits(
     for c in tl.range(0, chunks, num_stages=STAGES):
         k = c * D + tl.arange(0, D)
         t = load_atoms(y, start, i, k[None, :], weighs, ldy, d, scale, offset, tl.float32, AFFINE)
-        t = tl.where(weighs, t - tl.load(centre + k, mask=k < d, other=0.0)[None, :], 0.0)
+        t -= tl.load(centre + k, mask=k < d, other=0.0)[None, :]
         size += tl.sum(t * t, 1, keep_dims=True)
         xq = tl.load(x + q * d + k[:, None], mask=live & (k < d)[:, None], other=0.0)
         if PRECISE:
@@ -91,4 +91,5 @@ def filter_logits(
         least = logit - error  # nan where squares overflow: such atoms are computed anew
         surely = tl.max(tl.where(real & (least == least), least, -float("inf")), 0, keep_dims=True)
         tl.store(lower + q * tl.cdiv(N, ATOMS) + tile, surely, mask=live)
+        size = tl.where(weighs, size, 0.0)  # of the others it is |centre|^2
         tl.store(sizes + start + i, size, mask=(i < N - start) & (tl.program_id(0) % blocks == 0))
