@@ -14,8 +14,9 @@ export DFKERNELS_REQUIRE_NATIVE ?= 1
 demo: $(VENV)/compiled
 	$(PY) -m dfkernels demo
 
+# The whole suite, then parts of it on the other instruction sets and without the compiled part (tests/__main__.py).
 test: $(VENV)/compiled
-	$(PY) -m pytest
+	$(PY) -m tests
 
 bench: $(VENV)/compiled
 	$(PY) -m bench

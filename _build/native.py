@@ -114,6 +114,10 @@ def ninja() -> str:
     return found
 
 
+def system_headers(*paths: Path | str) -> list[str]:
+    return [word for path in paths for word in ("-isystem", str(path))]
+
+
 def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) -> str:
     """build.ninja that links `output`; headers are tracked through depfiles, flags through ninja's log."""
     try:
@@ -125,13 +129,12 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     flags = FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
     flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(f"-DDFK_HAVE_{isa.upper()}=1" for isa in levels)]
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
-    flags += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include")]
-    # For module.cpp alone: an isolated build has pybind11 at a new path every time, and would recompile all.
-    module = [
-        word
-        for path in (pybind11.get_include(), sysconfig.get_path("include"))
-        for word in ("-isystem", path)
-    ]
+    flags += [f"-I{ROOT / 'csrc'}"]
+    # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own, which some
+    # versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it needs none of torch's;
+    # an isolated build has pybind11 at a new path every time, and would else recompile everything.
+    tensors = system_headers(torch / "include")
+    module = system_headers(pybind11.get_include(), sysconfig.get_path("include"))
     module += [f'-DDFK_BUILD_{key}="{value}"' for key, value in info.items()]
     link = ["-shared", "-pthread", *shlex.split(os.environ.get("LDFLAGS", "")), f"-L{torch / 'lib'}"]
     # No rpath: `import dfkernels` loads torch first, and the loader takes the libtorch_cpu that is there.
@@ -156,7 +159,7 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     ]
     objects = []
     for source in sorted((ROOT / "csrc").glob("*.cpp")):
-        variants = {"": []}
+        variants = {"": tensors}
         if source.name == MULTI:
             variants = {f"-{isa}": [f"-DDFK_ISA={isa}", *ISAS[isa]] for isa in levels}
         elif source.name == "module.cpp":

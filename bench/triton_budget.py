@@ -232,13 +232,13 @@ def measure_here(cc: int) -> list[dict]:
     return rows
 
 
-def measure() -> list[dict]:
+def measure(capabilities=CAPABILITIES) -> list[dict]:
     """All kernels; every capability in a process of its own, without the interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     with tempfile.TemporaryDirectory() as folder:
         running = []
-        for cc in CAPABILITIES:
+        for cc in capabilities:
             out, log = Path(folder, f"{cc}.json"), Path(folder, f"{cc}.log")
             command = [sys.executable, "-m", "bench.triton_budget", "--cc", str(cc), "--out", str(out)]
             with log.open("w") as file:

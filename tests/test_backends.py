@@ -28,12 +28,6 @@ def _run(*args, **environment):
     )
 
 
-def test_values_and_errors_are_the_same_without_the_compiled_part():
-    files = "test_reference.py", "test_errors.py"
-    done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, DFKERNELS_NATIVE="0")
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
 MEMORY = """
 import resource, torch
 from dfkernels import ops
@@ -49,6 +43,7 @@ print(step(512, 40000) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_memory_stays_bounded(native):
     """Forward and general backward with B = 512, N = 40,000: one [B, N] array alone would take 78 MB."""
@@ -120,6 +115,7 @@ print(max(float((a - b).abs().max()) for a, b in pairs))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_a_constant_in_log_prior_costs_no_digits(native):
     """log_prior need not be normalised: 2^22 more of it, which float32 still holds, changes nothing."""
@@ -128,6 +124,7 @@ def test_a_constant_in_log_prior_costs_no_digits(native):
     assert float(done.stdout) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_covariance_matvec(native):
     """The inner op behind d mean/dx is sum_i w_i t_i <t_i, v>, t_i = y_i - mean, from every storage type."""

@@ -123,6 +123,7 @@ def test_what_the_nearest_atoms_miss(finished):
             assert missed > 0.5 and float(row["faiss_mean_error"]) > 0.01
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_rows(tmp_path):
     process = subprocess.Popen(
         command(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -82,6 +82,7 @@ def test_float_levels_do_not_recompile():
     assert _graphs(counter) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "transform",
@@ -116,6 +117,7 @@ def test_dual_level_inside_compile(op):
     close(torch.compile(tangent, fullgraph=True, backend="aot_eager")(x), tangent(x, True))
 
 
+@pytest.mark.slow
 def test_inductor():
     """The default backend, once: forward and backward of posterior and fisher_matvec, float32."""
     y = torch.linspace(-1, 1, 15).reshape(5, 3)

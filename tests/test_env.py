@@ -60,6 +60,7 @@ def test_table_says_why_not():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_without_the_compiled_part():
     rows = {key: value.strip() for key, value in run_env(DFKERNELS_NATIVE="0").items()}
     assert rows["native"] == "not loaded: DFKERNELS_NATIVE=0"

@@ -26,6 +26,7 @@ def test_first_derivatives(case):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_second_derivatives(case):
     f, inputs = _function(case, without=case.unused)

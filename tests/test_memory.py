@@ -66,6 +66,7 @@ def test_a_call_adds_little_to_the_process(op, B, N, d, K, sigma, limit):
     assert added(op=op, B=B, N=N, d=d, K=K, sigma=sigma) < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op, d, K, limit", [("fisher_matvec", 1024, 64, 100), ("fisher_dense", 512, 0, 130)])
 def test_long_lists_are_not_cut_into_splits_that_fill_the_memory(op, d, K, limit):
     """32 splits would take 128 and 512 MiB of partial sums; outputs are 2 and 8."""
@@ -79,6 +80,7 @@ def available():
     return int(lines["MemAvailable"].split()[0]) / 1024
 
 
+@pytest.mark.slow
 def test_more_than_two_to_the_31_elements():
     """N d = 2^31 + 4,096,000 in uint8. Rows repeat every 1021, a prime, so that a float64 reference needs the
     distances of few of them, while log_prior differs for every atom; rows on both sides of element 2^31, and

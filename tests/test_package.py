@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,51 @@ def test_torch_is_pinned_for_development_only():
 
 def test_ci_runs_the_documented_command():
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test < /dev/null"
+
+
+@pytest.fixture
+def suite():
+    """tests/__main__.py, which `make test` runs."""
+    spec = importlib.util.spec_from_file_location("suite", ROOT / "tests" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_make_test_takes_every_instruction_set_of_this_cpu(suite, monkeypatch):
+    """The best one (or the caller's), the lesser ones, and none of it; the files are there."""
+    monkeypatch.delenv("DFKERNELS_ISA", raising=False)
+    info = {"isa_levels": ["base", "v3", "v4"], "isa": "v3"}
+    monkeypatch.setattr(_native, "info", lambda: info)
+    found = suite.passes()
+    assert [(environment, chosen) for _, environment, chosen in found] == [
+        ({}, ()),
+        ({"DFKERNELS_ISA": "base"}, (*suite.QUICK, *suite.KERNELS)),
+        ({"DFKERNELS_NATIVE": "0"}, (*suite.QUICK, *suite.CORE)),
+    ]
+    assert all((ROOT / name).is_file() for name in (*suite.KERNELS, *suite.CORE))
+    monkeypatch.setenv("DFKERNELS_ISA", "v3")
+    assert [environment for _, environment, _ in suite.passes()] == [{}, {"DFKERNELS_NATIVE": "0"}]
+    monkeypatch.setattr(_native, "info", dict)
+    assert [environment for _, environment, _ in suite.passes()] == [{}]
+
+
+def test_global_state_that_a_test_leaves_changed_is_seen_and_restored():
+    from conftest import _restore, _state
+
+    before = _state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(before["threads"] + 1)
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(False)
+    leaked = {name for name, value in _state().items() if value != before[name]}
+    _restore(before)
+    assert leaked == {
+        *("default dtype", "default device", "threads", "grad mode"),
+        *("deterministic", "deterministic, warn only"),
+    }
+    assert _state() == before
 
 
 # --- the build
@@ -149,7 +195,7 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert extra["simd_cpu-base.o"] == "-DDFK_ISA=base"
     assert extra["simd_cpu-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
     assert extra["simd_cpu-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
-    assert extra["posterior_cpu.o"] == ""
+    assert extra["posterior_cpu.o"] == "-isystem /t/torch/include"
     assert "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o" in lines
     assert f"build posterior_cpu.o: cxx {tmp_path}/a$ b$$c/csrc/posterior_cpu.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
@@ -157,6 +203,30 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert not [
         flag for flag in native.FLAGS if flag.startswith("-march")
     ]  # a binary runs beyond the machine that built it
+
+
+def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):
+    """Torch 2.11's pybind11.h stops with #error under TORCH_TARGET_VERSION, and its directory used to come
+    first. Here a torch whose every pybind11 header does so, with the compiler's own word on what it includes.
+    """
+    for header in ("pybind11.h", "stl.h", "detail/common.h", "pytypes.h", "cast.h"):
+        path = tmp_path / "torch/include/pybind11" / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#error the pybind11 that torch carries\n")
+    try:
+        text = native.ninja_text(native.compiler(), tmp_path / "torch", "2.11.0", "_C.so")
+    except native.NoNative as why:
+        pytest.skip(str(why))
+    (rule,) = re.findall(r"^rule cxx\n  command = (.*) \$extra ", text, re.M)
+    (extra,) = re.findall(r"^build module\.o: .*\n  extra = (.*)$", text, re.M)
+    command = f"{rule} {extra}".replace("$$", "$")
+    assert str(tmp_path) not in command and f"{tmp_path}/torch/include" in text
+    binds = [path.name for path in (ROOT / "csrc").rglob("*.*") if "<pybind11/" in path.read_text()]
+    assert binds == ["module.cpp"]
+    includes = [*shlex.split(command), "-M", ROOT / "csrc/module.cpp"]
+    run = subprocess.run(includes, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "/pybind11/pybind11.h" in run.stdout and "/torch/" not in run.stdout
 
 
 def test_other_machines_compile_base_only(native, monkeypatch):
@@ -187,13 +257,19 @@ def test_installing_without_a_compiler(tmp_path, required):
 # --- the compiled part
 
 
-def test_import_order_and_switch():
+@needs_native
+def test_loading():
+    """torch comes first, whose library the loader takes; and the floating-point mode stays as it was:
+    -ffast-math's start-up code would flush denormals to zero in the whole process.
+    """
     code = (
-        "import sys, dfkernels._native; names = list(sys.modules); "
-        "print(names.index('torch') < names.index('dfkernels._C'))"
+        "import sys, dfkernels._native; names = list(sys.modules); import torch; "
+        "print(names.index('torch') < names.index('dfkernels._C'), (torch.tensor(1e-40) * 0.5).item() > 0)"
     )
-    if _native.available:
-        assert python(code) == "True"
+    assert python(code) == "True True"
+
+
+def test_the_compiled_part_can_be_switched_off():
     off = (
         "import sys; from dfkernels import _native as n; "
         "print(n.available, n.reason, n.info(), 'dfkernels._C' in sys.modules)"
@@ -213,8 +289,9 @@ def test_import_needs_nothing_beyond_torch_and_numpy():
         "torch._dynamo",
         "torch._inductor",
     ]
-    alone = f"import sys, torch; print([m for m in {heavy} if m in sys.modules])"
-    assert python(alone.replace("torch;", "torch, dfkernels;")) == python(alone)
+    loaded = f"print([m for m in {heavy} if m in sys.modules])"
+    alone, with_us = python(f"import sys, torch; {loaded}; import dfkernels; {loaded}").splitlines()
+    assert alone == with_us
 
 
 def test_load_errors_become_the_reason(monkeypatch, tmp_path):
@@ -264,12 +341,6 @@ def test_only_the_stable_abi_of_torch_is_used():
     assert (
         len(torch_cxx_symbols(Path(torch.__file__).parent / "lib/libtorch_python.so")) > 1000
     )  # the check sees them
-
-
-@needs_native
-def test_loading_leaves_the_floating_point_mode_alone():
-    """-ffast-math's start-up code would flush denormals to zero in the whole process."""
-    assert python("import torch, dfkernels._native; print((torch.tensor(1e-40) * 0.5).item() > 0)") == "True"
 
 
 @needs_native

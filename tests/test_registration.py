@@ -73,6 +73,7 @@ def test_schema(name):
     assert str(op(name)._schema) == f"dfkernels::{name}{SCHEMAS[name]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, args", list(calls()))
 def test_opcheck(name, args):
     args = tuple(

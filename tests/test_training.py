@@ -131,6 +131,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     assert not torch.equal(state(module), state(whole))  # the weights themselves, not their average
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
     """SIGKILL, three times, while checkpoints are written as fast as they can be."""
     script = tmp_path / "run.py"

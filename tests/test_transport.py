@@ -248,18 +248,3 @@ def test_published_grid():
     for M in (7, 20, 1000):
         steps = np.linspace(0, 999, M).round()[::-1].copy()
         assert largest(1000 * table3.published_grid(M), torch.from_numpy(steps).clamp(min=1e-3)) <= 1e-12
-
-
-def test_section_of_the_report(tmp_path):
-    """A quick run: as many stages as announced, every check holds, and every figure can be drawn."""
-    from dfkernels.experiments.page.theme import DARK, LIGHT, png
-
-    seen = []
-    section = table3.run(True, tmp_path, seen.append)
-    assert seen == table3.STAGES
-    assert [c.what for c in section.claims if not c.holds] == []
-    assert sum(c.check for c in section.claims) == 7
-    assert [row[0] for row in section.tables[0].rows] == ["VE", "VP", "sub-VP", "EDM"]
-    assert section.tables[0].rows[3][1:4] == ["27.09 %", "24.51 %", "0.00 %"]
-    for picture, theme in zip(section.pictures, (LIGHT, DARK, LIGHT), strict=True):
-        assert png(lambda p=picture, t=theme: p.draw(t), theme, 40).startswith(b"\x89PNG")

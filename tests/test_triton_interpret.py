@@ -14,9 +14,11 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
+FILES = sorted(p for p in (HERE / "interpreted").glob("*.py") if p.stem != "conftest")
 
 
-@pytest.mark.parametrize("path", sorted((HERE / "interpreted").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_interpreted(path):
     environment = os.environ | {
         "TRITON_INTERPRET": "1",

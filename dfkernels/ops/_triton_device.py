@@ -29,10 +29,19 @@ def add_exactly(sum, lost, more):
 
 
 @triton.jit
-def load_atoms(y, start, i, k, ldy, N, d, scale, offset, T: tl.constexpr, AFFINE: tl.constexpr):
-    """Atoms start + i at coordinates k, zero beyond N and d."""
-    real = (i < N - start) & (k < d)
-    at = tl.load(y + start * ldy + (i * ldy + k), mask=real, other=0.0).to(T)
+def real_atoms(log_pi, start, i, N, PRIOR: tl.constexpr):
+    """Which of atoms start + i are there and have weight: a masked atom may hold anything, NaN included."""
+    real = i < N - start
+    if PRIOR:  # a log_pi that is NaN is kept, and shows
+        real = real & (tl.load(log_pi + start + i, mask=real, other=-float("inf")) != -float("inf"))
+    return real
+
+
+@triton.jit
+def load_atoms(y, start, i, k, real, ldy, d, scale, offset, T: tl.constexpr, AFFINE: tl.constexpr):
+    """Atoms start + i at coordinates k, zero beyond d and where not `real`, as `real_atoms` says."""
+    cell = real & (k < d)
+    at = tl.load(y + start * ldy + (i * ldy + k), mask=cell, other=0.0).to(T)
     if AFFINE:
-        at = tl.where(k < d, at * scale + offset, 0.0)
+        at = tl.where(cell, at * scale + offset, 0.0)
     return at

@@ -103,7 +103,7 @@ class Sums(NamedTuple):
     scalars: torch.Tensor  # [4, splits, lanes]
     vectors: torch.Tensor  # [3, splits, lanes, d]
     splits: int
-    log_total: float
+    atoms: int  # N where no log_pi was added, and every atom weighs 1/N; else 1
 
 
 def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, spread=False) -> Sums:
@@ -145,16 +145,16 @@ def gather(p: Problem, found: Logits | None = None, tilts=None, about=None, *, s
     )
     if products:
         near_sums[(programs * near_splits,)](
-            *(found.given, found.top, found.near, p.y, found.centre, found.sizes),
+            *(found.given, found.top, found.near, p.y, or_x(p.log_pi), found.centre, found.sizes),
             *(or_x(tilts), or_x(about), scalars, vectors),
             *(N, d, p.y.stride(0), lanes, lanes // B, count, splits, near_span, 1.0, p.scale, p.offset),
             **sizes,
+            **p.flags,
             MATVEC=matvec,
-            AFFINE=p.flags["AFFINE"],
             SPREAD=spread,
             num_warps=8 if sizes["QUERIES"] > 16 else 4,
         )
-    return Sums(scalars, vectors, count, 0.0 if p.log_pi is not None else -math.log(N))
+    return Sums(scalars, vectors, count, N if p.log_pi is None else 1)
 
 
 def merge_grid(lanes: int, d: int):

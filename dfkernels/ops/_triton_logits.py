@@ -63,10 +63,20 @@ class Logits(NamedTuple):
     sizes: torch.Tensor | None = None  # [N]: |y - centre|^2
 
 
+def centre_of(p: Problem) -> torch.Tensor:
+    """[d]: the mean of some atoms that have weight; any point would do, a near one costs fewest digits."""
+    some = slice(None, None, max(1, p.y.shape[0] // 64))
+    atoms = load(p.y[some], p.x.dtype, p.scale, p.offset)
+    if p.log_pi is None:
+        return atoms.mean(0)
+    real = (p.log_pi[some] > -math.inf)[:, None]
+    return torch.where(real, atoms, 0).sum(0) / real.sum().clamp_min(1)
+
+
 def filtered(p: Problem) -> Logits:
     """By a matrix product what each logit is at most; then those that may matter, better."""
     (B, d), N = p.x.shape, p.y.shape[0]
-    centre = load(p.y[:: max(1, N // 64)][:64], p.x.dtype, p.scale, p.offset).mean(0)
+    centre = centre_of(p)
     x = p.x - p.alpha[:, None] * centre
     square = x.square().sum(1)
     tiles = triton.cdiv(N, 128)
@@ -106,11 +116,13 @@ def tilts(p: Problem, found: Logits, about: torch.Tensor) -> torch.Tensor:
     (N, d), lanes = p.y.shape, p.lanes
     out = rows(p, about, found.given, torch.where(found.near > 0, math.inf, found.top))
     sizes = filter_sizes(lanes, True, device_of(p.x))
+    shift = ((about - found.centre) * p.v.flatten(0, 1)).sum(1)
+    log_pi = p.x if p.log_pi is None else p.log_pi
     near_tilts[(triton.cdiv(N, sizes["ATOMS"]) * triton.cdiv(lanes, sizes["QUERIES"]),)](
-        *(p.v, p.y, found.centre, ((about - found.centre) * p.v.flatten(0, 1)).sum(1), found.near, out),
+        *(p.v, p.y, found.centre, shift, found.near, log_pi, out),
         *(N, d, p.y.stride(0), lanes, lanes // p.x.shape[0], 1.0, p.scale, p.offset),
+        **p.flags,
         **sizes,
-        AFFINE=p.flags["AFFINE"],
         num_warps=8,
     )
     return out

@@ -68,7 +68,7 @@ def merge_squares(
     lanes,
     d,
     splits,
-    log_total,  # what the log of the weights' sum lacks: -log N where no log_pi was added
+    atoms,  # N where no log_pi was added, and every atom weighs 1/N; else 1
     DIAGONAL: tl.constexpr,
     SPLITS: tl.constexpr,
     D: tl.constexpr,
@@ -102,8 +102,9 @@ def merge_squares(
         tl.store(mean + lane * d + k, middle.to(T), mask=k < d)
         tl.store(out + lane * blocks + block, tl.sum(tl.where(k < d, variance, 0.0)))
         if block == 0:
-            width = 0.5 * d * (1.8378770664093453 + 2 * tl.log(noise))  # (d/2) log(2 pi sigma^2)
-            tl.store(log_prob + lane, (top * LN2 + tl.log(total) + log_total - width).to(T))
+            width = (0.9189385332046727 + tl.log(noise)) * d  # (d/2) log(2 pi sigma^2)
+            share = total / tl.full((), atoms, tl.float64)  # an integer: a float argument is a float32
+            tl.store(log_prob + lane, (top * LN2 + tl.log(share) - width).to(T))
             tl.store(ess + lane, (total * total / square).to(T))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_device import add_exactly, load_atoms
+from ._triton_device import add_exactly, load_atoms, real_atoms
 
 
 @triton.jit
@@ -18,6 +18,7 @@ def near_tilts(
     centre,  # [d]
     shift,  # [lanes]: <about - centre, v>
     near,  # [B]: which queries to do
+    log_pi,  # [N]
     out,  # out [lanes, N]
     N,
     d,
@@ -27,6 +28,7 @@ def near_tilts(
     keep,
     scale,
     offset,
+    PRIOR: tl.constexpr,
     AFFINE: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
@@ -40,10 +42,11 @@ def near_tilts(
     lane = (tl.program_id(0) % blocks).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[None, :]
     close = tl.load(near + lane // per_query, mask=lane < lanes, other=0.0)
     live = close > 0
+    real = real_atoms(log_pi, start, i, N, PRIOR)
     product = tl.zeros((ATOMS, QUERIES), tl.float32)
     for c in tl.range(0, tl.where(tl.max(close) > 0, tl.cdiv(d, D), 0), num_stages=STAGES):
         k = c * D + tl.arange(0, D)
-        t = load_atoms(y, start, i, k[None, :], ldy, N, d, scale, offset, tl.float32, AFFINE)
+        t = load_atoms(y, start, i, k[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE)
         t -= tl.load(centre + k, mask=k < d, other=0.0)[None, :]
         vq = tl.load(v + lane * d + k[:, None], mask=live & (k < d)[:, None], other=0.0)
         product = product * keep + tl.dot(t, vq, input_precision="tf32x3")
@@ -57,6 +60,7 @@ def near_sums(
     top,  # [B]: the largest
     near,  # [B]: which queries to do
     y,  # [N, d], rows ldy apart
+    log_pi,  # [N]
     centre,  # [d]
     sizes,  # [N]: |y'|^2
     tilts,  # [lanes, N]: <y - about, v>
@@ -75,6 +79,7 @@ def near_sums(
     scale,
     offset,
     MATVEC: tl.constexpr,
+    PRIOR: tl.constexpr,
     AFFINE: tl.constexpr,
     SPREAD: tl.constexpr,  # second is sum e |y'|^2 / d in all coordinates: only its sum counts
     D: tl.constexpr,
@@ -108,8 +113,9 @@ def near_sums(
         here = (i < N - start)[None, :]
         logit = tl.load(given + q * N + start + i[None, :], mask=here & (close > 0), other=-float("inf"))
         e = tl.exp2(logit - largest)
-        t = load_atoms(y, start, i[:, None], k, ldy, N, d, scale, offset, tl.float32, AFFINE) - origin
-        t = tl.where(i[:, None] < N - start, t, 0.0)
+        real = real_atoms(log_pi, start, i[:, None], N, PRIOR)
+        t = load_atoms(y, start, i[:, None], k, real, ldy, d, scale, offset, tl.float32, AFFINE)
+        t = tl.where(real, t - origin, 0.0)
         if MATVEC:
             p = tl.load(tilts + lane * N + start + i[None, :], mask=here & (close > 0), other=0.0)
             tilt += tl.sum(e * p, 1, keep_dims=True)

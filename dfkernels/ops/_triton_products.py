@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_device import LOG2E, load_atoms
+from ._triton_device import LOG2E, load_atoms, real_atoms
 
 
 @triton.jit
@@ -58,9 +58,10 @@ def filter_logits(
         close = tl.load(near + q, mask=live, other=0)
         live &= close > 0
         chunks = tl.where(tl.max(close) > 0, chunks, 0)
+    weighs = real_atoms(log_pi, start, i, N, PRIOR)
     for c in tl.range(0, chunks, num_stages=STAGES):
         k = c * D + tl.arange(0, D)
-        t = load_atoms(y, start, i, k[None, :], ldy, N, d, scale, offset, tl.float32, AFFINE)
+        t = load_atoms(y, start, i, k[None, :], weighs, ldy, d, scale, offset, tl.float32, AFFINE)
         t -= tl.load(centre + k, mask=k < d, other=0.0)[None, :]
         size += tl.sum(t * t, 1, keep_dims=True)
         xq = tl.load(x + q * d + k[:, None], mask=live & (k < d)[:, None], other=0.0)
@@ -87,6 +88,8 @@ def filter_logits(
         if PRIOR:
             error += tl.where(prior == -float("inf"), 0.0, -1e-6 * prior)
         tl.store(at, logit + error, mask=real)
-        surely = tl.max(tl.where(real, logit - error, -float("inf")), 0, keep_dims=True)
+        least = logit - error  # nan where squares overflow: such atoms are computed anew
+        surely = tl.max(tl.where(real & (least == least), least, -float("inf")), 0, keep_dims=True)
         tl.store(lower + q * tl.cdiv(N, ATOMS) + tile, surely, mask=live)
+        size = tl.where(weighs, size, 0.0)  # of the others it is |centre|^2
         tl.store(sizes + start + i, size, mask=(i < N - start) & (tl.program_id(0) % blocks == 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_device import LOG2E, along, load_atoms
+from ._triton_device import LOG2E, along, load_atoms, real_atoms
 
 
 @triton.jit
@@ -55,6 +55,7 @@ def rows_sum(
     for tile in range(0, tiles):
         start = begin + tile * ATOMS
         here = i < N - start
+        real = real_atoms(log_pi, start, i, N, PRIOR)
         at_out = out + lane * N + start + i
         chunks = tl.cdiv(d, D)
         if FILTERED:
@@ -64,7 +65,7 @@ def rows_sum(
         for c in range(0, chunks):
             k = c * D + along(D, 2)
             cell = live & (k < d)
-            at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+            at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
             xq = tl.load(x + row * d + k, mask=cell, other=0.0)
             if PROJECT:
                 total += (at - xq) * tl.load(v + lane * d + k, mask=cell, other=0.0)
@@ -74,8 +75,16 @@ def rows_sum(
         value = tl.sum(total, 2, keep_dims=True)
         if not PROJECT:
             noise = tl.load(sigma + query, mask=live, other=1.0)
-            infinite = value * 0.0  # nan where a distance is not finite
-            value = -0.5 * LOG2E / (noise * noise) * value + infinite
+            wild = ~(value < float("inf"))
+            value *= -0.5 * LOG2E / (noise * noise)
+            if tl.max(wild.to(tl.int32)) > 0:  # far atoms, whose squares overflow, or what is no number: then nan
+                odd = tl.zeros((LANES, ATOMS, 1), T)
+                for c in range(0, chunks):
+                    k = c * D + along(D, 2)
+                    at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
+                    xq = tl.load(x + row * d + k, mask=live & (k < d), other=0.0)
+                    odd += tl.sum(0.0 * xq + 0.0 * at, 2, keep_dims=True)
+                value += odd
             if PRIOR:
                 value += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
         tl.store(at_out, value, mask=live & here & (chunks > 0))

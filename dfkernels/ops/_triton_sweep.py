@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._triton_device import LOG2E, add_exactly, along, load_atoms
+from ._triton_device import LOG2E, add_exactly, along, load_atoms, real_atoms
 
 
 @triton.jit
@@ -76,7 +76,6 @@ def sweep(
     tilt = tl.zeros_like(by)
     lost = tl.zeros_like(by)
     lost_square = tl.zeros_like(by)
-    odd = tl.zeros_like(by)  # nan once a distance is not finite
     ref = tl.zeros_like(xq)
     if GIVEN and MATVEC:
         ref = tl.load(about + lane * d + k, mask=cell, other=0.0)
@@ -105,24 +104,26 @@ def sweep(
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
             here = i < N - start
+            real = real_atoms(log_pi, start, i, N, PRIOR)
             if GIVEN:
                 logit = tl.load(given + query * N + start + i, mask=here & does, other=-float("inf"))
-                odd += tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
+                odd = tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
-                at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+                at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
                 u = xq - a * at
                 distance = tl.sum(u * u, DAX, keep_dims=True)
-                odd += 0.0 * tl.sum(distance, 1, keep_dims=True)
+                odd = tl.sum(distance, 1, keep_dims=True)
                 logit = by * distance
                 if PRIOR:
                     logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
             logit = tl.where(here & does, logit, -float("inf"))
             peak = tl.max(logit, 1, keep_dims=True)
-            if tl.max((peak > tl.maximum(top, least) - gap).to(tl.int32)) > 0:
+            # Where something is not finite, the sums tell apart: far atoms, of weight 0, and what is no number.
+            if tl.max(((peak > tl.maximum(top, least) - gap) | ~(odd < float("inf"))).to(tl.int32)) > 0:
                 new = tl.maximum(top, peak)
                 safe = tl.where(new == -float("inf"), 0.0, new)
                 if GIVEN:
-                    at = load_atoms(y, start, i, k, ldy, N, d, scale, offset, T, AFFINE)
+                    at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
                 e = tl.exp2(logit - safe)
                 down = tl.exp2(top - safe)
                 top = new
@@ -157,7 +158,7 @@ def sweep(
                         counts = here & does & (logit >= least - gap)
                         p = tl.load(tilts + lane * N + start + i, mask=counts, other=0.0)
                     else:
-                        p = tl.sum(t * vq, DAX, keep_dims=True)
+                        p = tl.where(e > 0, tl.sum(t * vq, DAX, keep_dims=True), 0.0)  # far: no 0 times inf
                     tilt += tl.sum(e * p, 1, keep_dims=True)
                     second += tl.sum(p * et, 1, keep_dims=True)
                 else:
@@ -170,7 +171,8 @@ def sweep(
     out = split * lanes + lane
     count = tl.full((), splits, tl.int64) * lanes
     whole = live & (part == 0)
-    tl.store(scalars + out, top, mask=whole)
+    odd = 0.0 * mass + tl.sum(0.0 * first, DAX, keep_dims=True)  # nan where anything was no number
+    tl.store(scalars + out, top + odd, mask=whole)  # or a split of nothing else would seem to have no atom
     tl.store(scalars + count + out, mass + lost + odd, mask=whole)
     tl.store(scalars + 2 * count + out, square + lost_square, mask=whole)
     if MATVEC:

@@ -34,7 +34,7 @@ def worst(got, want):
     return max(largest(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("B, N, d", [(33, 1, 1), (40, 7, 2), (5, 9, 3), (17, 9, 5), (18, 20, 16)])
+@pytest.mark.parametrize("B, N, d", [(33, 1, 1), (33, 7, 2), (5, 9, 3), (9, 9, 5), (9, 20, 16)])
 def test_values(B, N, d, monkeypatch):
     """In float64: 1e-12, as on the CPU. Every size of tile, a part of the last program's lanes, tiles and
     columns without atoms, several chains of additions, masked atoms, and each way to carry A.
@@ -52,7 +52,7 @@ def test_values(B, N, d, monkeypatch):
 @pytest.mark.parametrize("d", [2, 5])
 def test_float32_error(d):
     """RMS over the chains at most twice plain PyTorch's and sixteen roundings, since twenty steps add up."""
-    x, y, alpha, sigma = (a.float() for a in problem(40, 6, d, M=20))
+    x, y, alpha, sigma = (a.float() for a in problem(24, 6, d, M=20))
     got, plain = chains.launch(x, y, alpha, sigma, None, None, False), reference(x, y, alpha, sigma)
     exact = reference(*[a.double() for a in (x, y, alpha, sigma)])
     for g, p, e in zip(got, plain, exact, strict=True):
@@ -130,3 +130,13 @@ def test_torch_ops_read_nothing_else(wrong):
 def test_wide_events_are_refused():
     with pytest.raises(RuntimeError, match=r"^x: expected shape \[B, d\] with d <= 16, got \[3, 17\]$"):
         chains.launch(*problem(3, 4, 17, M=2), None, None, False)
+
+
+def test_atoms_of_no_weight_are_not_seen():
+    """A masked atom that holds nan, and in float32 one so far away that its square overflows."""
+    x, y, alpha, sigma = (a.float() for a in problem(5, 4, 2, M=3, alpha=(0.5, 1.0)))
+    prior = torch.tensor([0.0, 0.0, -math.inf, -math.inf])
+    want = chains.launch(x, y, alpha, sigma, prior, None, False)
+    y[2], y[3], prior[3] = math.nan, 1e20, 0.0
+    for got, w in zip(chains.launch(x, y, alpha, sigma, prior, None, False), want, strict=True):
+        assert largest(got, w) <= 1e-6

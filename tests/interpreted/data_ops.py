@@ -79,12 +79,12 @@ def test_every_case_in_float64(case):
 # Every kind of tile, in several splits: queries, how many of them go together, N, d, and (sigma, offset).
 LOW, FAR, MIDDLE, HIGH, VAST = (1e-3, 0.0), (0.3, 10.0), (1.0, 0.0), (3.0, 10.0), (1e3, 0.0)
 TILES = {
-    "one lane": (10, 1, 300, 40, [FAR, MIDDLE, VAST]),
-    "few, behind the filter": (12, 12, 40, 20, [LOW, FAR, MIDDLE, HIGH, VAST]),
-    "few and wide": (10, 10, 20, 300, [FAR, HIGH]),  # three blocks of coordinates
-    "many, behind the filter": (17, 17, 60, 40, [LOW, MIDDLE, HIGH]),
-    "few, small d": (12, 12, 1100, 2, [FAR, MIDDLE, VAST]),
-    "a lane per thread": (64, 64, 40, 3, [LOW, MIDDLE, HIGH]),
+    "one lane": (10, 1, 200, 40, [FAR, VAST]),
+    "few, behind the filter": (12, 12, 40, 20, [LOW, FAR, HIGH]),
+    "few and wide": (10, 10, 20, 300, [HIGH]),  # three blocks of coordinates; also with large logits, below
+    "many, behind the filter": (17, 17, 30, 40, [MIDDLE, HIGH]),
+    "few, small d": (12, 12, 1100, 2, [MIDDLE]),
+    "a lane per thread": (64, 64, 20, 3, [LOW, HIGH]),
 }
 
 
@@ -111,7 +111,7 @@ def inputs(B, N, d, sigma, offset, seed=0):
 def test_float32_error(tile, sigma, offset):
     B, together, N, d, _ = TILES[tile]
     p = inputs(B, N, d, sigma, offset)
-    dense = (sigma, d) in ((0.3, 20), (1.0, 20), (3.0, 20), (1.0, 40), (1.0, 2))
+    dense = (sigma, d) in ((0.3, 20), (3.0, 20))  # by differences, and near the data
     assert far(p, by_launchers(p, together, DATA_OPS if dense else DATA_OPS[:3])) == {}
 
 
@@ -132,7 +132,7 @@ def test_a_row_that_no_program_holds_in_float64():
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("B, together, N, d", [(10, 1, 50, 20), (10, 10, 50, 20), (64, 64, 30, 3)])
+@pytest.mark.parametrize("B, together, N, d", [(10, 1, 50, 20), (10, 10, 50, 20)])
 def test_storage(storage, B, together, N, d):
     p = inputs(B, N, d, 0.5, 0.0) | {"log_prior": None}
     y = (40 * p["y"] + 100).clamp(0, 255).to(storage)
@@ -153,9 +153,7 @@ def test_covariance_matvec_is_the_jacobian_of_the_mean(B, d):
     )
 
 
-@pytest.mark.parametrize(
-    "B, N, d", [(1, 70, 20), (3, 20, 20), (9, 20, 20), (5, 300, 2), (33, 20, 3), (2, 10, 300)]
-)
+@pytest.mark.parametrize("B, N, d", [(1, 70, 20), (3, 20, 20), (9, 20, 20), (33, 12, 3)])
 def test_many_vectors_share_a_pass(B, N, d):
     p = inputs(B, N, d, 1.0, 0.0)
     v = _normal(9)(B, 2, d).float()
@@ -175,8 +173,12 @@ def test_the_same_bits_every_time_and_in_blocks(op, monkeypatch):
         assert a.shape == b.shape and float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
 
-@pytest.mark.parametrize("B, N, d", [(1, 70, 20), (3, 20, 20), (17, 20, 20), (5, 300, 2), (64, 20, 3)])
-@pytest.mark.parametrize("name", ["x", "y", "alpha", "sigma", "log_prior"])
+# Levels and weights are read alike for every tile; x and y are not.
+READ = [(1, 70, 20, None), (3, 20, 20, None), (17, 12, 20, ("x", "y")), (64, 12, 3, ("x", "y"))]
+NAMES = ("x", "y", "alpha", "sigma", "log_prior")
+
+
+@pytest.mark.parametrize("B, N, d, name", [(*shape, n) for *shape, names in READ for n in names or NAMES])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_in_nan_out(B, N, d, name, value):
     """Nothing synchronises: what cannot be used is not raised but shows, in the first query at least."""

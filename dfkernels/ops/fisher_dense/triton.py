@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .._triton import device_of
-from .._triton_device import load_atoms
+from .._triton_device import load_atoms, real_atoms
 from .._triton_gather import gather, in_blocks, merge_grid, splits_of_products
 from .._triton_logits import logits
 from .._triton_merge import merge_mean
@@ -26,6 +26,7 @@ def outer_sums(
     top,  # [B]: the largest
     about,  # [B, d]
     y,  # [N, d], rows ldy apart
+    log_pi,  # [N]
     mass,  # out [splits, B]
     out,  # out [splits, B, d, d]: the lower blocks, and their transposes
     N,
@@ -37,6 +38,7 @@ def outer_sums(
     keep,
     scale,
     offset,
+    PRIOR: tl.constexpr,
     AFFINE: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
@@ -64,12 +66,11 @@ def outer_sums(
         if tl.max(((logit >= -gap) | (logit != logit)).to(tl.int32)) > 0:
             e = tl.exp2(logit)
             total += e
-            t = load_atoms(y, start, n[:, None], rows[None, :], ldy, N, d, scale, offset, tl.float32, AFFINE)
-            s = load_atoms(
-                y, start, n[:, None], columns[None, :], ldy, N, d, scale, offset, tl.float32, AFFINE
-            )
-            et = tl.where(here[:, None], e[:, None] * (t - at_rows), 0.0)
-            s = tl.where(here[:, None], s - at_columns, 0.0)
+            i_n, real = n[:, None], real_atoms(log_pi, start, n[:, None], N, PRIOR)
+            t = load_atoms(y, start, i_n, rows[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE)
+            s = load_atoms(y, start, i_n, columns[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE)
+            et = tl.where(real, e[:, None] * (t - at_rows), 0.0)
+            s = tl.where(real, s - at_columns, 0.0)
             block = block * keep + tl.dot(tl.trans(et), s, input_precision="tf32x3")
     first = out + (split * B + b) * d * d
     real = (rows < d)[:, None] & (columns < d)[None, :]
@@ -92,9 +93,9 @@ def _launch(p):
     splits = triton.cdiv(N, span)
     mass, out = p.x.new_empty(splits, B), p.x.new_empty(splits, B, d, d)
     outer_sums[(blocks * splits,)](
-        *(found.given, found.top, about, p.y, mass, out),
+        *(found.given, found.top, about, p.y, p.x if p.log_pi is None else p.log_pi, mass, out),
         *(N, d, p.y.stride(0), B, span, gap_of(p), 1.0, p.scale, p.offset),
-        AFFINE=p.flags["AFFINE"],
+        **p.flags,
         D=D,
         ATOMS=ATOMS,
         num_warps=4,

@@ -14,7 +14,7 @@ def _launch(p):
     merge_squares[grid](
         *(sums.scalars, sums.vectors, p.alpha, p.sigma),
         *(out, out, out, out),  # only the diagonal is written
-        *(B, d, sums.splits, 0.0),
+        *(B, d, sums.splits, sums.atoms),
         DIAGONAL=True,
         **sizes,
     )

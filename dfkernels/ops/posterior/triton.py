@@ -18,7 +18,7 @@ def _launch(p):
     parts = p.x.new_empty(B, blocks, dtype=torch.float64)
     merge_squares[grid](
         *(sums.scalars, sums.vectors, p.alpha, p.sigma, mean, parts, log_prob, ess),
-        *(B, d, sums.splits, sums.log_total),
+        *(B, d, sums.splits, sums.atoms),
         DIAGONAL=False,
         **sizes,
     )

@@ -2,8 +2,8 @@
 
 A tensor is [rows, columns, lanes], a lane a chain, so that a thread holds columns of one chain and sums over
 rows stay inside it. A step reads the atoms three times: their largest logit; the mean, tiles of atoms along
-the columns; C about that mean, column by column of it. As in csrc/simd/chain.h, chains run about the mean of
-the atoms, and A is multiplied by 2^-e, which is exact.
+the columns; C about that mean, column by column of it. As in csrc/simd/chain.h, chains run about a point
+among the atoms, and A is multiplied by 2^-e, which is exact.
 """
 
 from __future__ import annotations
@@ -143,6 +143,14 @@ def sizes(d: int) -> dict[str, int]:
     return {"D": D, "WIDTH": 1, "ATOMS": 4, "LANES": 32, "num_warps": 1}
 
 
+def middle(y, real):
+    """[d] in double: the median of the atoms that are `real`. A mean would follow an atom that is far away and
+    has no weight, and cost the others their digits.
+    """
+    in_order = torch.where(real, y, math.inf).sort(0).values
+    return in_order.gather(0, (real.sum() // 2).expand(1, y.shape[1]))[0].double()
+
+
 def launch(x, y, alpha, sigma, log_prior, rates, transposed):
     """As the op."""
     (B, d), N, M = x.shape, y.shape[0], alpha.shape[0] - 1
@@ -153,17 +161,17 @@ def launch(x, y, alpha, sigma, log_prior, rates, transposed):
     end, A, log_norm = x.new_empty(B, d), x.new_empty(B, d, d), x.new_empty(B)
     if B == 0:
         return end, A, log_norm
-    prior, centre = x.new_zeros(N), y.double().mean(0)
+    prior, real = x.new_zeros(N), x.new_ones(N, 1, dtype=torch.bool)
     if log_prior is not None:
         prior = (log_prior - log_prior.amax()) * LOG2E.value
-        real = (log_prior > -math.inf)[:, None]
-        centre = torch.where(real, y, 0).sum(0, dtype=torch.float64) / real.sum()
+        real = (prior != -math.inf)[:, None]
+    centre = middle(y, real)
     alpha = alpha.double()
     keep, pull, identity, spread = coefficients(alpha, sigma, rates)
     half = 0.5 * LOG2E.value / sigma[:-1].double() ** 2
     steps = torch.stack([alpha[:-1], half, keep, pull, identity - int(transposed), spread], 1).to(x.dtype)
     moved = (x - alpha[0] * centre).to(x.dtype).contiguous()
-    atoms = (y - centre).to(x.dtype).contiguous()
+    atoms = torch.where(real, y - centre, 0).to(x.dtype).contiguous()
     kept = sizes(d)
     with torch.cuda.device_of(x):
         _chains[(triton.cdiv(B, kept["LANES"]),)](
