@@ -32,7 +32,7 @@ class BuildNative(build_ext):
             print(f"dfkernels: installing without the compiled part: {why}", file=sys.stderr)
             package.mkdir(parents=True, exist_ok=True)
             self.built = package / REASON
-            self.built.write_text(f"{why}\n")
+            self.built.write_text(f"{why}\n", encoding="utf-8")
 
     def get_outputs(self):
         return [str(self.built)]

@@ -57,7 +57,7 @@ def environment_paths() -> list[Path]:
 def torch_version(torch: Path) -> str | None:
     """The version of the package at `torch`, read without importing it; None when there is none."""
     try:
-        text = (torch / "version.py").read_text()
+        text = (torch / "version.py").read_text(encoding="utf-8")
     except OSError:
         return None
     match = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.M)
@@ -180,7 +180,7 @@ def build(destination: Path, build_dir: Path) -> Path:
     program = ninja()
     output = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     build_dir.mkdir(parents=True, exist_ok=True)
-    (build_dir / "build.ninja").write_text(ninja_text(cxx, *found, output))
+    (build_dir / "build.ninja").write_text(ninja_text(cxx, *found, output), encoding="utf-8")
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     run = subprocess.run(
         [program, "-C", str(build_dir), *jobs], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

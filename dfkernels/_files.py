@@ -239,7 +239,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         entries, metadata = safetensors_header(path)
         arrays = {name: mapped(path, entry, writable=True) for name, entry in entries.items()}
         checksums = dict(json.loads(metadata["crc32"]))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise FileError(f"{path}: truncated or unreadable: {first_sentence(error)}") from None
     for name, found in _checksums(arrays).items():
         if found != checksums.get(name):

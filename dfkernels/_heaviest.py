@@ -135,8 +135,8 @@ def first_k(
     order = order[logit[order].argsort(descending=True, stable=True)]
     order = order[query[order].argsort(stable=True)]
     query = query[order]
-    first = torch.searchsorted(query, torch.arange(count, device=query.device))
-    kept = torch.arange(len(query), device=query.device) - first[query] < k
+    first = torch.searchsorted(query, torch.arange(count, dtype=torch.int64, device=query.device))
+    kept = torch.arange(len(query), dtype=torch.int64, device=query.device) - first[query] < k
     return query[kept], atom[order[kept]], logit[order[kept]]
 
 

@@ -214,7 +214,7 @@ def _masked(log_prior: Tensor | None) -> Tensor | None:
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
     """A dense tensor with the values of a tensor or numpy array, on the same memory where there is a way."""
     if isinstance(value, Tensor):
-        _check.tensor(name, value)
+        _check.stored(name, value)
         return value
     if not isinstance(value, np.ndarray):
         raise TypeError(

@@ -81,7 +81,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     cloud, levels = fisher.cloud, (fisher.alpha, fisher.sigma)
     atom, counts, _ = select(fisher.x, cloud, *levels, fisher.tolerance, k)
     x, alpha, sigma = _in_double(fisher)
-    query = torch.arange(len(x), device=x.device).repeat_interleave(counts.clamp_min(0))
+    query = torch.arange(len(x), dtype=torch.int64, device=x.device).repeat_interleave(counts.clamp_min(0))
     logit = logits(x, alpha, sigma, cloud._atoms(), query, atom)
     left = (counts < 0).nonzero()[:, 0]
     if len(left):

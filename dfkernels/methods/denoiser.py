@@ -24,7 +24,6 @@ from .. import _check
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
 from ..schedule import Schedule
-from ..schedule._base import values_hidden
 
 __all__ = ["PREDICTION_TYPES", "Denoiser"]
 
@@ -175,7 +174,7 @@ def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
         raise TypeError(f"{name}: expected output of dtype {like.dtype}, got {out.dtype}")
     if out.device != like.device:
         raise ValueError(f"{name}: expected output on {like.device} like x, got {out.device}")
-    if values_hidden(out):
+    if _check.values_hidden(out):
         return out.to(like.dtype)
     bad = ~out.detach().isfinite().reshape(len(out), -1).all(1) if len(out) else out.new_zeros(0, dtype=bool)
     if bool(bad.any()):
@@ -197,7 +196,7 @@ def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
 
 
 def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> None:
-    if not values_hidden(ok) and not bool(ok.all()):
+    if not _check.values_hidden(ok) and not bool(ok.all()):
         at = t.expand(ok.shape)[~ok][0].item()
         raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {schedule!r}")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _check, ops
+from .._object import Watched
 from .._operator import FisherOperator
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
@@ -128,6 +129,8 @@ def bound(
 class EndpointFisher(FisherOperator):
     """F = I/sigma^2 - (alpha^2/sigma^4) C, C = x0 x0^T - mean mean^T or (x0 - mean)(x0 - mean)^T."""
 
+    x0, mean = Watched(), Watched()
+
     def __init__(self, x, alpha, sigma, x0, mean, form) -> None:
         super().__init__(x, alpha, sigma)
         self.x0, self.mean, self.form = x0, mean, form
@@ -154,6 +157,8 @@ class EndpointFisher(FisherOperator):
 class IsotropicFisher(FisherOperator):
     """F = (tr F/d) I."""
 
+    _trace = Watched()
+
     def __init__(self, x, alpha, sigma, trace) -> None:
         super().__init__(x, alpha, sigma)
         self._trace = trace
@@ -170,7 +175,7 @@ class IsotropicFisher(FisherOperator):
         return (self._trace[:, None, None] / self.d * rows).reshape(v.shape)
 
     def trace(self) -> Tensor:
-        return self._trace
+        return self._trace.clone()
 
     def diagonal(self) -> Tensor:
         return self @ torch.ones_like(self.x)

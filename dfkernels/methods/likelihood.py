@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from .. import _check
-from ..schedule._base import values_hidden
 from . import solvers
 from .denoiser import Denoiser, checked
 from .grid import noise_range, time_grid
@@ -272,7 +271,7 @@ def _block_ends(steps: int) -> set[int]:
 
 
 def _warn(error: Tensor, d: int, method: str) -> None:
-    if values_hidden(error) or not len(error):
+    if _check.values_hidden(error) or not len(error):
         return
     large = error > max(_WARN_NATS, _WARN_BITS * d * math.log(2))
     if bool(large.any()):

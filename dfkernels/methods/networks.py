@@ -185,8 +185,8 @@ class ImageNet(nn.Module):
         self.output = output
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.position = nn.Parameter(torch.zeros(width, *self.event[1:]))
             self.first = nn.Conv2d(channels, width, 3, padding=1)
+            self.position = nn.Parameter(self.first.weight.new_zeros(width, *self.event[1:]))
             self.fine = _Block(width)
             self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
             self.coarse = nn.ModuleList(_Block(2 * width) for _ in range(2))

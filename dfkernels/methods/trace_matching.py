@@ -70,7 +70,8 @@ def diffuse(
     if queries is not None:
         queries = _check.integer("queries", queries, 1, len(x_0))
     rows = x_0[:queries]
-    n, wide = len(rows), {"dtype": torch.float64, "device": x_0.device}
+    n = len(rows)
+    wide = {"dtype": torch.float64, "device": x_0.device}
     u = (torch.arange(n, **wide) + torch.rand(n, generator=generator, **wide)) / max(1, n)
     t = schedule.t_of_log_snr(-2 * (math.log(low) + u * math.log(high / low)))
     eps = torch.randn(rows.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)

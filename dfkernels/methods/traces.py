@@ -112,11 +112,12 @@ class Hutchinson(Source):
         _check.choice("mode", self.mode, MODES)
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        shape, how = (self.probes, *x.shape), {"generator": self.generator, "device": x.device}
+        shape = (self.probes, *x.shape)
+        how = {"generator": self.generator, "dtype": x.dtype, "device": x.device}
         if self.kind == "gaussian":
-            v = torch.randn(shape, dtype=x.dtype, **how)
+            v = torch.randn(shape, **how)
         else:
-            v = torch.randint(2, shape, dtype=x.dtype, **how) * 2 - 1
+            v = torch.randint(2, shape, **how) * 2 - 1
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
@@ -147,7 +148,7 @@ class Divergence(Source):
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def axes() -> Iterator[Tensor]:
             d = x.shape[1:].numel()
-            for j in torch.arange(d, device=x.device).split(self.chunk):
+            for j in torch.arange(d, dtype=torch.int64, device=x.device).split(self.chunk):
                 rows = torch.nn.functional.one_hot(j, d).to(x.dtype)
                 yield rows.view(len(j), 1, *x.shape[1:]).expand(-1, *x.shape)
 

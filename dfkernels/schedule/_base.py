@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _check
 
-__all__ = ["SLACK", "Schedule", "as_tensor", "values_hidden"]
+__all__ = ["SLACK", "Schedule", "as_tensor"]
 
 # a log-SNR computed from a level at either end of the range is off by a few roundings
 SLACK = 16
@@ -73,7 +73,7 @@ class Schedule:
     def _time(self, t: float | Tensor, open_start: bool = False, name: str = "t") -> Tensor:
         t = as_tensor(name, t)
         lo, hi = self.t_range
-        if values_hidden(t):
+        if _check.values_hidden(t):
             return t
         bad = ~((t > lo if open_start else t >= lo) & (t <= hi) & (t < math.inf))  # also true for NaN
         if bool(bad.any()):
@@ -94,23 +94,6 @@ class Schedule:
         return f * self._alpha(t), f * sigma + self._g2(t) / (2 * sigma)
 
 
-def values_hidden(*tensors: Tensor) -> bool:
-    """Whether looking at the values would synchronise, break the graph or is impossible: on an accelerator,
-    under torch.compile, under vmap at any nesting.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    functorch = torch._C._functorch
-    for t in tensors:
-        while functorch.is_functorch_wrapped_tensor(t):
-            if functorch.is_batchedtensor(t):
-                return True
-            t = functorch.get_unwrapped(t)
-        if t.device.type != "cpu":
-            return True
-    return False
-
-
 def as_tensor(name: str, t: object) -> Tensor:
     """t as a dense floating tensor: numbers and integers in float64, all else in its own dtype and on its own
     device (NumPy's on the CPU).
@@ -123,8 +106,6 @@ def as_tensor(name: str, t: object) -> Tensor:
     if not isinstance(t, Tensor):
         t = _from_numpy(name, t)
     _check.tensor(name, t)
-    if t.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if t.dtype == torch.bool or t.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {t.dtype}")
     return t if t.is_floating_point() else t.double()

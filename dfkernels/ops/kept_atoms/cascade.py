@@ -110,7 +110,7 @@ class Screen(Queries):
     def __init__(self, x, y, alpha, sigma, log_prior, scale, offset, index, gap, k):
         super().__init__(x, y, alpha, sigma, log_prior, scale, offset, index, gap)
         self.k = k
-        self.atoms = torch.arange(len(y), device=y.device)
+        self.atoms = torch.arange(len(y), dtype=torch.int64, device=y.device)
         self.alive = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
         self.up = None  # [Q, n]: upper ends, of the last level
         self.dropped = []  # upper ends of what was left out at a level, -inf elsewhere
