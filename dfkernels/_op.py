@@ -129,15 +129,31 @@ def _fallback(name, op, fallback, loud):
         with private.without_autocast():
             if not loud or args[0].device.type != "cpu":
                 return fallback(*args)
-            alpha, sigma = (args[names.index(name)] for name in ("alpha", "sigma"))
+            given = dict(zip(names, args, strict=True))
+            alpha, sigma = given["alpha"], given["sigma"]
             if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0)).all()):
                 raise UnusableValue("alpha, sigma: expected finite values, sigma > 0")
+            if "y" in given:
+                _expect_finite_atoms(given["y"], given["log_prior"])
             out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in _tuple(out)):
             raise UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
         return out
 
     return implementation
+
+
+def _expect_finite_atoms(y, log_prior):
+    """An infinite atom would be without weight, as one that is merely far; only a masked atom may hold anything."""
+    if not y.dtype.is_floating_point:
+        return
+    for rows in range(0, len(y), 4096):
+        some = slice(rows, rows + 4096)
+        finite = torch.isfinite(y[some]).all(1)
+        if log_prior is not None:
+            finite |= log_prior[some] == -torch.inf
+        if not bool(finite.all()):
+            raise UnusableValue("y: expected finite values, got nan or inf")
 
 
 def _alike(op, implementation):

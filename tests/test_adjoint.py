@@ -276,7 +276,7 @@ def path():
          "gradient: expected shape [2, 3] like x, got [1, 3]"),
         (lambda d, p: adjoint(p, p.x[-1] / 0, d), ValueError,
          "gradient: expected finite values, got inf at index [0, 0]"),
-        (lambda d, p: adjoint(p, p.x[-1], d, order=3), ValueError, "order: expected 1 or 2, got 3"),
+        (lambda d, p: adjoint(p, p.x[-1], d, order=3), ValueError, "order: expected an integer from 1 to 2, got 3"),
         (lambda d, p: adjoint(p, p.x[-1], d, "adjoint"), ValueError,
          "form: expected " + " or ".join(map(repr, FORMS)) + ", got 'adjoint'"),
         (lambda d, p: adjoint(p, p.x[-1], d, "exact"), ValueError,

@@ -357,7 +357,7 @@ def test_index_needs_an_index():
 def test_transforms_say_that_they_are_not_there():
     cloud = df.PointCloud(gaussian(50, 40))
     cloud.index()
-    with pytest.raises(NotImplementedError, match="kept_atoms has no derivatives and no vmap rule"):
+    with pytest.raises(NotImplementedError, match="tolerance: expected no vmap and no derivative"):
         torch.func.vmap(lambda x: df.DiffusionFisher(x[None], cloud, 1.0, 0.1, tolerance=EPS).denoised)(
             torch.zeros(2, 40)
         )

@@ -70,7 +70,7 @@ def test_the_table_is_of_the_index(index):
 def test_another_dtype_is_refused(name, path, y, index):
     for dtype in DTYPES:
         if dtype != FIELDS[name].dtype:
-            with pytest.raises(RuntimeError, match=f"{name}: expected dtype .*, got "):
+            with pytest.raises(RuntimeError, match=f"{name}: expected .*, got "):
                 found(path, y, index, **{name: getattr(index, name).to(dtype)})
 
 
@@ -122,7 +122,7 @@ def test_other_numbers_that_no_index_has(path, y, index):
 @pytest.mark.parametrize("path", PATHS)
 def test_tensors_that_are_not_dense_or_elsewhere(path, y, index):
     for t in (index.basis.to_sparse(), index.basis.to("meta")):
-        with pytest.raises((RuntimeError, NotImplementedError)):
+        with pytest.raises((RuntimeError, TypeError, ValueError), match="basis: expected "):
             found(path, y, index, basis=t)
 
 

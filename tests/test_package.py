@@ -104,21 +104,21 @@ def test_make_test_takes_every_instruction_set_of_this_cpu(suite, monkeypatch):
 
 
 def test_global_state_that_a_test_leaves_changed_is_seen_and_restored():
-    from conftest import _restore, _state
+    from torch_state import restore, state
 
-    before = _state()
+    before = state()
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     torch.set_num_threads(before["threads"] + 1)
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(False)
-    leaked = {name for name, value in _state().items() if value != before[name]}
-    _restore(before)
+    leaked = {name for name, value in state().items() if value != before[name]}
+    restore(before)
     assert leaked == {
         *("default dtype", "default device", "threads", "grad mode"),
         *("deterministic", "deterministic, warn only"),
     }
-    assert _state() == before
+    assert state() == before
 
 
 # --- the build

@@ -288,7 +288,7 @@ def test_wrong_arguments():
     denoiser = Denoiser(lambda x, t: x, sch)
     with pytest.raises(ValueError, match=r"^noise: expected 0 < noise\[0\] < noise\[1\] .*, got \(0, 1\)$"):
         diffuse(sch, x_0, generator(), (0, 1))
-    with pytest.raises(ValueError, match="^queries: expected 1 to 3, the rows of x_0, got 4$"):
+    with pytest.raises(ValueError, match="^queries: expected an integer from 1 to 3, got 4$"):
         diffuse(sch, x_0, generator(), NOISE, queries=4)
     with pytest.raises(ValueError, match="^form: expected 'residual' or 'noise' or 'paper', got 'printed'$"):
         trace_loss(lambda x, t: t, denoiser, x_0, generator(), noise=NOISE, form="printed")

@@ -52,7 +52,8 @@ def check_layout(index: dict[str, Tensor], N: int, d: int, device: torch.device)
         if t.layout != torch.strided:
             raise RuntimeError(f"{name}: expected a dense tensor, got {t.layout}")
         if t.dtype != FIELDS[name].dtype:
-            raise RuntimeError(f"{name}: expected dtype {FIELDS[name].dtype}, got {t.dtype}")
+            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (FIELDS[name].dtype, t.dtype))
+            raise RuntimeError(f"{name}: expected {wanted}, got {got}")
         if t.device != device:
             raise RuntimeError(f"{name}: expected device {device}, got {t.device}")
     found = sizes(index, N, d)

@@ -1,0 +1,33 @@
+"""torch's state for the whole process: read, and set back."""
+
+from __future__ import annotations
+
+import torch
+
+
+def state() -> dict[str, object]:
+    """What torch keeps for the whole process, and a test may change only for itself."""
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic, warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill uninitialized memory": torch.utils.deterministic.fill_uninitialized_memory,
+    }
+
+
+def restore(saved: dict[str, object]) -> None:
+    """Inference mode alone cannot be set from here; it ends with its `with` block."""
+    torch.set_default_dtype(saved["default dtype"])
+    torch.set_num_threads(saved["threads"])
+    torch.set_grad_enabled(saved["grad mode"])
+    torch.set_autocast_enabled("cpu", saved["autocast"])
+    if torch.get_default_device() != saved["default device"]:
+        torch.set_default_device(saved["default device"])
+    warn_only = saved["deterministic, warn only"]
+    torch.use_deterministic_algorithms(saved["deterministic"], warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = saved["fill uninitialized memory"]
