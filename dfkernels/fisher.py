@@ -258,13 +258,18 @@ def select(
     """
     x = x.detach().reshape(len(x), -1)
     y = cloud.y.reshape(len(cloud), -1)
-    gap = math.log(len(cloud) / tolerance) if k is None else 0.0
+    prior = cloud._log_pi(x.dtype)
+    if k is None:
+        gap = math.log(len(cloud) / tolerance)
+    else:  # logits in float64 and with the priors in float64 may come in another order by two roundings of a prior
+        most = math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
+        gap = 2 * torch.finfo(x.dtype).eps * most
     args = (
         x,
         y,
         alpha.detach(),
         sigma.detach(),
-        cloud._log_pi(x.dtype),
+        prior,
         cloud.scale,
         cloud.offset,
         *cloud.index(),
