@@ -51,8 +51,10 @@ class DiffusionFisher(FisherOperator):
     Everything is computed when first asked for, and kept. You get a copy, which you may change in place; one
     that needs a graph has it, even if the result was first asked for under no_grad. All results belong to
     the x, alpha, sigma and atoms that F was made from: if you change one of these tensors in place
-    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). torch.compile
-    breaks its graph here: with fullgraph=True call the ops.
+    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). A level of
+    another dtype than x's is converted at once: what becomes of it afterwards has no influence, requires_grad_
+    included. Results share a graph: to go backward through several of them, one after the other, takes
+    retain_graph=True. torch.compile breaks its graph here: with fullgraph=True call the ops.
 
     Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and numbers, for
     values of tensors from the first use.
