@@ -7,8 +7,8 @@ a matrix product for many queries and atoms at once, of (z alpha/sigma^2, -alpha
 (y_i, |t_i|^2, log pi_i), beside what all atoms of a query share. In float64 (unit roundoff u) the product is off by
 (d + 4) u of the sum of the moduli, whatever the order of its sums; the squares by d u of themselves; z and t are rounded by
 u (|alpha c| + |z|) and u |t|; and l_i evaluated by differences is itself off by (d + 4) u of the square and by
-u |x - alpha y| (|alpha y| + |x - alpha y|). With S = |z| + |alpha| max|t| >= |x - alpha y|, an estimate lies
-therefore within
+u |x - alpha y| (|alpha y| + |x - alpha y|). With S = |z| + |alpha| max|t| >= |x - alpha y|, where |z| stands
+for the norm that was computed and 2 u |alpha| (|c| + max|t|), an estimate lies therefore within
     delta = 2 u (d + 16) ((S^2 + S |alpha c| + |z| |alpha| (|c| + max|t|))/sigma^2 + max|log pi|) + d 2^-1060/sigma^2
 of the l_i evaluated by differences; the factor 2 covers the terms in u^2, the last term underflow. An atom can be
 among the k heaviest only if its estimate is within delta of what k atoms certainly reach. Those that can are
@@ -232,8 +232,9 @@ class _Search:
         prior = log_pi.masked_fill(log_pi == -math.inf, 0).abs().max()
         alpha, far = self.alpha.abs(), self.about.radius[rows].max()
         centre = torch.linalg.vector_norm(self.about.centre)
-        reach = self.size + alpha * far
-        squares = reach**2 + reach * alpha * centre + self.size * alpha * (centre + far)
+        size = self.size + 2 * _UNIT * alpha * (centre + far)  # of z before it was rounded
+        reach = size + alpha * far
+        squares = reach**2 + reach * alpha * centre + size * alpha * (centre + far)
         return 2 * _UNIT * (d + 16) * (squares / self.sigma**2 + prior) + d * 2.0**-1060 / self.sigma**2
 
     def _evaluate(self) -> None:

@@ -164,8 +164,9 @@ class FisherOperator(Object):
         rhs = ordinary(_check.vectors("b", b, "x", self.x, self.d))
         _check.finite("b", b.detach())
         shift = _check.level("damping", damping, self.x)
-        if not bool((shift >= 0).all() & shift.isfinite().all()):
-            raise ValueError(f"damping: expected finite values >= 0, got {shift.min().item():g}")
+        usable = (shift >= 0) & shift.isfinite()
+        if not bool(usable.all()):
+            raise ValueError(f"damping: expected finite values >= 0, got {shift[~usable][0].item():g}")
         tol = _tolerance(b.dtype, tol)
         max_iter = 50 + 2 * self.d if max_iter is None else _check.integer("max_iter", max_iter, 1)
         with torch.no_grad():

@@ -132,7 +132,8 @@ class PointCloud(Object):
         1.3 times the size of uint8 ones. Not carried over by `to`.
 
         Raises FileError (a ValueError): a file that is damaged, of another format or of another cloud, or that
-        cannot be written. ValueError for atoms of less than 32 bytes, which are read as fast as any index.
+        cannot be written. ValueError for atoms of less than 32 bytes, which are read as fast as any index, and for
+        atoms whose distances float32 cannot hold.
         """
         if self.y.element_size() * self.d < 32:
             raise ValueError(

@@ -51,8 +51,10 @@ class DiffusionFisher(FisherOperator):
     Everything is computed when first asked for, and kept. You get a copy, which you may change in place; one
     that needs a graph has it, even if the result was first asked for under no_grad. All results belong to
     the x, alpha, sigma and atoms that F was made from: if you change one of these tensors in place
-    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). torch.compile
-    breaks its graph here: with fullgraph=True call the ops.
+    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). A level of
+    another dtype than x's is converted at once: what becomes of it afterwards has no influence, requires_grad_
+    included. Results share a graph: to go backward through several of them, one after the other, takes
+    retain_graph=True. torch.compile breaks its graph here: with fullgraph=True call the ops.
 
     Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and numbers, for
     values of tensors from the first use.
@@ -258,13 +260,18 @@ def select(
     """
     x = x.detach().reshape(len(x), -1)
     y = cloud.y.reshape(len(cloud), -1)
-    gap = math.log(len(cloud) / tolerance) if k is None else 0.0
+    prior = cloud._log_pi(x.dtype)
+    if k is None:
+        gap = math.log(len(cloud) / tolerance)
+    else:  # logits in float64 and with the priors in float64 may come in another order by two roundings of a prior
+        most = math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
+        gap = 2 * torch.finfo(x.dtype).eps * most
     args = (
         x,
         y,
         alpha.detach(),
         sigma.detach(),
-        cloud._log_pi(x.dtype),
+        prior,
         cloud.scale,
         cloud.offset,
         *cloud.index(),

@@ -128,9 +128,9 @@ def principal_axes(t: Tensor, K: int, generator: torch.Generator) -> Tensor:
     """[K, d], orthonormal up to rounding, by decreasing variance: randomised SVD with one power iteration."""
     probe = t @ torch.randn(t.shape[1], min(t.shape[1], K + 16), generator=generator, **_F32)
     probe = torch.linalg.qr(t.T @ probe).Q
-    image = t @ probe
+    image = (t @ probe).double()  # whose squares may underflow in float32, on which eigh fails
     axes = torch.linalg.eigh(image.T @ image).eigenvectors.flip(1)
-    return torch.linalg.qr((probe @ axes[:, :K]).double()).Q.T.float().contiguous()
+    return torch.linalg.qr(probe.double() @ axes[:, :K]).Q.T.float().contiguous()
 
 
 def _up(t: Tensor) -> Tensor:
@@ -206,6 +206,8 @@ def build(
         seed: of the sample and the random projection that find the principal axes.
         masked: bool [N] on the CPU: atoms that may hold anything and have no influence on the index. Queries
             for which such an atom counts nevertheless take all atoms.
+
+    Raises ValueError for atoms so large that float32 cannot hold their distances.
     """
     y = y.detach()
     atoms = _Atoms(y, scale, offset, masked)
@@ -244,7 +246,13 @@ def build(
     facts = atoms.facts(skew, size)
     size[atoms.apart] = 1.0  # a mark; its square must not overflow
     first = first.view(-1, TILE, K).transpose(1, 2).contiguous()
-    return CloudIndex(centre, basis, step, first, tail, size, scales, rest, shift, facts)
+    index = CloudIndex(centre, basis, step, first, tail, size, scales, rest, shift, facts)
+    if not all(bool(t.isfinite().all()) for t in index):
+        raise ValueError(
+            "index: expected atoms whose distances float32 can hold, got an overflow; y in other units, or without "
+            "an index and tolerance"
+        )
+    return index
 
 
 def _axes(atoms: _Atoms, K: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -252,6 +260,7 @@ def _axes(atoms: _Atoms, K: int, generator: torch.Generator) -> tuple[Tensor, Te
     order = torch.randperm(atoms.N, generator=generator, dtype=torch.int64, device="cpu")
     some = order[atoms.coded[order]][:_SAMPLE].sort().values
     some = atoms[some].float() - atoms.centre
+    some /= some.abs().max().clamp_min(torch.finfo(torch.float32).tiny)  # no square leaves float32
     basis = principal_axes(some, K, generator)
     spread = (some @ basis.T).square().mean(0).sqrt()
     step = (spread / spread.max()).nan_to_num(1.0).clamp_min(1e-3)

@@ -89,8 +89,25 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
         query = torch.cat([query, left.repeat_interleave(k)])
         atom, logit = torch.cat([atom, found.index.flatten()]), torch.cat([logit, found.logit.flatten()])
     _, atom, logit = first_k(query, atom, logit, len(x), k)
+    atom, logit = atom.view(-1, k), logit.view(-1, k)
     wide = DiffusionFisher(fisher.x.double(), cloud, alpha, sigma, tolerance=fisher.tolerance)
-    return atom.view(-1, k), logit.view(-1, k) - _log_total(wide)[:, None]
+    total = _log_total(wide)
+    rough = (_rounding(x, alpha, sigma, cloud, logit[:, 0]) >= torch.finfo(torch.float32).eps).nonzero()[:, 0]
+    if len(rough):  # the kernel's logits are not those above: a weight could be anything
+        half = torch.full_like(alpha[rough], torch.finfo(fisher.dtype).eps / 2)
+        found = heaviest(x[rough], alpha[rough], sigma[rough], cloud._atoms(), cloud._about(), k, half)
+        total[rough] = found.log_total
+    return atom, logit - total[:, None]
+
+
+def _rounding(x: Tensor, alpha: Tensor, sigma: Tensor, cloud: PointCloud, best: Tensor) -> Tensor:
+    """By how much float64 logits of an atom with logit `best` may differ from one way of computing them to another, [B]:
+    what rounds alpha y is at most `lost` of the difference x - alpha y, of norm r, in units of sigma.
+    """
+    eps, far = torch.finfo(torch.float64).eps, cloud.index().facts[2]
+    lost = eps * (x.norm(dim=1) + alpha.abs() * far) / sigma
+    r = (-2 * best).clamp_min(0).sqrt() + lost
+    return 2 * lost * r + (x.shape[1] + 8) * eps * r**2
 
 
 def _in_double(fisher: DiffusionFisher) -> tuple[Tensor, Tensor, Tensor]:

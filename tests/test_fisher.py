@@ -341,6 +341,8 @@ def test_lanczos_keeps_its_dtype_inside_autocast():
          "b: expected float32 like x, got float64"),
         (lambda: one().solve(torch.zeros(2, 3), -1.0), ValueError,
          "damping: expected finite values >= 0, got -1"),
+        (lambda: one().solve(torch.zeros(2, 3), torch.tensor([1.0, float("inf")])), ValueError,
+         "damping: expected finite values >= 0, got inf"),
         (lambda: one().solve(torch.zeros(2, 3), tol=0.0), ValueError,
          "tol: expected a number in (0, 1), got 0.0"),
         (lambda: one().solve(torch.zeros(2, 3), max_iter=0), ValueError,

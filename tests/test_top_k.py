@@ -177,3 +177,12 @@ def test_results_are_new_each_time():
     again = df.top_k(cloud.y[:2], cloud, 1.0, 1.0, 3)
     first.index.zero_(), first.weight.zero_()
     assert torch.equal(df.top_k(cloud.y[:2], cloud, 1.0, 1.0, 3).weight, again.weight)
+
+
+@pytest.mark.parametrize("N", [1, 3])
+def test_queries_on_atoms_far_from_the_origin(N):
+    """x - alpha y is nothing but the rounding of alpha y, which no distance shows."""
+    y = 1e25 * gaussian(1, 12).double().expand(N, 12).contiguous()
+    x = 0.7 * y[:1]
+    assert bool((df.top_k(x, df.PointCloud(y), 0.7, 1e-3, 1).weight <= 1 + 1e-9).all())
+    check(x, df.PointCloud(y), 0.7, 1e-3, N)

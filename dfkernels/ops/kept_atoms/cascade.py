@@ -146,10 +146,13 @@ class Screen(Queries):
         return ((up + self.margin - self.best) / self.variance).exp()
 
     def trim(self):
-        """Leaves out the lightest of what is left as well: gap allows for all N atoms at its edge."""
+        """Leaves out the lightest of what is left as well: gap allows for all N atoms at its edge. Where these could
+        outweigh the heaviest, gap allows for no mass: it asks for atoms, and all of them stay.
+        """
         if self.k > 1:
             return
-        room = len(self.y) * (-self.gap / self.variance).exp() * (1 - 1e-6) - self.share()[:, None]
+        most = len(self.y) * (-self.gap / self.variance).exp()
+        room = torch.where(most < 1, most * (1 - 1e-6) - self.share()[:, None], -1.0)
         light = self._mass(self.up).masked_fill(~self.alive, torch.inf).sort(1)
         gone = light.values.cumsum(1) <= room
         self._leave_out(torch.zeros_like(gone).scatter(1, light.indices, gone))
