@@ -42,8 +42,8 @@ class Tabulated(Schedule):
         if len(equal):
             i = int(equal[0])
             raise ValueError(
-                f"alphas_cumprod: expected entries whose log-SNR differs in float64, got {table[i].item():g} at "
-                f"{i} and {i + 1} but for rounding"
+                f"alphas_cumprod: expected entries whose log-SNR differs in float64, got {table[i].item():g} "
+                f"at {i} and {i + 1} but for rounding"
             )
         self._slope = _monotone_slopes(self._lam)
 
