@@ -316,3 +316,16 @@ def test_bad_grids_are_named(call, message):
 def test_a_range_that_the_schedule_does_not_reach_is_an_error():
     with pytest.raises(ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"):
         time_grid(schedule.VP(), 5, (0.1, 1e6))
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES[2:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_alpha_whose_square_float32_does_not_have(kind, dtype):
+    sch = schedule.VP(1.0, 200.0)  # alpha(1) = 1.5e-22
+    alpha, sigma = sch(1.0)
+    alpha_rate, sigma_rate = sch.rates(1.0)
+    x0, eps = torch.tensor([[0.7, -1.3]], dtype=dtype), torch.tensor([[0.4, 1.9]], dtype=dtype)
+    out = alpha * eps - sigma * x0 if kind == "v_prediction" else alpha_rate * x0 + sigma_rate * eps
+    denoiser = Denoiser(lambda x, t: out.to(dtype), sch, kind)
+    found = denoiser.both((alpha * x0 + sigma * eps).to(dtype), 1.0)
+    torch.testing.assert_close(found, (eps, x0), rtol=1e-5, atol=1e-6)

@@ -36,7 +36,7 @@ CALLS = {
     **{
         f"denoiser, {kind}": lambda x, c, kind=kind: [
             *Denoiser(lambda x, t: x, SCH, kind).both(x, 0.5),
-            Denoiser(lambda x, t: x, SCH, kind).score(x, x.new_zeros(0) + 0.5),
+            Denoiser(lambda x, t: x, SCH, kind).score(x, x.new_full((len(x),), 0.5)),
         ]
         for kind in PREDICTION_TYPES
     },

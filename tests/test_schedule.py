@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -263,3 +265,23 @@ def test_torch_s_global_state_changes_nothing(name):
         assert all(torch.equal(a, b) for a, b in zip(plain, calls(), strict=True))
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", [S.VP, S.SubVP])
+def test_the_inverse_is_as_good_where_next_to_no_signal_is_left(kind):
+    schedule, t = kind(1e-3, 50.0), torch.linspace(0.85, 1, 16, dtype=torch.float64)  # log-SNR -18 to -25
+    torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("kind", [S.VP, S.SubVP])
+def test_log_snr_beyond_the_exponential_of_float32(kind):
+    at_end = kind(1.0, 250.0).log_snr(torch.ones(1))
+    torch.testing.assert_close(at_end, torch.tensor([-125.5]))
+
+
+@pytest.mark.parametrize("level", [1e-3, 1e-200])
+def test_a_table_whose_log_snr_falls_by_less_than_rounding(level):
+    below = math.nextafter(level, 0)
+    table = [0.5, level, below, math.nextafter(below, 0), level / 100]
+    with pytest.raises(ValueError, match="alphas_cumprod: expected entries whose log-SNR differs .* at 1 and 2"):
+        S.Tabulated(table)

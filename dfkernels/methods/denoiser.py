@@ -123,12 +123,12 @@ class Denoiser:
         alpha, sigma = self.schedule(t)
         if self.prediction_type == "epsilon":
             _exists("x_0 of an 'epsilon' network", alpha > 0, "alpha = 0", t, self.schedule)
-            return _combined(x, out, None, -sigma, 1 / alpha)
+            return _difference(x, sigma, out, alpha)
         if self.prediction_type == "v_prediction":
             return _combined(x, out, alpha, -sigma, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)
         r = sigma / sigma_rate
-        return _combined(x, out, None, -r, 1 / (alpha - alpha_rate * r))
+        return _combined(x, out, torch.ones_like(r), -r, 1 / (alpha - alpha_rate * r))
 
     def _eps(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":
@@ -136,7 +136,7 @@ class Denoiser:
         alpha, sigma = self.schedule(t)
         if self.prediction_type == "sample":
             _exists("eps of a 'sample' network", sigma > 0, "sigma = 0", t, self.schedule)
-            return _combined(x, out, None, -alpha, 1 / sigma)
+            return _difference(x, alpha, out, sigma)
         if self.prediction_type == "v_prediction":
             return _combined(x, out, sigma, alpha, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)
@@ -201,10 +201,18 @@ def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> N
         raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {schedule!r}")
 
 
-def _combined(x: Tensor, out: Tensor, p: Tensor | None, q: Tensor, m: Tensor) -> Tensor:
-    """(p x + q out) m, p = None: 1, for levels [B] in float64; in x's dtype."""
-    first = x if p is None else _column(p, x) * x
-    return (first + _column(q, x) * out) * _column(m, x)
+def _difference(x: Tensor, level: Tensor, out: Tensor, divisor: Tensor) -> Tensor:
+    """(x - level out) / divisor, for levels [B] in float64; in x's dtype. What cancels, cancels before it is
+    rounded.
+    """
+    return (x - _column(level, x) * out) * _column(1 / divisor, x)
+
+
+def _combined(x: Tensor, out: Tensor, p: Tensor, q: Tensor, m: Tensor) -> Tensor:
+    """(p x + q out) m, for levels [B] in float64; in x's dtype, which need not hold p, q and m: next to alpha =
+    0 they are as small or large as its square.
+    """
+    return _column(p * m, x) * x + _column(q * m, x) * out
 
 
 def _column(level: Tensor, x: Tensor) -> Tensor:

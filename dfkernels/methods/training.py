@@ -19,6 +19,7 @@ __all__ = ["train"]
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
+@torch.inference_mode(False)  # weights made in that mode could never be differentiated
 def train(
     module: nn.Module,
     loss: Loss,
@@ -79,6 +80,7 @@ def train(
     return average.eval()
 
 
+@torch.enable_grad()
 def _descend(module, loss, optimizer, generator, clip, where) -> None:
     optimizer.zero_grad(set_to_none=True)
     try:

@@ -62,10 +62,11 @@ class VP(Schedule):
         return self._f(t) * alpha, self._beta(t) * alpha**2 / (2 * self._sigma(t))
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        return -torch.log(torch.expm1(self._integral(t)))
+        integral = self._integral(t)
+        return -integral - torch.log(-torch.expm1(-integral))  # expm1(integral) may overflow
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return self._t_of_integral(torch.nn.functional.softplus(-lam))  # alpha^2 = sigmoid(lam)
+        return self._t_of_integral(-torch.nn.functional.logsigmoid(lam))  # softplus cuts off terms of 2e-9
 
     def _t_of_integral(self, integral: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
@@ -90,7 +91,8 @@ class SubVP(VP):
         return self._f(t) * alpha, self._beta(t) * alpha**2
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        return -2 * torch.log(2 * torch.sinh(self._integral(t) / 2))  # sigma/alpha = 1/alpha - alpha = 2 sinh
+        integral = self._integral(t)
+        return -integral - 2 * torch.log(-torch.expm1(-integral))  # sigma/alpha = exp(integral/2) sigma
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
         return self._t_of_integral(2 * torch.asinh(torch.exp(-lam / 2) / 2))

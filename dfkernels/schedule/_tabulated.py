@@ -22,8 +22,8 @@ class Tabulated(Schedule):
     [0, T-1], and alpha^2 = sigmoid(lam), f = lam' sigma^2 / 2, g2 = -lam' sigma^2: consistent with the
     interpolant by construction.
 
-    Raises ValueError for a table that is not strictly decreasing inside (0, 1); a zero-terminal-SNR table has
-    to be cut or floored (diffusers uses 2**-24) first.
+    Raises ValueError for a table that is not strictly decreasing inside (0, 1), or whose entries' log-SNR is
+    the same but for rounding; a zero-terminal-SNR table has to be cut or floored (diffusers uses 2**-24) first.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
@@ -38,6 +38,13 @@ class Tabulated(Schedule):
             )
         self.t_range = (0.0, float(table.numel() - 1))
         self._lam = torch.logit(table)
+        equal = (self._lam.diff() >= 0).nonzero()
+        if len(equal):
+            i = int(equal[0])
+            raise ValueError(
+                f"alphas_cumprod: expected entries whose log-SNR differs in float64, got {table[i].item():g} "
+                f"at {i} and {i + 1} but for rounding"
+            )
         self._slope = _monotone_slopes(self._lam)
 
     def __repr__(self) -> str:
