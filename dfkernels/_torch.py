@@ -72,6 +72,7 @@ __all__ = [
     "enable_single_level_autograd_function",
     "forward_derivatives",
     "fully_unwrapped",
+    "is_differentiated",
     "is_dtensor",
     "is_fake",
     "is_vmapped",
@@ -149,6 +150,21 @@ def is_vmapped(t: torch.Tensor) -> bool:
             return True
         t = get_unwrapped(t)
     return False
+
+
+def is_differentiated(t: torch.Tensor) -> bool:
+    """Whether a derivative with respect to t is asked for, in reverse or in forward mode, at any level of the
+    transforms around.
+    """
+    while True:
+        if t.requires_grad and torch.is_grad_enabled():
+            return True
+        inside = is_batchedtensor(t)  # there unpack_dual has no rule
+        if not inside and may_carry_tangents() and forward_ad.unpack_dual(t, level=0).tangent is not None:
+            return True
+        if not is_functorch_wrapped_tensor(t):
+            return False
+        t = get_unwrapped(t)
 
 
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:
