@@ -133,7 +133,7 @@ def level(name, a, x):
             raise _type(name, "a real number or tensor", _dtype(a))
         if a.dim() and a.shape != x.shape[:1]:
             raise mismatch(name, f"a number, shape [] or [{x.shape[0]}]", f"shape {_shape(a.shape)}")
-        if a.dim() and a.device != x.device:
+        if a.device != x.device and (a.dim() or a.is_meta):
             raise mismatch(name, f"device {x.device} like x", a.device)
         return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
     if torch.compiler.is_compiling() and not isinstance(a, (bool, str)):
@@ -186,12 +186,19 @@ def constant(name, a):
     if isinstance(a, (bool, complex, str)) or getattr(a, "ndim", 0) or not hasattr(a, "__float__"):
         raise _type(name, "a number", _kind(a))
     unmasked(name, a)
-    if str(getattr(a, "dtype", "")).removeprefix("torch.").startswith(("bool", "complex")):
-        raise _type(name, "a real number", _kind(a))
+    dtype = getattr(a, "dtype", None)
+    text_or_time = getattr(dtype, "kind", "") in tuple("SUMm")  # of NumPy: float would read them, or raise
+    if text_or_time or str(dtype).removeprefix("torch.").startswith(("bool", "complex")):
+        raise _type(name, "a real number", f"{_kind(a)} of {dtype}")
+    if isinstance(a, Tensor) and _torch.is_differentiated(a):
+        hint = "detach() drops the derivative"
+        raise _type(name, "a number", f"a tensor whose derivative is asked for, and there is none: {hint}")
     try:
         value = float(a)
     except OverflowError:  # an integer of hundreds of digits
         value = math.inf
+    except (TypeError, ValueError):
+        raise _type(name, "a number", f"{_kind(a)} that is none") from None
     except RuntimeError:
         hidden = f"{_kind(a)} whose value cannot be read here: under vmap, or it has none"
         raise _type(name, "a number", hidden) from None
@@ -216,7 +223,7 @@ def integer(name, a, least=None, most=None):
 
 def _kind(a) -> str:
     """What came, in an error's words: the type, with the shape of an array."""
-    shape = getattr(a, "shape", None)
+    shape = None if isinstance(a, Tensor) and a.is_nested else getattr(a, "shape", None)
     return type(a).__name__ + (f" of shape {_shape(shape)}" if isinstance(shape, tuple) and shape else "")
 
 

@@ -6,6 +6,9 @@ import re
 
 import torch
 
+# A kernel's only calls of the dispatcher make its outputs, and copies of arguments that are not contiguous;
+# the stable ABI passes on that one failed, without the reason
+_ALLOCATION = re.compile(r'^torch_call_dispatcher\(\s*"aten::(contiguous|clone|new_empty)"')
 _PLACE = re.compile(r"^[^,:]*, .+?:\d+, ")  # function, file:line that C++ puts before its message
 
 
@@ -30,6 +33,9 @@ def from_kernel(op, error: RuntimeError) -> RuntimeError | None:
     words = _PLACE.sub("", str(error))
     if words.startswith("dfkernels: out of memory"):
         return torch.OutOfMemoryError(words)
+    if allocation := _ALLOCATION.match(words):
+        what = "an output" if allocation[1] == "new_empty" else "a contiguous copy of an argument"
+        return torch.OutOfMemoryError(f"dfkernels: out of memory ({what})")
     names, expected, _ = words.partition(": expected ")
     own = {"v", "result", *(a.name for a in op._schema.arguments)}
     return UnusableValue(words) if expected and own.issuperset(names.split(", ")) else None

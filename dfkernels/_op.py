@@ -266,8 +266,9 @@ def _twin_vjp(twin, args, needs, cotangents):
         out = twin(*full)
         return tuple(o for o, g in zip(_tuple(out), cotangents, strict=True) if g is not None)
 
-    _, pull = torch.func.vjp(outputs, *[args[i] for i in wanted])
-    grads = dict(zip(wanted, pull(tuple(g for g in cotangents if g is not None)), strict=True))
+    with private.without_saved_tensors_hooks():
+        _, pull = torch.func.vjp(outputs, *[args[i] for i in wanted])
+        grads = dict(zip(wanted, pull(tuple(g for g in cotangents if g is not None)), strict=True))
     return tuple(grads.get(i) for i in range(len(args)))
 
 

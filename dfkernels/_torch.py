@@ -7,7 +7,7 @@ with one ImportError that says what to do.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -28,6 +28,11 @@ try:
         _len_torch_dispatch_stack,
         _vmapmode_decrement_nesting,
         _vmapmode_increment_nesting,
+    )
+    from torch._C._autograd import (
+        _pop_saved_tensors_default_hooks,
+        _push_saved_tensors_default_hooks,
+        _top_saved_tensors_default_hooks,
     )
     from torch._C._functorch import (
         get_unwrapped,
@@ -67,6 +72,7 @@ __all__ = [
     "enable_single_level_autograd_function",
     "forward_derivatives",
     "fully_unwrapped",
+    "is_differentiated",
     "is_dtensor",
     "is_fake",
     "is_vmapped",
@@ -76,6 +82,7 @@ __all__ = [
     "tracked",
     "unwrap_dead_wrappers",
     "without_autocast",
+    "without_saved_tensors_hooks",
 ]
 
 
@@ -97,6 +104,22 @@ class tracked:
 
     def __exit__(self, *error):
         self.contexts.__exit__(*error)
+
+
+@contextmanager
+def without_saved_tensors_hooks():
+    """Puts aside the hooks of torch.utils.checkpoint, save_on_cpu and their like, with which torch.func refuses
+    to work. What is saved within is then kept as it is.
+    """
+    hooks = []
+    try:
+        while (pair := _top_saved_tensors_default_hooks(True)) is not None:  # True: while tracing as well
+            _pop_saved_tensors_default_hooks()
+            hooks.append(pair)
+        yield
+    finally:
+        for pair in reversed(hooks):
+            _push_saved_tensors_default_hooks(*pair)
 
 
 def legacy_vmap_level() -> int:
@@ -127,6 +150,21 @@ def is_vmapped(t: torch.Tensor) -> bool:
             return True
         t = get_unwrapped(t)
     return False
+
+
+def is_differentiated(t: torch.Tensor) -> bool:
+    """Whether a derivative with respect to t is asked for, in reverse or in forward mode, at any level of the
+    transforms around.
+    """
+    while True:
+        if t.requires_grad and torch.is_grad_enabled():
+            return True
+        inside = is_batchedtensor(t)  # there unpack_dual has no rule
+        if not inside and may_carry_tangents() and forward_ad.unpack_dual(t, level=0).tangent is not None:
+            return True
+        if not is_functorch_wrapped_tensor(t):
+            return False
+        t = get_unwrapped(t)
 
 
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:

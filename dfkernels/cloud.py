@@ -66,8 +66,7 @@ class PointCloud(Object):
             y = y.detach().resolve_neg().contiguous()
             log_prior = _check_log_prior(log_prior, y)
             _check_finite(y, _masked(log_prior))
-            total = None if log_prior is None else log_prior.double().logsumexp(0).item()
-        self.__setstate__({"y": y, "log_prior": log_prior, "_log_total": total, "_index": None, **state})
+        self.__setstate__({"y": y, "log_prior": log_prior, "_index": None, **state})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"PointCloud is immutable: cannot set {name}")
@@ -172,7 +171,7 @@ class PointCloud(Object):
         results = vars(self).setdefault("_results", {})
         if dtype not in results:
             with plain(self.device):
-                results[dtype] = (prior.double() - self._log_total).to(dtype)
+                results[dtype] = prior.double().log_softmax(0).to(dtype)  # takes the largest off first
         return results[dtype]
 
     def _atoms(self) -> _heaviest.Atoms:
@@ -197,7 +196,7 @@ class PointCloud(Object):
             str(self.dtype),
             str(self.device),
         ]
-        if self._log_total is not None:
+        if PointCloud.log_prior.peek(self) is not None:
             parts.append("log_prior=[N]")
         if (self.scale, self.offset) != (1.0, 0.0):
             parts.append(f"scale={self.scale:g}, offset={self.offset:g}")

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
-from dfkernels import _check, ops
+from dfkernels import PointCloud, _check, ops, top_k
 
 x, y = torch.linspace(-1, 1, 6).reshape(2, 3), torch.linspace(-2, 1, 15).reshape(5, 3)
 
@@ -82,6 +82,11 @@ NOT_LEVELS = {
     "bool array": (np.ones(2, bool), "a real number"),
     "complex array": (np.ones(2, "c8"), "a real number"),
     "object array": (np.array([1, 2], object), "a real number"),
+    "0-d text": (np.array("2"), "a real number"),
+    "0-d bytes": (np.array(b"2"), "a real number"),
+    "date": (np.datetime64("2020"), "a real number"),
+    "duration": (np.timedelta64(2, "s"), "a real number"),
+    "0-d array of none": (np.array(None), "a number"),
     "integers beyond float64": (np.array([1, HUGE]), "float64"),
     "array's shape": (np.ones(3), "shape"),
     "array of one": (np.ones((1, 1)), "shape"),
@@ -90,6 +95,8 @@ NOT_LEVELS = {
     "0-d masked": (np.ma.array(1.0, mask=True), "masked"),
     "bool tensor": (torch.ones(2, dtype=torch.bool), "a real number"),
     "meta": (torch.ones(2, device="meta"), "device"),
+    "0-d meta": (torch.ones((), device="meta"), "device"),
+    "nested": (torch.nested.nested_tensor([torch.ones(1)] * 2, layout=torch.strided), "a dense tensor"),
 }
 
 
@@ -127,7 +134,44 @@ def test_a_number_hidden_by_vmap():
         posterior(scale=torch.ones((), device="meta"))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["0-d text", "date", "duration", "0-d array of none", "nested"])
+def test_not_a_scale(name):
+    with pytest.raises(TypeError, match="^scale: expected a (real )?number, got "):
+        posterior(scale=NOT_LEVELS[name][0])
+
+
+def test_a_scale_that_is_differentiated():
+    """It has no derivative: its number alone would give zeros, without a word."""
+    half = torch.tensor(0.5)
+    log_prob = lambda s: posterior(scale=s).log_prob.sum()
+    for wanted in (
+        lambda: log_prob(half.clone().requires_grad_()),
+        lambda: grad(log_prob)(half),
+        lambda: jvp(log_prob, (half,), (half,)),
+        lambda: vmap(grad(log_prob))(half.expand(2)),
+        lambda: grad(lambda s: grad(lambda a: ops.posterior(a, y, 1.0, 2.0, offset=s).log_prob.sum())(x).sum())(half),
+    ):
+        with pytest.raises(TypeError, match="^(scale|offset): expected a number, got a tensor whose derivative"):
+            wanted()
+    with torch.no_grad():
+        assert torch.equal(log_prob(half.clone().requires_grad_()), log_prob(0.5))
+    assert torch.equal(grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=half).log_prob.sum())(x),
+                       grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=0.5).log_prob.sum())(x))  # fmt: skip
+
+
 PRIOR = torch.tensor([0.5, -1.25, 0.0, -math.inf, 0.75], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("constant", [1e8, -1e12])
+def test_a_constant_in_a_clouds_log_prior_cost_digits(constant):
+    """Of float64, in the weights of top_k: they added up to more than 1."""
+    prior = PRIOR + constant
+    shifted, plain = PointCloud(y, prior), PointCloud(y, prior - constant)
+    for queries in (x, x.double()):
+        found, right = (top_k(queries, cloud, 1.0, 2.0, 3) for cloud in (shifted, plain))
+        assert torch.equal(found.index, right.index)
+        assert torch.allclose(found.weight, right.weight, rtol=4 * torch.finfo(queries.dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1e2, -1e4, 1e8, -1e12, 1e39, -1e200])

@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 
-import dfkernels  # noqa: F401
+import dfkernels
 from dfkernels import _native
 
 pytestmark = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
@@ -231,3 +231,21 @@ def test_a_tensor_without_memory_is_refused(op, name):
     gone = OPS[op][name].clone()
     gone.untyped_storage().resize_(0)
     assert refused(op, name, gone)
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_memory_for_a_copy_or_an_output_that_no_machine_has(public):
+    """The stable ABI says that a call failed, not why; it was a RuntimeError about torch_call_dispatcher."""
+    huge = torch.ones(1, 1, 1).expand(1, 2**50, D)
+    one = torch.ones(1)
+    with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory .a contiguous copy of an argument"):
+        if public:
+            dfkernels.ops.fisher_matvec(normal(1, D), normal(N, D), huge, 1.0, 1.0)
+        else:
+            torch.ops.dfkernels.fisher_matvec(normal(1, D), normal(N, D), huge, one, one, None, 1.0, 0.0)
+    many = torch.ones(1, 1).expand(2**24, 1).reshape(1, -1)  # 2^50 bytes of matrix
+    with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory .an output"):
+        if public:
+            dfkernels.ops.fisher_dense(many, many, 1.0, 1.0)
+        else:
+            torch.ops.dfkernels.fisher_dense(many, many, one, one, None, 1.0, 0.0)

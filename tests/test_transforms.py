@@ -170,6 +170,30 @@ def test_checkpoint(case):
 
 
 @pytest.mark.parametrize("case", [table(op)[0] for op in OPS], ids=str)
+def test_a_gradient_taken_while_saved_tensors_have_hooks(case):
+    """Within a checkpoint, or under save_on_cpu: torch.func, by which most gradients are found, refuses to work
+    there.
+    """
+    names = [k for k in floats(case) if k not in case.unused]
+
+    def gradients(*inputs):
+        grads = torch.autograd.grad(scalar(case, names, False)(*inputs), inputs, create_graph=True)
+        return sum(torch.sin(g).sum() for g in grads)
+
+    def under_hooks(*inputs):
+        with torch.autograd.graph.save_on_cpu():
+            return gradients(*inputs)
+
+    results = []
+    for f in (gradients, under_hooks, lambda *a: checkpoint(gradients, *a, use_reentrant=False)):
+        inputs = [case.tensors[k].detach().clone().requires_grad_() for k in names]
+        f(*inputs).backward()
+        results.append([t.grad for t in inputs])
+    close(results[1], results[0], 0)
+    close(results[2], results[0], 0)
+
+
+@pytest.mark.parametrize("case", [table(op)[0] for op in OPS], ids=str)
 def test_batched_cotangents(case):
     """is_grads_batched, which uses an older vmap."""
     names = [k for k in floats(case) if k not in case.unused]
