@@ -69,16 +69,33 @@ def by_batches(p, dense):
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def one_rounding(p, exact, dense, unit):
+    """name -> [B]: by how much exact results change where every input is off by one rounding, the larger change of
+    two draws. Any float32 arithmetic rounds as much: alpha y without a fused multiply-add, say. Where two atoms
+    of equal weight lie far apart, or F is nearly singular, that is a lot, and of a few queries which is the worst,
+    and how bad, differs from one order of operations (so from one instruction set) to the next.
+    """
+    worst = {name: torch.zeros(len(p["x"]), dtype=torch.float64) for name in exact}
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        off = lambda t: t.double() * (1 + EPS * (2 * torch.rand(t.shape, generator=generator).double() - 1).sign())
+        near = {k: off(p[k]) if k in ("x", "y", "alpha", "sigma") else p[k] for k in p}
+        change = errors(difference_form(**near, dense=dense), exact, unit)
+        worst = {name: torch.maximum(worst[name], change[name]) for name in exact}
+    return worst
+
+
 @pytest.mark.parametrize("offset", [0.0, 10.0])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "d", [d if d in (17, 64) else pytest.param(d, marks=pytest.mark.slow) for d in SIZES]
 )
 def test_float32_error(d, kind, offset):
-    """RMS over the queries at most twice plain PyTorch's plus FLOOR, for every output. And where F is not
+    """RMS over the queries at most twice plain PyTorch's plus FLOOR, or twice what one rounding of the inputs does,
+    for every output. And where F is not
     nearly singular, |tr F| sigma^2 >= 0.01 d, every tr F and F v within 1e-5 (d <= 64) or 1e-4 of its own
     size, or, for a v that F nearly takes to 0, of |v|/(4 sigma^2); where plain float32 cannot, because that many digits are not in the inputs' roundings, within twice
-    its worst."""
+    its worst or twice what one rounding of the inputs does."""
     limit, dense, bad = 1e-5 if d <= 64 else 1e-4, d <= 64, []
     rms = lambda e: float(e.square().mean().sqrt())
     for where, p in cells(d, kind, offset):
@@ -89,7 +106,8 @@ def test_float32_error(d, kind, offset):
         ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
         for name in exact:
             o, t = rms(ours[name]), rms(theirs[name])
-            if not o <= 2 * t + (ESS_FLOOR if name == "ess" else FLOOR):
+            allowed = 2 * t + (ESS_FLOOR if name == "ess" else FLOOR)
+            if not o <= allowed and not o <= 2 * rms(one_rounding(p, exact, dense, unit)[name]):
                 bad.append(f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps")
         regular = exact["fisher_trace"].abs() >= 0.01 * unit["fisher_trace"]
         # F v is the difference of v/sigma^2 and what the covariance takes off it. Where little of v is left, its own
@@ -101,7 +119,9 @@ def test_float32_error(d, kind, offset):
         ours, theirs = errors(got, exact, own), errors(plain, exact, own)
         for name in ("fisher_trace", "matvec"):
             o, t = (float(e[name][regular].max()) if regular.any() else 0.0 for e in (ours, theirs))
-            if not o <= max(limit, 2 * t):
+            if not o <= max(limit, 2 * t) and not o <= 2 * float(
+                one_rounding(p, exact, dense, own)[name][regular].max()
+            ):
                 bad.append(f"{name}, {where}: relative error {o:.1e}, plain {t:.1e}")
     assert bad == []
 
