@@ -23,7 +23,6 @@ KERNELS = (
     "tests/test_kept.py",
     "tests/test_certified.py",
     "tests/test_transport_chain.py",
-    "tests/test_trace_matching.py",
 )
 # What has to be the same where nothing is compiled.
 CORE = (
@@ -31,7 +30,6 @@ CORE = (
     "tests/test_errors.py",
     "tests/test_cloud.py",
     "tests/test_fisher.py",
-    "tests/test_gradcheck.py",
 )
 
 

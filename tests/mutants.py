@@ -77,8 +77,6 @@ MUTANTS = [
     Mutant("search: far atoms are forgotten", "self.unknown | ~(self.most_apart() < self.least) | ", "self.unknown | ",
            MASKED),
     Mutant("search: unknown atoms are forgotten", "return self.unknown | ", "return ", MASKED),
-    Mutant("search: masked atoms are read", "return logits.masked_fill(prior == -torch.inf, -torch.inf)",
-           "return logits", MASKED),
     Mutant("index: masked atoms are part of it", "self.known = known & ~size.isnan()",
            "self.known = torch.ones_like(known)", MASKED),
     Mutant("index: far atoms are part of it", "self.apart = self._set_apart(size) & self.known",

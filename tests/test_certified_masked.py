@@ -146,3 +146,15 @@ def test_each_query_is_searched_for_by_itself(order, path):
             assert float(mixed[2][at]) == pytest.approx(float(alone[2][place]), rel=1e-9)
         elif path == "compiled":
             assert int(mixed[1][at]) == -1
+
+
+@both_paths
+@pytest.mark.parametrize("held", [math.nan, math.inf])
+def test_masked_atoms_are_not_among_the_heaviest_where_fewer_have_weight_than_are_asked_for(held, path):
+    y, prior = gaussian(N, D), torch.full((N,), -math.inf)
+    few = torch.tensor([5, 400])
+    prior[few] = torch.tensor([0.0, 1.0])
+    y[prior == -math.inf] = held
+    out = found(path, queries(y[few], 0.05, "noisy", B=4), y, 1.0, 0.05, prior, gap=0.0, k=5)
+    for rows, n in zip(lists(out), out[1].tolist(), strict=True):
+        assert n < 0 or set(few.tolist()) <= set(rows.tolist())

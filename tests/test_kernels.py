@@ -30,8 +30,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-LEVELS = ("base", "v3", "v4")
-ISA = _native.info().get("isa", "")
 
 D = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 513)
 N = (1, 2, 15, 16, 17, 47, 48, 49, 255, 257, 1000)
@@ -110,19 +108,6 @@ def test_every_shape(d, dtype, limit):
             dense = b * d * d <= 300_000
             found[b, n] = worst(problem(b, n, d, dtype=dtype), dense=dense)
     assert {shape: e for shape, e in found.items() if not e <= limit} == {}
-
-
-@pytest.mark.parametrize("isa", [level for level in LEVELS if level != ISA])
-def test_other_instruction_sets(isa):
-    """The quick tests of values of this file again, in a process that uses the other kernels."""
-    levels = _native.info()["isa_levels"]
-    if isa not in levels:
-        pytest.skip(f"{isa} was not compiled: the compiler cannot")
-    if LEVELS.index(isa) > LEVELS.index(ISA):
-        pytest.skip(f"this CPU has no x86-64-{isa}")
-    chosen = "hostile or several_vectors"
-    out = run("-m", "pytest", "-p", "no:cacheprovider", "test_kernels.py", "-k", chosen, DFKERNELS_ISA=isa)
-    assert " passed" in out and "skipped" not in out
 
 
 @pytest.mark.parametrize(

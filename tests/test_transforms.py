@@ -4,6 +4,8 @@ of its reference.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import ALL, OPS, Case, floats, table
@@ -66,6 +68,15 @@ def test_vjp_and_jvp(case):
     close(*pairs)
 
 
+def _small(case):
+    """Two queries and four atoms, one of them masked: a second derivative is taken entry by entry."""
+    most = {"x": 2, "alpha": 2, "sigma": 2, "v": 2, "y": 4, "log_prior": 4}
+    tensors = {k: t[: most[k]] if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()}
+    masked = tuple(i for i in case.masked if i < 4)
+    assert masked
+    return replace(case, tensors=tensors, masked=masked)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "transform",
@@ -80,7 +91,7 @@ def test_vjp_and_jvp(case):
     ids=["jacrev", "jacfwd", "hessian", "fwd-fwd", "rev-rev", "rev-fwd"],
 )
 def test_nested(op, transform):
-    case = table(op)[1] if op in OPS[:4] else table(op)[0]
+    case = _small(table(op)[1]) if op in OPS[:4] else table(op)[0]
     names = floats(case)
     close(*both(case, lambda f: transform(f, argnums=tuple(range(len(names)))), names))
 

@@ -57,8 +57,7 @@ class Queries:
         distance = (self.x[:, None] - self.alpha[..., None] * rows).square().sum(-1)
         prior = self.variance * self.log_prior[atoms]
         sizes = distance + self.size**2 + abs(prior)
-        logits = prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
-        return logits.masked_fill(prior == -torch.inf, -torch.inf)  # whatever a masked atom holds
+        return prior + (self.size**2 - distance) / 2 - 4 * UNIT * (self.x.shape[1] + 8) * sizes
 
     def improve(self, atoms):
         """All of atoms [Q, k] reach their smallest logit."""
