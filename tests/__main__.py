@@ -61,7 +61,9 @@ def main(arguments: list[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, 8)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))}
-    side_by_side = ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
+    # A file stays in one process, since its tests may look at one long run; files with slow tests come first.
+    by_file = ["--dist", "loadscope", "--no-loadscope-reorder"]
+    side_by_side = ["-n", str(workers), *by_file] if workers > 1 else []
     worst = 0
     for name, environment, chosen in passes():
         print(f"\n=== {name}", flush=True)

@@ -10,15 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from torch_state import restore, state  # noqa: E402
 
 
-# Files whose tests look at one long run: side by side, they stay in one process, which makes that run once.
-ONE_RUN = ("test_demo", "test_reproduce", "test_bench_certified")
-
-
-def pytest_itemcollected(item):
-    if item.path.stem in ONE_RUN:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def pytest_collection_modifyitems(items):
     """The slow ones first: side by side, none of them is left over when everything else is done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -120,7 +120,7 @@ def test_float32_error_of_large_logits(together, d):
     """Of 1e4 and more, whose rounding goes into 1/sum w^2; sixteen blocks of coordinates, or, without the
     filter, a row that no program holds.
     """
-    p = inputs(10, 12, d, 0.3, 10.0)
+    p = inputs(10, 6, d, 0.3, 10.0)
     assert far(p, by_launchers(p, together, ["posterior"])) == {}
 
 
@@ -178,8 +178,15 @@ READ = [(1, 70, 20, None), (3, 20, 20, None), (17, 12, 20, ("x", "y")), (64, 12,
 NAMES = ("x", "y", "alpha", "sigma", "log_prior")
 
 
-@pytest.mark.parametrize("B, N, d, name", [(*shape, n) for *shape, names in READ for n in names or NAMES])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "B, N, d, name, value",
+    [
+        (*shape, name, value)
+        for *shape, names in READ
+        for name in names or NAMES
+        for value in ([math.nan] if names else [math.nan, math.inf])
+    ],
+)
 def test_nan_in_nan_out(B, N, d, name, value):
     """Nothing synchronises: what cannot be used is not raised but shows, in the first query at least."""
     p = inputs(B, N, d, 1.0, 0.0)
