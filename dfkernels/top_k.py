@@ -43,8 +43,8 @@ def top_k(
             (`cloud.index()`), the same ones, certainly; the weights' normaliser may miss that part of the mass.
 
     Logits are computed in float64; weights have x's dtype. They carry no graph. Without a tolerance a call takes
-    about as long as one of `posterior`, and the first one of a cloud a second pass, for what later calls reuse
-    (8 bytes an atom).
+    up to twice as long as one of `posterior` for long atoms and many queries (d >= 784, B >= 16), and some ten
+    times as long at d = 8; the first one of a cloud a second pass, for what later calls reuse (8 bytes an atom).
 
     Raises TypeError or ValueError naming the argument.
     """

@@ -10,31 +10,12 @@ import pytest
 import torch
 from cases import OPS, floats, table
 from torch.func import grad, jvp, vjp, vmap
+from torch_state import default_dtype, deterministic
 
 from dfkernels import ops
 
 CASES = {op: next(c for c in table(op) if c.name in ("affine", "paper plain")) for op in OPS}
 KEPT = [next(c for c in table(op) if c.name == "kept prior") for op in ("posterior", "fisher_matvec")]
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 STATES = {

@@ -8,30 +8,11 @@ import numpy as np
 import pytest
 import torch
 from test_object import DIFFERENTIABLE, RESULTS
+from torch_state import default_dtype, deterministic
 
 import dfkernels as df
 from dfkernels import FisherOperator
 from dfkernels import fisher as fisher_module
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 STATES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import pickle
@@ -10,32 +9,13 @@ import pickle
 import pytest
 import torch
 from test_certified import gaussian, queries
+from torch_state import default_dtype, deterministic
 
 from dfkernels import _native, index
 from dfkernels.ops import kept_atoms
 
 N, D = 300, 160
 PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 STATES = {

@@ -1,6 +1,8 @@
-"""torch's state for the whole process: read, and set back."""
+"""torch's state for the whole process: read, set back, and set for a while."""
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 
@@ -31,3 +33,23 @@ def restore(saved: dict[str, object]) -> None:
     warn_only = saved["deterministic, warn only"]
     torch.use_deterministic_algorithms(saved["deterministic"], warn_only=warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = saved["fill uninitialized memory"]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
