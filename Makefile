@@ -12,7 +12,7 @@ export DFKERNELS_REQUIRE_NATIVE ?= 1
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/compiled
-	$(PY) -m dfkernels demo
+	$(PY) -m experiments demo
 
 # The whole suite, then parts of it on the other instruction sets and without the compiled part (tests/__main__.py).
 test: $(VENV)/compiled

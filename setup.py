@@ -1,4 +1,5 @@
-"""Only the compiled part: the metadata stand in pyproject.toml, the compilation in _build/native.py."""
+"""Only the compiled part: the metadata stand in pyproject.toml, the compilation in
+_build/native.py."""
 
 import os
 import sys
@@ -11,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build"))
 import native  # noqa: E402
 
-REASON = "_no_native.txt"  # read by dfkernels/_native.py
+REASON = "_no_native.txt"  # read by dfkernels/_torch/native.py
 
 
 class BuildNative(build_ext):
@@ -20,7 +21,9 @@ class BuildNative(build_ext):
     def run(self):
         package = Path("dfkernels") if self.inplace else Path(self.build_lib) / "dfkernels"
         try:
-            self.built = native.build(package, Path("build") / f"native-{sys.implementation.cache_tag}")
+            self.built = native.build(
+                package, Path("build") / f"native-{sys.implementation.cache_tag}"
+            )
             (package / REASON).unlink(missing_ok=True)
         except native.NoNative as why:
             stale = package / Path(self.get_ext_filename("_C")).name

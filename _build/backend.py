@@ -1,7 +1,8 @@
 """setuptools' build backend, which asks for torch only when the environment has none.
 
-An unpinned torch in build-system.requires would fetch gigabytes of CUDA into every isolated build, and then
-compile against another torch than the user's. Only its headers are needed, and those are on disk.
+An unpinned torch in build-system.requires would fetch gigabytes of CUDA into every isolated build,
+and then compile against another torch than the user's. Only its headers are needed, and those are
+on disk.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compiles csrc/ into dfkernels/_C with ninja; imports neither setuptools nor torch.
 
-Every csrc/*.cpp is compiled once, except simd_cpu.cpp: once per instruction set, each with its own table.
-The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from 2.10 on.
+Every csrc/*.cpp is compiled once, except simd_cpu.cpp: once per instruction set, each with its own
+table. The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from 2.10 on.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class NoNative(Exception):
 def environment_paths() -> list[Path]:
     """Where the target environment keeps its packages, also from inside pip's isolation.
 
-    pip builds with the environment's own interpreter and hides its packages by editing sys.path only, so that
-    sysconfig and site still tell the truth.
+    pip builds with the environment's own interpreter and hides its packages by editing sys.path
+    only, so that sysconfig and site still tell the truth.
     """
     paths = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib"), *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
@@ -98,7 +98,8 @@ def accepts(cxx: list[str], flags: list[str]) -> bool:
 
 
 def isa_levels(cxx: list[str]) -> list[str]:
-    """What simd_cpu.cpp is compiled for: base and, on x86-64, the levels that the compiler knows."""
+    """What simd_cpu.cpp is compiled for: base and, on x86-64, the levels that the compiler
+    knows."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [isa for isa, flags in ISAS.items() if not flags or (x86 and accepts(cxx, flags))]
 
@@ -119,7 +120,8 @@ def system_headers(*paths: Path | str) -> list[str]:
 
 
 def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) -> str:
-    """build.ninja that links `output`; headers are tracked through depfiles, flags through ninja's log."""
+    """build.ninja that links `output`; headers are tracked through depfiles, flags through ninja's
+    log."""
     try:
         import pybind11
     except ImportError:
@@ -130,14 +132,16 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(f"-DDFK_HAVE_{isa.upper()}=1" for isa in levels)]
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
     flags += [f"-I{ROOT / 'csrc'}"]
-    # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own, which some
-    # versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it needs none of torch's;
-    # an isolated build has pybind11 at a new path every time, and would else recompile everything.
+    # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own,
+    # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it
+    # needs none of torch's; an isolated build has pybind11 at a new path every time, and would else
+    # recompile everything.
     tensors = system_headers(torch / "include")
     module = system_headers(pybind11.get_include(), sysconfig.get_path("include"))
     module += [f'-DDFK_BUILD_{key}="{value}"' for key, value in info.items()]
     link = ["-shared", "-pthread", *shlex.split(os.environ.get("LDFLAGS", "")), f"-L{torch / 'lib'}"]
-    # No rpath: `import dfkernels` loads torch first, and the loader takes the libtorch_cpu that is there.
+    # No rpath: `import dfkernels` loads torch first, and the loader takes the libtorch_cpu that is
+    # there.
     libraries = ["-Wl,--as-needed", "-ltorch_cpu"]
 
     def escape(path: Path) -> str:

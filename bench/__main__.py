@@ -1,8 +1,10 @@
-"""python -m bench: every op and size against its peers and its floor, on the CPU, in about five minutes.
+"""python -m bench: every op and size against its peers and its floor, on the CPU, in about five
+minutes.
 
-All contenders of a case run in turn, round after round, in this process; a row reports medians. A case whose result is wrong
-is refused. Writes bench/results/cpu.csv and the tables of README.md.
+All contenders of a case run in turn, round after round, in this process; a row reports medians. A
+case whose result is wrong is refused. Writes bench/results/cpu.csv and the tables of README.md.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +22,8 @@ from pathlib import Path
 import torch
 
 import dfkernels as df
-from dfkernels import _native
-from dfkernels.experiments.page.text import processor
+from dfkernels._torch import native
+from experiments.page.text import processor
 
 from . import table
 from .cases import CHAINS, NOISE, SIZES, Case, ChainCase, atoms
@@ -38,8 +40,8 @@ def run(function, inputs) -> float:
 
 
 def check(case: Case | ChainCase) -> None:
-    """Refuses a wrong result: the last query against float64 by differences; of 64 chains the median error (near the
-    borders between the atoms' basins a chain amplifies its rounding)."""
+    """Refuses a wrong result: the last query against float64 by differences; of 64 chains the
+    median error (near the borders between the atoms' basins a chain amplifies its rounding)."""
     inputs = case.inputs
     if case.op == "transport_chain":
         some = {**inputs, "x": inputs["x"][-64:]}
@@ -52,7 +54,9 @@ def check(case: Case | ChainCase) -> None:
     for rows in case.y.split(2000):
         logits.append(-((x - rows.double()) / sigma).square().sum(1) / 2)
     weights = torch.softmax(torch.cat(logits), 0)
-    mean = sum(w @ rows.double() for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True))
+    mean = sum(
+        w @ rows.double() for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True)
+    )
     for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True):
         t = (rows.double() - mean) / sigma
         sums.append((w * t.square().sum(1)).sum() if case.op == "posterior" else (w * (t @ v)) @ t)
@@ -64,31 +68,63 @@ def check(case: Case | ChainCase) -> None:
 
 def refuse(case: Case | ChainCase, error: float, limit: float) -> None:
     if not error < limit:
-        sys.exit(f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: relative error {error:.1e}; nothing is timed")
+        sys.exit(
+            f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: relative error {error:.1e}; nothing is timed"
+        )
 
 
-def measure_case(case: Case | ChainCase, functions: dict, rates: dict[str, float], rounds: int) -> dict:
+def measure_case(
+    case: Case | ChainCase, functions: dict, rates: dict[str, float], rounds: int
+) -> dict:
     check(case)
     ours = getattr(df.ops, case.op)
     times = {name: [] for name in ("dfkernels", *functions)}
     for warm in (True, *[False] * rounds):
         for name in times:
-            took = run(ours, case.inputs) if name == "dfkernels" else run(functions[name], case.peer_inputs)
+            took = (
+                run(ours, case.inputs)
+                if name == "dfkernels"
+                else run(functions[name], case.peer_inputs)
+            )
             if not warm:
                 times[name].append(took)
     median = {name: statistics.median(t) for name, t in times.items()}
     best = min((n for n in median if n != "dfkernels"), key=median.get)
     least, bound = floor(case, rates)
-    return {"op": case.op, "B": case.B, "N": case.N, "d": case.d, "noise": case.noise, "sigma": f"{case.sigma_value:.3g}",
-            "ess": f"{case.ess:.0f}", **{f"{n}_ms": f"{median[n] * 1e3:.3f}" if n in median else "" for n in table.CONTENDERS},
-            "floor_ms": f"{least * 1e3:.3f}", "bound": bound, "time_over_floor": f"{median['dfkernels'] / least:.3f}",
-            "best_peer": best, "speedup": f"{median[best] / median['dfkernels']:.3f}"}
+    return {
+        "op": case.op,
+        "B": case.B,
+        "N": case.N,
+        "d": case.d,
+        "noise": case.noise,
+        "sigma": f"{case.sigma_value:.3g}",
+        "ess": f"{case.ess:.0f}",
+        **{f"{n}_ms": f"{median[n] * 1e3:.3f}" if n in median else "" for n in table.CONTENDERS},
+        "floor_ms": f"{least * 1e3:.3f}",
+        "bound": bound,
+        "time_over_floor": f"{median['dfkernels'] / least:.3f}",
+        "best_peer": best,
+        "speedup": f"{median[best] / median['dfkernels']:.3f}",
+    }
 
 
 def machine(threads: int, rates: dict[str, float]) -> dict:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
-    return {"cpu": processor(), "threads": threads, "isa": _native.module.isa(), "torch": torch.__version__, "dfkernels": df.__version__,
-            "commit": commit.stdout.strip(), "date": date.today().isoformat(), **{k: f"{v:.1f}" for k, v in rates.items()}}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+    )
+    return {
+        "cpu": processor(),
+        "threads": threads,
+        "isa": native.module.isa(),
+        "torch": torch.__version__,
+        "dfkernels": df.__version__,
+        "commit": commit.stdout.strip(),
+        "date": date.today().isoformat(),
+        **{k: f"{v:.1f}" for k, v in rates.items()},
+    }
 
 
 def cases(indices) -> Iterator[Case | ChainCase]:
@@ -104,12 +140,20 @@ def cases(indices) -> Iterator[Case | ChainCase]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of every case (default 7)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="timed rounds of every case (default 7)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--sizes", type=int, nargs="*", default=range(len(SIZES)), help=f"which of {SIZES}; writes nothing")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=range(len(SIZES)),
+        help=f"which of {SIZES}; writes nothing",
+    )
     args = parser.parse_args()
-    if not _native.available:
-        sys.exit(f"the compiled part is not loaded: {_native.reason}")
+    if not native.available:
+        sys.exit(f"the compiled part is not loaded: {native.reason}")
     torch.set_num_threads(args.threads)
     torch._dynamo.config.recompile_limit = 4 * len(SIZES)
     rates = measure(args.threads)
@@ -117,12 +161,17 @@ def main() -> None:
     rows, about = [], machine(args.threads, rates)
     with torch.no_grad():
         for case in cases(args.sizes):
-            rounds = min(args.rounds, 3) if case.op == "transport_chain" else args.rounds  # its peer takes seconds
+            rounds = (
+                min(args.rounds, 3) if case.op == "transport_chain" else args.rounds
+            )  # its peer takes seconds
             row = measure_case(case, contenders(case.op), rates, rounds)
             rows.append({**row, **about})
-            print(f"{case.op:15s} B={case.B:<5d} N={case.N:<7d} d={case.d:<5d} {case.noise:5s} "
-                  f"{float(row['dfkernels_ms']):9.2f} ms  {row['time_over_floor']} x floor ({row['bound']})  "
-                  f"{row['speedup']} x faster than {row['best_peer']}", flush=True)
+            print(
+                f"{case.op:15s} B={case.B:<5d} N={case.N:<7d} d={case.d:<5d} {case.noise:5s} "
+                f"{float(row['dfkernels_ms']):9.2f} ms  {row['time_over_floor']} x floor ({row['bound']})  "
+                f"{row['speedup']} x faster than {row['best_peer']}",
+                flush=True,
+            )
     for line in table.summary(rows):
         print(line)
     if len(args.sizes) == len(SIZES):

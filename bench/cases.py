@@ -1,8 +1,10 @@
 """What is measured: problem sizes, the data, and the least work each case can be done with.
 
-Every size runs at two noise levels. low: sigma = 0.2 with data of unit spread, one atom carries all the weight. high: more than
-half of the atoms do; nothing can be skipped, which is the worst case for us and the same to the peers.
+Every size runs at two noise levels. low: sigma = 0.2 with data of unit spread, one atom carries all
+the weight. high: more than half of the atoms do; nothing can be skipped, which is the worst case
+for us and the same to the peers.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,8 +15,16 @@ import torch
 
 from dfkernels import ops
 
-SIZES = [(1, 50_000, 3072), (8, 50_000, 3072), (64, 50_000, 3072), (1, 100_000, 4096), (256, 50_000, 784), (1024, 10_000, 64),
-         (4096, 10_000, 2), (64, 20_000, 192)]
+SIZES = [
+    (1, 50_000, 3072),
+    (8, 50_000, 3072),
+    (64, 50_000, 3072),
+    (1, 100_000, 4096),
+    (256, 50_000, 784),
+    (1024, 10_000, 64),
+    (4096, 10_000, 2),
+    (64, 20_000, 192),
+]
 NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
 CHAINS = [(4096, 3, 2), (4096, 64, 16)]
 STEPS = 1000
@@ -72,7 +82,8 @@ class Case:
 
 @dataclass
 class ChainCase:
-    """Float32 chains of STEPS steps at sigma from 1 to 0.02 over normal atoms of spread 0.5; alpha = 1."""
+    """Float32 chains of STEPS steps at sigma from 1 to 0.02 over normal atoms of spread 0.5; alpha
+    = 1."""
 
     B: int
     N: int
@@ -86,7 +97,12 @@ class ChainCase:
     def inputs(self) -> dict[str, torch.Tensor]:
         x = torch.randn(self.B, self.d, generator=torch.Generator().manual_seed(1))
         sigma = torch.logspace(0, math.log10(self.sigma_value), STEPS + 1, dtype=torch.float64)
-        return {"x": x, "y": 0.5 * atoms(self.N, self.d), "alpha": torch.ones_like(sigma), "sigma": sigma}
+        return {
+            "x": x,
+            "y": 0.5 * atoms(self.N, self.d),
+            "alpha": torch.ones_like(sigma),
+            "sigma": sigma,
+        }
 
     @property
     def peer_inputs(self) -> dict[str, torch.Tensor]:
@@ -100,7 +116,12 @@ class ChainCase:
     @property
     def flops(self) -> int:
         """Logits, mean, the symmetric covariance, C A."""
-        return 2 * STEPS * self.B * (2 * self.N * self.d + self.N * self.d * (self.d + 1) // 2 + self.d**3)
+        return (
+            2
+            * STEPS
+            * self.B
+            * (2 * self.N * self.d + self.N * self.d * (self.d + 1) // 2 + self.d**3)
+        )
 
     @property
     def exps(self) -> int:

@@ -1,10 +1,11 @@
-"""python -m bench.certified: certified sparse evaluation against the dense op and faiss, on the CPU.
+"""python -m bench.certified: certified sparse evaluation against the dense op and faiss, on the
+CPU.
 
 log_prob, denoised and tr F of batches of noisy atoms at nine noise levels, by DiffusionFisher with
-tolerance=None and tolerance=1e-6, in turn, batch after batch; the k nearest atoms by faiss-cpu (if installed)
-on the same batches; sampling trajectories; and what the index costs. A wrong result is refused. Writes
-bench/results/certified.csv, docs/images/certified-*.png and README's block; Ctrl-C leaves the rows so far in
-certified.part.csv.
+tolerance=None and tolerance=1e-6, in turn, batch after batch; the k nearest atoms by faiss-cpu (if
+installed) on the same batches; sampling trajectories; and what the index costs. A wrong result is
+refused. Writes bench/results/certified.csv, docs/images/certified-*.png and README's block; Ctrl-C
+leaves the rows so far in certified.part.csv.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import torch
 from torch import Tensor
 
 import dfkernels as df
-from dfkernels import _native
-from dfkernels._progress import Progress
-from dfkernels.experiments.page import extra
+from dfkernels._io.progress import Progress
+from dfkernels._torch import native
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.samplers import sample
+from experiments.page import extra
 
 from . import table
 from .__main__ import machine
@@ -49,10 +50,25 @@ ULP = 2.0**-23  # of float32, in which all is computed
 IMAGES = table.ROOT / "docs" / "images"
 COLUMNS = (
     ("kind", "data", "N", "d", "B", "batches", "schedule", "step", "alpha", "sigma")
-    + ("dense_ms", "certified_ms", "ratio", "ratio_of_totals", "atoms_read", "dropped_mass", "log_prob")
+    + (
+        "dense_ms",
+        "certified_ms",
+        "ratio",
+        "ratio_of_totals",
+        "atoms_read",
+        "dropped_mass",
+        "log_prob",
+    )
     + ("dense_log_prob_error", "certified_log_prob_error", "log_prob_bound")
     + ("dense_mean_error", "certified_mean_error", "mean_bound", "samples_apart", "states_apart")
-    + ("k", "faiss_ms", "faiss_search_ms", "faiss_missing_mass", "faiss_log_prob_error", "faiss_mean_error")
+    + (
+        "k",
+        "faiss_ms",
+        "faiss_search_ms",
+        "faiss_missing_mass",
+        "faiss_log_prob_error",
+        "faiss_mean_error",
+    )
     + ("build_s", "index_share")
 )
 Row = dict[str, object]
@@ -66,7 +82,9 @@ class Values(NamedTuple):
     trace: Tensor
 
 
-def fisher(x: Tensor, cloud: df.PointCloud, sigma: float, tolerance: float | None) -> df.DiffusionFisher:
+def fisher(
+    x: Tensor, cloud: df.PointCloud, sigma: float, tolerance: float | None
+) -> df.DiffusionFisher:
     return df.DiffusionFisher(x, cloud, 1.0, sigma, tolerance=tolerance)
 
 
@@ -101,10 +119,12 @@ class Nearest:
 
 
 class Truth:
-    """log_prob, mean and all weights of some queries in float64, alpha = 1: two passes over the atoms."""
+    """log_prob, mean and all weights of some queries in float64, alpha = 1: two passes over the
+    atoms."""
 
     def __init__(self, y: Tensor, x: Tensor, sigma: Tensor) -> None:
-        """y [N, d], x [Q, d], sigma [Q]; all queries together, so that y is converted twice only."""
+        """y [N, d], x [Q, d], sigma [Q]; all queries together, so that y is converted twice
+        only."""
         x, variance = x.double(), sigma.double()[:, None] ** 2
         logits = torch.empty(len(x), len(y), dtype=torch.float64)
         # the expanded form: in float64, |x|^2 2^-53 / sigma^2 is 1e-9 at the least sigma
@@ -133,7 +153,9 @@ class Truth:
         return self.weights[q].scatter(1, atoms, 0.0).sum(1)
 
 
-def in_turn(contenders: dict[str, Callable], batches: list[Tensor], *args) -> dict[str, list[float]]:
+def in_turn(
+    contenders: dict[str, Callable], batches: list[Tensor], *args
+) -> dict[str, list[float]]:
     """Seconds of every contender and batch; the first batch is warm-up."""
     times = {name: [] for name in contenders}
     for x in batches:
@@ -207,7 +229,9 @@ def level(
     }
 
 
-def nearest_level(nearest: Nearest, sigma: float, batches: list[Tensor], truth: Truth, q: slice) -> Row:
+def nearest_level(
+    nearest: Nearest, sigma: float, batches: list[Tensor], truth: Truth, q: slice
+) -> Row:
     times = in_turn({"all": nearest.values, "search": nearest.search}, batches, sigma)
     log_prob, mean, atoms = nearest.values(batches[-1], sigma)
     errors = truth.errors(log_prob, mean, q)
@@ -222,8 +246,8 @@ def nearest_level(nearest: Nearest, sigma: float, batches: list[Tensor], truth: 
 
 
 def walk(cloud: df.PointCloud, schedule, t: Tensor, x: Tensor, tolerance: float | None):
-    """(seconds of each evaluation, the states at t, the sample): DDIM along t, then x_0 from the last state.
-    With EDM that is Euler's method, its step to sigma = 0 included.
+    """(seconds of each evaluation, the states at t, the sample): DDIM along t, then x_0 from the
+    last state. With EDM that is Euler's method, its step to sigma = 0 included.
     """
     ideal = Denoiser.exact(cloud, schedule, tolerance=tolerance)
     stamps = [time.perf_counter()]
@@ -252,7 +276,9 @@ def trajectory(
             if start:  # the first is warm-up
                 times[contender].append(took)
         samples_apart.append(apart(samples["certified"], samples["dense"]))
-        states_apart += [apart(a, b) for a, b in zip(paths["certified"], paths["dense"], strict=True)]
+        states_apart += [
+            apart(a, b) for a, b in zip(paths["certified"], paths["dense"], strict=True)
+        ]
         step()
     here = {"schedule": name, "batches": starts}
     for i, (now, state) in enumerate(zip(t, paths["certified"], strict=True)):
@@ -308,7 +334,9 @@ def measured(data: Data, threads: int, bar: Progress) -> Iterator[Row]:
         yield {**here, **row}
     del nearest
     if data.steps:
-        yield from ({**here, **row} for row in trajectories(cloud, data, lambda: bar.step(f"{name}: paths")))
+        yield from (
+            {**here, **row} for row in trajectories(cloud, data, lambda: bar.step(f"{name}: paths"))
+        )
 
 
 def units(data: Data) -> int:
@@ -328,18 +356,29 @@ def shown(row: Row) -> str:
 
 
 def run(quick: bool, threads: int, csv_path: Path) -> list[dict]:
-    """Measures everything. Rows go to a .part.csv as they come, which becomes the CSV at the end."""
+    """Measures everything. Rows go to a .part.csv as they come, which becomes the CSV at the
+    end."""
     if faiss is None:
         print("faiss is not installed (pip install faiss-cpu): no top-k peer", flush=True)
     wanted = data_sets(quick)
     for data in wanted:
         if not available(data):
-            print(f"{data.needs} is not installed (pip install {data.needs}): no {data.name}", flush=True)
+            print(
+                f"{data.needs} is not installed (pip install {data.needs}): no {data.name}",
+                flush=True,
+            )
     wanted = [data for data in wanted if available(data)]
-    about = machine(threads, {}) | {"tolerance": TOLERANCE, "faiss": faiss.__version__ if faiss else ""}
+    about = machine(threads, {}) | {
+        "tolerance": TOLERANCE,
+        "faiss": faiss.__version__ if faiss else "",
+    }
     partial = csv_path.with_suffix(".part.csv")
     total = sum(map(units, wanted))
-    with partial.open("w", newline="") as file, Progress("bench.certified", total) as bar, torch.no_grad():
+    with (
+        partial.open("w", newline="") as file,
+        Progress("bench.certified", total) as bar,
+        torch.no_grad(),
+    ):
         writer = csv.DictWriter(file, [*COLUMNS, *about])
         writer.writeheader()
         stopped = []
@@ -363,14 +402,20 @@ def run(quick: bool, threads: int, csv_path: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.certified", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, seconds; writes to out/certified")
-    parser.add_argument("--out", type=Path, help="a folder for CSV and figures; README stays as it is")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.certified", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, seconds; writes to out/certified"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="a folder for CSV and figures; README stays as it is"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--draw", action="store_true", help="only figures and README, from the CSV")
     args = parser.parse_args()
-    if not _native.available:
-        sys.exit(f"the compiled part is not loaded: {_native.reason}")
+    if not native.available:
+        sys.exit(f"the compiled part is not loaded: {native.reason}")
     extra.require()
     from .certified_figure import draw
 

@@ -16,7 +16,9 @@ SIGMA = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 @dataclass(frozen=True)
 class Data:
     name: str
-    load: Callable[[], Tensor]  # called when its turn comes: two large clouds need not be in memory together
+    load: Callable[
+        [], Tensor
+    ]  # called when its turn comes: two large clouds need not be in memory together
     sigma: tuple[float, ...] = SIGMA
     batches: int = 9
     k: int = 2000  # neighbours that the top-k peer takes
@@ -32,7 +34,9 @@ def patches(N: int, size: int = 32) -> Tensor:
     rows, columns = (n - size + 1 for n in images[0].shape[:2])
     at = np.random.default_rng(0).choice(len(images) * rows * columns, N, replace=False)
     y = np.empty((N, size, size, 3), np.float32)
-    for n, (which, i, j) in enumerate(zip(*np.unravel_index(at, (len(images), rows, columns)), strict=True)):
+    for n, (which, i, j) in enumerate(
+        zip(*np.unravel_index(at, (len(images), rows, columns)), strict=True)
+    ):
         y[n] = images[which][i : i + size, j : j + size]
     return torch.from_numpy(y.reshape(N, -1))
 

@@ -1,4 +1,5 @@
-"""The figure of bench.certified: time and atoms read against the noise level, for a light and a dark page."""
+"""The figure of bench.certified: time and atoms read against the noise level, for a light and a
+dark page."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dfkernels.experiments.page.theme import DARK, LIGHT, Theme
+from experiments.page.theme import DARK, LIGHT, Theme
 
 WIDTHS = (2.0, 1.0)  # of the smaller cloud and the larger
 SHOWN = 1e-3  # a smaller share of the weight that the k nearest atoms miss is not written down
@@ -17,7 +18,7 @@ SHOWN = 1e-3  # a smaller share of the weight that the k nearest atoms miss is n
 
 def draw(rows: list[dict], folder: Path) -> None:
     """certified-light.png and certified-dark.png."""
-    from dfkernels.experiments.page.theme import png
+    from experiments.page.theme import png
 
     for theme in (LIGHT, DARK):
         picture = png(lambda theme=theme: figure(rows, theme), theme, 150)
@@ -31,7 +32,7 @@ def figure(rows: list[dict], theme: Theme) -> Figure:
     for N, width in zip(clouds, WIDTHS, strict=False):
         cloud = [r for r in rows if int(r["N"]) == N]
         times(left, cloud, theme, width)
-        atoms(right, cloud, theme, width, last=N == clouds[-1])
+        atoms(right, cloud, theme, width, last=clouds[-1] == N)
     for axis in (left, right):
         axis.set(xscale="log", yscale="log", xlabel="noise level σ")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -63,7 +64,12 @@ def times(axis: Axes, rows: list[dict], theme: Theme, width: float) -> None:
     for name, colour in zip(("dense", "certified", "faiss"), theme.series, strict=True):
         if name != "faiss" or rows[0]["k"]:
             axis.plot(
-                sigma, column(rows, f"{name}_ms"), "o-", color=colour, linewidth=width, markersize=2 * width
+                sigma,
+                column(rows, f"{name}_ms"),
+                "o-",
+                color=colour,
+                linewidth=width,
+                markersize=2 * width,
             )
 
 
@@ -72,7 +78,14 @@ def atoms(axis: Axes, rows: list[dict], theme: Theme, width: float, last: bool) 
     dense, certified, nearest = theme.series
     sigma, N = column(rows, "sigma"), float(rows[0]["N"])
     axis.plot(sigma, [N] * len(rows), color=dense, linewidth=width)
-    axis.plot(sigma, column(rows, "atoms_read"), "o-", color=certified, linewidth=width, markersize=2 * width)
+    axis.plot(
+        sigma,
+        column(rows, "atoms_read"),
+        "o-",
+        color=certified,
+        linewidth=width,
+        markersize=2 * width,
+    )
     if not rows[0]["k"]:
         return
     k = float(rows[0]["k"])
@@ -80,8 +93,17 @@ def atoms(axis: Axes, rows: list[dict], theme: Theme, width: float, last: bool) 
     missed = [(sigma, float(r["faiss_missing_mass"])) for sigma, r in zip(sigma, rows, strict=True)]
     missed = [(sigma, share) for sigma, share in missed if share > SHOWN]
     if last and missed:
-        box = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1}  # the grid does not run through
-        place = {"xycoords": ("data", "axes fraction"), "color": nearest, "fontsize": 8, "bbox": box}
+        box = {
+            "facecolor": theme.paper,
+            "edgecolor": "none",
+            "pad": 1,
+        }  # the grid does not run through
+        place = {
+            "xycoords": ("data", "axes fraction"),
+            "color": nearest,
+            "fontsize": 8,
+            "bbox": box,
+        }
         for sigma, share in missed:
             text = f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
             axis.annotate(text, (sigma, 0.05), ha="center", **place)

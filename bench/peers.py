@@ -1,10 +1,12 @@
 """What people use today, at its best: norms |y|^2 are handed over ready and not timed.
 
 gemm     addmm, softmax, mm: everything that we compute, in the expanded (cancelling) form
-sdpa     scaled_dot_product_attention's CPU kernel with a bias and its log-sum-exp: log_prob and mean only, one sigma a call
+sdpa     scaled_dot_product_attention's CPU kernel with a bias and its log-sum-exp: log_prob and
+mean only, one sigma a call
 compile  torch.compile of gemm
 torch    transport_chain's reference: batched differences and a softmax, step by step
 """
+
 from __future__ import annotations
 
 from functools import cache
@@ -16,18 +18,31 @@ from dfkernels.ops.transport_chain import reference as transport_chain_reference
 
 def posterior_gemm(x, y, alpha, sigma, y_norm):
     precision = 1 / sigma**2
-    logits = torch.addmm(-(alpha**2 * precision / 2)[:, None] * y_norm, x * (alpha * precision)[:, None], y.T)
+    logits = torch.addmm(
+        -(alpha**2 * precision / 2)[:, None] * y_norm, x * (alpha * precision)[:, None], y.T
+    )
     weights = torch.softmax(logits, 1)
     mean = weights @ y
     d = x.shape[1]
-    log_prob = torch.logsumexp(logits, 1) - (x * x).sum(1) * precision / 2 + d / 2 * torch.log(precision / (2 * torch.pi))
+    log_prob = (
+        torch.logsumexp(logits, 1)
+        - (x * x).sum(1) * precision / 2
+        + d / 2 * torch.log(precision / (2 * torch.pi))
+    )
     spread = weights @ y_norm - (mean * mean).sum(1)
-    return log_prob, mean, (d - alpha**2 * precision * spread) * precision, 1 / (weights * weights).sum(1)
+    return (
+        log_prob,
+        mean,
+        (d - alpha**2 * precision * spread) * precision,
+        1 / (weights * weights).sum(1),
+    )
 
 
 def fisher_matvec_gemm(x, y, v, alpha, sigma, y_norm):
     precision = 1 / sigma**2
-    logits = torch.addmm(-(alpha**2 * precision / 2)[:, None] * y_norm, x * (alpha * precision)[:, None], y.T)
+    logits = torch.addmm(
+        -(alpha**2 * precision / 2)[:, None] * y_norm, x * (alpha * precision)[:, None], y.T
+    )
     weights = torch.softmax(logits, 1)
     along = v @ y.T
     along = weights * (along - (weights * along).sum(1, keepdim=True))
@@ -38,7 +53,9 @@ def posterior_sdpa(x, y, alpha, sigma, y_norm):
     precision = 1 / sigma[0] ** 2
     bias = (-(alpha[0] ** 2) * precision / 2 * y_norm).view(1, 1, 1, -1).expand(1, 1, len(x), -1)
     query, key = (x * (alpha[0] * precision)).view(1, 1, *x.shape), y.view(1, 1, *y.shape)
-    mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key, attn_mask=bias, scale=1.0)
+    mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, key, attn_mask=bias, scale=1.0
+    )
     return lse, mean
 
 

@@ -1,8 +1,8 @@
 """python -m bench.triton_budget: what every Triton kernel takes of a GPU, found without one.
 
-Records what the launchers launch, on tensors without a device, compiles it for four compute capabilities and
-writes registers, spills and shared memory to bench/results/triton_budget.csv, the budget that
-tests/test_triton_compile.py keeps them to.
+Records what the launchers launch, on tensors without a device, compiles it for four compute
+capabilities and writes registers, spills and shared memory to bench/results/triton_budget.csv, the
+budget that tests/test_triton_compile.py keeps them to.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ KEY = ("triton", "file", "kernel", "cc")
 COUNTS = ("registers", "stack", "loop_spills", "shared")
 
 
-# op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called, and whether
-# with a log_prior: one for every configuration that it chooses.
+# op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called,
+# and whether with a log_prior: one for every configuration that it chooses.
 SINGLE, DOUBLE = torch.float32, torch.float64
 CLOUDS = [
     ((1, 100_000, 3072, 1), SINGLE, SINGLE, False),
@@ -49,13 +49,17 @@ CLOUDS = [
 ]
 WIDE = [cloud for cloud in CLOUDS if cloud[1] == cloud[2]]
 CALLS = {
-    # narrow atoms change only what a load is: not in every op, nor small d where only a merge is new
+    # narrow atoms change only what a load is: not in every op, nor small d where only a merge is
+    # new
     "posterior": CLOUDS,
     "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
     "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
     "fisher_dense": [cloud for cloud in WIDE if cloud[0][0] * cloud[0][2] ** 2 < 2**26],
     "endpoint_matvec": [
-        *((shape, SINGLE) for shape in ((64, 65_536, 1), (256, 12_288, 1), (4096, 3072, 4), (65_536, 2, 1))),
+        *(
+            (shape, SINGLE)
+            for shape in ((64, 65_536, 1), (256, 12_288, 1), (4096, 3072, 4), (65_536, 2, 1))
+        ),
         *((shape, DOUBLE) for shape in ((8, 65_536, 1), (256, 3072, 1), (65_536, 2, 1))),
     ],
     "matched_trace": [
@@ -120,15 +124,22 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
 
 def screened(new, x, y, level, log_prior, scale, offset):
     """What `screen` takes: queries and the tensors of an index of y."""
-    from dfkernels.index import has_tail
-    from dfkernels.ops.kept_atoms.cascade import Queries
-    from dfkernels.ops.kept_atoms.fields import FIELDS, TILE
+    from dfkernels.certified.cascade import Queries
+    from dfkernels.certified.fields import FIELDS, TILE
+    from dfkernels.certified.index import has_tail
 
     (N, d), long = y.shape, has_tail(y.shape[1], y.element_size())
-    sizes = {"N": N, "d": d, "K": min(32, d // 4), "tiles": triton.cdiv(N, TILE), "levels": 1 + long}
+    sizes = {
+        "N": N,
+        "d": d,
+        "K": min(32, d // 4),
+        "tiles": triton.cdiv(N, TILE),
+        "levels": 1 + long,
+    }
     sizes |= {"tails": N * long, "padded": d * long}
     index = {
-        name: new(*(sizes.get(n, n) for n in field.shape), dtype=field.dtype) for name, field in FIELDS.items()
+        name: new(*(sizes.get(n, n) for n in field.shape), dtype=field.dtype)
+        for name, field in FIELDS.items()
     }
     s = Queries(x, y, level, level, log_prior, scale, offset, index, 24.0)
     names = ("basis", "step", "first", "tail", "size", "scales", "rest", "shift")
@@ -148,19 +159,24 @@ def kind(value) -> str:
 
 
 def recorded(kernel, values, options) -> Launch:
-    """With what Triton derives from the arguments: ones are constants, multiples of 16 are known to be."""
+    """With what Triton derives from the arguments: ones are constants, multiples of 16 are known to
+    be."""
     given = dict(zip(kernel.arg_names, values, strict=False)) | options
     options = {k: given.pop(k) for k in options if k not in kernel.arg_names}
     fixed = [p.name for p in kernel.params if p.is_constexpr]
-    constants = {k: v for k, v in given.items() if k in fixed or v is None or type(v) is int and v == 1}
+    constants = {
+        k: v for k, v in given.items() if k in fixed or v is None or (type(v) is int and v == 1)
+    }
     signature = {k: "constexpr" if k in constants else kind(given[k]) for k in kernel.arg_names}
-    aligned = [k for k, v in given.items() if signature[k][0] == "*" or type(v) is int and v % 16 == 0]
+    aligned = [
+        k for k, v in given.items() if signature[k][0] == "*" or (type(v) is int and v % 16 == 0)
+    ]
     return Launch(kernel, signature, constants, [k for k in aligned if k not in constants], options)
 
 
 def launches(cc: int) -> dict[tuple[str, str], Launch]:
     """What the launchers run on a GPU of compute capability cc, by file and name."""
-    from dfkernels.ops import _triton
+    from dfkernels.ops.common.triton import device
 
     found = {}
 
@@ -168,8 +184,8 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
         launch = recorded(kernel, values, options)
         found.setdefault((kernel.__module__.removeprefix("dfkernels.ops."), launch.name), launch)
 
-    devices = {90: _triton.DEVICES[cc]}  # the one of tensors that are on no GPU
-    with mock.patch.object(JITFunction, "run", run), mock.patch.dict(_triton.DEVICES, devices):
+    devices = {90: device.DEVICES[cc]}  # the one of tensors that are on no GPU
+    with mock.patch.object(JITFunction, "run", run), mock.patch.dict(device.DEVICES, devices):
         for op, calls in CALLS.items():
             module = importlib.import_module(f"dfkernels.ops.{op}.triton")
             launcher = getattr(module, LAUNCHERS.get(op, "launch"))
@@ -184,7 +200,9 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
 def compiled(launch: Launch, cc: int):
     names = launch.kernel.arg_names
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned}
-    source = triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, attributes)
+    source = triton.compiler.ASTSource(
+        launch.kernel, launch.signature, launch.constants, attributes
+    )
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=launch.options)
 
 
@@ -195,7 +213,8 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def loop_spills(sass: str) -> int:
-    """Instructions that touch local memory in innermost loops: from a backward branch's target to it."""
+    """Instructions that touch local memory in innermost loops: from a backward branch's target to
+    it."""
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
     loops = []
     for at, text in lines:
@@ -224,7 +243,9 @@ def measure_here(cc: int) -> list[dict]:
     for (file, name), launch in launches(cc).items():
         try:
             used = resources(compiled(launch, cc))
-            rows.append({"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used})
+            rows.append(
+                {"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used}
+            )
         except Exception as error:
             errors.append(f"{file}, {name}, cc {cc}: {error}")
     if errors:
@@ -240,9 +261,19 @@ def measure(capabilities=CAPABILITIES) -> list[dict]:
         running = []
         for cc in capabilities:
             out, log = Path(folder, f"{cc}.json"), Path(folder, f"{cc}.log")
-            command = [sys.executable, "-m", "bench.triton_budget", "--cc", str(cc), "--out", str(out)]
+            command = [
+                sys.executable,
+                "-m",
+                "bench.triton_budget",
+                "--cc",
+                str(cc),
+                "--out",
+                str(out),
+            ]
             with log.open("w") as file:
-                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file)
+                process = subprocess.Popen(
+                    command, env=environment, cwd=ROOT, stdout=file, stderr=file
+                )
             running.append((process, out, log))
         rows = []
         for process, out, log in running:
@@ -254,7 +285,9 @@ def measure(capabilities=CAPABILITIES) -> list[dict]:
 
 def read(path: Path = BUDGET) -> list[dict]:
     with path.open(newline="") as file:
-        return [{**row, **{k: int(row[k]) for k in ("cc", *COUNTS)}} for row in csv.DictReader(file)]
+        return [
+            {**row, **{k: int(row[k]) for k in ("cc", *COUNTS)}} for row in csv.DictReader(file)
+        ]
 
 
 def write(rows: list[dict], path: Path = BUDGET) -> None:

@@ -1,5 +1,5 @@
-"""dfkernels: exact zero-, first- and second-order information of a diffused point cloud, fast, on CPU and
-CUDA.
+"""dfkernels: exact zero-, first- and second-order information of a diffused point cloud, fast, on
+CPU and CUDA.
 
 Importing it registers torch.ops.dfkernels.
 """
@@ -7,10 +7,10 @@ Importing it registers torch.ops.dfkernels.
 from __future__ import annotations
 
 from . import methods, ops, schedule
-from ._operator import FisherOperator
+from ._top_k import TopK, top_k
 from .cloud import PointCloud
 from .fisher import DiffusionFisher
-from .top_k import TopK, top_k
+from .linalg.operator import FisherOperator
 
 __all__ = [
     "DiffusionFisher",

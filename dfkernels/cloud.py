@@ -11,34 +11,38 @@ import torch
 from numpy import ma
 from torch import Tensor
 
-from . import _check, _files, _heaviest, index
-from ._object import Object, Watched, plain
+from ._io import files
+from ._torch import check
+from ._torch.objects import Object, Watched, plain
+from .certified import heaviest, index
 
 __all__ = ["PointCloud"]
 
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
-_BLOCK = 1 << 22  # elements looked at together; bounds the memory of a check on a memory-mapped array
+_BLOCK = (
+    1 << 22
+)  # elements looked at together; bounds the memory of a check on a memory-mapped array
 
 
 class PointCloud(Object):
     """Immutable set of N atoms y_i = scale * y[i] + offset with log weights log pi_i.
 
     Args:
-        y: [N, *E], N >= 1, a tensor or numpy array (a memory map stays one); float64/32/16, bfloat16 or
-            uint8.
-        log_prior: [N] floating, or None for uniform. Need not be normalised; -inf masks an atom, whatever it
-            holds, NaN included; at least one is finite.
-        scale, offset: finite numbers that map the stored values to the data, e.g. scale=2/255, offset=-1 for
-            uint8 images.
+        y: [N, *E], N >= 1, a tensor or numpy array (a memory map stays one); float64/32/16,
+            bfloat16 or uint8.
+        log_prior: [N] floating, or None for uniform. Need not be normalised; -inf masks an atom,
+            whatever it holds, NaN included; at least one is finite.
+        scale, offset: finite numbers that map the stored values to the data, e.g. scale=2/255,
+            offset=-1 for uint8 images.
 
-    The constructor looks at every value once, in blocks, so that no later call has to. It keeps y without
-    copying if y is contiguous, in the machine's byte order and no inference tensor. If you change y or
-    log_prior in place afterwards, the next use raises RuntimeError; a change of the memory of a numpy array,
-    or through `.data`, goes unseen, and the results are then wrong. Both are detached: for derivatives with
-    respect to the atoms or their weights call the ops.
+    The constructor looks at every value once, in blocks, so that no later call has to. It keeps y
+    without copying if y is contiguous, in the machine's byte order and no inference tensor. If you
+    change y or log_prior in place afterwards, the next use raises RuntimeError; a change of the
+    memory of a numpy array, or through `.data`, goes unseen, and the results are then wrong. Both
+    are detached: for derivatives with respect to the atoms or their weights call the ops.
 
-    Raises TypeError for a wrong type, layout or dtype, ValueError for a wrong shape or a value that is not
-    finite.
+    Raises TypeError for a wrong type, layout or dtype, ValueError for a wrong shape or a value that
+    is not finite.
     """
 
     y, log_prior, _index = Watched(), Watched(), Watched()
@@ -61,7 +65,10 @@ class PointCloud(Object):
             raise ValueError(
                 f"y: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(y.shape)}"
             )
-        state = {"scale": _check.constant("scale", scale), "offset": _check.constant("offset", offset)}
+        state = {
+            "scale": check.constant("scale", scale),
+            "offset": check.constant("offset", offset),
+        }
         with plain(y.device):
             y = y.detach().resolve_neg().contiguous()
             log_prior = _check_log_prior(log_prior, y)
@@ -102,11 +109,11 @@ class PointCloud(Object):
         return self._y.device
 
     def to(self, *args, **kwargs) -> PointCloud:
-        """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes. log_prior moves but
-        keeps its dtype.
+        """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes. log_prior
+        moves but keeps its dtype.
 
-        Raises TypeError for a cast between floating and integer storage (requantise the data instead),
-        ValueError where a narrower dtype overflows.
+        Raises TypeError for a cast between floating and integer storage (requantise the data
+        instead), ValueError where a narrower dtype overflows.
         """
         with plain(self.device):
             y = self.y.to(*args, **kwargs)
@@ -120,26 +127,27 @@ class PointCloud(Object):
         return PointCloud(y, prior, scale=self.scale, offset=self.offset)
 
     def index(self, path: str | Path | None = None, *, seed: int = 0) -> index.CloudIndex:
-        """The index of the atoms that `tolerance=` works with: built when first asked for, then kept.
+        """The index of the atoms that `tolerance=` works with: built when first asked for, then
+        kept.
 
         Args:
             path: a .safetensors file: read, memory-mapped, if it is there, else written.
-            seed: of the sample and the random projection that find the principal axes. It changes how fast the
-                results come, never the results by more than the tolerance.
+            seed: of the sample and the random projection that find the principal axes. It changes
+                how fast the results come, never the results by more than the tolerance.
 
-        Seconds per 10^5 atoms of a few thousand numbers; about a quarter of the size of float32 atoms, at most
-        1.3 times the size of uint8 ones. Not carried over by `to`.
+        Seconds per 10^5 atoms of a few thousand numbers; about a quarter of the size of float32
+        atoms, at most 1.3 times the size of uint8 ones. Not carried over by `to`.
 
-        Raises FileError (a ValueError): a file that is damaged, of another format or of another cloud, or that
-        cannot be written. ValueError for atoms of less than 32 bytes, which are read as fast as any index, and for
-        atoms whose distances float32 cannot hold.
+        Raises FileError (a ValueError): a file that is damaged, of another format or of another
+        cloud, or that cannot be written. ValueError for atoms of less than 32 bytes, which are read
+        as fast as any index, and for atoms whose distances float32 cannot hold.
         """
         if self.y.element_size() * self.d < 32:
             raise ValueError(
                 f"index: expected atoms of at least 32 bytes, got {self.y.element_size() * self.d} (d = {self.d}, "
                 f"{self.dtype}): these are read as fast as an index"
             )
-        seed = _check.integer("seed", seed)
+        seed = check.integer("seed", seed)
         if self._index is None or path is not None:
             with plain(self.device):
                 found = self._indexed(None if path is None else Path(path), seed)
@@ -152,7 +160,7 @@ class PointCloud(Object):
         mask = []
         if masked is not None:
             mask = [masked.cpu()]
-            of = of and f"{of} masked crc32={_files.checksum(mask[0].to(torch.uint8))}"
+            of = of and f"{of} masked crc32={files.checksum(mask[0].to(torch.uint8))}"
         if path is not None and path.exists():
             found = index.load_index(path, of)
         else:
@@ -162,8 +170,8 @@ class PointCloud(Object):
         return index.CloudIndex(*[t.to(self.device) for t in found])
 
     def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
-        """The log weights, normalised in float64, then rounded to a dtype: so a constant that all share costs
-        no digits, and no call has to normalise them anew.
+        """The log weights, normalised in float64, then rounded to a dtype: so a constant that all
+        share costs no digits, and no call has to normalise them anew.
         """
         prior = self.log_prior
         if prior is None:
@@ -171,22 +179,26 @@ class PointCloud(Object):
         results = vars(self).setdefault("_results", {})
         if dtype not in results:
             with plain(self.device):
-                results[dtype] = prior.double().log_softmax(0).to(dtype)  # takes the largest off first
+                results[dtype] = (
+                    prior.double().log_softmax(0).to(dtype)
+                )  # takes the largest off first
         return results[dtype]
 
-    def _atoms(self) -> _heaviest.Atoms:
+    def _atoms(self) -> heaviest.Atoms:
         """The atoms as a search for the heaviest takes them."""
         y, log_pi = self.y.reshape(len(self), -1), self._log_pi(torch.float64)
         if log_pi is None:
-            log_pi = torch.full((), -math.log(len(self)), dtype=torch.float64, device=y.device).expand(len(self))
-        return _heaviest.Atoms(y, log_pi, self.scale, self.offset)
+            log_pi = torch.full(
+                (), -math.log(len(self)), dtype=torch.float64, device=y.device
+            ).expand(len(self))
+        return heaviest.Atoms(y, log_pi, self.scale, self.offset)
 
-    def _about(self) -> _heaviest.About:
+    def _about(self) -> heaviest.About:
         """What such a search has to know of all atoms; kept."""
         atoms, results = self._atoms(), vars(self).setdefault("_results", {})
         if "about" not in results:
             with plain(self.device):
-                results["about"] = _heaviest.about(atoms)
+                results["about"] = heaviest.about(atoms)
         return results["about"]
 
     def __repr__(self) -> str:
@@ -212,9 +224,10 @@ def _masked(log_prior: Tensor | None) -> Tensor | None:
 
 
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """A dense tensor with the values of a tensor or numpy array, on the same memory where there is a way."""
+    """A dense tensor with the values of a tensor or numpy array, on the same memory where there is
+    a way."""
     if isinstance(value, Tensor):
-        _check.stored(name, value)
+        check.stored(name, value)
         return value
     if not isinstance(value, np.ndarray):
         raise TypeError(
@@ -235,10 +248,14 @@ def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # we never write to it
+        warnings.filterwarnings(
+            "ignore", "The given NumPy array is not writable"
+        )  # we never write to it
         try:
             return torch.from_numpy(array)
-        except ValueError:  # strides that torch does not have: negative, or no multiple of an element
+        except (
+            ValueError
+        ):  # strides that torch does not have: negative, or no multiple of an element
             return torch.from_numpy(np.ascontiguousarray(array))
         except TypeError as error:
             raise TypeError(

@@ -1,5 +1,5 @@
-"""DiffusionFisher: F = -Hessian of log q_t at the queries, as a batch of linear operators, with what else the
-pass gives.
+"""DiffusionFisher: F = -Hessian of log q_t at the queries, as a batch of linear operators, with
+what else the pass gives.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, ops
-from ._object import cached, cached_without_graph, ordinary
-from ._operator import FisherOperator
+from . import ops
+from ._torch import check
+from ._torch.objects import cached, cached_without_graph, ordinary
+from .certified.search import op as kept_atoms
 from .cloud import PointCloud
-from .ops.kept_atoms import op as kept_atoms
+from .linalg.operator import FisherOperator
 
 __all__ = ["DiffusionFisher"]
 
@@ -31,33 +32,36 @@ class _Part(NamedTuple):
 
 
 class DiffusionFisher(FisherOperator):
-    """F = I/sigma^2 - (alpha^2/sigma^4) Cov(y | x) at each query (Prop. 1, eq. 11), never formed unless asked
-    for.
+    """F = I/sigma^2 - (alpha^2/sigma^4) Cov(y | x) at each query (Prop. 1, eq. 11), never formed
+    unless asked for.
 
     Args:
         x: [B, *E], float32 or float64; the computation follows its dtype.
         cloud: the atoms, event shape E, on x's device.
         alpha, sigma: float, 0-d or [B]; sigma > 0.
-        tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than eps of the
-            posterior weight, certainly, and need not be read (the cloud has to have an index: `cloud.index()`).
-            `dropped_mass` bounds what was left out, and `log_prob_error`, `mean_error` and `fisher_error` what
-            follows for the results. Derivatives are those of the atoms kept. Fast at low noise. Where most
-            atoms carry weight all are taken, as from clouds of fewer than 2^21 numbers or d < 512.
+        tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than
+            eps of the posterior weight, certainly, and need not be read (the cloud has to have an
+            index: `cloud.index()`).
+            `dropped_mass` bounds what was left out, and `log_prob_error`, `mean_error` and
+            `fisher_error` what follows for the results. Derivatives are those of the atoms kept.
+            Fast at low noise. Where most atoms carry weight all are taken, as from clouds of fewer
+            than 2^21 numbers or d < 512.
 
-    F is symmetric, at most I/sigma^2, and may be indefinite. An eigenpair (l, v) of F is one of the posterior
-    covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of largest posterior variance
-    are those of the smallest eigenvalues of F.
+    F is symmetric, at most I/sigma^2, and may be indefinite. An eigenpair (l, v) of F is one of the
+    posterior covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of
+    largest posterior variance are those of the smallest eigenvalues of F.
 
-    Everything is computed when first asked for, and kept. You get a copy, which you may change in place; one
-    that needs a graph has it, even if the result was first asked for under no_grad. All results belong to
-    the x, alpha, sigma and atoms that F was made from: if you change one of these tensors in place
-    afterwards, the next use raises RuntimeError (a change through NumPy or `.data` goes unseen). A level of
-    another dtype than x's is converted at once: what becomes of it afterwards has no influence, requires_grad_
-    included. Results share a graph: to go backward through several of them, one after the other, takes
-    retain_graph=True. torch.compile breaks its graph here: with fullgraph=True call the ops.
+    Everything is computed when first asked for, and kept. You get a copy, which you may change in
+    place; one that needs a graph has it, even if the result was first asked for under no_grad. All
+    results belong to the x, alpha, sigma and atoms that F was made from: if you change one of these
+    tensors in place afterwards, the next use raises RuntimeError (a change through NumPy or `.data`
+    goes unseen). A level of another dtype than x's is converted at once: what becomes of it
+    afterwards has no influence, requires_grad_ included. Results share a graph: to go backward
+    through several of them, one after the other, takes retain_graph=True. torch.compile breaks its
+    graph here: with fullgraph=True call the ops.
 
-    Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and numbers, for
-    values of tensors from the first use.
+    Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and
+    numbers, for values of tensors from the first use.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class DiffusionFisher(FisherOperator):
         super().__init__(x, alpha, sigma)
         if x.shape[1:] != cloud.event_shape:
             expected = ", ".join(map(str, ("B", *cloud.event_shape)))
-            raise ValueError(f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}")
+            raise ValueError(
+                f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}"
+            )
         self.cloud, self.tolerance = cloud, _tolerance(tolerance, cloud)
 
     def _unchanged(self) -> None:
@@ -128,8 +134,8 @@ class DiffusionFisher(FisherOperator):
 
     @property
     def dropped_mass(self) -> Tensor:
-        """float64 [B]: the weight of the atoms left out is at most this part of all; 0 where none are. Below
-        tolerance, rounding included.
+        """float64 [B]: the weight of the atoms left out is at most this part of all; 0 where none
+        are. Below tolerance, rounding included.
         """
         return self._selected[1].clone()
 
@@ -158,7 +164,8 @@ class DiffusionFisher(FisherOperator):
 
     @property
     def mean_error(self) -> Tensor:
-        """float64 [B]: |E[y | x] - denoised| <= dropped_mass R, R = max_i |y_i - denoised|; beside rounding."""
+        """float64 [B]: |E[y | x] - denoised| <= dropped_mass R, R = max_i |y_i - denoised|; beside
+        rounding."""
         return self.dropped_mass * self._reach
 
     @property
@@ -181,8 +188,8 @@ class DiffusionFisher(FisherOperator):
 
     @property
     def ess(self) -> Tensor:
-        """1 / sum w_i^2, [B], in [1, N]: how many atoms matter. At 1, F = I/sigma^2 and says nothing about
-        the data.
+        """1 / sum w_i^2, [B], in [1, N]: how many atoms matter. At 1, F = I/sigma^2 and says
+        nothing about the data.
         """
         return self._posterior.ess.clone()
 
@@ -202,10 +209,11 @@ class DiffusionFisher(FisherOperator):
         return f"DiffusionFisher(shape={shape}, {self.dtype}, {self.device}, {self.cloud!r}{tolerance})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """F v for v [B, *E], or for K vectors per query at the cost of one pass over the data, v [B, K,
+        """F v for v [B, *E], or for K vectors per query at the cost of one pass over the data, v
+        [B, K,
         *E].
         """
-        _check.vectors("v", v, "x", self.x, self.d)
+        check.vectors("v", v, "x", self.x, self.d)
         self._unchanged()
         return self._compute(ops.fisher_matvec, ordinary(v))[0]
 
@@ -243,9 +251,9 @@ def _is_small(cloud: PointCloud) -> bool:
 def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:
     if tolerance is None:
         return None
-    value = _check.constant("tolerance", tolerance)
+    value = check.constant("tolerance", tolerance)
     if not 0 < value < 1:
-        raise _check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
+        raise check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
     if cloud._index is None:
         raise ValueError("tolerance: the cloud has no index: call cloud.index() first")
     return value
@@ -253,9 +261,15 @@ def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:
 
 @torch.no_grad()
 def select(
-    x: Tensor, cloud: PointCloud, alpha: Tensor, sigma: Tensor, tolerance: float, k: int | None = None
+    x: Tensor,
+    cloud: PointCloud,
+    alpha: Tensor,
+    sigma: Tensor,
+    tolerance: float,
+    k: int | None = None,
 ):
-    """(atoms, counts [B], dropped [B]): the atoms of one query after another that can carry weight; a count of
+    """(atoms, counts [B], dropped [B]): the atoms of one query after another that can carry weight;
+    a count of
     -1 where all should be taken. With k only those that can be among the k heaviest.
     """
     x = x.detach().reshape(len(x), -1)
@@ -264,7 +278,9 @@ def select(
     if k is None:
         gap = math.log(len(cloud) / tolerance)
     else:  # logits in float64 and with the priors in float64 may come in another order by two roundings of a prior
-        most = math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
+        most = (
+            math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
+        )
         gap = 2 * torch.finfo(x.dtype).eps * most
     args = (
         x,
@@ -278,4 +294,4 @@ def select(
         gap,
         k or 1,
     )
-    return _check.call(kept_atoms, args, x=x, y=y)
+    return check.call(kept_atoms, args, x=x, y=y)

@@ -10,7 +10,14 @@ import torch
 
 from dfkernels import ops
 
-OPS = ("posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense", "endpoint_matvec", "matched_trace")
+OPS = (
+    "posterior",
+    "fisher_matvec",
+    "fisher_diagonal",
+    "fisher_dense",
+    "endpoint_matvec",
+    "matched_trace",
+)
 DATA_OPS = OPS[:4]
 ORDER = {
     "posterior": ("x", "y", "alpha", "sigma", "log_prior"),
@@ -128,8 +135,12 @@ def _data(seed, B, N, event):
     normal = _normal(seed)
     y = normal(N, *event)
     x = 0.7 * normal(B, *event) + 0.3
-    alpha = 0.4 + 0.6 * torch.rand(B, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    sigma = 0.6 + 0.5 * torch.rand(B, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    alpha = 0.4 + 0.6 * torch.rand(
+        B, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    sigma = 0.6 + 0.5 * torch.rand(
+        B, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1)
+    )
     return {"x": x, "y": y, "alpha": alpha, "sigma": sigma}
 
 
@@ -171,11 +182,15 @@ def table(op):
     """The cases of one op."""
     if op == "endpoint_matvec":
         return [
-            _endpoint(form, name) for form in ("paper", "centred") for name in ("plain", "image", "no query")
+            _endpoint(form, name)
+            for form in ("paper", "centred")
+            for name in ("plain", "image", "no query")
         ]
     if op == "matched_trace":
         return [
-            _matched(form, name) for form in ("residual", "paper") for name in ("plain", "image", "no query")
+            _matched(form, name)
+            for form in ("residual", "paper")
+            for name in ("plain", "image", "no query")
         ]
     cases = []
     for i, (name, tensors, options, masked) in enumerate(_clouds()):
@@ -187,7 +202,9 @@ def table(op):
 
 def _endpoint(form, name):
     data = _data(
-        *{"plain": (11, 3, 3, (4,)), "image": (12, 2, 2, (2, 3)), "no query": (13, 0, 0, (3,))}[name]
+        *{"plain": (11, 3, 3, (4,)), "image": (12, 2, 2, (2, 3)), "no query": (13, 0, 0, (3,))}[
+            name
+        ]
     )
     tensors = {"x0": data["y"], "mean": data["x"], "alpha": data["alpha"], "sigma": data["sigma"]}
     tensors["v"] = _vectors({"x": data["x"]}, name == "plain", 14)["v"]
@@ -198,7 +215,9 @@ def _endpoint(form, name):
 
 def _matched(form, name):
     data = _data(
-        *{"plain": (15, 3, 3, (4,)), "image": (16, 2, 2, (2, 3)), "no query": (17, 0, 0, (3,))}[name]
+        *{"plain": (15, 3, 3, (4,)), "image": (16, 2, 2, (2, 3)), "no query": (17, 0, 0, (3,))}[
+            name
+        ]
     )
     tensors = {
         "m": _normal(18)(data["x"].shape[0]),
@@ -209,7 +228,10 @@ def _matched(form, name):
     if form == "paper":
         tensors["x"] = data["x"]
     if name == "image":
-        tensors |= {"sigma": torch.tensor(0.5, dtype=torch.float64), "eps": data["y"].mT.contiguous().mT}
+        tensors |= {
+            "sigma": torch.tensor(0.5, dtype=torch.float64),
+            "eps": data["y"].mT.contiguous().mT,
+        }
     return Case(
         "matched_trace",
         f"{form} {name}",

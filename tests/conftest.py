@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from torch_state import restore, state  # noqa: E402
+from torch_state import restore, state
 
 
 def pytest_collection_modifyitems(items):
@@ -17,8 +17,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _state_of_torch():
-    """Uninitialised memory is NaN, so that an element that no kernel writes shows. A test that leaves torch's
-    global state changed fails, and the next one starts from the old state.
+    """Uninitialised memory is NaN, so that an element that no kernel writes shows. A test that
+    leaves torch's global state changed fails, and the next one starts from the old state.
     """
     outside = state()
     torch.use_deterministic_algorithms(True, warn_only=True)

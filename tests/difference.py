@@ -1,5 +1,6 @@
-"""Every output of the data-set ops by the plain difference form, in any dtype, and how far two of them are
-apart. In float64 it is the reference; in float32, the peer whose error the kernels may at most double."""
+"""Every output of the data-set ops by the plain difference form, in any dtype, and how far two of
+them are apart. In float64 it is the reference; in float32, the peer whose error the kernels may at
+most double."""
 
 from __future__ import annotations
 
@@ -12,9 +13,12 @@ from dfkernels import ops
 EPS = 2.0**-23  # float32
 
 
-def difference_form(x, y, alpha, sigma, log_prior=None, v=None, *, dtype=torch.float64, dense=False):
-    """u = (x - alpha y)/sigma, a softmax, F = (I - Cov_w(u))/sigma^2 (math: identities 1 to 6). x [B, d],
-    y [N, d], alpha, sigma [B], v [B, K, d]. A few queries at a time: [*, N, d] is materialised."""
+def difference_form(
+    x, y, alpha, sigma, log_prior=None, v=None, *, dtype=torch.float64, dense=False
+):
+    """u = (x - alpha y)/sigma, a softmax, F = (I - Cov_w(u))/sigma^2 (math: identities 1 to 6). x
+    [B, d], y [N, d], alpha, sigma [B], v [B, K, d]. A few queries at a time: [*, N, d] is
+    materialised."""
     step = max(1, (1 << 21) // y.numel())
     y = y.to(dtype)
     log_pi = torch.log_softmax(y.new_zeros(len(y)) if log_prior is None else log_prior.to(dtype), 0)
@@ -50,7 +54,9 @@ def _some(x, alpha, sigma, v, y, log_pi, dense):
         out["matvec"] = (v - along.mT @ u) * precision[:, None, None]
     if dense:
         covariance = (w[..., None] * u).mT @ u
-        out["dense"] = (torch.eye(d, dtype=x.dtype, device=x.device) - covariance) * precision[:, None, None]
+        out["dense"] = (torch.eye(d, dtype=x.dtype, device=x.device) - covariance) * precision[
+            :, None, None
+        ]
     return out
 
 
@@ -76,8 +82,9 @@ def errors(got, exact, unit=None):
 
 
 def far(p, got):
-    """name -> (error, allowed), where allowed is exceeded: RMS over the queries of p, at most twice plain
-    PyTorch's plus 4 roundings of the output, 10 for 1/sum w^2, as in test_accuracy.py. got: some of the outputs.
+    """name -> (error, allowed), where allowed is exceeded: RMS over the queries of p, at most twice
+    plain PyTorch's plus 4 roundings of the output, 10 for 1/sum w^2, as in test_accuracy.py. got:
+    some of the outputs.
     """
     exact, plain = (
         difference_form(**p, dense="dense" in got, dtype=t) for t in (torch.float64, torch.float32)
@@ -102,7 +109,8 @@ NAMES = {
 
 
 def in_batches(p, together, ops, call):
-    """name -> output of ops for all queries of p, so many of them at a time; call(op, p) -> outputs."""
+    """name -> output of ops for all queries of p, so many of them at a time; call(op, p) ->
+    outputs."""
     per_query = ("x", "alpha", "sigma", "v")
     parts = []
     for b in range(0, len(p["x"]), together):

@@ -1,8 +1,9 @@
 """Breaks the code, one place at a time, and reports whether the tests notice: `make mutants`.
 
-A mutant is a piece of the package's text, another text for it, and the tests that should fail then. The package and
-the tests are copied to a temporary folder, where they are changed; the checkout never is. Exit status 1 if a mutant
-survives, if its text is not found exactly once, or if its tests fail without it.
+A mutant is a piece of the package's text, another text for it, and the tests that should fail then.
+The package and the tests are copied to a temporary folder, where they are changed; the checkout
+never is. Exit status 1 if a mutant survives, if its text is not found exactly once, or if its tests
+fail without it.
 
     python tests/mutants.py [WORD ...]    only mutants whose name contains one of the words
 """
@@ -103,11 +104,14 @@ MUTANTS = [
 
 
 def place(mutant: Mutant) -> Path:
-    """The file that holds the text, relative to the root. Raises ValueError unless there is one place."""
+    """The file that holds the text, relative to the root. Raises ValueError unless there is one
+    place."""
     files = [p for p in sorted((ROOT / "dfkernels").rglob("*.py")) if mutant.old in p.read_text()]
     count = sum(p.read_text().count(mutant.old) for p in files)
     if count != 1:
-        raise ValueError(f"{mutant.name}: expected its text once in dfkernels/, got {count} times: {mutant.old!r}")
+        raise ValueError(
+            f"{mutant.name}: expected its text once in dfkernels/, got {count} times: {mutant.old!r}"
+        )
     return files[0].relative_to(ROOT)
 
 
@@ -120,8 +124,8 @@ def copied(folder: Path) -> None:
 
 
 def passes(folder: Path, tests: str) -> bool:
-    """Whether these tests pass there, in a fork of this process, which has imported torch once for all. Raises
-    RuntimeError where pytest finds none.
+    """Whether these tests pass there, in a fork of this process, which has imported torch once for
+    all. Raises RuntimeError where pytest finds none.
     """
     log = folder / "log.txt"
     child = os.fork()
@@ -157,8 +161,14 @@ def main(words: list[str]) -> int:
             caught = not passes(folder, mutant.tests)
             (folder / path).write_text(text)
             survived += [] if caught else [mutant.name]
-            print(f"{i:3}/{len(chosen)} {'caught' if caught else 'SURVIVED':8} {mutant.name} ({path})", flush=True)
-    print(f"{len(chosen) - len(survived)} of {len(chosen)} mutants caught" + "".join(f"\n  survived: {s}" for s in survived))
+            print(
+                f"{i:3}/{len(chosen)} {'caught' if caught else 'SURVIVED':8} {mutant.name} ({path})",
+                flush=True,
+            )
+    print(
+        f"{len(chosen) - len(survived)} of {len(chosen)} mutants caught"
+        + "".join(f"\n  survived: {s}" for s in survived)
+    )
     return int(bool(survived))
 
 

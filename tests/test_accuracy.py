@@ -1,5 +1,6 @@
-"""float32 kernels against float64 on the same float32 inputs: at most twice the error of plain PyTorch in
-float32 (the difference form), over noise levels from 1e-3 to 1e3 times the data's scale."""
+"""float32 kernels against float64 on the same float32 inputs: at most twice the error of plain
+PyTorch in float32 (the difference form), over noise levels from 1e-3 to 1e3 times the data's
+scale."""
 
 from __future__ import annotations
 
@@ -8,16 +9,28 @@ import torch
 from difference import EPS, by_ops, difference_form, errors
 
 # d: (queries, atoms). Enough queries that the RMS of their rounding errors is not a matter of luck.
-SIZES = {2: (44, 500), 16: (44, 500), 17: (44, 500), 40: (44, 500), 64: (44, 500), 784: (40, 80), 3072: (36, 24)}
-ALONE = 12  # queries that go in a batch of their own: fewer than 16 take another way through the kernel
+SIZES = {
+    2: (44, 500),
+    16: (44, 500),
+    17: (44, 500),
+    40: (44, 500),
+    64: (44, 500),
+    784: (40, 80),
+    3072: (36, 24),
+}
+ALONE = (
+    12  # queries that go in a batch of their own: fewer than 16 take another way through the kernel
+)
 SIGMAS = (1e-3, 1e-2, 0.1, 0.3, 0.7, 1.0, 1.5, 2.0, 5.0, 30.0, 1e3)
 KINDS = ("normal", "near-duplicates", "low rank", "clusters")
 
-# Beside twice the plain error: 4 roundings of the output, since the plain error is now and then zero by luck
-# (one atom alone carries weight, or the result is I/sigma^2 rounded once).
+# Beside twice the plain error: 4 roundings of the output, since the plain error is now and then
+# zero by luck (one atom alone carries weight, or the result is I/sigma^2 rounded once).
 FLOOR = 4 * EPS
-# 1/sum w^2 doubles a logit's rounding, which at |u|^2/2 ~ d/2 is larger: one cell, low rank at d = 784, needs 9.3.
+# 1/sum w^2 doubles a logit's rounding, which at |u|^2/2 ~ d/2 is larger: one cell, low rank at d =
+# 784, needs 9.3.
 ESS_FLOOR = 10 * EPS
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -33,7 +46,9 @@ def atoms(kind, n, d, normal):
         rank = min(d, 3)
         return normal(n, rank) @ normal(rank, d) / rank**0.5
     if kind == "clusters":  # one of the five about the origin
-        return (normal(5, d) * (torch.arange(5) > 0)[:, None])[torch.arange(n) % 5] + 0.01 * normal(n, d)
+        return (normal(5, d) * (torch.arange(5) > 0)[:, None])[torch.arange(n) % 5] + 0.01 * normal(
+            n, d
+        )
     y = normal(n, d)
     if kind == "near-duplicates":
         y[n // 2 :] = y[: n - n // 2] * (1 + 1e-6 * normal(n - n // 2, d))
@@ -41,8 +56,9 @@ def atoms(kind, n, d, normal):
 
 
 def cells(d, kind, offset):
-    """(description, inputs) for every noise level, with and without log_prior: queries drawn from q_t, alpha 1
-    for half of them and 0.6 for the others; half of the vectors at random, half along the data."""
+    """(description, inputs) for every noise level, with and without log_prior: queries drawn from
+    q_t, alpha 1 for half of them and 0.6 for the others; half of the vectors at random, half along
+    the data."""
     b, n = SIZES[d]
     generator = torch.Generator().manual_seed(1000 * KINDS.index(kind) + d)
     normal = lambda *shape: torch.randn(*shape, generator=generator)
@@ -70,15 +86,19 @@ def by_batches(p, dense):
 
 
 def one_rounding(p, exact, dense, unit):
-    """name -> [B]: by how much exact results change where every input is off by one rounding, the larger change of
-    two draws. Any float32 arithmetic rounds as much: alpha y without a fused multiply-add, say. Where two atoms
-    of equal weight lie far apart, or F is nearly singular, that is a lot, and of a few queries which is the worst,
-    and how bad, differs from one order of operations (so from one instruction set) to the next.
+    """name -> [B]: by how much exact results change where every input is off by one rounding, the
+    larger change of two draws. Any float32 arithmetic rounds as much: alpha y without a fused
+    multiply-add, say. Where two atoms of equal weight lie far apart, or F is nearly singular, that
+    is a lot, and of a few queries which is the worst, and how bad, differs from one order of
+    operations (so from one instruction set) to the next.
     """
     worst = {name: torch.zeros(len(p["x"]), dtype=torch.float64) for name in exact}
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
-        off = lambda t: t.double() * (1 + EPS * (2 * torch.rand(t.shape, generator=generator).double() - 1).sign())
+        off = lambda t: (
+            t.double()
+            * (1 + EPS * (2 * torch.rand(t.shape, generator=generator).double() - 1).sign())
+        )
         near = {k: off(p[k]) if k in ("x", "y", "alpha", "sigma") else p[k] for k in p}
         change = errors(difference_form(**near, dense=dense), exact, unit)
         worst = {name: torch.maximum(worst[name], change[name]) for name in exact}
@@ -91,28 +111,37 @@ def one_rounding(p, exact, dense, unit):
     "d", [d if d in (17, 64) else pytest.param(d, marks=pytest.mark.slow) for d in SIZES]
 )
 def test_float32_error(d, kind, offset):
-    """RMS over the queries at most twice plain PyTorch's plus FLOOR, or twice what one rounding of the inputs does,
-    for every output. And where F is not
-    nearly singular, |tr F| sigma^2 >= 0.01 d, every tr F and F v within 1e-5 (d <= 64) or 1e-4 of its own
-    size, or, for a v that F nearly takes to 0, of |v|/(4 sigma^2); where plain float32 cannot, because that many digits are not in the inputs' roundings, within twice
-    its worst or twice what one rounding of the inputs does."""
+    """RMS over the queries at most twice plain PyTorch's plus FLOOR, or twice what one rounding of
+    the inputs does, for every output. And where F is not
+    nearly singular, |tr F| sigma^2 >= 0.01 d, every tr F and F v within 1e-5 (d <= 64) or 1e-4 of
+    its own size, or, for a v that F nearly takes to 0, of |v|/(4 sigma^2); where plain float32
+    cannot, because that many digits are not in the inputs' roundings, within twice its worst or
+    twice what one rounding of the inputs does."""
     limit, dense, bad = 1e-5 if d <= 64 else 1e-4, d <= 64, []
     rms = lambda e: float(e.square().mean().sqrt())
     for where, p in cells(d, kind, offset):
-        exact, plain = difference_form(**p, dense=dense), difference_form(**p, dense=dense, dtype=torch.float32)
+        exact, plain = (
+            difference_form(**p, dense=dense),
+            difference_form(**p, dense=dense, dtype=torch.float32),
+        )
         got = by_batches(p, dense)
         # The trace is a difference from d/sigma^2 and may vanish: an error in units of that.
-        unit = {"log_prob": 1 + exact["log_prob"].abs(), "fisher_trace": d * p["sigma"].double() ** -2}
+        unit = {
+            "log_prob": 1 + exact["log_prob"].abs(),
+            "fisher_trace": d * p["sigma"].double() ** -2,
+        }
         ours, theirs = errors(got, exact, unit), errors(plain, exact, unit)
         for name in exact:
             o, t = rms(ours[name]), rms(theirs[name])
             allowed = 2 * t + (ESS_FLOOR if name == "ess" else FLOOR)
             if not o <= allowed and not o <= 2 * rms(one_rounding(p, exact, dense, unit)[name]):
-                bad.append(f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps")
+                bad.append(
+                    f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps"
+                )
         regular = exact["fisher_trace"].abs() >= 0.01 * unit["fisher_trace"]
-        # F v is the difference of v/sigma^2 and what the covariance takes off it. Where little of v is left, its own
-        # size says how ill-conditioned the question is, and one query's rounding decides: 2e-5 of an F v of a
-        # twelfth of v/sigma^2 on one instruction set, 9e-6 on another.
+        # F v is the difference of v/sigma^2 and what the covariance takes off it. Where little of v
+        # is left, its own size says how ill-conditioned the question is, and one query's rounding
+        # decides: 2e-5 of an F v of a twelfth of v/sigma^2 on one instruction set, 9e-6 on another.
         size = exact["matvec"].flatten(1).norm(dim=1)
         whole = p["v"].double().flatten(1).norm(dim=1) / p["sigma"].double() ** 2
         own = {"matvec": torch.maximum(size, whole / 4)}
@@ -139,5 +168,9 @@ def test_long_sums(d, sigma):
     unit = {"log_prob": 1 + exact["log_prob"].abs(), "fisher_trace": d * level.double() ** -2}
     ours, theirs = errors(by_ops(**p), exact, unit), errors(plain, exact, unit)
     rms = lambda e: float(e.square().mean().sqrt())
-    bad = {k: (rms(ours[k]), rms(theirs[k])) for k in exact if not rms(ours[k]) <= 2 * rms(theirs[k]) + FLOOR}
+    bad = {
+        k: (rms(ours[k]), rms(theirs[k]))
+        for k in exact
+        if not rms(ours[k]) <= 2 * rms(theirs[k]) + FLOOR
+    }
     assert bad == {}

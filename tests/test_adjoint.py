@@ -1,4 +1,5 @@
-"""The adjoint against autograd through the solver and closed forms; guidance against descent by hand."""
+"""The adjoint against autograd through the solver and closed forms; guidance against descent by
+hand."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ SCHEDULES = [VP, schedule.SubVP(), schedule.VE(), schedule.EDM(), schedule.Recti
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def network(channels, sch, kind="epsilon"):
@@ -73,9 +76,16 @@ def test_the_ideal_denoiser(event):
     denoiser, t = Denoiser.exact(cloud, VP), time_grid(VP, 6, (0.1, 5.0))
     trajectory, expected = through_the_solver(denoiser, normal(4, *event), t, quartic)
     end = gradient_of(quartic, trajectory.x[-1])
-    for form, tol in (("exact", 1e-11), ("vjp", 1e-11), ("jvp", 1e-11), ("finite-difference", 1e-7)):
+    for form, tol in (
+        ("exact", 1e-11),
+        ("vjp", 1e-11),
+        ("jvp", 1e-11),
+        ("finite-difference", 1e-7),
+    ):
         got = adjoint(trajectory, end, denoiser, form, cloud=cloud).x[0]
-        torch.testing.assert_close(got, expected[0], rtol=tol, atol=tol * float(expected[0].abs().max()))
+        torch.testing.assert_close(
+            got, expected[0], rtol=tol, atol=tol * float(expected[0].abs().max())
+        )
 
 
 def test_float32():
@@ -94,7 +104,9 @@ def test_float32():
 def test_an_operator_of_ones_own():
     cloud = PointCloud(normal(12, 3, seed=1))
     denoiser = Denoiser.exact(cloud, VP)
-    trajectory, expected = through_the_solver(denoiser, normal(4, 3), time_grid(VP, 6, (0.1, 5.0)), quartic)
+    trajectory, expected = through_the_solver(
+        denoiser, normal(4, 3), time_grid(VP, 6, (0.1, 5.0)), quartic
+    )
     own = lambda x, t: DiffusionFisher(x, cloud, *VP(t))
     got = adjoint(trajectory, gradient_of(quartic, trajectory.x[-1]), denoiser, own)
     torch.testing.assert_close(got.x[0], expected[0], rtol=1e-11, atol=1e-12)
@@ -113,7 +125,8 @@ def gaussian(sch, variance):
 
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_order_of_the_adjoint_equation_on_gaussian_data(sch):
-    """dx_0/dx_T = sqrt((alpha_0^2 S + sigma_0^2)/(alpha_T^2 S + sigma_T^2)): error O(1/M), or O(1/M^2)."""
+    """dx_0/dx_T = sqrt((alpha_0^2 S + sigma_0^2)/(alpha_T^2 S + sigma_T^2)): error O(1/M), or
+    O(1/M^2)."""
     variance = torch.tensor([0.01, 1.0, 4.0], dtype=torch.float64)
     denoiser, end = gaussian(sch, variance), normal(2, 3)
     slopes = {}
@@ -161,7 +174,9 @@ def test_endpoint_forms_call_no_network_and_equal_the_step_by_hand(form):
     assert denoiser.evaluations == before
     path = nodes(VP, t)
     eps = denoiser.eps(trajectory.x[-2], t[-2])
-    x0 = (trajectory.x[-1] - path.sigma[-1] * eps) / path.alpha[-1]  # the last step, extended to sigma = 0
+    x0 = (trajectory.x[-1] - path.sigma[-1] * eps) / path.alpha[
+        -1
+    ]  # the last step, extended to sigma = 0
     lam = end
     for i in reversed(range(5)):
         f = fisher(form, trajectory.x[i], t[i], denoiser, x0=x0,
@@ -194,7 +209,8 @@ def test_normalise_keeps_directions_where_a_form_overflows():
 
 
 def test_descent_on_gaussian_data_is_descent_by_hand():
-    """x_0 = c x with c = the closed Jacobian of the solver, so that each step is x - lr c (c x - target)."""
+    """x_0 = c x with c = the closed Jacobian of the solver, so that each step is x - lr c (c x -
+    target)."""
     denoiser, target = gaussian(VP, 1.0), normal(4, 3, seed=2)
     t = time_grid(VP, 10, (0.1, 5.0))
     scale = float(sample(denoiser, torch.ones(1, 3, dtype=torch.float64), t).x[-1][0, 0])
@@ -207,7 +223,9 @@ def test_descent_on_gaussian_data_is_descent_by_hand():
         for _ in range(3):
             now = by_hand[-1]
             lam = scale * (scale * now - target)
-            length = now.norm(dim=1, keepdim=True) / lam.norm(dim=1, keepdim=True) if normalised else 1.0
+            length = (
+                now.norm(dim=1, keepdim=True) / lam.norm(dim=1, keepdim=True) if normalised else 1.0
+            )
             by_hand.append(now - lr * length * lam)
         losses = torch.stack([loss(scale * state) for state in by_hand])
         torch.testing.assert_close(result.losses, losses, rtol=1e-10, atol=1e-12)
@@ -300,8 +318,8 @@ def test_errors(call, kind, message):
 
 
 def test_the_experiment_judges_the_state_that_is_best_by_the_guide_so_far():
-    from dfkernels.experiments.reproduce.adjoint_study import Outcome
     from dfkernels.methods.adjoint import Guided
+    from experiments.reproduce.adjoint_study import Outcome
 
     losses = torch.tensor([[3.0, 1.0], [2.0, 4.0], [5.0, 0.5]])
     verdicts = [torch.tensor(v) for v in ([0.0, 10.0], [1.0, 11.0], [2.0, 12.0])]

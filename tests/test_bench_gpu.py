@@ -1,4 +1,5 @@
-"""bench.gpu without a GPU: the grid, the roofline's arithmetic, rows, file and tables, with a fake timer."""
+"""bench.gpu without a GPU: the grid, the roofline's arithmetic, rows, file and tables, with a fake
+timer."""
 
 from __future__ import annotations
 
@@ -51,10 +52,14 @@ def row_of(case, monkeypatch, deadline=math.inf):
 
 
 def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True
+    )
     if not torch.cuda.is_available():
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "python -m bench.gpu: torch sees no CUDA device; nothing was measured\n"
+        assert (
+            done.stderr == "python -m bench.gpu: torch sees no CUDA device; nothing was measured\n"
+        )
 
 
 def test_the_grid_has_what_the_targets_speak_of():
@@ -67,10 +72,14 @@ def test_the_grid_has_what_the_targets_speak_of():
     }
     compute = {(c.B, c.N, c.d) for c in grid if c.group == "compute"}
     assert compute == {(4096, 262_144, 1024)}
-    assert {(c.B, c.N, c.d) for c in grid if c.group == "small d"} == {(65_536, 65_536, d) for d in (2, 16)}
+    assert {(c.B, c.N, c.d) for c in grid if c.group == "small d"} == {
+        (65_536, 65_536, d) for d in (2, 16)
+    }
     network = {(c.op, c.B, c.d) for c in grid if c.group == "network" and c.K == 1}
     shapes = ((64, 65_536), (256, 12_288))
-    assert network == {(op, *shape) for op in ("endpoint_matvec", "matched_trace") for shape in shapes}
+    assert network == {
+        (op, *shape) for op in ("endpoint_matvec", "matched_trace") for shape in shapes
+    }
     assert {(c.B, c.N, c.d) for c in grid if c.group == "chain"} == {(4096, 3, 2), (4096, 64, 16)}
 
 
@@ -82,9 +91,9 @@ def test_the_floor_is_the_largest_of_three():
     assert bound == "memory" and time_of_y == pytest.approx(10.48576 / 4000 * 1000, rel=1e-4)
     many = Case("compute", "posterior", 4096, 262_144, 1024, storage="bfloat16")
     assert cases.floor(many, RATES) == (pytest.approx(many.flops / 800e9), "matrix")
-    assert cases.floor(Case("compute", "posterior", 4096, 262_144, 1024), RATES)[0] == pytest.approx(
-        many.flops / 50e9
-    )
+    assert cases.floor(Case("compute", "posterior", 4096, 262_144, 1024), RATES)[
+        0
+    ] == pytest.approx(many.flops / 50e9)
     plane = Case("small d", "posterior", 65_536, 65_536, 2)
     assert cases.floor(plane, RATES) == (pytest.approx(65_536**2 / 4e9), "exp")
     assert Case("grid", "fisher_matvec", 2, 3, 5, K=4).flops == 2 * 9 * 2 * 3 * 5
@@ -113,7 +122,9 @@ def test_a_row(case, monkeypatch):
         found = row["contenders"][name]
         assert found["ms"] == 2.0 and found["runs"] == 3, found
         # bfloat16 weights and queries of a plain peer cost it digits, of ours none
-        assert found["error"] < (1e-4 if case.storage == "float32" or name == "dfkernels" else 0.05), name
+        assert found["error"] < (
+            1e-4 if case.storage == "float32" or name == "dfkernels" else 0.05
+        ), name
     assert json.loads(json.dumps(row)) == row
     assert "2 ms" in gpu.line(row)
 
@@ -122,7 +133,13 @@ def test_the_exact_result_is_the_references():
     from cases import REFERENCES, _normal
 
     normal = _normal(1)
-    x, y, v, alpha, sigma = normal(2, 5), normal(30, 5), normal(2, 3, 5), normal(2), 0.5 + normal(2).abs()
+    x, y, v, alpha, sigma = (
+        normal(2, 5),
+        normal(30, 5),
+        normal(2, 3, 5),
+        normal(2),
+        0.5 + normal(2).abs(),
+    )
     for op in peers.PLAIN:
         given = {"v": v} if op == "fisher_matvec" else {}
         want = REFERENCES[op](x=x, y=y, alpha=alpha, sigma=sigma, **given)
@@ -145,7 +162,9 @@ def test_what_cannot_run_says_why(monkeypatch):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setitem(peers.PLAIN, "posterior", broken)
-    assert row_of(TINY[1], monkeypatch)["contenders"]["torch"] == {"failed": "RuntimeError: no such kernel"}
+    assert row_of(TINY[1], monkeypatch)["contenders"]["torch"] == {
+        "failed": "RuntimeError: no such kernel"
+    }
 
 
 def test_the_whole_command(monkeypatch, tmp_path, capsys):
@@ -168,9 +187,13 @@ def test_the_whole_command(monkeypatch, tmp_path, capsys):
     result = json.loads(path.read_text())
     assert [row["op"] for row in result["rows"]] == [case.op for case in TINY]
     assert (
-        result["tests"] == said and result["sanitizer"] == {"memcheck": "clean"} and result["rates"] == RATES
+        result["tests"] == said
+        and result["sanitizer"] == {"memcheck": "clean"}
+        and result["rates"] == RATES
     )
-    assert capsys.readouterr().out.endswith(f"{path}: 9 cases, 0 without time; 0 of ours wrong or failed\n")
+    assert capsys.readouterr().out.endswith(
+        f"{path}: 9 cases, 0 without time; 0 of ours wrong or failed\n"
+    )
     assert report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result]).count("`fisher_matvec`") == 1
     path.unlink()
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "endpoint", "--minutes", "0"])
@@ -180,12 +203,21 @@ def test_the_whole_command(monkeypatch, tmp_path, capsys):
 
 def test_what_a_peer_needs():
     plane = Case("small d", "posterior", 65_536, 65_536, 2)
-    assert peers.bytes_needed(plane, "torch") == 3 * 2**34 and peers.bytes_needed(plane, "sdpa") == 0
+    assert (
+        peers.bytes_needed(plane, "torch") == 3 * 2**34 and peers.bytes_needed(plane, "sdpa") == 0
+    )
     wide = Case("memory", "posterior", 1, 1000, 4096, storage="bfloat16")
     assert peers.bytes_needed(wide, "torch") == 4 * 1000 * (3 + 4096)
-    assert peers.bytes_needed(wide, "torch-bf16") == peers.bytes_needed(wide, "compile") == 4 * 1000 * 3
+    assert (
+        peers.bytes_needed(wide, "torch-bf16")
+        == peers.bytes_needed(wide, "compile")
+        == 4 * 1000 * 3
+    )
     assert peers.bytes_needed(Case("network", "endpoint_matvec", 64, 0, 65_536), "torch") == 0
-    assert peers.bytes_needed(Case("chain", "transport_chain", 4096, 64, 16, K=9), "torch") == 12 * 2**22
+    assert (
+        peers.bytes_needed(Case("chain", "transport_chain", 4096, 64, 16, K=9), "torch")
+        == 12 * 2**22
+    )
 
 
 def test_a_command_that_fails_or_hangs():
@@ -210,7 +242,11 @@ def result_of(times):
     case = Case("compute", "posterior", 4096, 262_144, 1024, storage="bfloat16")
     least, bound = cases.floor(case, RATES)
     row = {**vars(case), "sigma": case.sigma, "bytes": case.bytes, "flops": case.flops}
-    row |= {"floor_ms": least, "bound": bound, "contenders": {n: {"ms": t} for n, t in times.items()}}
+    row |= {
+        "floor_ms": least,
+        "bound": bound,
+        "contenders": {n: {"ms": t} for n, t in times.items()},
+    }
     machine = {"gpu": "H", "driver": "1", "torch": "2", "triton": "3"}
     return {"machine": machine, "date": "2000-01-01", "rates": RATES, "rows": [row]}
 
@@ -220,8 +256,12 @@ def test_targets_are_arithmetic():
     found = report.targets(
         result_of({"dfkernels": 2 * floor_ms, "torch": 8 * floor_ms, "compile": 3 * floor_ms})
     )
-    by_name = {t["target"].split(":")[0] + (" compile" in t["target"]) * " compile": t for t in found}
-    reached = {name: (t["reached"], t["met"]) for name, t in by_name.items() if t["reached"] is not None}
+    by_name = {
+        t["target"].split(":")[0] + (" compile" in t["target"]) * " compile": t for t in found
+    }
+    reached = {
+        name: (t["reached"], t["met"]) for name, t in by_name.items() if t["reached"] is not None
+    }
     assert reached["compute"] == (pytest.approx(0.5), False)
     ratios = [t["reached"] for t in found if t["target"].startswith("all")]
     assert ratios == [pytest.approx(4.0), pytest.approx(1.5)]
@@ -243,8 +283,9 @@ def test_the_table_and_the_summary():
     case = "| `posterior` | 4,096 | 262,144 | 1024 | 1 | bfloat16, high noise |"
     assert lines[-1] == case + " **10** | 40 | 25 | 2.5 | 1.82 (matrix) |"
     assert lines[-1].count("|") == lines[2].count("|") == lines[3].count("|")
-    assert "compute: share of the bf16 matrix rate: 0.55 (wanted 0.60, 1 cases): MISSED" in report.summary(
-        result
+    assert (
+        "compute: share of the bf16 matrix rate: 0.55 (wanted 0.60, 1 cases): MISSED"
+        in report.summary(result)
     )
 
 

@@ -1,5 +1,5 @@
-"""top_k through an index: the atoms and weights of a search through all; and indices of clouds at the ends of
-float32.
+"""top_k through an index: the atoms and weights of a search through all; and indices of clouds at
+the ends of float32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from test_certified import gaussian, normal, queries
 from test_certified_masked import PATHS, both_paths, found
 
 import dfkernels as df
-from dfkernels import index
-from dfkernels.ops.kept_atoms import op
+from dfkernels.certified import index
+from dfkernels.certified.search import op
 
 
 def assert_same_with_an_index(x, cloud, alpha, sigma, k):
@@ -32,7 +32,9 @@ def test_a_search_for_the_heaviest_atom_keeps_it(N, path):
     atoms, counts, _ = found(path, x, y, 1.0, 0.3, gap=0.0)
     assert bool(((counts > 0) | (counts == -1)).all())
     heaviest = torch.cdist(x.double(), y.double()).argmin(1)
-    for kept, nearest, n in zip(atoms.split(counts.clamp_min(0).tolist()), heaviest, counts, strict=True):
+    for kept, nearest, n in zip(
+        atoms.split(counts.clamp_min(0).tolist()), heaviest, counts, strict=True
+    ):
         assert n < 0 or nearest in kept
 
 
@@ -40,7 +42,9 @@ def test_a_search_for_the_heaviest_atom_keeps_it(N, path):
 @pytest.mark.parametrize("k", [1, 3])
 def test_log_weights_that_float32_rounds_to_the_same(k, path, monkeypatch):
     """The order is that of the float64 weights, which a search in float32 does not see."""
-    monkeypatch.setattr("dfkernels.fisher.kept_atoms", op if path == "compiled" else in_pytorch(path))
+    monkeypatch.setattr(
+        "dfkernels.fisher.kept_atoms", op if path == "compiled" else in_pytorch(path)
+    )
     y = normal(1, 40) + 1e-5 * normal(200, 40, seed=1)
     prior = -10 + 1e-7 * normal(200, seed=2, dtype=torch.float64)
     assert_same_with_an_index(y[:4] + 1e-3, df.PointCloud(y, prior), 1.0, 1.0, k)
@@ -62,7 +66,8 @@ def test_equal_logits_by_rounding_come_in_the_order_of_the_atoms():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_where_rounding_moves_logits(dtype):
-    """Noise below the last digits of the data: the kernel's logits and those by differences are unlike each other."""
+    """Noise below the last digits of the data: the kernel's logits and those by differences are
+    unlike each other."""
     y = 1e4 + 1e-3 * torch.randint(0, 256, (7, 33), generator=torch.Generator().manual_seed(0))
     cloud = df.PointCloud(y.to(dtype))
     for sigma in (1e-13, 1e-10, 1e-8):
@@ -77,7 +82,8 @@ def test_an_index_of_atoms_whose_squares_leave_float32(size, rank):
 
 
 def test_an_index_of_atoms_that_differ_in_their_last_digits():
-    """Squares of the differences' squares underflow in float32, and with them the principal axes."""
+    """Squares of the differences' squares underflow in float32, and with them the principal
+    axes."""
     for seed in range(40):
         two = 1 + normal(1, 512, seed=seed, dtype=torch.float64).expand(2, -1)
         y = two + 1e-9 * normal(2, 512, seed=seed + 1, dtype=torch.float64)
@@ -85,6 +91,8 @@ def test_an_index_of_atoms_that_differ_in_their_last_digits():
 
 
 def test_an_index_that_float32_cannot_hold_says_so():
-    with pytest.raises(ValueError, match=r"^index: expected atoms whose distances float32 can hold"):
+    with pytest.raises(
+        ValueError, match=r"^index: expected atoms whose distances float32 can hold"
+    ):
         df.PointCloud(1e100 * normal(30, 40, dtype=torch.float64)).index()
     assert math.isfinite(df.PointCloud(1e30 * normal(30, 40)).index().facts[1])

@@ -1,5 +1,6 @@
-"""Atoms that are masked, whatever they hold, and atoms that are very far from all others: the certificate holds,
-and the search stays as good as without them. Queries are searched for one by one.
+"""Atoms that are masked, whatever they hold, and atoms that are very far from all others: the
+certificate holds, and the search stays as good as without them. Queries are searched for one by
+one.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import pytest
 import torch
 from test_certified import EPS, gaussian, normal, queries
 
-from dfkernels import _native, index
-from dfkernels.ops import kept_atoms
-from dfkernels.ops.kept_atoms.reference import logits
+from dfkernels._torch import native
+from dfkernels.certified import index, search
+from dfkernels.certified.reference import logits
 
-PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
+PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
 N, D = 600, 160
 both_paths = pytest.mark.parametrize("path", PATHS)
 
@@ -56,7 +57,9 @@ def test_masked_atoms_may_hold_anything(held, share, path):
     of = index.build(y, 1.0, 0.0, 0, masked)
     alone = index.build(y[few], 1.0, 0.0)
     assert torch.isfinite(of.facts).all() and torch.isfinite(of.size).all()
-    assert float(of.facts[1]) <= 1.01 * float(alone.facts[1]) and float(of.facts[2]) <= 1.01 * float(alone.facts[2])
+    assert float(of.facts[1]) <= 1.01 * float(alone.facts[1]) and float(
+        of.facts[2]
+    ) <= 1.01 * float(alone.facts[2])
     out = found(path, 0.9 * x, y, 0.9, 0.05, prior, of)
     assert int(out[1].min()) >= 1 and int(out[1].max()) <= len(few)
     assert not bool(masked[out[0]].any())
@@ -108,8 +111,8 @@ def test_a_query_near_a_far_atom_takes_all(path):
 
 @both_paths
 def test_far_atoms_count_by_their_size_in_what_is_dropped(path):
-    """So that dropped_mass times the radius of the others bounds what they add to the mean and the covariance:
-    one that is heavy, but for its distance, and that is just dropped.
+    """So that dropped_mass times the radius of the others bounds what they add to the mean and the
+    covariance: one that is heavy, but for its distance, and that is just dropped.
     """
     y, ratio, prior = gaussian(N, D), [], torch.full((N,), -60.0)
     prior[:12] = 0.0
@@ -129,7 +132,8 @@ def test_far_atoms_count_by_their_size_in_what_is_dropped(path):
 @both_paths
 @pytest.mark.parametrize("order", ["one after another", "sorted", "shuffled"])
 def test_each_query_is_searched_for_by_itself(order, path):
-    """What is read for a query in little noise does not depend on how noisy the queries beside it are."""
+    """What is read for a query in little noise does not depend on how noisy the queries beside it
+    are."""
     y = gaussian(N, D)
     noisy = torch.arange(24) % 8 == 7
     x, sigma = queries(y, 0.05, "noisy", B=24), torch.where(noisy, 60.0, 0.05)
@@ -150,7 +154,9 @@ def test_each_query_is_searched_for_by_itself(order, path):
 
 @both_paths
 @pytest.mark.parametrize("held", [math.nan, math.inf])
-def test_masked_atoms_are_not_among_the_heaviest_where_fewer_have_weight_than_are_asked_for(held, path):
+def test_masked_atoms_are_not_among_the_heaviest_where_fewer_have_weight_than_are_asked_for(
+    held, path
+):
     y, prior = gaussian(N, D), torch.full((N,), -math.inf)
     few = torch.tensor([5, 400])
     prior[few] = torch.tensor([0.0, 1.0])

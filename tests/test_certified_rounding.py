@@ -1,7 +1,9 @@
-"""Every rounding term of docs/certified.md, in exact rational arithmetic, on clouds on which the term is needed.
+"""Every rounding term of docs/certified.md, in exact rational arithmetic, on clouds on which the
+term is needed.
 
-Everything that is stored or computed in floating point is a fraction, so that what a bound says can be compared with
-the truth without any rounding of the test's own. Squares are compared, since roots are no fractions.
+Everything that is stored or computed in floating point is a fraction, so that what a bound says can
+be compared with the truth without any rounding of the test's own. Squares are compared, since roots
+are no fractions.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import pytest
 import torch
 from test_certified import gaussian, normal
 
-from dfkernels import _native, index
-from dfkernels.ops import kept_atoms
-from dfkernels.ops.kept_atoms.cascade import Queries, Screen
+from dfkernels._torch import native
+from dfkernels.certified import index, search
+from dfkernels.certified.cascade import Queries, Screen
 
-PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
+PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
 U = Exact(2) ** -53
 
 
@@ -44,7 +46,8 @@ def combined(weights, rows):
 
 
 def line(N, d):
-    """Multiples of one direction that no coordinate follows: the codes leave next to nothing over."""
+    """Multiples of one direction that no coordinate follows: the codes leave next to nothing
+    over."""
     return normal(N, 1, seed=3, dtype=torch.float64) * normal(1, d, seed=4, dtype=torch.float64)
 
 
@@ -66,10 +69,15 @@ class Truth:
             [n * step * scale for n, step in zip(row, self.step, strict=True)]
             for row, scale in zip(q, scales[0], strict=True)
         ]
-        self.left = [minus(t, combined(code, self.V)) for t, code in zip(self.t, self.code, strict=True)]
+        self.left = [
+            minus(t, combined(code, self.V)) for t, code in zip(self.t, self.code, strict=True)
+        ]
         self.levels = [(self.left, [minus(h, c) for h, c in zip(self.h, self.code, strict=True)])]
         if len(of.tail):
-            tail = [[n * scale for n in row] for row, scale in zip(of.tail[:, :d].tolist(), scales[1], strict=True)]
+            tail = [
+                [n * scale for n in row]
+                for row, scale in zip(of.tail[:, :d].tolist(), scales[1], strict=True)
+            ]
             left = [minus(e, row) for e, row in zip(self.left, tail, strict=True)]
             self.levels.append((left, [[dot(v, r) for v in self.V] for r in left]))
 
@@ -88,8 +96,8 @@ def test_what_the_codes_leave_over(truth):
 
 
 def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
-    """Whatever the order of the sums: d products, of numbers of the size of an atom, lose up to u d |t|, K times; the
-    test's own machine may be luckier than that.
+    """Whatever the order of the sums: d products, of numbers of the size of an atom, lose up to u d
+    |t|, K times; the test's own machine may be luckier than that.
     """
     d, K = len(truth.y[0]), len(truth.V)
     for level, (left, along) in enumerate(truth.levels):
@@ -98,7 +106,9 @@ def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
             worst = float(U) * d * K**0.5 * math.sqrt(square(t))
             assert float(shift[i]) >= (math.sqrt(square(along[i])) + worst) * (1 - 1e-9)
             if level == 0:
-                assert float(rest[i]) ** 2 >= (float(square(left[i])) + worst * math.sqrt(square(t))) * (1 - 1e-9)
+                assert float(rest[i]) ** 2 >= (
+                    float(square(left[i])) + worst * math.sqrt(square(t))
+                ) * (1 - 1e-9)
             else:
                 assert float(rest[i]) >= (math.sqrt(square(left[i])) + worst) * (1 - 1e-9)
 
@@ -120,7 +130,8 @@ def test_facts(truth):
 
 
 def queries_of(truth):
-    """In the span of the axes, an atom, the centre, noise, and what is left of noise across the axes."""
+    """In the span of the axes, an atom, the centre, noise, and what is left of noise across the
+    axes."""
     d, V = len(truth.y[0]), truth.of.basis.double()
     axis, noise = V[:1], normal(1, d, seed=8, dtype=torch.float64)
     across = noise - torch.linalg.solve(V @ V.T, V @ noise.T).T @ V
@@ -135,7 +146,8 @@ def screened(truth, x, y, alpha=1.0, sigma=1.0):
 
 
 def test_what_is_left_of_a_query(truth):
-    """`reach` is at least |z - V^T a|, and `code` at least what two skewed axes, and a sum of K codes, may make."""
+    """`reach` is at least |z - V^T a|, and `code` at least what two skewed axes, and a sum of K
+    codes, may make."""
     x, y = queries_of(truth)
     s = screened(truth, x, y)
     a = s.z @ truth.of.basis.double().T
@@ -146,7 +158,9 @@ def test_what_is_left_of_a_query(truth):
         worst = float(U) * d * K**0.5 * math.sqrt(square(z))  # of a = V z
         assert float(width.code[q]) >= worst
         assert float(width.code[q]) >= float(truth.of.facts[0]) * float(width.along[q])
-        most = 8 * (1 + K / d) * worst  # the table's: that of a sum in any order, of each of its roundings
+        most = (
+            8 * (1 + K / d) * worst
+        )  # the table's: that of a sum in any order, of each of its roundings
         assert float(s.of_tail(a).code[q]) >= 4 * most * (1 - 1e-9)
         assert float(width.reach[q]) ** 2 >= float(left) + worst * math.sqrt(square(z))
 
@@ -172,7 +186,10 @@ def test_exact_logits_are_below_the_truth(truth):
     for q, point in enumerate(exact(x)):
         size = square(minus(point, truth.centre))
         true = [(size - square(minus(point, row))) / 2 for row in truth.y]
-        assert all(Exact(float(f)) <= l + Exact(float(s.margin[q])) / 4 for f, l in zip(found[q], true, strict=True))
+        assert all(
+            Exact(float(f)) <= l + Exact(float(s.margin[q])) / 4
+            for f, l in zip(found[q], true, strict=True)
+        )
         worst = [float(U) * (size + square(minus(point, row))) * len(point) for row in truth.y]
         short = [float(l - Exact(float(f))) for f, l in zip(found[q], true, strict=True)]
         assert all(have >= need for have, need in zip(short, worst, strict=True))
@@ -180,17 +197,25 @@ def test_exact_logits_are_below_the_truth(truth):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_coordinates_that_are_large_beside_their_differences(path):
-    """`margin`: alpha times a centre of 2^40 is rounded by 10^-4, in every coordinate alike, which makes 0.01 of a
-    logit's square of sigma; float32 holds the centre exactly, so that nothing else is that large.
+    """`margin`: alpha times a centre of 2^40 is rounded by 10^-4, in every coordinate alike, which
+    makes 0.01 of a logit's square of sigma; float32 holds the centre exactly, so that nothing else
+    is that large.
     """
     N, d, alpha = 40, 64, 0.9
     sign = torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0).double()[:, None]
-    y = 2.0**40 + sign * (1 + torch.arange(N)[:, None] // 2 / 4096) * torch.ones(d, dtype=torch.float64)
-    x = alpha * 2.0**40 + torch.linspace(-0.01, 0.01, 5, dtype=torch.float64)[:, None].expand(5, d).contiguous()
+    y = 2.0**40 + sign * (1 + torch.arange(N)[:, None] // 2 / 4096) * torch.ones(
+        d, dtype=torch.float64
+    )
+    x = (
+        alpha * 2.0**40
+        + torch.linspace(-0.01, 0.01, 5, dtype=torch.float64)[:, None].expand(5, d).contiguous()
+    )
     of, level = index.build(y, 1.0, 0.0), torch.ones(5, dtype=torch.float64)
     assert torch.equal(of.centre, torch.full((d,), 2.0**40))
     sigma, gap = 1e-3, math.log(N / 1e-6)
-    atoms, counts, dropped = PATHS[path](x, y, alpha * level, sigma * level, None, 1.0, 0.0, *of, gap, 1)
+    atoms, counts, dropped = PATHS[path](
+        x, y, alpha * level, sigma * level, None, 1.0, 0.0, *of, gap, 1
+    )
     rows, points = exact(y), exact(x)
     lists = iter(atoms.split(counts.clamp_min(0).tolist()))
     a = Exact(alpha)
@@ -200,11 +225,14 @@ def test_coordinates_that_are_large_beside_their_differences(path):
         kept = set(next(lists).tolist())
         if n >= 0:
             left_out = sum(math.exp(-g) for i, g in enumerate(gaps) if i not in kept)
-            assert left_out <= float(dropped[q]) * sum(math.exp(-gaps[i]) for i in kept) * (1 + 1e-9)
+            assert left_out <= float(dropped[q]) * sum(math.exp(-gaps[i]) for i in kept) * (
+                1 + 1e-9
+            )
 
 
 def test_the_margin_covers_what_large_coordinates_lose():
-    """As above, of the bounds themselves: upper ends and exact logits are apart by less than they should be."""
+    """As above, of the bounds themselves: upper ends and exact logits are apart by less than they
+    should be."""
     N, d, alpha = 40, 64, 0.9
     sign = torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0).double()[:, None]
     y = 2.0**40 + sign * torch.ones(d, dtype=torch.float64)
@@ -217,7 +245,10 @@ def test_the_margin_covers_what_large_coordinates_lose():
     product = (a * of.step) @ codes.T * of.scales[0].double()
     _, up = s.ends(product, size**2, s.of_axes(a).at(size, rest, shift))
     best = s.exact(torch.arange(N)[None])
-    far = [square([p - a_exact * c for p, c in zip(exact(x[0]), row, strict=True)]) for row in exact(y[:2])]
+    far = [
+        square([p - a_exact * c for p, c in zip(exact(x[0]), row, strict=True)])
+        for row in exact(y[:2])
+    ]
     true = (far[1] - far[0]) / 2  # how much heavier the first is than the second
     for i, j, gap in ((0, 1, true), (1, 0, -true)):
         assert Exact(float(up[0, i] + s.margin[0, 0])) - Exact(float(best[0, j])) >= gap
@@ -229,8 +260,9 @@ def test_the_margin_covers_what_large_coordinates_lose():
 
 
 def test_sums_that_cancel_in_the_first_level():
-    """Along one coordinate the axes are exact and the codes leave a 10^-14th of |t|^2, which is found as the
-    difference of sums of the size of |t|^2: their rounding is the larger part of `rest`.
+    """Along one coordinate the axes are exact and the codes leave a 10^-14th of |t|^2, which is
+    found as the difference of sums of the size of |t|^2: their rounding is the larger part of
+    `rest`.
     """
     y = torch.zeros(6, 130, dtype=torch.float64)
     y[:, 0] = normal(6, seed=5, dtype=torch.float64)
@@ -241,4 +273,6 @@ def test_sums_that_cancel_in_the_first_level():
         sums = 8 * float(U) * (d + K) * K**0.5 * (size + code)
         assert sums > float(square(truth.left[i]))
         allowed = float(square(truth.left[i])) + skew * code + sums
-        assert float(truth.of.rest[0, i]) ** 2 >= 0.99 * allowed  # the sums themselves have lost a little
+        assert (
+            float(truth.of.rest[0, i]) ** 2 >= 0.99 * allowed
+        )  # the sums themselves have lost a little

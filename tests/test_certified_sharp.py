@@ -1,5 +1,5 @@
-"""The bounds of certified results where they bite: what is left out is nearly what the tolerance allows, and errors
-come within a few times of their bounds, which are asserted from both sides.
+"""The bounds of certified results where they bite: what is left out is nearly what the tolerance
+allows, and errors come within a few times of their bounds, which are asserted from both sides.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ import torch
 from test_certified import no_cloud_is_small, normal  # noqa: F401
 
 import dfkernels as df
-from dfkernels import _native, fisher
-from dfkernels.ops import kept_atoms
+from dfkernels import fisher
+from dfkernels._torch import native
+from dfkernels.certified import search
 
-PATHS = ["PyTorch"] + ["compiled"] * _native.available
+PATHS = ["PyTorch"] + ["compiled"] * native.available
 N, D, EPS = 700, 512, 1e-3
 
 
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     if request.param == "PyTorch":
-        monkeypatch.setattr(fisher, "kept_atoms", kept_atoms.in_pytorch)
+        monkeypatch.setattr(fisher, "kept_atoms", search.in_pytorch)
 
 
 def shells(alpha, sigma, seed=0):
-    """(cloud, x): an atom at the middle, and others around it at distances at which weights fall by a third of a
-    tenth from one to the next; those that will be kept on one side, the others on the other.
+    """(cloud, x): an atom at the middle, and others around it at distances at which weights fall by
+    a third of a tenth from one to the next; those that will be kept on one side, the others on the
+    other.
     """
     logit = torch.cat([torch.zeros(1), -3 - 0.03 * torch.arange(N - 1)]).double()
     r = (-2 * logit).sqrt() * sigma / alpha
@@ -60,8 +62,8 @@ def test_errors_come_near_their_bounds(alpha, sigma, path):
 
 @pytest.mark.parametrize("alpha, sigma", [(0.9, 0.02), (0.9, 30.0), (-1.3, 1.0)])
 def test_bounds_are_those_of_the_documents(alpha, sigma, path):
-    """From dropped_mass and the furthest atom, found by looking at all: no less, and no more than R's triangle
-    inequality costs.
+    """From dropped_mass and the furthest atom, found by looking at all: no less, and no more than
+    R's triangle inequality costs.
     """
     cloud, x = shells(alpha, sigma, seed=2)
     F = df.DiffusionFisher(x, cloud, alpha, sigma, tolerance=EPS)

@@ -1,4 +1,5 @@
-"""The chessboard's closed form, against autograd, against its own density and against a large point cloud."""
+"""The chessboard's closed form, against autograd, against its own density and against a large point
+cloud."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from dfkernels import DiffusionFisher, PointCloud
-from dfkernels.experiments.reproduce import chessboard, table2
-from dfkernels.experiments.reproduce.chessboard import sample, truth
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.trace_matching import MatchedTrace
+from experiments.reproduce import chessboard, table2
+from experiments.reproduce.chessboard import sample, truth
 
 LEVELS = [(1.0, 0.01), (1.0, 0.3), (1.0, 50.0), (0.3, 0.9)]
 
@@ -32,7 +33,9 @@ def test_samples_fill_the_eight_squares_evenly():
     assert bool(((cell[:, 0] + cell[:, 1]) % 2 == 0).all())
     counts = torch.bincount(4 * cell[:, 0] + cell[:, 1], minlength=16)
     assert int((counts > 0).sum()) == 8
-    assert (counts[counts > 0] - 10_000).abs().max() < 5 * math.sqrt(10_000)  # five standard deviations
+    assert (counts[counts > 0] - 10_000).abs().max() < 5 * math.sqrt(
+        10_000
+    )  # five standard deviations
     assert x.std(0).sub(chessboard.STD).abs().max() < 0.02
     assert torch.equal(x, sample(80_000, generator(), torch.float64))
 
@@ -62,13 +65,17 @@ def test_the_density_integrates_to_one():
 
 def test_each_row_has_its_own_level():
     x = noisy(6, 0.4, 0.2)
-    alpha, sigma = torch.linspace(0.4, 1, 6, dtype=x.dtype), torch.linspace(0.2, 2, 6, dtype=x.dtype)
+    alpha, sigma = (
+        torch.linspace(0.4, 1, 6, dtype=x.dtype),
+        torch.linspace(0.2, 2, 6, dtype=x.dtype),
+    )
     rows = [truth(x[i : i + 1], alpha[i].item(), sigma[i].item()).fisher for i in range(6)]
     assert torch.equal(truth(x, alpha, sigma).fisher, torch.cat(rows))
 
 
 def test_a_large_point_cloud_agrees():
-    """The op over atoms on a grid of the squares: the midpoint rule, exponentially accurate at this sigma."""
+    """The op over atoms on a grid of the squares: the midpoint rule, exponentially accurate at this
+    sigma."""
     side = (torch.arange(64, dtype=torch.float64) + 0.5) / 32
     square = torch.cartesian_prod(side, side)
     corners = [(2 * i - 4, 2 * j - 4) for i in range(4) for j in range(4) if (i + j) % 2 == 0]
@@ -98,7 +105,9 @@ def test_table_2_measures_no_error_where_the_networks_are_exact(sigma):
         "noise": lambda x, t: (spread(x, t) + eps(x, t).square().sum(1)) / 2,
         "paper": lambda x, t: (t * spread(x, t) + denoiser.denoised(x, t).square().sum(1)) / 2,
     }
-    networks = table2.Networks(denoiser, {form: MatchedTrace(m, denoiser, form) for form, m in exact.items()})
+    networks = table2.Networks(
+        denoiser, {form: MatchedTrace(m, denoiser, form) for form, m in exact.items()}
+    )
     row = table2.measured(networks, sigma, 300)
     assert row.off < 1e-12
     assert row.errors["vjp"] < 1e-9
@@ -107,7 +116,9 @@ def test_table_2_measures_no_error_where_the_networks_are_exact(sigma):
     # exact for a diagonal F: the edges are parallel to the axes, and far away F is isotropic
     assert (row.errors["hutchinson"] < 1e-3) == (sigma in (0.01, 50.0))
     off = Denoiser(lambda x, t: eps(x, t) + 0.1, table2.SCHEDULE)
-    assert table2.measured(table2.Networks(off, networks.traces), sigma, 300).off == pytest.approx(0.1)
+    assert table2.measured(table2.Networks(off, networks.traces), sigma, 300).off == pytest.approx(
+        0.1
+    )
 
 
 def test_table_2_checks_its_closed_form():

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import __version__, _arrays, _files, _native, cli, ops
-from dfkernels._console import Console
-from dfkernels._progress import Progress
-from dfkernels.methods import evaluate
+from dfkernels import __version__, cli, ops
+from dfkernels._io import arrays as _arrays
+from dfkernels._io import files
+from dfkernels._io.console import Console
+from dfkernels._io.progress import Progress
+from dfkernels._torch import native
+from dfkernels.cli import posterior
+from experiments import __main__ as experiments
 
 
 @pytest.fixture
@@ -41,14 +45,18 @@ def check(out, expected, x, alpha, sigma, rtol=1e-5):
     with np.load(out) as results:
         assert sorted(results.files) == ["ess", "fisher_trace", "log_prob", "mean", "score"]
         for name in ("log_prob", "mean", "fisher_trace", "ess"):
-            np.testing.assert_allclose(results[name], getattr(expected, name).numpy(), rtol=rtol, atol=1e-5)
+            np.testing.assert_allclose(
+                results[name], getattr(expected, name).numpy(), rtol=rtol, atol=1e-5
+            )
         np.testing.assert_allclose(
             results["score"], expected.score(x, alpha, sigma).numpy(), rtol=rtol, atol=1e-5
         )
 
 
 def test_posterior_of_files(here, capsys):
-    argv = "posterior y.npy x.npy --sigma 0.5 --alpha 0.8 --log-prior w.npy --chunk 3 --dtype float64"
+    argv = (
+        "posterior y.npy x.npy --sigma 0.5 --alpha 0.8 --log-prior w.npy --chunk 3 --dtype float64"
+    )
     assert cli.main([*argv.split(), "-o", "r/out.npz"]) == 0
     y, x, w = arrays("y.npy", "x.npy", "w.npy")
     check("r/out.npz", ops.posterior(x, y.double(), 0.8, 0.5, w), x, 0.8, 0.5, rtol=1e-12)
@@ -63,11 +71,13 @@ def test_posterior_of_files(here, capsys):
     assert os.listdir("r") == ["out.npz"]  # no temporary file is left
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8]
+)
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_formats_and_storage_types(here, suffix, dtype):
-    """What safetensors.torch and torch.save write is read back, in each storage type, alone or picked by
-    name.
+    """What safetensors.torch and torch.save write is read back, in each storage type, alone or
+    picked by name.
     """
     draw = torch.Generator().manual_seed(0)
     y = torch.randint(0, 5, (50, 3), generator=draw).to(dtype)
@@ -78,7 +88,10 @@ def test_formats_and_storage_types(here, suffix, dtype):
     else:
         pytest.importorskip("safetensors.torch").save_file(held, "data.safetensors")
     np.save("q.npy", x.numpy())
-    assert cli.main(f"posterior data.{suffix}:atoms q.npy --sigma 0.7 --scale 0.5 --offset -1".split()) == 0
+    assert (
+        cli.main(f"posterior data.{suffix}:atoms q.npy --sigma 0.7 --scale 0.5 --offset -1".split())
+        == 0
+    )
     check("out.npz", ops.posterior(x, y.float(), 1.0, 0.7, scale=0.5, offset=-1.0), x, 1.0, 0.7)
 
 
@@ -120,11 +133,15 @@ def corrupt(name):
         Path(name).write_bytes(data[: len(data) // 2])
     elif name == "short.safetensors":
         write_safetensors(
-            name, {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 1200]}}, b"\0" * 100
+            name,
+            {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 1200]}},
+            b"\0" * 100,
         )
     elif name == "lie.safetensors":
         write_safetensors(
-            name, {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 100]}}, b"\0" * 100
+            name,
+            {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 100]}},
+            b"\0" * 100,
         )
     elif name == "head.safetensors":
         Path(name).write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
@@ -206,10 +223,14 @@ def test_bad_values_in_queries_name_the_row_of_the_file(here, capsys):
     for name, row, value, got in (("inf.npy", 5, np.inf, "inf"), ("nan.npy", 6, np.nan, "nan")):
         np.save(name, np.where(np.arange(7)[:, None, None] == row, value, x))
         error = refused(capsys, f"y.npy {name} --sigma 1 --chunk 4")
-        assert error == f"{name}, row {row}: expected finite values, got {got} at index [{row}, 0, 0]"
+        assert (
+            error == f"{name}, row {row}: expected finite values, got {got} at index [{row}, 0, 0]"
+        )
     x[6] = 1e30  # finite, and too far from every atom
     np.save("far.npy", x)
-    assert refused(capsys, "y.npy far.npy --sigma 1 --chunk 4").startswith("far.npy, rows 4 to 6: x: expected ")
+    assert refused(capsys, "y.npy far.npy --sigma 1 --chunk 4").startswith(
+        "far.npy, rows 4 to 6: x: expected "
+    )
     np.save("wide.npy", np.full_like(x, 1e300))
     assert refused(capsys, "y.npy wide.npy --sigma 1 --chunk 4").startswith(
         "wide.npy: expected numbers that float32 can hold, got "
@@ -233,35 +254,49 @@ def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
     np.save("nan.npy", bad)
     error = refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy")
     assert error.startswith("nan.npy: y: expected finite values, got nan at index [3, 0, 0]")
-    assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith("alpha: expected a finite value")
+    assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith(
+        "alpha: expected a finite value"
+    )
     error = refused(capsys, "y.npy x.npy --sigma 1e-50")
     assert error == "sigma: expected a number that is > 0 in float32 too, got 1e-50"
 
     def fail(*args):
         raise ValueError("DFKERNELS_ISA: expected base or v3, got 'v9'")
 
-    monkeypatch.setattr(evaluate, "DiffusionFisher", fail)
-    assert refused(capsys, "y.npy x.npy --sigma 1") == "DFKERNELS_ISA: expected base or v3, got 'v9'"
+    monkeypatch.setattr(posterior, "DiffusionFisher", fail)
+    assert (
+        refused(capsys, "y.npy x.npy --sigma 1") == "DFKERNELS_ISA: expected base or v3, got 'v9'"
+    )
 
 
-@pytest.mark.parametrize("stored", [np.array([[1.0], [2.0], [1e300]]), np.array([[1], [2], [1 << 60]])])
+@pytest.mark.parametrize(
+    "stored", [np.array([[1.0], [2.0], [1e300]]), np.array([[1], [2], [1 << 60]])]
+)
 def test_what_float32_lacks_does_not_matter_in_masked_atoms(stored):
     """The masked atom's number becomes whatever it may; the others' are still looked at."""
     atoms = torch.from_numpy(stored)
     masked = torch.tensor([False, False, True])
-    assert evaluate._converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [[1], [2]]
-    with pytest.raises(_files.FileError, match=r"^y\.npy: expected numbers that float32 can hold, .* \[2, 0\]"):
-        evaluate._converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
+    assert posterior._converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [
+        [1],
+        [2],
+    ]
+    with pytest.raises(
+        files.FileError, match=r"^y\.npy: expected numbers that float32 can hold, .* \[2, 0\]"
+    ):
+        posterior._converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
 
 
 @pytest.mark.parametrize("code", ["i1", ">i2", "u2", "u4", "<i8", ">u8", ">f8", "f2"])
 def test_numbers_of_any_dtype_in_any_role(here, code):
-    """Integers of every width, halves and the other byte order: as atoms, as queries and as log weights."""
+    """Integers of every width, halves and the other byte order: as atoms, as queries and as log
+    weights."""
     draw = np.random.default_rng(1)
     y, x, w = (draw.integers(0, 5, shape).astype(code) for shape in ((50, 3), (4, 3), (50,)))
     for name, a in (("iy.npy", y), ("ix.npy", x), ("iw.npy", w)):
         np.save(name, a)
-    assert cli.main("posterior iy.npy ix.npy --sigma 0.9 --log-prior iw.npy".split()) == 0
+    assert (
+        cli.main(["posterior", "iy.npy", "ix.npy", "--sigma", "0.9", "--log-prior", "iw.npy"]) == 0
+    )
     y, x, w = (torch.from_numpy(a.astype("f4")) for a in (y, x, w))
     check("out.npz", ops.posterior(x, y, 1.0, 0.9, w), x, 1.0, 0.9)
 
@@ -270,16 +305,25 @@ def test_integers_that_float32_lacks_are_exact_in_float64(here, capsys):
     y = np.array([[0], [(1 << 24) + 1], [(1 << 25) + 1]])
     np.save("big.npy", y)
     error = refused(capsys, "big.npy big.npy --sigma 1")
-    assert error.startswith("big.npy: expected numbers that float32 can hold, got 16777217 at index [1, 0]")
-    assert cli.main("posterior big.npy big.npy --sigma 0.1 --dtype float64".split()) == 0
+    assert error.startswith(
+        "big.npy: expected numbers that float32 can hold, got 16777217 at index [1, 0]"
+    )
+    assert (
+        cli.main(["posterior", "big.npy", "big.npy", "--sigma", "0.1", "--dtype", "float64"]) == 0
+    )
     assert np.load("out.npz")["mean"].tolist() == y.tolist()
 
 
 def test_results_are_inputs(here):
     """What the command writes it also reads, and so is what a masked atom is worth."""
     np.save("m.npy", np.where(np.arange(50) < 10, 0, -np.inf))
-    assert cli.main("posterior y.npy x.npy --sigma 2 --log-prior m.npy -o a.npz".split()) == 0
-    assert cli.main("posterior y.npy a.npz:mean --sigma 2 -o b.npz".split()) == 0
+    assert (
+        cli.main(
+            ["posterior", "y.npy", "x.npy", "--sigma", "2", "--log-prior", "m.npy", "-o", "a.npz"]
+        )
+        == 0
+    )
+    assert cli.main(["posterior", "y.npy", "a.npz:mean", "--sigma", "2", "-o", "b.npz"]) == 0
     assert np.load("b.npz")["mean"].shape == (7, 2, 3)
 
 
@@ -352,14 +396,21 @@ def test_an_input_is_replaced_only_by_force(here, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
 )
 def test_too_little_memory(here, capsys, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(evaluate, "DiffusionFisher", fail)
-    assert refused(capsys, "y.npy x.npy --sigma 1") == "not enough memory: a smaller --chunk needs less"
+    monkeypatch.setattr(posterior, "DiffusionFisher", fail)
+    assert (
+        refused(capsys, "y.npy x.npy --sigma 1")
+        == "not enough memory: a smaller --chunk needs less"
+    )
 
 
 def test_the_result_has_the_name_that_was_given(here):
@@ -373,19 +424,19 @@ def test_interrupt(here, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_arrays, "load", stop)
-    assert cli.main("posterior y.npy x.npy --sigma 1".split()) == 130
+    assert cli.main(["posterior", "y.npy", "x.npy", "--sigma", "1"]) == 130
     assert capsys.readouterr().err == "\ndfkernels posterior: interrupted\n"
 
 
 def test_reproduce_takes_one_experiment_or_all(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["reproduce", "table4"])
+        experiments.main(["reproduce", "table4"])
     message = "argument experiment: invalid choice: 'table4' (choose from "
     assert stop.value.code == 2 and message in capsys.readouterr().err
-    args = cli._parser().parse_args(["reproduce", "all"])
+    args = experiments._parser().parse_args(["reproduce", "all"])
     assert args.out == Path("out/reproduce") and args.quick is False  # the demo's files are out/*
     with pytest.raises(SystemExit):
-        cli.main(["reproduce", "--help"])
+        experiments.main(["reproduce", "--help"])
     assert "{errata,table2,table3,adjoint,likelihood,all}" in capsys.readouterr().out
 
 
@@ -422,8 +473,8 @@ def test_env_with_an_instruction_set_that_the_cpu_lacks(capsys, monkeypatch):
         def isa():
             raise RuntimeError(why)
 
-    monkeypatch.setattr(_native, "module", Module)
-    monkeypatch.setattr(_native, "available", True)
+    monkeypatch.setattr(native, "module", Module)
+    monkeypatch.setattr(native, "available", True)
     assert cli.main(["env"]) == 0
     printed = capsys.readouterr().out
     assert f"none: {why}" in printed and f"cannot run: {why}" in printed
@@ -431,23 +482,24 @@ def test_env_with_an_instruction_set_that_the_cpu_lacks(capsys, monkeypatch):
 
 def test_starting_loads_no_experiment():
     """Only the names that `reproduce` takes."""
-    lazy = "dfkernels.experiments.reproduce"
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(lazy)}
+    lazy = "experiments.reproduce"
+    loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(lazy)}
     try:
-        importlib.reload(cli)
-        cli._parser()
+        importlib.reload(experiments)._parser()
         assert not any(name.startswith(lazy) for name in sys.modules)
     finally:
-        sys.modules.update(kept)
+        sys.modules.update(loaded)
 
 
 # ---- standard output and error
 
 
 def in_child(argv, *, stdout="out", stderr="err", encoding="utf-8"):
-    """`dfkernels ARGV` in a forked process. stdout, stderr: a file's name, a descriptor, or None for closed.
+    """`dfkernels ARGV` in a forked process. stdout, stderr: a file's name, a descriptor, or None
+    for closed.
 
-    Returns the exit code, 120 where Python would fail to flush at exit, as it does at the end of a process.
+    Returns the exit code, 120 where Python would fail to flush at exit, as it does at the end of a
+    process.
     """
     child = os.fork()
     if child == 0:
@@ -459,8 +511,13 @@ def in_child(argv, *, stdout="out", stderr="err", encoding="utf-8"):
                     os.close(number)
                     streams.append(None)
                     continue
-                os.dup2(to if isinstance(to, int) else os.open(to, os.O_WRONLY | os.O_CREAT, 0o666), number)
-                streams.append(io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, "strict"))
+                os.dup2(
+                    to if isinstance(to, int) else os.open(to, os.O_WRONLY | os.O_CREAT, 0o666),
+                    number,
+                )
+                streams.append(
+                    io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, "strict")
+                )
             sys.stdout, sys.stderr = streams
             try:
                 code = cli.main(argv)
@@ -491,7 +548,9 @@ def broken():
     os.close(writing)
 
 
-@pytest.mark.parametrize("argv", [["env"], ["--help"], ["--version"], ["posterior", "--help"], POSTERIOR])
+@pytest.mark.parametrize(
+    "argv", [["env"], ["--help"], ["--version"], ["posterior", "--help"], POSTERIOR]
+)
 def test_a_pipe_that_nobody_reads_ends_quietly(here, broken, argv):
     assert in_child(argv, stdout=broken) == 141
     assert Path("err").read_text() == ""
@@ -499,7 +558,10 @@ def test_a_pipe_that_nobody_reads_ends_quietly(here, broken, argv):
 
 
 def test_an_error_keeps_its_code_when_nobody_reads(here, broken):
-    assert in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=broken, stderr=broken) == 2
+    assert (
+        in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=broken, stderr=broken)
+        == 2
+    )
     assert in_child(POSTERIOR, stderr=broken) == 0  # only the progress is lost
 
 
@@ -507,7 +569,10 @@ def test_an_error_keeps_its_code_when_nobody_reads(here, broken):
 def test_closed_standard_streams(here, stdout, stderr):
     assert in_child(POSTERIOR, stdout=stdout, stderr=stderr) == 0
     assert np.load("out.npz")["ess"].shape == (7,)
-    assert in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=stdout, stderr=stderr) == 2
+    assert (
+        in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=stdout, stderr=stderr)
+        == 2
+    )
     assert in_child(["posterior"], stdout=stdout, stderr=stderr) == 2
     assert in_child(["env"], stdout=stdout, stderr=stderr) == 0
 
@@ -529,7 +594,10 @@ def test_closed_descriptors_are_not_given_to_the_next_files(here):
 
 def test_a_full_standard_output_is_an_error(here):
     assert in_child(["env"], stdout="/dev/full") == 2
-    assert Path("err").read_text() == "dfkernels env: error: standard output: No space left on device\n"
+    assert (
+        Path("err").read_text()
+        == "dfkernels env: error: standard output: No space left on device\n"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "utf-8"])
@@ -574,4 +642,7 @@ def test_as_a_module(here):
         [sys.executable, "-m", "dfkernels", "posterior", "y.npy", "nowhere.npy", "--sigma", "1"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert run.returncode == 2 and run.stderr == "dfkernels posterior: error: nowhere.npy: no such file\n"
+    assert (
+        run.returncode == 2
+        and run.stderr == "dfkernels posterior: error: nowhere.npy: no such file\n"
+    )

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import DiffusionFisher, PointCloud, index, ops, top_k
+from dfkernels import DiffusionFisher, PointCloud, ops, top_k
 from dfkernels import cloud as cloud_module
+from dfkernels.certified import index
 
 
 def test_keeps_what_it_is_given():
@@ -35,7 +36,9 @@ def test_is_immutable():
             setattr(cloud, name, None)
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+)
 def test_copies_and_pickles(again):
     y, log_prior = torch.arange(6.0).reshape(3, 2), torch.tensor([0.0, 1.0, -math.inf])
     cloud = PointCloud(y, log_prior, scale=2, offset=1)
@@ -49,10 +52,14 @@ def test_copies_and_pickles(again):
 def test_strided_atoms_become_contiguous_and_leave_the_graph():
     y = torch.randn(3, 4, requires_grad=True)
     cloud = PointCloud(y.T)
-    assert cloud.y.is_contiguous() and not cloud.y.requires_grad and torch.equal(cloud.y, y.detach().T)
+    assert (
+        cloud.y.is_contiguous() and not cloud.y.requires_grad and torch.equal(cloud.y, y.detach().T)
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8]
+)
 def test_storage_types(dtype):
     assert PointCloud(torch.ones(3, 2, dtype=dtype)).dtype == dtype
 
@@ -78,7 +85,9 @@ def test_looks_once(monkeypatch):
     assert calls == [10, 10, 7]
 
 
-@pytest.mark.parametrize(("value", "name"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
+@pytest.mark.parametrize(
+    ("value", "name"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_finds_what_is_not_finite(monkeypatch, value, name, dtype):
     monkeypatch.setattr(cloud_module, "_BLOCK", 7)
@@ -189,7 +198,9 @@ TENSORS = {
     "CSC": lambda: torch.eye(4).to_sparse_csc(),
     "BSR": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
     "BSC": lambda: torch.eye(4).to_sparse_bsc((2, 2)),
-    "nested, jagged": lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)], layout=torch.jagged),
+    "nested, jagged": lambda: torch.nested.nested_tensor(
+        [torch.ones(3), torch.ones(2)], layout=torch.jagged
+    ),
     "nested, strided": lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)]),
     "meta": meta,
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(4, 3), 0.1, 0, torch.quint8),
@@ -198,7 +209,9 @@ TENSORS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, on its prototypes and on quantization
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # of torch, on its prototypes and on quantization
 @pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
 def test_tensors_of_another_kind_are_refused_by_name(make):
     with pytest.raises((TypeError, ValueError), match="^y: expected "):
@@ -227,15 +240,22 @@ def test_tensors_of_another_kind_are_refused_by_name(make):
     ],
 )  # fmt: skip
 def test_other_containers_are_refused_with_the_way_out(value, kind, message):
-    for name, call in (("y", lambda: PointCloud(value)), ("log_prior", lambda: PointCloud(DATA, value))):
+    for name, call in (
+        ("y", lambda: PointCloud(value)),
+        ("log_prior", lambda: PointCloud(DATA, value)),
+    ):
         with pytest.raises(kind) as error:
             call()
         assert str(error.value) == f"{name}: {message.replace('NAME', name)}"
 
 
-@pytest.mark.parametrize("array", [np.array([[None]]), np.ones((2, 2), np.longdouble), np.array([["a"]])])
+@pytest.mark.parametrize(
+    "array", [np.array([[None]]), np.ones((2, 2), np.longdouble), np.array([["a"]])]
+)
 def test_numpy_of_another_kind_is_refused(array):
-    message = f"^y: numpy array of dtype {array.dtype} cannot become a tensor: .* Convert it: y.astype"
+    message = (
+        f"^y: numpy array of dtype {array.dtype} cannot become a tensor: .* Convert it: y.astype"
+    )
     with pytest.raises(TypeError, match=message):
         PointCloud(array)
 
@@ -303,7 +323,9 @@ def test_a_masked_atom_may_hold_anything(value, dtype, monkeypatch):
     assert DiffusionFisher(x, again, 0.9, 0.5).trace().isfinite().all()
     y = y.clone()
     y[5, 0, 1] = math.nan
-    with pytest.raises(ValueError, match=r"^y: expected finite values, got nan at index \[5, 0, 1\]$"):
+    with pytest.raises(
+        ValueError, match=r"^y: expected finite values, got nan at index \[5, 0, 1\]$"
+    ):
         PointCloud(y, prior)
 
 

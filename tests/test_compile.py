@@ -1,5 +1,5 @@
-"""torch.compile without graph breaks, forward and backward, without recompilation on a new batch size;
-torch.export.
+"""torch.compile without graph breaks, forward and backward, without recompilation on a new batch
+size; torch.export.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ def _case(op):
 def _more_queries(case, tensors, size):
     """The same call on a larger batch."""
     atoms = ("y", "log_prior")
-    return [t if k in atoms else torch.cat([t, t * 0.9, t * 1.1])[:size] for k, t in tensors.items()]
+    return [
+        t if k in atoms else torch.cat([t, t * 0.9, t * 1.1])[:size] for k, t in tensors.items()
+    ]
 
 
 def _graphs(counter):
     """Compiled graphs that call something; dynamo also hands over an empty one now and then."""
-    return sum(any(node.op == "call_function" for node in graph.graph.nodes) for graph in counter.graphs)
+    return sum(
+        any(node.op == "call_function" for node in graph.graph.nodes) for graph in counter.graphs
+    )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -98,13 +102,16 @@ def test_torch_func_inside_compile(op, transform):
     case = _case(op)
     name = [k for k in floats(case) if k not in case.unused][0]
     x = case.tensors[name].clone()
-    compiled = torch.compile(transform(scalar(case, [name], False)), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        transform(scalar(case, [name], False)), fullgraph=True, backend="aot_eager"
+    )
     close(compiled(x), transform(scalar(case, [name], True))(x))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_dual_level_inside_compile(op):
-    """torch.autograd.forward_ad below torch.compile: right, where most custom ops silently give zeros."""
+    """torch.autograd.forward_ad below torch.compile: right, where most custom ops silently give
+    zeros."""
     case = _case(op)
     name = [k for k in floats(case) if k not in case.unused][0]
     x = case.tensors[name].clone()

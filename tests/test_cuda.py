@@ -1,4 +1,5 @@
-"""The ops on a GPU: values, derivatives, memory, streams, graphs. Skipped without one; bench.gpu runs it."""
+"""The ops on a GPU: values, derivatives, memory, streams, graphs. Skipped without one; bench.gpu
+runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from cases import ALL, DATA_OPS, OPS, ORDER, REFERENCES, floats
 from difference import difference_form, errors, far, in_batches
 
 import dfkernels as df
-from dfkernels import _backend, ops
+from dfkernels import ops
+from dfkernels._torch import backend
 from dfkernels.ops.transport_chain import reference as chain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -60,7 +62,7 @@ def call_op(op, p):
 
 
 def test_triton_runs_here():
-    assert _backend.reasons("cuda")["triton"] == ""
+    assert backend.reasons("cuda")["triton"] == ""
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -79,12 +81,15 @@ def test_gradients_equal_the_references(case):
         sum(o.sum() for o in case.run(tensors, reference=reference)).backward()
         return [tensors[k].grad for k in names]
 
-    for name, got, want in zip(names, gradients(cuda(case), False), gradients(case, True), strict=True):
+    for name, got, want in zip(
+        names, gradients(cuda(case), False), gradients(case, True), strict=True
+    ):
         assert largest(got.cpu() - want) <= 1e-10 * (1 + largest(want)), name
 
 
-# Queries, how many go together, atoms, d: few and many, small and large d, odd sizes, a row that no program
-# holds. Ten queries at least are compared, so that the RMS of their errors is not a matter of luck.
+# Queries, how many go together, atoms, d: few and many, small and large d, odd sizes, a row that no
+# program holds. Ten queries at least are compared, so that the RMS of their errors is not a matter
+# of luck.
 SHAPES = [
     (12, 1, 20_000, 1000),
     (12, 3, 70_001, 33),
@@ -124,12 +129,13 @@ def test_narrow_storage(op, storage, dtype):
 
 
 def close(got, plain, exact, size):
-    """float32: at most twice plain PyTorch's largest error and four roundings of the largest result. float64,
-    where the reference has errors of its own: 16 roundings of `size`, result by result.
+    """float32: at most twice plain PyTorch's largest error and four roundings of the largest
+    result. float64, where the reference has errors of its own: 16 roundings of `size`, result by
+    result.
 
-    A sum of d terms of both signs, added up in a tree L deep, is off by about sqrt(L/12) roundings of their
-    root sum of squares, which `size` has for such sums; L is at most 40 here, and the largest of 1e6 results
-    is five times as far off.
+    A sum of d terms of both signs, added up in a tree L deep, is off by about sqrt(L/12) roundings
+    of their root sum of squares, which `size` has for such sums; L is at most 40 here, and the
+    largest of 1e6 results is five times as far off.
     """
     if got.dtype == torch.float64:
         assert bool(((got - exact).abs() <= 16 * 2**-53 * size).all())
@@ -143,7 +149,11 @@ def close(got, plain, exact, size):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_endpoint_matvec(form, B, K, d, dtype):
-    v, x0, mean = draw(B, K, d, dtype=dtype), draw(B, d, seed=1, dtype=dtype), draw(B, d, seed=2, dtype=dtype)
+    v, x0, mean = (
+        draw(B, K, d, dtype=dtype),
+        draw(B, d, seed=1, dtype=dtype),
+        draw(B, d, seed=2, dtype=dtype),
+    )
     alpha, sigma = (0.5 + draw(B, seed=s, dtype=dtype).abs() for s in (3, 4))
     args = [v, x0, mean, alpha, sigma]
     exact = REFERENCES["endpoint_matvec"](*[a.double() for a in args], form)
@@ -152,9 +162,9 @@ def test_endpoint_matvec(form, B, K, d, dtype):
     sides = (x0, mean) if form == "paper" else (x0 - mean,)
     dots = [(r[:, None] * (r[:, None] * v).norm(dim=-1, keepdim=True)).abs() for r in sides]
     column = lambda t: t[:, None, None].double()
-    size = (v.abs() + exact.abs() * column(sigma) ** 2 + column(alpha / sigma) ** 2 * sum(dots)) / column(
-        sigma
-    ) ** 2
+    size = (
+        v.abs() + exact.abs() * column(sigma) ** 2 + column(alpha / sigma) ** 2 * sum(dots)
+    ) / column(sigma) ** 2
     close(got, plain, exact, size)
 
 
@@ -162,7 +172,11 @@ def test_endpoint_matvec(form, B, K, d, dtype):
 @pytest.mark.parametrize("B, d", [(64, 65_536), (256, 12_288), (2, 196_611), (70_000, 3), (7, 784)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_matched_trace(form, B, d, dtype):
-    m, eps, x = draw(B, dtype=dtype), draw(B, d, seed=1, dtype=dtype), draw(B, d, seed=2, dtype=dtype)
+    m, eps, x = (
+        draw(B, dtype=dtype),
+        draw(B, d, seed=1, dtype=dtype),
+        draw(B, d, seed=2, dtype=dtype),
+    )
     alpha, sigma = (0.5 + draw(B, seed=s, dtype=dtype).abs() for s in (3, 4))
     args = [m, eps, x if form == "paper" else None, alpha, sigma]
     exact = REFERENCES["matched_trace"](*[a if a is None else a.double() for a in args], form)
@@ -175,10 +189,13 @@ def test_matched_trace(form, B, d, dtype):
     close(got, plain, exact, size)
 
 
-@pytest.mark.parametrize("B, N, d", [(4096, 3, 2), (65, 1, 1), (700, 64, 16), (33, 5000, 3), (100, 9, 7)])
+@pytest.mark.parametrize(
+    "B, N, d", [(4096, 3, 2), (65, 1, 1), (700, 64, 16), (33, 5000, 3), (100, 9, 7)]
+)
 @pytest.mark.parametrize("options", ["exact", "rates", "transposed"])
 def test_transport_chain(B, N, d, options):
-    """1e-12 in float64; in float32 twice the error of plain PyTorch and sixteen roundings, as on the CPU."""
+    """1e-12 in float64; in float32 twice the error of plain PyTorch and sixteen roundings, as on
+    the CPU."""
     alpha = torch.linspace(0.3, 1.0, 8, dtype=torch.float64, device="cuda")
     rates = None if options == "exact" else 0.2 * draw(7, 2, seed=2, dtype=torch.float64)
     prior = draw(N, seed=3, dtype=torch.float64)
@@ -192,10 +209,14 @@ def test_transport_chain(B, N, d, options):
     ]
     single = [a.float() if i in (0, 1, 4) else a for i, a in enumerate(double)]
     more = {"rates": rates, "transposed": options == "transposed"}
-    for got, exact in zip(ops.transport_chain(*double, **more), chain(*double, **more), strict=True):
+    for got, exact in zip(
+        ops.transport_chain(*double, **more), chain(*double, **more), strict=True
+    ):
         assert got.device.type == "cuda" and largest(got - exact) <= 1e-12
     exact = chain(*[a.double() for a in single], **more)
-    for g, p, e in zip(ops.transport_chain(*single, **more), chain(*single, **more), exact, strict=True):
+    for g, p, e in zip(
+        ops.transport_chain(*single, **more), chain(*single, **more), exact, strict=True
+    ):
         assert g.dtype == torch.float32
         assert largest(g - e) <= 2 * largest(p - e) + 16 * 2**-24 * largest(e)
 
@@ -259,7 +280,8 @@ def test_cuda_graph(op):
 
 @pytest.mark.parametrize("op", CALLED)
 def test_the_current_stream_is_used(op):
-    """The input is written late on a side stream; a kernel on another one would read it too early."""
+    """The input is written late on a side stream; a kernel on another one would read it too
+    early."""
     run, read = call(op)
     value = read.clone()
     want = flat(run())
@@ -278,7 +300,9 @@ def test_the_current_stream_is_used(op):
 @pytest.mark.skipif("torch.cuda.device_count() < 2", reason="one device")
 @pytest.mark.parametrize("case", [c for c in ALL if c.name in ("plain", "paper plain")], ids=str)
 def test_the_tensors_device_is_used(case):
-    tensors = {k: t.to("cuda:1") if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()}
+    tensors = {
+        k: t.to("cuda:1") if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()
+    }
     for got, want in zip(dataclasses.replace(case, tensors=tensors).run(), case.run(), strict=True):
         assert got.device.index == 1 and largest(got.cpu() - want) <= 1e-12 * (1 + largest(want))
 
@@ -311,7 +335,8 @@ def test_transforms():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 30.0])
 def test_certified_results_lie_within_their_bounds(sigma, masked):
-    """Both levels; an odd number of atoms, and of queries. Where little is needed little is kept."""
+    """Both levels; an odd number of atoms, and of queries. Where little is needed little is
+    kept."""
     N, d = 5001, 800
     y = draw(N, d) / torch.arange(1, d + 1, device="cuda") ** 0.5
     prior = draw(N, seed=1) if masked else None
@@ -324,7 +349,9 @@ def test_certified_results_lie_within_their_bounds(sigma, masked):
     gap = dense.log_prob - sparse.log_prob
     assert bool((gap >= -1e-9).all()) and bool((gap <= sparse.log_prob_error + 1e-9).all())
     off = (dense.denoised - sparse.denoised).norm(dim=1)
-    assert bool((off <= sparse.mean_error + 1e-9).all()) and bool((sparse.dropped_mass <= 1e-6).all())
+    assert bool((off <= sparse.mean_error + 1e-9).all()) and bool(
+        (sparse.dropped_mass <= 1e-6).all()
+    )
     off = (dense @ x - sparse @ x).norm(dim=1) / x.norm(dim=1)
     assert bool((off <= sparse.fisher_error + 1e-9 / sigma**2).all())
     if sigma <= 0.1:

@@ -1,5 +1,5 @@
-"""The main job on real data, in its quick form: numbers, files, and what happens when something is missing or
-full.
+"""The main job on real data, in its quick form: numbers, files, and what happens when something is
+missing or full.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import _files, cli
+from dfkernels import cli
+from dfkernels._io import files
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
-from dfkernels.experiments import demo  # noqa: E402
-from dfkernels.experiments.demo import data, report  # noqa: E402
-from dfkernels.experiments.demo.speed import plain, sdpa  # noqa: E402
-from dfkernels.experiments.demo.sweep import CHECKS, LIMIT  # noqa: E402
-from dfkernels.experiments.page import extra, text  # noqa: E402
+from experiments import demo
+from experiments.demo import data, report
+from experiments.demo.speed import plain, sdpa
+from experiments.demo.sweep import CHECKS, LIMIT
+from experiments.page import extra, text
 
 FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"]
 
@@ -43,8 +44,8 @@ def test_every_check_holds(finished):
 
 
 def test_numbers_behave_as_theory_says(finished):
-    """ESS runs from 1 to N, sigma^2 tr F / d from 1 back to the Gaussian value, eigenvalues stay below
-    1/sigma^2.
+    """ESS runs from 1 to N, sigma^2 tr F / d from 1 back to the Gaussian value, eigenvalues stay
+    below 1/sigma^2.
     """
     with np.load(finished[0] / "results.npz") as r:
         ess, trace = r["digits_ess"], r["digits_trace"]
@@ -67,7 +68,9 @@ def test_files(finished):
         assert (out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * len(FIGURES)
-    assert not re.search(r"(?:src|href|srcset)=['\"](?!data:)", page)  # nothing outside is referred to
+    assert not re.search(
+        r"(?:src|href|srcset)=['\"](?!data:)", page
+    )  # nothing outside is referred to
     assert "prefers-color-scheme:dark" in page and page.count("<tr>") == 8 + 6 + 5
 
 
@@ -122,16 +125,20 @@ def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(data, "digits", lambda quick: pytest.fail("worked first"))
     assert cli.main(["demo", "--out", str(tmp_path / "file")]) == 2
-    assert capsys.readouterr().err.startswith(f"dfkernels demo: error: {tmp_path}/file: cannot write there: ")
+    assert capsys.readouterr().err.startswith(
+        f"dfkernels demo: error: {tmp_path}/file: cannot write there: "
+    )
 
 
 def test_full_disk_keeps_what_was_computed(tmp_path, monkeypatch, capsys, finished):
     """Figures cannot be written: the tables are printed and results.npz is whole."""
     monkeypatch.setattr(demo, "sweep", lambda each, step: saved_sweep(finished[0], each))
     monkeypatch.setattr(
-        demo, "speed", lambda each, batches, step: demo.Speed(each, batches, [[1.0, 2.0, 3.0]] * len(batches))
+        demo,
+        "speed",
+        lambda each, batches, step: demo.Speed(each, batches, [[1.0, 2.0, 3.0]] * len(batches)),
     )
-    real = _files.write
+    real = files.write
 
     def write(path, fill):
         def full(file):
@@ -155,7 +162,9 @@ def saved_sweep(out, each):
     """The finished run's Sweep, read back."""
     with np.load(out / "results.npz") as results:
         names = [f for f in demo.Sweep.__dataclass_fields__ if f != "data"]
-        return demo.Sweep(each, **{name: torch.from_numpy(results[f"{each.name}_{name}"]) for name in names})
+        return demo.Sweep(
+            each, **{name: torch.from_numpy(results[f"{each.name}_{name}"]) for name in names}
+        )
 
 
 def test_interrupt(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,5 @@
-"""Denoiser: every prediction type is one linear change of variables. Time grids: the nodes of a solver."""
+"""Denoiser: every prediction type is one linear change of variables. Time grids: the nodes of a
+solver."""
 
 from __future__ import annotations
 
@@ -70,15 +71,20 @@ CLOSED = {
 
 def rows(kind, alpha, sigma, rates):
     """What the network says, as coefficients of x_0 and eps."""
-    return {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-sigma, alpha), "flow": rates}[kind]
+    return {
+        "epsilon": (0.0, 1.0),
+        "sample": (1.0, 0.0),
+        "v_prediction": (-sigma, alpha),
+        "flow": rates,
+    }[kind]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", CLOSED)
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
 def test_every_prediction_type_over_the_closed_range(kind, name, dtype):
-    """Against Cramer's rule in rationals, on the very x and output that the denoiser was given: the error is
-    that of rounding the two terms of the sum.
+    """Against Cramer's rule in rationals, on the very x and output that the denoiser was given: the
+    error is that of rounding the two terms of the sum.
     """
     sch, ends = CLOSED[name]
     truth = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -103,7 +109,9 @@ def test_every_prediction_type_over_the_closed_range(kind, name, dtype):
             exact["eps"] = (0, 1)
         for what, pair in exact.items():
             if pair is None:
-                with pytest.raises(ValueError, match=f"t: .* does not exist where .* at t = {t:g} of"):
+                with pytest.raises(
+                    ValueError, match=f"t: .* does not exist where .* at t = {t:g} of"
+                ):
                     getattr(denoiser, what)(x, t)
                 continue
             p, q = map(float, pair)
@@ -112,7 +120,9 @@ def test_every_prediction_type_over_the_closed_range(kind, name, dtype):
             want = p * x.double() + q * out.double()
             scale = abs(p) * x.double().abs() + abs(q) * out.double().abs()
             # the two coefficients, two products, a sum, a product: 6 roundings of half a unit
-            assert bool(((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * scale).all()), (what, t)
+            assert bool(
+                ((got.double() - want).abs() <= 4 * torch.finfo(dtype).eps * scale).all()
+            ), (what, t)
 
 
 def test_rates_are_the_derivatives_of_the_levels():
@@ -129,12 +139,16 @@ def test_only_what_is_asked_for_has_to_exist():
     assert torch.equal(Denoiser(lambda x, t: x, schedule.RectifiedFlow()).eps(x, 0.0), x)
     for make in ("denoised", "both"):
         with pytest.raises(ValueError) as caught:
-            getattr(Denoiser(lambda x, t: x, schedule.RectifiedFlow()), make)(x, torch.tensor([0.5, 0.0]))
+            getattr(Denoiser(lambda x, t: x, schedule.RectifiedFlow()), make)(
+                x, torch.tensor([0.5, 0.0])
+            )
         assert str(caught.value) == (
             "t: x_0 of an 'epsilon' network does not exist where alpha = 0, as at t = 0 of RectifiedFlow()"
         )
     for kind in PREDICTION_TYPES:
-        with pytest.raises(ValueError, match="t: the score does not exist where sigma = 0, as at t = 0 of VP"):
+        with pytest.raises(
+            ValueError, match="t: the score does not exist where sigma = 0, as at t = 0 of VP"
+        ):
             Denoiser(lambda x, t: x, schedule.VP(), kind).score(x, 0.0)
 
 
@@ -142,7 +156,9 @@ def test_only_what_is_asked_for_has_to_exist():
 def test_predictions_are_differentiable_mapped_and_compiled(kind):
     sch = schedule.RectifiedFlow()
     denoiser = Denoiser(lambda x, t: x.sin() * t.view(-1, *[1] * (x.ndim - 1)), sch, kind)
-    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(
+        4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     t = torch.tensor([0.2, 0.4, 0.6, 0.9], dtype=torch.float64, requires_grad=True)
     for method in (denoiser.eps, denoiser.denoised, denoiser.score):
         assert torch.autograd.gradcheck(method, (x, t))
@@ -208,7 +224,10 @@ def test_time_goes_to_the_network_in_x_s_dtype_and_to_the_schedule_in_its_own():
         denoiser.eps(x, t)
     assert [(t.dtype, t.shape) for t in seen] == [(torch.float32, (3,))] * 4
     sigma = denoiser.levels(x, 1 / 3)[1]
-    assert sigma.dtype == torch.float32 and sigma[0] == torch.tensor(1 / 3, dtype=torch.float64).float()
+    assert (
+        sigma.dtype == torch.float32
+        and sigma[0] == torch.tensor(1 / 3, dtype=torch.float64).float()
+    )
 
 
 def test_wrong_networks_are_named():
@@ -253,7 +272,9 @@ def test_bad_arguments_are_named(arguments, kind, message):
 
 def test_bad_times_are_named():
     denoiser = Denoiser(lambda x, t: x, schedule.VP())
-    with pytest.raises(ValueError, match=r"t: expected a number, shape \[\] or \[3\], got shape \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"t: expected a number, shape \[\] or \[3\], got shape \[2\]"
+    ):
         denoiser.eps(torch.zeros(3, 2), torch.zeros(2))
     with pytest.raises(ValueError, match=r"t: expected values in \[0, 1\] for VP"):
         denoiser.eps(torch.zeros(3, 2), 1.5)
@@ -281,7 +302,10 @@ def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, st
             lambda: time_grid(schedule.VP(), 5, (1.0, 1.0)),
             "noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got (1.0, 1.0)",
         ),
-        (lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)), "steps: expected an integer of at least 1, got 0"),
+        (
+            lambda: time_grid(schedule.VP(), 0, (0.1, 1.0)),
+            "steps: expected an integer of at least 1, got 0",
+        ),
         (
             lambda: time_grid(schedule.VP(), 5, (0.1, 1.0), "cosine"),
             "spacing: expected 'log' or 'edm' or 'time', got 'cosine'",
@@ -314,7 +338,9 @@ def test_bad_grids_are_named(call, message):
 
 
 def test_a_range_that_the_schedule_does_not_reach_is_an_error():
-    with pytest.raises(ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"):
+    with pytest.raises(
+        ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"
+    ):
         time_grid(schedule.VP(), 5, (0.1, 1e6))
 
 

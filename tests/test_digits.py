@@ -1,4 +1,5 @@
-"""The digits that the experiments share: a fixed split, dequantisation inside the bins, evenly spaced reports."""
+"""The digits that the experiments share: a fixed split, dequantisation inside the bins, evenly
+spaced reports."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sklearn")
 
-from dfkernels.experiments.reproduce import digits, section
+from experiments.reproduce import digits, section
 
 
 def test_the_split_is_a_partition_of_all_images():
@@ -22,7 +23,9 @@ def test_the_split_is_a_partition_of_all_images():
     levels = ((rows + 1) / digits.WIDTH - 0.5).round().long().flatten(1)
     labels = torch.cat([data.train_labels, data.held_labels])
     found = sorted((*x, y) for x, y in zip(levels.tolist(), labels.tolist(), strict=True))
-    assert found == sorted((*map(int, x), int(y)) for x, y in zip(source.data, source.target, strict=True))
+    assert found == sorted(
+        (*map(int, x), int(y)) for x, y in zip(source.data, source.target, strict=True)
+    )
     assert torch.equal(digits.load().held, data.held)
 
 
@@ -31,7 +34,9 @@ def test_dequantised_images_stay_in_their_bins_and_have_the_stated_deviation():
     x = digits.dequantised(data.train, torch.Generator().manual_seed(0))
     assert x.min() >= -1 and x.max() <= 1
     centred = (x - data.train) / digits.WIDTH
-    assert centred.abs().max() <= 0.5 + 1e-5 and abs(centred.mean()) < 2e-3  # 0.29/sqrt(96000) = 9e-4
+    assert (
+        centred.abs().max() <= 0.5 + 1e-5 and abs(centred.mean()) < 2e-3
+    )  # 0.29/sqrt(96000) = 9e-4
     assert x.std().item() == pytest.approx(data.std, rel=1e-3)
 
 

@@ -1,4 +1,5 @@
-"""Every method takes a batch of no samples: results of the right shape and dtype, and no warning."""
+"""Every method takes a batch of no samples: results of the right shape and dtype, and no
+warning."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from dfkernels import PointCloud, schedule
-from dfkernels.methods import adjoint, endpoint, likelihood, samplers, trace_matching, training, transport
+from dfkernels.methods import (
+    adjoint,
+    endpoint,
+    likelihood,
+    samplers,
+    trace_matching,
+    training,
+    transport,
+)
 from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
 from dfkernels.methods.grid import time_grid
 
@@ -41,23 +50,34 @@ CALLS = {
         for kind in PREDICTION_TYPES
     },
     **{
-        f"sample, {method}": lambda x, c, method=method: samplers.sample(Denoiser.exact(c, SCH), x, T, method).x
+        f"sample, {method}": lambda x, c, method=method: (
+            samplers.sample(Denoiser.exact(c, SCH), x, T, method).x
+        )
         for method in samplers.METHODS
     },
     "invert": lambda x, c: samplers.invert(Denoiser.exact(c, SCH), x, T).x,
     **{
         f"fisher, {form}": lambda x, c, form=form: [
-            (f := endpoint.fisher(form, x, 0.5, Denoiser.exact(c, SCH), x0=x, cloud=c, trace=trace)) @ x,
+            (f := endpoint.fisher(form, x, 0.5, Denoiser.exact(c, SCH), x0=x, cloud=c, trace=trace))
+            @ x,
             f.diagonal(),
             f.trace(),
         ]
         for form in endpoint.FORMS
     },
     **{
-        f"adjoint, {form}": lambda x, c, form=form: adjoint.adjoint(
-            samplers.sample(d := Denoiser.exact(c, SCH), x, T), x, d, form, order=2, normalise=True, cloud=c,
-            trace=trace,
-        ).x
+        f"adjoint, {form}": lambda x, c, form=form: (
+            adjoint.adjoint(
+                samplers.sample(d := Denoiser.exact(c, SCH), x, T),
+                x,
+                d,
+                form,
+                order=2,
+                normalise=True,
+                cloud=c,
+                trace=trace,
+            ).x
+        )
         for form in endpoint.FORMS
     },
     "guide": lambda x, c: adjoint.guide(per_sample, x, T, Denoiser.exact(c, SCH), steps=2)[:3],
@@ -72,7 +92,9 @@ CALLS = {
             "divergence": lambda c: likelihood.Divergence(),
             "forward divergence": lambda c: likelihood.Divergence(mode="jvp"),
             "Hutchinson": lambda c: likelihood.Hutchinson(generator(), 2),
-            "matched": lambda c: trace_matching.MatchedTrace(trace, Denoiser.exact(c, SCH), "paper"),
+            "matched": lambda c: trace_matching.MatchedTrace(
+                trace, Denoiser.exact(c, SCH), "paper"
+            ),
         }.items()
     },
     "diffuse": lambda x, c: trace_matching.diffuse(SCH, x, generator(), (0.1, 5.0))[:1],
@@ -83,7 +105,9 @@ CALLS = {
         for form in trace_matching.FORMS
     },
     "denoising loss": lambda x, c: [
-        trace_matching.denoising_loss(Denoiser.exact(c, SCH), x, generator(), noise=(0.1, 5.0), std=1.0)
+        trace_matching.denoising_loss(
+            Denoiser.exact(c, SCH), x, generator(), noise=(0.1, 5.0), std=1.0
+        )
     ],
     **{
         f"trace loss, {form}": lambda x, c, form=form: [
@@ -103,7 +127,9 @@ def test_a_batch_of_no_samples(name, event):
     x = torch.zeros(0, *event)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when it loads forward mode
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # torch's own, when it loads forward mode
         results = CALLS[name](x, cloud(event))
     for result in results:
         assert result.dtype == x.dtype

@@ -1,4 +1,5 @@
-"""Every form of F against the dense matrix it stands for, closed forms, and the corrected Prop. 8."""
+"""Every form of F against the dense matrix it stands for, closed forms, and the corrected Prop.
+8."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class Problem:
 
     def __init__(self, event=(2, 3), dtype=torch.float64, atoms=20):
         draw = torch.Generator().manual_seed(0)
-        self.cloud = PointCloud(torch.randn(atoms, *event, generator=draw, dtype=torch.float64).to(dtype))
+        self.cloud = PointCloud(
+            torch.randn(atoms, *event, generator=draw, dtype=torch.float64).to(dtype)
+        )
         self.denoiser = Denoiser.exact(self.cloud, VP)
         self.x = torch.randn(3, *event, generator=draw, dtype=torch.float64).to(dtype)
         self.t = torch.tensor([0.3, 0.45, 0.7], dtype=torch.float64)
@@ -79,14 +82,20 @@ def test_products_trace_diagonal_and_dense(form, event, dtype):
         assert got.dtype == dtype
         assert float((got - expected).abs().max()) <= tol * float(dense.abs().max()) * d
 
-    v = torch.randn(3, 4, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    v = torch.randn(
+        3, 4, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).to(dtype)
     expected = (v.reshape(3, 4, d) @ dense.mT).reshape(v.shape)
     close(f @ v, expected)
     close(f @ v[:, 0], expected[:, 0])
     close(f.to_dense(), dense)
     close(f.trace(), dense.diagonal(0, 1, 2).sum(1))
     close(f.diagonal(), dense.diagonal(0, 1, 2).reshape(3, *event))
-    assert isinstance(f, FisherOperator) and f.shape == (3, d, d) and (f @ v[:, :0]).shape == (3, 0, *event)
+    assert (
+        isinstance(f, FisherOperator)
+        and f.shape == (3, d, d)
+        and (f @ v[:, :0]).shape == (3, 0, *event)
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -106,7 +115,9 @@ def test_expanded_arguments(form):
     x, t = problem.x[:1].expand(3, 2, 3), problem.t[:1].expand(3)
     v = torch.ones(1, dtype=torch.float64).expand(3, 2, 3)
     got = problem.fisher(form, x, t) @ v
-    torch.testing.assert_close(got, problem.fisher(form, x.clone(), t.clone()) @ v.clone(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        got, problem.fisher(form, x.clone(), t.clone()) @ v.clone(), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
@@ -136,7 +147,8 @@ def gaussian(covariance):
         alpha, sigma = (level[:, None, None] for level in VP(t))
         eye = torch.eye(len(covariance), dtype=x.dtype)
         return (
-            sigma * torch.linalg.solve(alpha**2 * covariance.to(x.dtype) + sigma**2 * eye, x[..., None])
+            sigma
+            * torch.linalg.solve(alpha**2 * covariance.to(x.dtype) + sigma**2 * eye, x[..., None])
         ).squeeze(-1)
 
     return Denoiser(eps, VP)
@@ -215,7 +227,9 @@ def test_calls_of_the_network():
     mean = problem.denoiser.denoised(problem.x, problem.t)
     given = problem.fisher("paper", mean=mean)
     assert problem.denoiser.evaluations == before + 1
-    torch.testing.assert_close(given @ problem.x, problem.fisher("paper") @ problem.x, rtol=0, atol=0)
+    torch.testing.assert_close(
+        given @ problem.x, problem.fisher("paper") @ problem.x, rtol=0, atol=0
+    )
 
 
 # ---- solve and eigenpairs
@@ -223,7 +237,8 @@ def test_calls_of_the_network():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_solve_against_dense_and_its_derivatives(form):
-    """CG needs a step for each eigenvalue that differs: 3 for two rank-one terms, 2 for one, 1 for none."""
+    """CG needs a step for each eigenvalue that differs: 3 for two rank-one terms, 2 for one, 1 for
+    none."""
     problem = Problem((5,), atoms=8)
     given = {"trace": None} if form == "centred" else {}
     x, x0 = problem.x.clone().requires_grad_(), problem.x0.clone().requires_grad_()
@@ -236,12 +251,16 @@ def test_solve_against_dense_and_its_derivatives(form):
     solution = f.solve_ex(b, damping, tol=tol)
     expected = torch.linalg.solve(dense + damping[:, None, None] * torch.eye(5), b.mT).mT
     torch.testing.assert_close(solution.x, expected, rtol=1e-6, atol=1e-6)
-    assert int(solution.iterations.max()) <= {"paper": 3, "centred": 2, "isotropic": 1}.get(form, 10)
+    assert int(solution.iterations.max()) <= {"paper": 3, "centred": 2, "isotropic": 1}.get(
+        form, 10
+    )
     weights = torch.randn(b.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     wanted = (x, x0) if form in ("paper", "centred") else (x,)
     if form != "finite-difference":
         systems = (solution.x, expected)
-        got, right = (torch.autograd.grad((s * weights).sum(), wanted, retain_graph=True) for s in systems)
+        got, right = (
+            torch.autograd.grad((s * weights).sum(), wanted, retain_graph=True) for s in systems
+        )
         torch.testing.assert_close(got, right, rtol=1e-7, atol=1e-8)
 
 
@@ -277,7 +296,9 @@ def test_eigenpairs_against_dense(form):
 
 def skewed(d, size):
     """eps = A x with A = I + size K, K antisymmetric: a network whose J is not symmetric."""
-    half = torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / d**0.5
+    half = (
+        torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / d**0.5
+    )
     matrix = torch.eye(d, dtype=torch.float64) + size * (half - half.T)
     return matrix, Denoiser(lambda x, t: x @ matrix.T, schedule.EDM())
 
@@ -287,7 +308,9 @@ def test_a_network_whose_jacobian_is_not_symmetric():
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     jvp, vjp = (fisher(form, x, 0.5, denoiser) for form in ("jvp", "vjp"))
     torch.testing.assert_close(jvp.to_dense(), (2 * matrix).expand(2, 5, 5), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(vjp.to_dense(), (2 * matrix.T).expand(2, 5, 5), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        vjp.to_dense(), (2 * matrix.T).expand(2, 5, 5), rtol=1e-13, atol=1e-13
+    )
     assert torch.equal(jvp.T @ x, vjp @ x) and torch.equal(vjp.T @ x, jvp @ x)
     torch.testing.assert_close(vjp.eigsh(2)[0], torch.full((2, 2), 2.0, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"^solve: \|b - A x\|/\|b\| = \d\.\d\de[+-]\d\d after"):
@@ -309,7 +332,8 @@ def test_lanczos_on_a_nearly_symmetric_network():
 
 
 def test_the_cap_keeps_the_trace_of_the_covariance():
-    """|r|^2 <= tr C: then tr F >= the given trace, with equality where the cap binds; else nothing moves."""
+    """|r|^2 <= tr C: then tr F >= the given trace, with equality where the cap binds; else nothing
+    moves."""
     problem = Problem()
     capped, plain = problem.fisher("centred"), problem.fisher("centred", trace=None)
     given = problem.trace(problem.x, problem.t)
@@ -335,18 +359,28 @@ def test_a_trace_above_its_bound_leaves_no_covariance():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 8), st.floats(-1.5, 1.5), st.floats(-3, 1))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.floats(-1.5, 1.5),
+    st.floats(-3, 1),
+)
 def test_corrected_prop_8_holds(seed, d, n, log_sigma, log_error):
     draw = torch.Generator().manual_seed(seed)
     y = torch.randn(n, d, generator=draw, dtype=torch.float64)
     x = torch.randn(1, d, generator=draw, dtype=torch.float64)
-    delta = 10**log_error * torch.nn.functional.normalize(torch.randn(1, d, generator=draw).double())
+    delta = 10**log_error * torch.nn.functional.normalize(
+        torch.randn(1, d, generator=draw).double()
+    )
     alpha, sigma = 0.8, 10**log_sigma
     exact = DiffusionFisher(x, PointCloud(y), alpha, sigma)
     denoiser = Denoiser(lambda x, t: exact.eps + delta, Constant(alpha, sigma))
     f = fisher("paper", x, 0.0, denoiser, x0=y[:1])
     error = torch.linalg.matrix_norm(f.to_dense() - exact.to_dense()).item()
-    assert error <= endpoint.bound(alpha, sigma, 10**log_error, y.norm(dim=1).max().item()) * (1 + 1e-9)
+    assert error <= endpoint.bound(alpha, sigma, 10**log_error, y.norm(dim=1).max().item()) * (
+        1 + 1e-9
+    )
 
 
 class Constant(schedule.Schedule):
@@ -361,12 +395,15 @@ class Constant(schedule.Schedule):
 
 
 def test_printed_prop_8_is_exceeded_by_two_atoms():
-    """At (1, 0) and (0, 1), half way between them, sigma = 0.05: |F - F_paper| = sqrt(1/2)/sigma^4."""
+    """At (1, 0) and (0, 1), half way between them, sigma = 0.05: |F - F_paper| =
+    sqrt(1/2)/sigma^4."""
     y = torch.eye(2, dtype=torch.float64)
     x, sigma = torch.full((1, 2), 0.5, dtype=torch.float64), 0.05
     cloud = PointCloud(y)
     f = fisher("paper", x, sigma, Denoiser.exact(cloud, schedule.EDM()), x0=y[:1])
-    error = torch.linalg.matrix_norm(f.to_dense() - DiffusionFisher(x, cloud, 1.0, sigma).to_dense()).item()
+    error = torch.linalg.matrix_norm(
+        f.to_dense() - DiffusionFisher(x, cloud, 1.0, sigma).to_dense()
+    ).item()
     printed, right = 1.6e4, endpoint.bound(1.0, sigma, 0.0, 1.0)
     assert error == pytest.approx(math.sqrt(0.5) / sigma**4, rel=1e-9)  # 1.13e5
     assert right == pytest.approx(2 / sigma**4) and printed < error / 7 and error < right
@@ -387,7 +424,8 @@ class Diagonal:
 
 
 def toy(law, d, paths, draw):
-    """(F(x, t), eps(x, t), samples): 16 atoms, 8 Gaussians of deviation 0.3, or one anisotropic Gaussian."""
+    """(F(x, t), eps(x, t), samples): 16 atoms, 8 Gaussians of deviation 0.3, or one anisotropic
+    Gaussian."""
     noise = torch.randn(paths, d, generator=draw, dtype=torch.float64)
     if law == "gaussian":
         variance = torch.logspace(0, -4, d, dtype=torch.float64)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import dfkernels
-from dfkernels import _backend, _native, env
+from dfkernels._torch import backend, native
+from dfkernels.cli import env
 
-needs_native = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 
 
 def run_env(**variables: str) -> dict[str, str]:
@@ -36,8 +37,11 @@ def test_environment_is_plain_and_true():
     assert (found["python"], found["torch"]) == (platform.python_version(), str(torch.__version__))
     assert found["threads"] == torch.get_num_threads()
     assert len(found["cuda"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    assert found["native"]["available"] == _native.available and found["native"]["reason"] == _native.reason
-    assert found["backends"] == _backend.reasons()
+    assert (
+        found["native"]["available"] == native.available
+        and found["native"]["reason"] == native.reason
+    )
+    assert found["backends"] == backend.reasons()
 
 
 def test_a_missing_distribution_is_said():
@@ -70,10 +74,10 @@ def test_the_command_without_the_compiled_part():
 
 
 @needs_native
-@pytest.mark.parametrize("isa", _native.info().get("isa_levels", [])[:1])
+@pytest.mark.parametrize("isa", native.info().get("isa_levels", [])[:1])
 def test_the_instruction_set_can_be_chosen(isa):
     rows = {key: value.strip() for key, value in run_env(DFKERNELS_ISA=isa).items()}
-    assert rows["instruction set"] == f"{isa} (of {', '.join(_native.info()['isa_levels'])})"
+    assert rows["instruction set"] == f"{isa} (of {', '.join(native.info()['isa_levels'])})"
 
 
 @needs_native

@@ -1,5 +1,5 @@
-"""A wrong argument is a TypeError or ValueError that names it, at any nesting of transforms; what is nobody's
-argument's fault stays the error it was.
+"""A wrong argument is a TypeError or ValueError that names it, at any nesting of transforms; what
+is nobody's argument's fault stays the error it was.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ import torch
 from cases import DATA_OPS
 from torch.func import grad, jvp, vmap
 
-from dfkernels import _check, ops
+from dfkernels import ops
+from dfkernels._torch import check
 
 x, y, v = torch.zeros(2, 3), torch.linspace(-1, 1, 15).reshape(5, 3), torch.ones(2, 3)
 ones = torch.ones(2)
 
 
 def run(op, **change):
-    args = {"x": x, "y": y, "v": v, "alpha": ones, "sigma": ones, "log_prior": torch.zeros(5)} | change
+    args = {
+        "x": x,
+        "y": y,
+        "v": v,
+        "alpha": ones,
+        "sigma": ones,
+        "log_prior": torch.zeros(5),
+    } | change
     if op != "fisher_matvec":
         del args["v"]
     out = getattr(ops, op)(*args.values())
@@ -46,17 +54,25 @@ TRANSFORMS = {
 def test_a_bare_runtime_error_under_transforms(op, name):
     bad = {"sigma": torch.tensor([1.0, 0.0]), "alpha": torch.tensor([1.0, math.nan])}
     for argument, value in bad.items():
-        with pytest.raises(ValueError, match=rf"^[a-z, ]*{argument}[a-z, ]*: expected .*, got|^alpha, sigma: "):
+        with pytest.raises(
+            ValueError, match=rf"^[a-z, ]*{argument}[a-z, ]*: expected .*, got|^alpha, sigma: "
+        ):
             TRANSFORMS[name](lambda a, argument=argument: run(op, **{argument: a}), value)
 
 
 def test_the_value_seen_under_vmap_is_the_callers():
-    with pytest.raises(ValueError, match=r"^x: expected finite values, got inf at index \[3, 1, 2\]$"):
+    with pytest.raises(
+        ValueError, match=r"^x: expected finite values, got inf at index \[3, 1, 2\]$"
+    ):
         many = torch.zeros(4, 2, 3)
         many[3, 1, 2] = math.inf
         vmap(lambda a: run("posterior", x=a))(many)
-    with pytest.raises(ValueError, match="^log_prior: expected at least one finite value, got all -inf$"):
-        vmap(lambda a: run("posterior", log_prior=a))(torch.stack([torch.zeros(5), torch.full((5,), -math.inf)]))
+    with pytest.raises(
+        ValueError, match="^log_prior: expected at least one finite value, got all -inf$"
+    ):
+        vmap(lambda a: run("posterior", log_prior=a))(
+            torch.stack([torch.zeros(5), torch.full((5,), -math.inf)])
+        )
 
 
 def test_an_error_found_in_backward():
@@ -85,46 +101,53 @@ BAD = (x + math.nan, y, ones, ones, None, 1.0, 0.0)
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError("std::bad_alloc"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        ),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("mat1 and mat2: expected m1 and m2 to have the same dtype"),
-        NotImplementedError("Could not run 'dfkernels::posterior' with arguments from the 'XLA' backend"),
+        NotImplementedError(
+            "Could not run 'dfkernels::posterior' with arguments from the 'XLA' backend"
+        ),
     ],
 )
 def test_an_error_of_others_became_that_of_an_argument(error, monkeypatch):
     """With a NaN in x, which no scan must find: none takes place."""
-    monkeypatch.setattr(_check, "diagnose", lambda *args: pytest.fail("looked at the arguments"))
+    monkeypatch.setattr(check, "diagnose", lambda *args: pytest.fail("looked at the arguments"))
     with pytest.raises(type(error)) as raised:
-        _check.call(fails_with(error), BAD)
+        check.call(fails_with(error), BAD)
     assert raised.value is error
 
 
 def test_memory_that_a_kernel_did_not_get():
     with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory"):
-        _check.call(fails_with(RuntimeError("gather, /a b/c.cpp:277, dfkernels: out of memory (8 bytes)")), BAD)
+        check.call(
+            fails_with(RuntimeError("gather, /a b/c.cpp:277, dfkernels: out of memory (8 bytes)")),
+            BAD,
+        )
 
 
 def test_no_values_are_looked_at_off_the_cpu():
     """A kernel's word about tensors elsewhere is taken as it is."""
     with pytest.raises(ValueError, match="^x: expected finite values, got nan or inf$"):
-        _check.call(
+        check.call(
             fails_with(RuntimeError("f, /c.h:65, x: expected finite values, got nan or inf")),
             (x.to("meta"), *BAD[1:]),
         )
 
 
 def test_values_hidden():
-    assert not _check.values_hidden(x, None, 1.0)
-    assert not _check.values_hidden(x.clone().requires_grad_())
-    assert _check.values_hidden(x, x.to("meta"))
+    assert not check.values_hidden(x, None, 1.0)
+    assert not check.values_hidden(x.clone().requires_grad_())
+    assert check.values_hidden(x, x.to("meta"))
     seen = []
     for transform in ("vmap", "vmap of grad", "jvp of vmap", "grad", "jvp", "requires grad"):
-        TRANSFORMS[transform](lambda a: seen.append(_check.values_hidden(x, a)) or a.sum(), ones)
+        TRANSFORMS[transform](lambda a: seen.append(check.values_hidden(x, a)) or a.sum(), ones)
     assert seen == [True] * 3 + [False] * 3
-    assert bool(TRANSFORMS["compile"](lambda a: a * _check.values_hidden(a), ones).all())
+    assert bool(TRANSFORMS["compile"](lambda a: a * check.values_hidden(a), ones).all())
     with torch._subclasses.FakeTensorMode() as mode:
-        assert _check.values_hidden(mode.from_tensor(x))
-    assert _check.values_hidden(mode.from_tensor(x))
+        assert check.values_hidden(mode.from_tensor(x))
+    assert check.values_hidden(mode.from_tensor(x))
 
 
 def _jagged():
@@ -134,7 +157,9 @@ def _jagged():
 def _distributed():
     from torch.distributed.tensor import DTensor
 
-    return torch.Tensor._make_subclass(DTensor, y)  # without a process group: only its type is looked at
+    return torch.Tensor._make_subclass(
+        DTensor, y
+    )  # without a process group: only its type is looked at
 
 
 CONTAINERS = {
@@ -161,7 +186,7 @@ def test_containers_name_the_way_out(name):
         with pytest.raises(TypeError, match=rf"^{argument}: expected .*{way_out}"):
             run("fisher_matvec", **{argument: make()})
     with pytest.raises(TypeError, match=rf"^y: expected .*{way_out}"):
-        _check.stored("y", make())
+        check.stored("y", make())
     if not name.startswith("numpy"):
         with pytest.raises(TypeError, match=rf"^sigma: expected .*{way_out}"):
             run("posterior", sigma=make())
@@ -171,15 +196,21 @@ def test_tensors_without_values():
     """Enough for shapes, not to be kept."""
     assert ops.posterior(x.to("meta"), y.to("meta"), 1.0, 0.5).mean.shape == x.shape
     with torch._subclasses.FakeTensorMode() as mode:
-        assert ops.posterior(mode.from_tensor(x), mode.from_tensor(y), 1.0, 0.5).mean.shape == x.shape
+        assert (
+            ops.posterior(mode.from_tensor(x), mode.from_tensor(y), 1.0, 0.5).mean.shape == x.shape
+        )
     for empty in (y.to("meta"), mode.from_tensor(y)):
         with pytest.raises(ValueError, match="^y: expected a tensor with values, got "):
-            _check.stored("y", empty)
+            check.stored("y", empty)
 
 
 def test_views_and_subclasses_are_tensors():
     right = ops.posterior(x + 1, y, 1.0, 0.5)
-    for same in (torch.nn.Parameter(x + 1), torch._neg_view(-(x + 1)), torch.complex(x, -x - 1).conj().imag):
+    for same in (
+        torch.nn.Parameter(x + 1),
+        torch._neg_view(-(x + 1)),
+        torch.complex(x, -x - 1).conj().imag,
+    ):
         for got, want in zip(ops.posterior(same, y, 1.0, 0.5), right, strict=True):
             assert torch.equal(got, want)
     assert torch.equal(ops.posterior(x + 1, torch._neg_view(-y), 1.0, 0.5).mean, right.mean)

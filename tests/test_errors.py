@@ -94,7 +94,11 @@ BAD_POINTS = {
         TypeError,
         "log_prior: expected a floating dtype, got int64",
     ),
-    "log_prior list": (dict(log_prior=[0.0] * 5), TypeError, "log_prior: expected a tensor, got list"),
+    "log_prior list": (
+        dict(log_prior=[0.0] * 5),
+        TypeError,
+        "log_prior: expected a tensor, got list",
+    ),
     "log_prior masked": (
         dict(log_prior=torch.full((5,), -inf)),
         ValueError,
@@ -171,7 +175,9 @@ def test_values_are_looked_at_when_autograd_is_on(name):
 def test_index_is_that_of_the_callers_shape():
     images = torch.zeros(5, 2, 2, 3)
     images[4, 1, 0, 2] = nan
-    with pytest.raises(ValueError, match=r"^y: expected finite values, got nan at index \[4, 1, 0, 2\]$"):
+    with pytest.raises(
+        ValueError, match=r"^y: expected finite values, got nan at index \[4, 1, 0, 2\]$"
+    ):
         ops.posterior(torch.zeros(1, 2, 2, 3), images, 1.0, 1.0)
 
 
@@ -182,7 +188,9 @@ def test_a_masked_atom_may_hold_anything():
     assert bool(torch.isfinite(ops.posterior(x, far, 1.0, 1.0, prior).log_prob).all())
     with pytest.raises(ValueError, match=r"^y: expected finite values, got nan at index \[2, 0\]$"):
         ops.posterior(x, _with(far, (2, 0), nan), 1.0, 1.0, prior)
-    with pytest.raises(ValueError, match=r"^sigma: expected finite values > 0, got 0.0 at index \[1\]$"):
+    with pytest.raises(
+        ValueError, match=r"^sigma: expected finite values > 0, got 0.0 at index \[1\]$"
+    ):
         ops.posterior(x, far, 1.0, torch.tensor([1.0, 0.0]), prior)
 
 
@@ -231,14 +239,26 @@ def test_fisher_matvec(change, kind, message):
             ValueError,
             "mean: expected finite values, got nan at index [0, 2]",
         ),
-        (dict(v=_with(x, (0, 2), inf)), ValueError, "v: expected finite values, got inf at index [0, 2]"),
-        (dict(x0=_with(x, (1, 0), -inf)), ValueError, "x0: expected finite values, got -inf at index [1, 0]"),
+        (
+            dict(v=_with(x, (0, 2), inf)),
+            ValueError,
+            "v: expected finite values, got inf at index [0, 2]",
+        ),
+        (
+            dict(x0=_with(x, (1, 0), -inf)),
+            ValueError,
+            "x0: expected finite values, got -inf at index [1, 0]",
+        ),
         (
             dict(alpha=torch.tensor([nan, 1.0])),
             ValueError,
             "alpha: expected finite values, got nan at index [0]",
         ),
-        (dict(x0=x.to_sparse()), TypeError, "x0: expected a dense tensor, got torch.sparse_coo: to_dense() makes one of it"),
+        (
+            dict(x0=x.to_sparse()),
+            TypeError,
+            "x0: expected a dense tensor, got torch.sparse_coo: to_dense() makes one of it",
+        ),
     ],
 )
 @pytest.mark.parametrize("form", ["paper", "centred"])
@@ -250,15 +270,31 @@ def test_endpoint_matvec(form, change, kind, message):
 @pytest.mark.parametrize(
     "change, kind, message",
     [
-        (dict(m=torch.zeros(3)), ValueError, "m: expected shape [2], one entry per sample, got [3]"),
+        (
+            dict(m=torch.zeros(3)),
+            ValueError,
+            "m: expected shape [2], one entry per sample, got [3]",
+        ),
         (dict(m=torch.zeros(2).double()), TypeError, "m: expected float32 like eps, got float64"),
         (dict(eps=x.long()), TypeError, "eps: expected float32 or float64, got int64"),
         (dict(form="centred"), ValueError, "form: expected 'residual' or 'paper', got 'centred'"),
         (dict(form="paper"), ValueError, "x: expected a tensor with form='paper', got None"),
         (dict(x=x), ValueError, "x: expected None with form='residual', got a tensor"),
-        (dict(x=x[:, :2], form="paper"), ValueError, "x: expected shape [2, 3] like eps, got [2, 2]"),
-        (dict(sigma=torch.zeros(2)), ValueError, "sigma: expected finite values > 0, got 0.0 at index [0]"),
-        (dict(m=torch.tensor([0.0, nan])), ValueError, "m: expected finite values, got nan at index [1]"),
+        (
+            dict(x=x[:, :2], form="paper"),
+            ValueError,
+            "x: expected shape [2, 3] like eps, got [2, 2]",
+        ),
+        (
+            dict(sigma=torch.zeros(2)),
+            ValueError,
+            "sigma: expected finite values > 0, got 0.0 at index [0]",
+        ),
+        (
+            dict(m=torch.tensor([0.0, nan])),
+            ValueError,
+            "m: expected finite values, got nan at index [1]",
+        ),
         (
             dict(x=_with(x, (1, 1), nan), form="paper"),
             ValueError,
@@ -317,14 +353,19 @@ def test_a_query_whose_square_overflows_float64():
 
 
 def test_a_number_beyond_the_dtype():
-    with pytest.raises(ValueError, match=r"^alpha: expected a finite value in float32, got 1e\+50$"):
+    with pytest.raises(
+        ValueError, match=r"^alpha: expected a finite value in float32, got 1e\+50$"
+    ):
         ops.posterior(x, y, 1e50, 0.5)
 
 
 def test_vmap_checks_shapes_and_values():
     with pytest.raises(
-        ValueError, match=r"^y: expected shape \[N, 3\] to go with x of shape \[2, 3\], got \[5, 2\]$"
+        ValueError,
+        match=r"^y: expected shape \[N, 3\] to go with x of shape \[2, 3\], got \[5, 2\]$",
     ):
         vmap(lambda a: ops.posterior(a, y[:, :2], 1.0, 1.0))(x.expand(4, 2, 3))
-    with pytest.raises(ValueError, match=r"^x: expected finite values, got nan at index \[0, 0, 0\]$"):
+    with pytest.raises(
+        ValueError, match=r"^x: expected finite values, got nan at index \[0, 0, 0\]$"
+    ):
         vmap(lambda a: ops.posterior(a, y, 1.0, 1.0))(torch.full((4, 2, 3), nan))

@@ -1,4 +1,5 @@
-"""Files that people have, and files that somebody damaged: read, or refused by name. Results: whole or not at all."""
+"""Files that people have, and files that somebody damaged: read, or refused by name. Results: whole
+or not at all."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from dfkernels import _arrays, _files
-from dfkernels._files import FileError
+from dfkernels._io import arrays, files
+from dfkernels._io.files import FileError
 
 ATOMS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -50,8 +51,11 @@ def test_numpy_files_of_every_real_dtype(code):
     np.savez("a.npz", a=a)
     np.savez_compressed("b.npz", a=a, b=a + 1)
     for name in ("a.npy", "a.npz", "a.npz:a", "b.npz:a"):
-        t = _arrays.load(name)
-        assert t.double().tolist() == ATOMS.tolist() and t.dtype not in (torch.bool, torch.complex64)
+        t = arrays.load(name)
+        assert t.double().tolist() == ATOMS.tolist() and t.dtype not in (
+            torch.bool,
+            torch.complex64,
+        )
 
 
 @pytest.mark.parametrize("name", ["A.NPY", "A.Npz", "A.PT", "A.pTh", "A.SafeTensors"])
@@ -61,52 +65,59 @@ def test_capital_extensions(name):
     elif name.lower().endswith("npz"):
         np.savez(Path(name).open("wb"), a=ATOMS)
     elif name.lower().endswith("safetensors"):
-        _files.save_tensors(Path(name), {"a": torch.from_numpy(ATOMS)}, {})
+        files.save_tensors(Path(name), {"a": torch.from_numpy(ATOMS)}, {})
     else:
         torch.save(torch.from_numpy(ATOMS), name)
-    assert _arrays.load(name).tolist() == ATOMS.tolist()
+    assert arrays.load(name).tolist() == ATOMS.tolist()
 
 
 def test_checkpoints():
-    """Numbers and texts among the tensors, parameters, nested dicts, keys that are no strings; no grad asked for."""
+    """Numbers and texts among the tensors, parameters, nested dicts, keys that are no strings; no
+    grad asked for."""
     w = torch.from_numpy(ATOMS)
-    held = {"model": {"w": torch.nn.Parameter(w), "more": {"b": w + 1}}, "epoch": 3, "by": "me", 7: w + 2}
+    held = {
+        "model": {"w": torch.nn.Parameter(w), "more": {"b": w + 1}},
+        "epoch": 3,
+        "by": "me",
+        7: w + 2,
+    }
     torch.save(held, "c.pt")
     for key, plus in (("model.w", 0), ("model.more.b", 1), ("7", 2)):
-        t = _arrays.load(f"c.pt:{key}")
+        t = arrays.load(f"c.pt:{key}")
         assert t.tolist() == (ATOMS + plus).tolist() and not t.requires_grad
     torch.save({"y": w.clone().requires_grad_(), "epoch": 3}, "one.pt")
-    assert not _arrays.load("one.pt").requires_grad
+    assert not arrays.load("one.pt").requires_grad
     torch.save({"a": {"b": w}, "a.b": w}, "twice.pt")
     with pytest.raises(FileError, match=r"^twice\.pt: holds two tensors named a\.b: "):
-        _arrays.load("twice.pt:a.b")
+        arrays.load("twice.pt:a.b")
 
 
 def test_names_with_colons_and_names_that_are_not_utf8():
     os.mkdir("a:b.npz")
     np.savez("a:b.npz/c:1.npz", **{"k:1": ATOMS, "j": ATOMS + 1})
-    assert _arrays.load("a:b.npz/c:1.npz:k:1").tolist() == ATOMS.tolist()
+    assert arrays.load("a:b.npz/c:1.npz:k:1").tolist() == ATOMS.tolist()
     np.save("d:1.npy", ATOMS)
-    assert _arrays.load("d:1.npy").tolist() == ATOMS.tolist()
+    assert arrays.load("d:1.npy").tolist() == ATOMS.tolist()
     name = os.fsdecode(b"\xff\xfe")
     np.save(f"{name}.npy", ATOMS)
     with open(f"{name}.pt", "wb") as file:
         torch.save(torch.from_numpy(ATOMS), file)
     for suffix in ("npy", "pt"):
-        assert _arrays.load(f"{name}.{suffix}").tolist() == ATOMS.tolist()
+        assert arrays.load(f"{name}.{suffix}").tolist() == ATOMS.tolist()
 
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors", "pt"])
 def test_large_files_stay_on_disk(suffix):
-    """What is written into the file after loading shows in the tensor: it is a map of the file, no copy."""
+    """What is written into the file after loading shows in the tensor: it is a map of the file, no
+    copy."""
     a = np.full((1000, 1000), 1.5, np.float32)
     if suffix == "npy":
         np.save("a.npy", a)
     elif suffix == "pt":
         torch.save(torch.from_numpy(a), "a.pt")
     else:
-        _files.save_tensors(Path("a.safetensors"), {"a": torch.from_numpy(a)}, {})
-    t = _arrays.load(f"a.{suffix}")
+        files.save_tensors(Path("a.safetensors"), {"a": torch.from_numpy(a)}, {})
+    t = arrays.load(f"a.{suffix}")
     data = Path(f"a.{suffix}").read_bytes()
     with open(f"a.{suffix}", "r+b") as file:
         file.seek(data.rindex(a[0, :2].tobytes()) - 4)
@@ -115,29 +126,34 @@ def test_large_files_stay_on_disk(suffix):
 
 
 def test_safetensors_need_no_alignment():
-    header = {"__metadata__": {"a": "b"}, "y": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]}}
+    header = {
+        "__metadata__": {"a": "b"},
+        "y": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]},
+    }
     payload = b"\0" + np.array([1, 2, 3], "<f4").tobytes()
     for pad in range(8):
         other = {"p" * (pad + 1): {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}
         write_safetensors("odd.safetensors", header | other, payload)
-        assert _arrays.load("odd.safetensors:y").tolist() == [1, 2, 3]
+        assert arrays.load("odd.safetensors:y").tolist() == [1, 2, 3]
 
 
 def test_torch_files_of_the_old_format():
     torch.save(torch.ones(2), "old.pt", _use_new_zipfile_serialization=False)
-    assert _arrays.load("old.pt").tolist() == [1, 1]
+    assert arrays.load("old.pt").tolist() == [1, 1]
 
 
 def test_loading_does_not_depend_on_global_state(monkeypatch):
     np.savez("a.npz", a=ATOMS)
     torch.save(torch.from_numpy(ATOMS), "a.pt")
-    _files.save_tensors(Path("a.safetensors"), {"a": torch.from_numpy(ATOMS), "none": torch.ones(0)}, {})
+    files.save_tensors(
+        Path("a.safetensors"), {"a": torch.from_numpy(ATOMS), "none": torch.ones(0)}, {}
+    )
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"), torch.inference_mode():
             for name in ("a.npz", "a.pt", "a.safetensors:a", "a.safetensors:none"):
-                t = _arrays.load(name)
+                t = arrays.load(name)
                 assert t.dtype == torch.float32 and t.device.type == "cpu"
     finally:
         torch.set_default_dtype(before)
@@ -159,7 +175,9 @@ def unusual(kind):
     return make[kind]()
 
 
-@pytest.mark.filterwarnings("ignore")  # that quantized, sparse CSR and nested tensors are no final interfaces
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # that quantized, sparse CSR and nested tensors are no final interfaces
 @pytest.mark.parametrize(
     ("kind", "way_out"),
     [
@@ -176,7 +194,7 @@ def unusual(kind):
 def test_tensors_that_are_no_dense_numbers_say_the_way_out(kind, way_out):
     torch.save({"a": unusual(kind), "b": 1}, "u.pt")
     with pytest.raises(FileError) as error:
-        _arrays.load("u.pt:a")
+        arrays.load("u.pt:a")
     assert str(error.value) == f"u.pt:a: expected a dense array of real numbers, {way_out}"
 
 
@@ -194,7 +212,7 @@ def test_tensors_that_are_no_dense_numbers_say_the_way_out(kind, way_out):
 def test_numpy_arrays_that_are_no_numbers(a, got):
     np.save("a.npy", a)
     with pytest.raises(FileError) as error:
-        _arrays.load("a.npy")
+        arrays.load("a.npy")
     assert str(error.value) == f"a.npy: expected a dense array of real numbers, got {got}"
 
 
@@ -211,10 +229,12 @@ def test_a_wrong_key_lists_the_keys():
         ("nowhere.npz:a", "nowhere.npz: no such file"),
     ):
         with pytest.raises(FileError) as error:
-            _arrays.load(name)
+            arrays.load(name)
         assert str(error.value) == message
-    with pytest.raises(FileError, match=r"^many\.npz: holds 20 arrays \(k0, .*, k11, \.\.\.\): name one"):
-        _arrays.load("many.npz")
+    with pytest.raises(
+        FileError, match=r"^many\.npz: holds 20 arrays \(k0, .*, k11, \.\.\.\): name one"
+    ):
+        arrays.load("many.npz")
 
 
 def test_what_is_no_regular_file():
@@ -225,14 +245,20 @@ def test_what_is_no_regular_file():
     os.symlink("l.npy", "l.npy")
     for name, message in (
         ("d.npy", "d.npy: expected a regular file, got a directory"),
-        ("f.npy", "f.npy: expected a regular file, got a FIFO: save what comes out of it as a file"),
-        ("s.npy", "s.npy: expected a regular file, got a socket: save what comes out of it as a file"),
+        (
+            "f.npy",
+            "f.npy: expected a regular file, got a FIFO: save what comes out of it as a file",
+        ),
+        (
+            "s.npy",
+            "s.npy: expected a regular file, got a socket: save what comes out of it as a file",
+        ),
         ("l.npy", "l.npy: cannot read: Too many levels of symbolic links"),
         ("x" * 300 + ".npy", "x" * 300 + ".npy: cannot read: File name too long"),
         ("d.npy/x.npy", "d.npy/x.npy: no such file"),
     ):
         with pytest.raises(FileError) as error:
-            _arrays.load(name)
+            arrays.load(name)
         assert str(error.value) == message
 
 
@@ -244,7 +270,7 @@ def test_a_file_without_permission(monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(FileError, match=r"^a\.npy: cannot read: Permission denied$"):
-        _arrays.load("a.npy")
+        arrays.load("a.npy")
 
 
 GOOD = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}
@@ -277,7 +303,10 @@ GOOD = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}
 )
 def test_safetensors_headers_that_lie(header, message):
     write_safetensors("l.safetensors", header, bytes(48))
-    for read in (lambda: _arrays.load("l.safetensors:y"), lambda: _files.read_tensors(Path("l.safetensors"))):
+    for read in (
+        lambda: arrays.load("l.safetensors:y"),
+        lambda: files.read_tensors(Path("l.safetensors")),
+    ):
         with pytest.raises(FileError, match=message) as error:
             read()
         assert str(error.value).startswith("l.safetensors: ") and "\n" not in str(error.value)
@@ -287,37 +316,43 @@ def test_a_safetensors_header_longer_than_its_file():
     for length in (1 << 60, (1 << 64) - 1, 3):
         Path("h.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
         with pytest.raises(FileError, match=f"the header needs {length} bytes, the file has 10"):
-            _arrays.load("h.safetensors")
+            arrays.load("h.safetensors")
 
 
 def test_a_tensor_of_an_unknown_dtype_does_not_hide_the_others():
     other = {"dtype": "F4", "shape": [2], "data_offsets": [48, 49]}
     write_safetensors("o.safetensors", {"y": GOOD, "z": other}, ATOMS.tobytes() + b"\0")
-    assert _arrays.load("o.safetensors:y").tolist() == ATOMS.tolist()
+    assert arrays.load("o.safetensors:y").tolist() == ATOMS.tolist()
 
 
 # Anything JSON, and above all what looks like a header.
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 number = st.integers(-2, 60) | st.sampled_from([2**31, 2**62, 2**64])
 entry = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F64", "F32", "BF16", "I64", "BOOL", "C64", "F8_E4M3", "F4"]) | json_values,
+        "dtype": st.sampled_from(["F64", "F32", "BF16", "I64", "BOOL", "C64", "F8_E4M3", "F4"])
+        | json_values,
         "shape": st.lists(number, max_size=3) | json_values,
         "data_offsets": st.lists(number, min_size=2, max_size=2) | json_values,
     }
 )
 names = st.sampled_from(["y", "z", "", "__metadata__", "a\nb", "\ud800"])
-few = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def loads_or_refuses(name):
-    """A tensor of real numbers whose every value can be read, or a FileError that names the file, on one line."""
+    """A tensor of real numbers whose every value can be read, or a FileError that names the file,
+    on one line."""
     try:
-        t = _arrays.load(name)
+        t = arrays.load(name)
     except FileError as error:
         assert str(error).startswith(name.split(":")[0])
         return
@@ -338,7 +373,9 @@ def npy(header, payload):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text + b"\n" + payload
 
 
-descr = st.sampled_from(["<f4", ">f8", "|u1", "<i8", "|b1", "<c8", "|O", "<U3", "|V4", [("a", "<f4")]])
+descr = st.sampled_from(
+    ["<f4", ">f8", "|u1", "<i8", "|b1", "<c8", "|O", "<U3", "|V4", [("a", "<f4")]]
+)
 shape = st.lists(number, max_size=3).map(tuple) | st.text(max_size=2) | st.none() | st.integers()
 headers = st.fixed_dictionaries(
     {"descr": descr | st.text(max_size=3), "fortran_order": st.booleans(), "shape": shape}
@@ -375,7 +412,7 @@ def test_any_file_cut_or_damaged(suffix):
     elif suffix == "pt":
         torch.save({"a": torch.from_numpy(ATOMS)}, path)
     else:
-        _files.save_tensors(path, {"a": torch.from_numpy(ATOMS)}, {})
+        files.save_tensors(path, {"a": torch.from_numpy(ATOMS)}, {})
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
     for at in sorted({0, 1, 7, 9, len(whole) - 1, *draw.integers(0, len(whole), 25).tolist()}):
@@ -389,20 +426,24 @@ def test_any_file_cut_or_damaged(suffix):
 
 
 def put(path, data=b"new"):
-    _files.write(Path(path), lambda file: file.write(data))
+    files.write(Path(path), lambda file: file.write(data))
 
 
 def test_a_failed_write_leaves_the_old_file():
     path = Path("result.bin")
     path.write_bytes(b"old")
-    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError("other")):
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+        RuntimeError("other"),
+    ):
 
         def fail(file, error=error):
             file.write(b"new")
             raise error
 
         with pytest.raises(FileError if isinstance(error, OSError) else type(error)) as raised:
-            _files.write(path, fail)
+            files.write(path, fail)
         assert path.read_bytes() == b"old" and os.listdir() == ["result.bin"]
         if isinstance(error, OSError):
             assert str(raised.value) == "result.bin: cannot write: No space left on device"
@@ -417,7 +458,9 @@ def test_a_signal_during_a_write_leaves_the_old_file_and_nothing_else(number):
     if child == 0:  # in a process of its own, since the signal ends it
         signal.signal(number, signal.SIG_DFL)
         try:
-            _files.write(Path("result.bin"), lambda file: (file.write(b"new"), os.kill(os.getpid(), number)))
+            files.write(
+                Path("result.bin"), lambda file: (file.write(b"new"), os.kill(os.getpid(), number))
+            )
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
@@ -442,7 +485,11 @@ def test_rights_are_those_of_any_new_file_or_of_the_old_one():
         before = os.stat("new")
     put("new", b"again")
     after = os.stat("new")
-    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_gid,
+    )
 
 
 def test_symbolic_links_stay_links():
@@ -460,13 +507,13 @@ def test_symbolic_links_stay_links():
 def test_special_files_are_written_through():
     os.mkfifo("pipe")
     reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
-    _files.write(Path("pipe"), lambda file: np.savez(file, a=ATOMS))
+    files.write(Path("pipe"), lambda file: np.savez(file, a=ATOMS))
     with np.load(io.BytesIO(os.read(reader, 1 << 16))) as found:
         assert found["a"].tolist() == ATOMS.tolist()
     os.close(reader)
     assert stat.S_ISFIFO(os.lstat("pipe").st_mode)
     before = os.lstat("/dev/null")
-    _files.prepare(Path("/dev/null"))
+    files.prepare(Path("/dev/null"))
     put("/dev/null")
     assert os.lstat("/dev/null").st_ino == before.st_ino and stat.S_ISCHR(before.st_mode)
     with pytest.raises(FileError, match=r"^/dev/full: cannot write: No space left on device$"):
@@ -503,7 +550,7 @@ def test_what_cannot_be_written_is_found_before_any_work():
         ("/proc/nowhere/x", "/proc/nowhere: cannot write there: No such file or directory"),
     ):
         with pytest.raises(FileError) as error:
-            _files.prepare(Path(name))
+            files.prepare(Path(name))
         assert str(error.value) == message
     put("x" * 255)  # as long as a name may be: that of the temporary file is shorter
     assert sorted(os.listdir()) == ["file", "folder", "loop", "socket", "x" * 255]
@@ -512,7 +559,7 @@ def test_what_cannot_be_written_is_found_before_any_work():
 def test_a_file_that_may_not_be_written_is_not_replaced(monkeypatch):
     Path("read-only").write_bytes(b"old")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everything
-    for call in (put, lambda path: _files.prepare(Path(path))):
+    for call in (put, lambda path: files.prepare(Path(path))):
         with pytest.raises(FileError, match=r"^read-only: cannot write: Permission denied$"):
             call("read-only")
     assert Path("read-only").read_bytes() == b"old"
@@ -527,5 +574,5 @@ def test_two_writers_of_one_file():
         assert Path("shared").read_bytes() == b"quick"
         file.write(b"but last")
 
-    _files.write(Path("shared"), slow)
+    files.write(Path("shared"), slow)
     assert Path("shared").read_bytes() == b"slow but last" and os.listdir() == ["shared"]

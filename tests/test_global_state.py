@@ -1,5 +1,6 @@
-"""torch's global state (default dtype and device, autocast, inference mode, deterministic algorithms, grad mode), set
-around a call, around only its backward pass, or before: the same results, the same derivatives.
+"""torch's global state (default dtype and device, autocast, inference mode, deterministic
+algorithms, grad mode), set around a call, around only its backward pass, or before: the same
+results, the same derivatives.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch_state import default_dtype, deterministic
 from dfkernels import ops
 
 CASES = {op: next(c for c in table(op) if c.name in ("affine", "paper plain")) for op in OPS}
-KEPT = [next(c for c in table(op) if c.name == "kept prior") for op in ("posterior", "fisher_matvec")]
+KEPT = [
+    next(c for c in table(op) if c.name == "kept prior") for op in ("posterior", "fisher_matvec")
+]
 
 
 STATES = {
@@ -64,8 +67,12 @@ def backward_alone(f, tensors, state):
 def double_backward(f, tensors, state):
     leaves = [t.requires_grad_() for t in tensors]
     with state():
-        first = torch.autograd.grad(scalar(f(*leaves)), leaves, create_graph=True, materialize_grads=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves, materialize_grads=True)
+        first = torch.autograd.grad(
+            scalar(f(*leaves)), leaves, create_graph=True, materialize_grads=True
+        )
+        return torch.autograd.grad(
+            sum(g.square().sum() for g in first), leaves, materialize_grads=True
+        )
 
 
 def forward_mode(f, tensors, state):
@@ -88,10 +95,21 @@ def forward_over_reverse(f, tensors, state):
 
 def vmap_of_grad(f, tensors, state):
     with state():
-        return vmap(grad(lambda a: scalar(f(a, *tensors[1:]))))(torch.stack([tensors[0], tensors[0] + 0.5]))[None]
+        return vmap(grad(lambda a: scalar(f(a, *tensors[1:]))))(
+            torch.stack([tensors[0], tensors[0] + 0.5])
+        )[None]
 
 
-MODES = (values, backward, backward_alone, double_backward, forward_mode, func_vjp, forward_over_reverse, vmap_of_grad)
+MODES = (
+    values,
+    backward,
+    backward_alone,
+    double_backward,
+    forward_mode,
+    func_vjp,
+    forward_over_reverse,
+    vmap_of_grad,
+)
 NEEDS_GRAPH = (backward, double_backward)
 
 
@@ -113,9 +131,15 @@ def test_global_state_changed_results(case, mode):
 
 @pytest.mark.parametrize("name", STATES)
 def test_transport_chain(name):
-    levels = torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64), torch.tensor([1.0, 0.7, 0.3], dtype=torch.float64)
+    levels = (
+        torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64),
+        torch.tensor([1.0, 0.7, 0.3], dtype=torch.float64),
+    )
     for d in (3, 20):  # by the kernel, and step by step
-        x, y = torch.linspace(-1, 1, 2 * d).reshape(2, d), torch.linspace(-2, 1, 5 * d).reshape(5, d)
+        x, y = (
+            torch.linspace(-1, 1, 2 * d).reshape(2, d),
+            torch.linspace(-2, 1, 5 * d).reshape(5, d),
+        )
         right = ops.transport_chain(x, y, *levels)
         with STATES[name]():
             found = ops.transport_chain(x, y, *levels)

@@ -14,7 +14,13 @@ from test_global_state import STATES
 from dfkernels.methods import training
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-ALL = ("default dtype float64", "default device meta", "autocast bfloat16", "deterministic", "inference mode")
+ALL = (
+    "default dtype float64",
+    "default device meta",
+    "autocast bfloat16",
+    "deterministic",
+    "inference mode",
+)
 
 
 def results(name, data):
@@ -39,12 +45,14 @@ def test_a_method_gives_the_same_under_all_states_at_once(name):
         torch.testing.assert_close(a.clone(), b.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("state", ["inference mode", "no grad", "default dtype float64", "default device meta"])
+@pytest.mark.parametrize(
+    "state", ["inference mode", "no grad", "default dtype float64", "default device meta"]
+)
 def test_training_under_any_state_gives_weights_that_can_be_differentiated(state):
     first = torch.nn.Linear(3, 3)
 
     def trained(module):
-        loss = lambda module, generator: (module(X) - X).square().mean()  # noqa: E731
+        loss = lambda module, generator: (module(X) - X).square().mean()
         return training.train(module, loss, steps=3, generator=generator(), ema=0.5)
 
     expected, second = trained(copy.deepcopy(first)), copy.deepcopy(first)

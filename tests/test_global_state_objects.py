@@ -1,4 +1,5 @@
-"""Objects give the same bits whatever torch's global state is when they are made and when they are asked."""
+"""Objects give the same bits whatever torch's global state is when they are made and when they are
+asked."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from torch_state import default_dtype, deterministic
 import dfkernels as df
 from dfkernels import FisherOperator
 from dfkernels import fisher as fisher_module
-
 
 STATES = {
     "float64 is the default": lambda: default_dtype(torch.float64),

@@ -1,5 +1,5 @@
-"""First and second derivatives of every op in every floating argument, reverse and forward, against finite
-differences.
+"""First and second derivatives of every op in every floating argument, reverse and forward, against
+finite differences.
 """
 
 from __future__ import annotations
@@ -30,4 +30,6 @@ def test_first_derivatives(case):
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_second_derivatives(case):
     f, inputs = _function(case, without=case.unused)
-    assert gradgradcheck(f, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True)
+    assert gradgradcheck(
+        f, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True
+    )

@@ -1,4 +1,5 @@
-"""PointCloud.index: size, files that are damaged, of another cloud or of another format; top_k through it."""
+"""PointCloud.index: size, files that are damaged, of another cloud or of another format; top_k
+through it."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ import torch
 from test_certified import gaussian, no_cloud_is_small, queries  # noqa: F401
 
 import dfkernels as df
-from dfkernels import _files
-from dfkernels.index import has_tail
-from dfkernels.ops.kept_atoms.reference import logits
+from dfkernels._io import files
+from dfkernels.certified.index import has_tail
+from dfkernels.certified.reference import logits
 
 
 def cloud(N=700, d=200, seed=0, **more):
@@ -42,7 +43,9 @@ def test_size(storage, most, d):
 )  # fmt: skip
 def test_levels(storage, d, axes, tail):
     found = df.PointCloud((30 * gaussian(1000, d) + 128).clamp(0, 255).to(storage)).index()
-    assert len(found.basis) == axes and (len(found.tail) > 0) == tail == has_tail(d, storage.itemsize)
+    assert len(found.basis) == axes and (len(found.tail) > 0) == tail == has_tail(
+        d, storage.itemsize
+    )
     assert len(found.rest) == len(found.shift) == len(found.scales) == 1 + tail
 
 
@@ -98,14 +101,16 @@ def test_of_another_cloud(tmp_path, what):
     cloud().index(path)
     y = gaussian(700, 200)
     other = {
-        "y": lambda: df.PointCloud(y.index_put((torch.tensor([650]), torch.tensor([3])), torch.tensor(0.5))),
+        "y": lambda: df.PointCloud(
+            y.index_put((torch.tensor([650]), torch.tensor([3])), torch.tensor(0.5))
+        ),
         "N": lambda: df.PointCloud(y[:-1]),
         "scale": lambda: df.PointCloud(y, scale=2.0),
         "offset": lambda: df.PointCloud(y, offset=1e-9),
         "dtype": lambda: df.PointCloud(y.double()),
     }[what]()
     with pytest.raises(
-        _files.FileError, match=r"a.safetensors: the index of another cloud: expected \[.*remove it"
+        files.FileError, match=r"a.safetensors: the index of another cloud: expected \[.*remove it"
     ):
         other.index(path)
     with pytest.raises(ValueError, match="call cloud.index"):  # nothing was kept
@@ -118,7 +123,7 @@ def test_truncated(tmp_path, keep):
     cloud().index(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(_files.FileError, match="a.safetensors: truncated or unreadable"):
+    with pytest.raises(files.FileError, match="a.safetensors: truncated or unreadable"):
         cloud().index(path)
 
 
@@ -130,7 +135,7 @@ def test_one_byte_is_another(tmp_path, at):
     damaged[int(at * len(damaged))] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(
-        _files.FileError, match=r"a.safetensors: damaged: the checksum of \w+ is \d+, not \d+"
+        files.FileError, match=r"a.safetensors: damaged: the checksum of \w+ is \d+, not \d+"
     ):
         cloud().index(path)
 
@@ -139,21 +144,21 @@ def test_of_another_version_or_kind(tmp_path):
     path = tmp_path / "a.safetensors"
     of_cloud = cloud().index()._asdict()
     for metadata in ({"format": "dfkernels index 0", "cloud": "x"}, {"cloud": "x"}):
-        _files.save_tensors(path, of_cloud, metadata)
+        files.save_tensors(path, of_cloud, metadata)
         with pytest.raises(
-            _files.FileError, match="expected 'dfkernels index 3', got '(dfkernels index 0|another)"
+            files.FileError, match="expected 'dfkernels index 3', got '(dfkernels index 0|another)"
         ):
             cloud().index(path)
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
-    with pytest.raises(_files.FileError, match="truncated or unreadable"):
+    with pytest.raises(files.FileError, match="truncated or unreadable"):
         cloud().index(path)
 
 
 def test_cannot_be_written(tmp_path, monkeypatch):
-    with pytest.raises(_files.FileError, match="cannot write: No such file or directory"):
+    with pytest.raises(files.FileError, match="cannot write: No such file or directory"):
         cloud().index(tmp_path / "no" / "a.safetensors")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(_files.FileError, match="cannot write: No space left on device"):
+    with pytest.raises(files.FileError, match="cannot write: No space left on device"):
         cloud().index(tmp_path / "b.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +182,8 @@ def test_the_file_is_ordinary_safetensors(tmp_path):
 
 def test_small_atoms_need_no_index():
     with pytest.raises(
-        ValueError, match=r"index: expected atoms of at least 32 bytes, got 8 \(d = 2, torch.float32\)"
+        ValueError,
+        match=r"index: expected atoms of at least 32 bytes, got 8 \(d = 2, torch.float32\)",
     ):
         df.PointCloud(torch.zeros(10, 2)).index()
 
@@ -186,7 +192,9 @@ def test_a_cast_cloud_has_no_index():
     c = cloud()
     c.index()
     with pytest.raises(ValueError, match="call cloud.index"):
-        df.DiffusionFisher(torch.zeros(1, 200).double(), c.to(torch.float64), 1.0, 0.1, tolerance=1e-6)
+        df.DiffusionFisher(
+            torch.zeros(1, 200).double(), c.to(torch.float64), 1.0, 0.1, tolerance=1e-6
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 5.0])
@@ -204,7 +212,10 @@ def test_top_k(sigma, k, masked):
     order = all_logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
     weights = all_logits.softmax(1).gather(1, order)
     assert torch.equal(dense.index, order) and torch.equal(found.index, order)
-    assert found.weight.dtype == torch.float32 and found.index.shape == found.weight.shape == (len(x), k)
+    assert found.weight.dtype == torch.float32 and found.index.shape == found.weight.shape == (
+        len(x),
+        k,
+    )
     assert float((dense.weight - weights).abs().max()) <= 2e-7
     assert float((found.weight - dense.weight).abs().max()) <= 1e-6
 
@@ -225,4 +236,6 @@ def test_top_k_refuses():
         with pytest.raises((ValueError, TypeError), match="^k: expected an integer"):
             df.top_k(torch.zeros(1, 40), c, 1.0, 0.1, wrong)
     assert df.top_k(torch.zeros(0, 40), c, 1.0, 0.1, 3).index.shape == (0, 3)
-    assert df.top_k(torch.zeros(2, 40), c, 1.0, 0.1, 50).weight.sum(1).tolist() == pytest.approx([1, 1])
+    assert df.top_k(torch.zeros(2, 40), c, 1.0, 0.1, 50).weight.sum(1).tolist() == pytest.approx(
+        [1, 1]
+    )

@@ -1,5 +1,5 @@
-"""Every tensor of an index is checked before a kernel reads it: given to the op, in C++ and in PyTorch, and in
-a file. A tensor of another layout in memory gives the same atoms.
+"""Every tensor of an index is checked before a kernel reads it: given to the op, in C++ and in
+PyTorch, and in a file. A tensor of another layout in memory gives the same atoms.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import torch
 from test_certified import gaussian, queries
 
 import dfkernels as df
-from dfkernels import _files, _native
-from dfkernels.index import CloudIndex
-from dfkernels.ops import kept_atoms
-from dfkernels.ops.kept_atoms.fields import FIELDS
+from dfkernels._io import files
+from dfkernels._torch import native
+from dfkernels.certified import search
+from dfkernels.certified.fields import FIELDS
+from dfkernels.certified.index import CloudIndex
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
 N, D = 300, 160
-PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
+PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,9 @@ def test_another_layout_in_memory_is_the_same_index(name, path, y, index):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", [n for n, field in FIELDS.items() if field.dtype.is_floating_point])
+@pytest.mark.parametrize(
+    "name", [n for n, field in FIELDS.items() if field.dtype.is_floating_point]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 def test_a_number_that_no_index_has_is_refused(name, value, path, y, index):
     if value == -1.0 and FIELDS[name].least is None:
@@ -114,7 +117,13 @@ def test_other_numbers_that_no_index_has(path, y, index):
     for name, t in (("step", steps), ("basis", axes), ("basis", axes[:0]), ("facts", facts)):
         with pytest.raises(RuntimeError, match=f"{name}: expected "):
             found(path, y, index, **{name: t})
-    for name, value in (("gap", -1.0), ("gap", math.nan), ("gap", math.inf), ("k", 0), ("k", N + 1)):
+    for name, value in (
+        ("gap", -1.0),
+        ("gap", math.nan),
+        ("gap", math.inf),
+        ("k", 0),
+        ("k", N + 1),
+    ):
         with pytest.raises(RuntimeError, match=f"{name}: expected "):
             found(path, y, index, **{name: value})
 
@@ -127,7 +136,7 @@ def test_tensors_that_are_not_dense_or_elsewhere(path, y, index):
 
 
 def written(path: Path, index: dict, of: str) -> None:
-    _files.save_tensors(path, index, {"format": "dfkernels index 3", "cloud": of})
+    files.save_tensors(path, index, {"format": "dfkernels index 3", "cloud": of})
 
 
 def of_file(path: Path) -> str:
@@ -147,10 +156,14 @@ def test_a_file_with_a_wrong_tensor_is_refused(name, tmp_path, y):
         wrong += [] if FIELDS[name].least is None else [t - 2 * t.max() - 1]
     for one in wrong:
         written(path, right | {name: one}, of)
-        with pytest.raises(df._files.FileError, match="a.safetensors: .*: expected .*: remove it and index anew"):
+        with pytest.raises(
+            df._files.FileError, match="a.safetensors: .*: expected .*: remove it and index anew"
+        ):
             df.PointCloud(y).index(path)
     written(path, {n: one for n, one in right.items() if n != name}, of)
-    with pytest.raises(df._files.FileError, match="a.safetensors: expected tensors .*: remove it and index anew"):
+    with pytest.raises(
+        df._files.FileError, match="a.safetensors: expected tensors .*: remove it and index anew"
+    ):
         df.PointCloud(y).index(path)
     written(path, right, of)
     assert torch.equal(getattr(df.PointCloud(y).index(path), name), t)

@@ -1,4 +1,5 @@
-"""An index has the same bits and finds the same atoms whatever torch is set to where it is built or used."""
+"""An index has the same bits and finds the same atoms whatever torch is set to where it is built or
+used."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import torch
 from test_certified import gaussian, queries
 from torch_state import default_dtype, deterministic
 
-from dfkernels import _native, index
-from dfkernels.ops import kept_atoms
+from dfkernels._torch import native
+from dfkernels.certified import index, search
 
 N, D = 300, 160
-PATHS = {"PyTorch": kept_atoms.in_pytorch} | ({"compiled": kept_atoms.op} if _native.available else {})
+PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
 
 
 STATES = {
@@ -63,7 +64,9 @@ def test_queries_under_another_state(state, path):
     assert same(right, again)
 
 
-@pytest.mark.parametrize("state", ["inference mode", "default torch.float64", "default device", "autocast to bfloat16"])
+@pytest.mark.parametrize(
+    "state", ["inference mode", "default torch.float64", "default device", "autocast to bfloat16"]
+)
 def test_saved_and_loaded_under_another_state(state, tmp_path):
     y = gaussian(N, D)
     right, of = index.build(y, 1.0, 0.0), index.fingerprint(y, 1.0, 0.0)

@@ -1,5 +1,5 @@
-"""kept=(atoms, counts): every query counts its own atoms, whatever the others count. Derivatives, transforms and
-compilation are with those of all ops (cases.py).
+"""kept=(atoms, counts): every query counts its own atoms, whatever the others count. Derivatives,
+transforms and compilation are with those of all ops (cases.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfkernels import _native, ops
+from dfkernels import ops
+from dfkernels._torch import native
 from dfkernels.ops.posterior.reference import posterior as reference
 
 
@@ -76,13 +77,16 @@ def test_no_less_exact_than_plain_float32(d, sigma):
     assert all(k <= 2 * p + 1e-6 for k, p in zip(kept, plain, strict=True)), (kept, plain)
 
 
-@pytest.mark.skipif(not _native.available, reason="no compiled part")
+@pytest.mark.skipif(not native.available, reason="no compiled part")
 def test_distances_were_rounded_to_float_in_much_noise():
-    """A unit in the last place of |x - alpha y|^2 / 2 sigma^2 is 1e-4 nats here; in the mean it was 5e-5."""
+    """A unit in the last place of |x - alpha y|^2 / 2 sigma^2 is 1e-4 nats here; in the mean it was
+    5e-5."""
     tensors = problem(11, 600, 3072, 30.0, dtype=torch.float32)
     everything = torch.arange(600).repeat(11), torch.full((11,), 600)
     exact = ops.posterior(*(tensors[k].double() for k in "xy"), 1.0, 30.0).mean
-    assert float((ops.posterior(*tensors.values(), kept=everything).mean - exact).abs().max()) <= 2e-5
+    assert (
+        float((ops.posterior(*tensors.values(), kept=everything).mean - exact).abs().max()) <= 2e-5
+    )
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
@@ -92,7 +96,11 @@ def test_storage(storage, dtype):
     x = 2 / 255 * y[:9].to(dtype) - 1 + 0.1 * normal(9, 48).to(dtype)
     tensors = {"x": x, "y": y, "alpha": 1.0, "sigma": 0.5}
     options = {"kept": lists(9, 80), "scale": 2 / 255, "offset": -1.0}
-    close(Case("posterior", "kept", tensors, options), tensors, 1e-5 if dtype == torch.float32 else 1e-12)
+    close(
+        Case("posterior", "kept", tensors, options),
+        tensors,
+        1e-5 if dtype == torch.float32 else 1e-12,
+    )
 
 
 def test_what_is_not_counted_is_not_read():
@@ -103,7 +111,7 @@ def test_what_is_not_counted_is_not_read():
     others[atoms] = False
     assert bool(others.any())
     tensors["y"][others] = math.nan
-    if _native.available:
+    if native.available:
         found = ops.posterior(*tensors.values(), kept=(atoms, counts))
         assert all(torch.equal(a, b) for a, b in zip(found, clean, strict=True))
     tensors["y"][atoms[0], 5] = math.nan
@@ -117,7 +125,9 @@ def test_other_queries_do_not_matter():
     atoms, counts = lists(19, 900, share=0.5)
     together = ops.posterior(*tensors.values(), kept=(atoms, counts))
     for b, rows in enumerate(atoms.split(counts.tolist())):
-        alone = ops.posterior(tensors["x"][b : b + 1], tensors["y"], 1.0, 0.4, kept=(rows, counts[b : b + 1]))
+        alone = ops.posterior(
+            tensors["x"][b : b + 1], tensors["y"], 1.0, 0.4, kept=(rows, counts[b : b + 1])
+        )
         for a, t in zip(alone, together, strict=True):
             assert torch.allclose(a[0], t[b], rtol=1e-12, atol=1e-12)
 
@@ -131,20 +141,26 @@ def test_the_same_bits_for_any_number_of_threads():
             found.append(ops.posterior(*tensors.values(), kept=kept))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert all(
+        torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True)
+    )
 
 
-@pytest.mark.skipif(not _native.available, reason="the words are the kernel's")
+@pytest.mark.skipif(not native.available, reason="the words are the kernel's")
 def test_errors_of_values_name_what_is_wrong():
     tensors = problem(2, 40, 33, 0.5)
     tensors["log_prior"] = torch.zeros(40, dtype=torch.float64)
     tensors["log_prior"][:3] = -math.inf
     kept = torch.tensor([0, 9, 0, 1, 2]), torch.tensor([2, 3])
-    with pytest.raises(ValueError, match="^atoms: expected one with a log_prior above -inf .* at index 1$"):
+    with pytest.raises(
+        ValueError, match="^atoms: expected one with a log_prior above -inf .* at index 1$"
+    ):
         ops.posterior(*tensors.values(), kept=kept)
     tensors["log_prior"][0] = 0.0
     tensors["x"] = tensors["x"] + 1e200
-    with pytest.raises(ValueError, match="^x: expected distances to the atoms that can be represented"):
+    with pytest.raises(
+        ValueError, match="^x: expected distances to the atoms that can be represented"
+    ):
         ops.posterior(*tensors.values(), kept=kept)
 
 

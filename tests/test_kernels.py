@@ -1,5 +1,6 @@
-"""The compiled kernels where they could break: odd shapes, strides, storage, every instruction set, threads,
-weights that span the range of the numbers, atoms in the worst order, memory that holds anything."""
+"""The compiled kernels where they could break: odd shapes, strides, storage, every instruction set,
+threads, weights that span the range of the numbers, atoms in the worst order, memory that holds
+anything."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ import pytest
 import torch
 from difference import EPS, by_ops, difference_form, errors
 
-from dfkernels import _native, ops
+from dfkernels import ops
+from dfkernels._torch import native
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -30,17 +33,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-
 D = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 513)
 N = (1, 2, 15, 16, 17, 47, 48, 49, 255, 257, 1000)
 B = (1, 2, 7, 8, 9, 15, 16, 17, 33, 129)
-# Several blocks of queries; many splits of the atoms; both; rows of 4 KiB, read in place by few queries only
+# Several blocks of queries; many splits of the atoms; both; rows of 4 KiB, read in place by few
+# queries only
 MANY = [(300, 49, 2), (300, 257, 17), (270, 300, 64), (1, 20000, 2), (2, 9000, 17), (257, 3000, 3)]
 MANY += [(1, 1000, 1024), (9, 49, 1024), (16, 255, 1024), (33, 17, 1024)]
 
 
 def covering():
-    """Shapes in which every pair of (d, N), (d, B) and (N, B) occurs, the largest with fewer queries; MANY."""
+    """Shapes in which every pair of (d, N), (d, B) and (N, B) occurs, the largest with fewer
+    queries; MANY."""
     shapes = [(B[(i + j) % len(B)], n, d) for i, d in enumerate(D) for j, n in enumerate(N)]
     shapes += [(b, N[(2 * i + j) % len(N)], d) for i, d in enumerate(D) for j, b in enumerate(B)]
     shapes += [(b, n, D[(i + 3 * j) % len(D)]) for i, n in enumerate(N) for j, b in enumerate(B)]
@@ -56,18 +60,23 @@ def problem(b, n, d, seed=0, *, dtype=torch.float32, K=2, sigma=(0.5, 2.0)):
     """A batch around the atoms, its noise level different for every query."""
     normal = normals(seed + 1000 * d + n + b, dtype)
     y, log_prior = normal(n, d), normal(n)
-    alpha, sigma = torch.linspace(0.3, 1, b, dtype=dtype), torch.logspace(*map(math.log10, sigma), b, dtype=dtype)
+    alpha, sigma = (
+        torch.linspace(0.3, 1, b, dtype=dtype),
+        torch.logspace(*map(math.log10, sigma), b, dtype=dtype),
+    )
     x = alpha[:, None] * y[torch.arange(b) % n] + sigma[:, None] * normal(b, d)
     return dict(x=x, y=y, alpha=alpha, sigma=sigma, log_prior=log_prior, v=normal(b, K, d))
 
 
 def outputs(p, dense=True, **stored):
-    return by_ops(p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], p["v"], dense=dense, **stored)
+    return by_ops(
+        p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], p["v"], dense=dense, **stored
+    )
 
 
 def worst(p, got=None, dense=True):
-    """The largest error of any output at any query. F and its like are differences from I/sigma^2 and its
-    like, and the mean can be near zero: their errors are in units of those terms."""
+    """The largest error of any output at any query. F and its like are differences from I/sigma^2
+    and its like, and the mean can be near zero: their errors are in units of those terms."""
     got = outputs(p, dense) if got is None else got
     p = {k: t.double() if t is not None else None for k, t in p.items()}
     exact = difference_form(**p, dense=dense)
@@ -99,7 +108,9 @@ def run(*args, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 64 * EPS), (torch.float64, 128 * 2.0**-52)])
+@pytest.mark.parametrize(
+    "dtype, limit", [(torch.float32, 64 * EPS), (torch.float64, 128 * 2.0**-52)]
+)
 @pytest.mark.parametrize("d", (*D, 1024))
 def test_every_shape(d, dtype, limit):
     found = {}
@@ -112,7 +123,15 @@ def test_every_shape(d, dtype, limit):
 
 @pytest.mark.parametrize(
     "b, n, d",
-    [(1, 1000, 64), (5, 700, 17), (40, 3000, 3), (300, 1500, 33), (600, 40, 100), (1, 9000, 2), (200, 300, 1024)],
+    [
+        (1, 1000, 64),
+        (5, 700, 17),
+        (40, 3000, 3),
+        (300, 1500, 33),
+        (600, 40, 100),
+        (1, 9000, 2),
+        (200, 300, 1024),
+    ],
 )
 def test_the_number_of_threads_changes_no_bit(b, n, d):
     p, found = problem(b, n, d), []
@@ -134,7 +153,9 @@ def test_strides_change_no_bit(b, d, dtype):
     expected = outputs(p)
     wide = torch.full((300, d + 5), math.nan, dtype=dtype)
     wide[:, 2 : 2 + d] = p["y"]
-    spread = lambda t: torch.stack([t, torch.full_like(t, math.nan)], -1)[..., 0]  # every second number
+    spread = lambda t: torch.stack([t, torch.full_like(t, math.nan)], -1)[
+        ..., 0
+    ]  # every second number
     assert_same_bits(outputs(p | {"y": wide[:, 2 : 2 + d]}), expected)
     assert_same_bits(outputs({k: spread(t) for k, t in p.items()}), expected)
     assert_same_bits(outputs(p | {k: p[k].mT.contiguous().mT for k in ("x", "y", "v")}), expected)
@@ -146,7 +167,11 @@ def test_strides_change_no_bit(b, d, dtype):
 @pytest.mark.parametrize("b, d", PATHS)
 def test_expanded_atoms_and_levels(b, d):
     p = problem(b, 300, d)
-    same = p | {"y": p["y"][:1].expand(300, d), "alpha": p["alpha"][:1].expand(b), "x": p["x"][:1].expand(b, d)}
+    same = p | {
+        "y": p["y"][:1].expand(300, d),
+        "alpha": p["alpha"][:1].expand(b),
+        "x": p["x"][:1].expand(b, d),
+    }
     same |= {"sigma": p["sigma"][:1].expand(b), "log_prior": p["log_prior"][:1].expand(300)}
     dense = {k: t.contiguous() for k, t in same.items()}
     assert_same_bits(outputs(same), outputs(dense))
@@ -157,14 +182,18 @@ def test_expanded_atoms_and_levels(b, d):
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.uint8, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stored_atoms_are_the_numbers_they_stand_for(b, d, stored, dtype):
-    """scale and offset such that scale * y + offset is exact: the same bits as with y in the compute dtype."""
+    """scale and offset such that scale * y + offset is exact: the same bits as with y in the
+    compute dtype."""
     p = problem(b, 300, d, dtype=dtype)
-    narrow = (p["y"] * 40 + 128).clamp(0, 255).to(stored) if stored == torch.uint8 else p["y"].to(stored)
+    narrow = (
+        (p["y"] * 40 + 128).clamp(0, 255).to(stored) if stored == torch.uint8 else p["y"].to(stored)
+    )
     plain = narrow.to(dtype)
     assert_same_bits(outputs(p | {"y": narrow}), outputs(p | {"y": plain}))
     scale, offset = (2.0**-6, -2.0) if stored == torch.uint8 else (0.5, 0.0)
     assert_same_bits(
-        outputs(p | {"y": narrow}, scale=scale, offset=offset), outputs(p | {"y": plain * scale + offset})
+        outputs(p | {"y": narrow}, scale=scale, offset=offset),
+        outputs(p | {"y": plain * scale + offset}),
     )
 
 
@@ -172,12 +201,21 @@ def test_stored_atoms_are_the_numbers_they_stand_for(b, d, stored, dtype):
 def test_every_stored_number_is_read_exactly(stored):
     """One atom is its own mean."""
     bits = torch.arange(1 << (8 if stored == torch.uint8 else 16), dtype=torch.int32)
-    y = bits.to(torch.uint8) if stored == torch.uint8 else bits.to(torch.uint16).view(torch.int16).view(stored)
+    y = (
+        bits.to(torch.uint8)
+        if stored == torch.uint8
+        else bits.to(torch.uint16).view(torch.int16).view(stored)
+    )
     y = y[y.double().abs() < 1e15]  # finite, and no square overflows
     for d in (16, y.numel()):
         atoms = y[: y.numel() // d * d].view(-1, d)
         x = torch.zeros(len(atoms), d)
-        mean = torch.cat([ops.posterior(x[:1], row[None], 1.0, 1.0).mean for row in atoms[:: len(atoms) // 64 + 1]])
+        mean = torch.cat(
+            [
+                ops.posterior(x[:1], row[None], 1.0, 1.0).mean
+                for row in atoms[:: len(atoms) // 64 + 1]
+            ]
+        )
         assert torch.equal(mean, atoms[:: len(atoms) // 64 + 1].float())
 
 
@@ -190,7 +228,11 @@ def test_several_vectors(b, d):
     for K in (0, 1, 3):
         some = ops.fisher_matvec(*args[:2], p["v"][:, :K], *args[3:])
         assert some.shape == (b, K, d)
-        far = (some - all_of_them[:, :K]).norm(dim=2) * p["sigma"][:, None] ** 2 / p["v"][:, :K].norm(dim=2)
+        far = (
+            (some - all_of_them[:, :K]).norm(dim=2)
+            * p["sigma"][:, None] ** 2
+            / p["v"][:, :K].norm(dim=2)
+        )
         assert K == 0 or float(far.max()) <= 8 * EPS
 
 
@@ -205,13 +247,16 @@ def test_negative_alpha_mirrors_the_atoms(b, d):
 @pytest.mark.parametrize("b, d", PATHS)
 @pytest.mark.parametrize("k", [-12, 12])
 def test_units_change_no_bit(b, d, k):
-    """Everything is homogeneous: data, queries and noise times 2^k, and no rounding happens elsewhere."""
+    """Everything is homogeneous: data, queries and noise times 2^k, and no rounding happens
+    elsewhere."""
     for sigma in ((1e-2, 1.0), (1.0, 1e2)):
         p = problem(b, 300, d, sigma=sigma)
         found = outputs(p | {name: 2.0**k * p[name] for name in ("x", "y", "sigma")})
         expected = outputs(p)
         far = (found.pop("log_prob") - expected.pop("log_prob")).double() + k * d * math.log(2)
-        assert float(far.abs().max()) <= 4 * EPS * (abs(k) * d + float(outputs(p)["log_prob"].abs().max()))
+        assert float(far.abs().max()) <= 4 * EPS * (
+            abs(k) * d + float(outputs(p)["log_prob"].abs().max())
+        )
         expected["mean"] *= 2.0**k
         for name in ("fisher_trace", "diagonal", "matvec", "dense"):
             expected[name] *= 4.0**-k
@@ -271,25 +316,46 @@ def hostile(name, b, n, d):
     return dict(x=x, y=y, alpha=alpha, sigma=sigma, log_prior=log_prior, v=p["v"])
 
 
-HOSTILE = (
-    "pure noise; almost pure noise; both signs of alpha; all noise levels; steep prior; prior far from normalised;"
-    " prior far below; masked tiles; best last; best first; heavier and heavier; far outlier; outlier first;"
-    " query at the outlier; noise of the outlier's size; query far outside; far clusters; constant column"
-).split("; ")
+HOSTILE = [
+    "pure noise",
+    "almost pure noise",
+    "both signs of alpha",
+    "all noise levels",
+    "steep prior",
+    "prior far from normalised",
+    "prior far below",
+    "masked tiles",
+    "best last",
+    "best first",
+    "heavier and heavier",
+    "far outlier",
+    "outlier first",
+    "query at the outlier",
+    "noise of the outlier's size",
+    "query far outside",
+    "far clusters",
+    "constant column",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("b, d", [(5, 2), (40, 16), (5, 17), (40, 40), (12, 64), (40, 64), (3, 200)])
+@pytest.mark.parametrize(
+    "b, d", [(5, 2), (40, 16), (5, 17), (40, 40), (12, 64), (40, 64), (3, 200)]
+)
 def test_hostile_inputs(name, b, d):
-    """At most twice the error of plain PyTorch in float32 plus 4 roundings, RMS over the queries, and finite. At
-    d = 64 twelve queries: of five with a steep prior two decide, by luck.
+    """At most twice the error of plain PyTorch in float32 plus 4 roundings, RMS over the queries,
+    and finite. At d = 64 twelve queries: of five with a steep prior two decide, by luck.
     """
     p = hostile(name, b, 600, d)
     got, exact = outputs(p), difference_form(**p, dense=True)
     plain = difference_form(**p, dense=True, dtype=torch.float32)
     rms = lambda e: float(e.square().mean().sqrt())
     ours, theirs = errors(got, exact), errors(plain, exact)
-    bad = {k: (rms(ours[k]), rms(theirs[k])) for k in exact if not rms(ours[k]) <= 2 * rms(theirs[k]) + 4 * EPS}
+    bad = {
+        k: (rms(ours[k]), rms(theirs[k]))
+        for k in exact
+        if not rms(ours[k]) <= 2 * rms(theirs[k]) + 4 * EPS
+    }
     assert bad == {}
 
 
@@ -312,8 +378,8 @@ NOT_FINITE = (math.nan, math.inf, -math.inf)
 @pytest.mark.parametrize("op", ["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"])
 @pytest.mark.parametrize("b, d", [(1, 1), (3, 5), (3, 16), (20, 17), (4, 48), (20, 48), (2, 65)])
 def test_one_bad_number_is_found_wherever_it_is(op, b, d):
-    """In any corner of any argument, beside a masked atom too, which alone may hold anything; and nothing outside
-    the slice is looked at.
+    """In any corner of any argument, beside a masked atom too, which alone may hold anything; and
+    nothing outside the slice is looked at.
     """
     n = 300
     p = problem(b, n, d)
@@ -348,11 +414,21 @@ def test_one_bad_stored_number_is_found(stored, b, d):
     for turn, place in enumerate([(0, 0), (299, d - 1), (150, d // 2)]):
         bad = p["y"].to(stored)
         bad[place] = NOT_FINITE[turn]
-        with pytest.raises(ValueError, match=rf"^y: .* got {NOT_FINITE[turn]} at index \[{place[0]}, {place[1]}\]$"):
+        with pytest.raises(
+            ValueError, match=rf"^y: .* got {NOT_FINITE[turn]} at index \[{place[0]}, {place[1]}\]$"
+        ):
             ops.posterior(p["x"], bad, p["alpha"], p["sigma"])
 
 
-MEMORY_SHAPES = [(1, 1, 1), (3, 5, 3), (7, 255, 16), (2, 47, 17), (17, 300, 31), (5, 257, 64), (20, 49, 100)]
+MEMORY_SHAPES = [
+    (1, 1, 1),
+    (3, 5, 3),
+    (7, 255, 16),
+    (2, 47, 17),
+    (17, 300, 31),
+    (5, 257, 64),
+    (20, 49, 100),
+]
 
 
 def guarded(t):
@@ -364,7 +440,9 @@ def guarded(t):
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mprotect(ctypes.c_void_p(start + whole), ctypes.c_size_t(page), 0) == 0
-    out = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=whole - t.numel() * t.element_size())
+    out = torch.frombuffer(
+        memory, dtype=t.dtype, count=t.numel(), offset=whole - t.numel() * t.element_size()
+    )
     return out.copy_(t.flatten()).view(t.shape)
 
 
@@ -375,20 +453,28 @@ def digest(wrap):
         for dtype in (torch.float32, torch.float64):
             for stored in (dtype, torch.float16, torch.bfloat16, torch.uint8):
                 p = problem(b, n, d, dtype=dtype)
-                p["y"] = (10 * p["y"]).clamp(0, 255).to(stored) if stored == torch.uint8 else p["y"].to(stored)
+                p["y"] = (
+                    (10 * p["y"]).clamp(0, 255).to(stored)
+                    if stored == torch.uint8
+                    else p["y"].to(stored)
+                )
                 for out in outputs({k: wrap(t) for k, t in p.items()}, scale=0.75).values():
                     bits.update(out.numpy().tobytes())
         p = problem(b, n, d)
-        forms = ops.endpoint_matvec(*[wrap(p[k]) for k in ("v", "x")], wrap(p["x"] + 1), wrap(p["alpha"]), wrap(p["sigma"]))
-        trace = ops.matched_trace(wrap(p["sigma"]), wrap(p["x"]), wrap(p["alpha"]), wrap(p["sigma"]))
+        forms = ops.endpoint_matvec(
+            *[wrap(p[k]) for k in ("v", "x")], wrap(p["x"] + 1), wrap(p["alpha"]), wrap(p["sigma"])
+        )
+        trace = ops.matched_trace(
+            wrap(p["sigma"]), wrap(p["x"]), wrap(p["alpha"]), wrap(p["sigma"])
+        )
         bits.update(forms.numpy().tobytes() + trace.numpy().tobytes())
     return bits.hexdigest()
 
 
 def test_nothing_is_read_past_the_end_and_no_memory_counts_on_what_it_held():
-    """Against a page that must not be read, and with the allocator filling what it gives out (and takes back)
-    with 0x7f.. or 0xfe..: floats of 3.4e38 and -1.7e38, whose squares overflow. A read past the end kills the
-    process, a number from memory nobody wrote changes the bits."""
+    """Against a page that must not be read, and with the allocator filling what it gives out (and
+    takes back) with 0x7f.. or 0xfe..: floats of 3.4e38 and -1.7e38, whose squares overflow. A read
+    past the end kills the process, a number from memory nobody wrote changes the bits."""
     ask = "import test_kernels as t; print(t.digest(t.guarded))"
     expected = digest(torch.clone)
     tunables = "glibc.malloc.tcache_count=0"
@@ -419,7 +505,11 @@ def test_never_nan_or_inf_without_a_word(name, b, d):
         p[k][0] = value
     bad = []
     for op in ("posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"):
-        names = [k for k in ("x", "y", "v", "alpha", "sigma", "log_prior") if k != "v" or op == "fisher_matvec"]
+        names = [
+            k
+            for k in ("x", "y", "v", "alpha", "sigma", "log_prior")
+            if k != "v" or op == "fisher_matvec"
+        ]
         try:
             out = getattr(ops, op)(*[p[k] for k in names])
         except (ValueError, RuntimeError):

@@ -1,4 +1,5 @@
-"""PF-ODE likelihood: Gaussian and cloud closed forms, orders by a fitted slope, every source of the trace."""
+"""PF-ODE likelihood: Gaussian and cloud closed forms, orders by a fitted slope, every source of the
+trace."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def at(sch, s):
 
 
 def gaussian(sch):
-    """The ideal denoiser of N(0, diag VARIANCE), and tr F. F = 1/(alpha^2 VARIANCE + sigma^2), eps = sigma F x."""
+    """The ideal denoiser of N(0, diag VARIANCE), and tr F. F = 1/(alpha^2 VARIANCE + sigma^2), eps
+    = sigma F x."""
 
     def fisher(x, t):
         alpha, sigma = (level.view(-1, 1) for level in sch(t))
@@ -58,7 +60,11 @@ def gaussian_error(sch, trace, noise=NOISE, dtype=torch.float64, **how):
     result = log_prob(gaussian(sch)[0], x, noise, trace, **how)
     latent = result.latent.double() / at(sch, noise[1])[1]
     truth = normal_log_prob(x.double(), alpha**2 * VARIANCE + sigma**2)
-    return (with_true_prior(result, normal_log_prob(latent, VARIANCE + noise[1] ** 2)) - truth).abs().max()
+    return (
+        (with_true_prior(result, normal_log_prob(latent, VARIANCE + noise[1] ** 2)) - truth)
+        .abs()
+        .max()
+    )
 
 
 def ideal_traces(sch):
@@ -87,13 +93,19 @@ def ideal_traces(sch):
 
 
 @pytest.mark.parametrize("name", ideal_traces(schedule.VP()))
-@pytest.mark.parametrize("sch", [schedule.VP(), schedule.RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sch", [schedule.VP(), schedule.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
 def test_a_gaussian_s_density_by_every_trace(sch, name):
-    assert gaussian_error(sch, ideal_traces(sch)[name], method="rk4", steps=100) < 1e-5  # order 4, h = 0.06
+    assert (
+        gaussian_error(sch, ideal_traces(sch)[name], method="rk4", steps=100) < 1e-5
+    )  # order 4, h = 0.06
 
 
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("method, order, steps", [("heun", 2, (32, 64, 128)), ("rk4", 4, (16, 32, 64))])
+@pytest.mark.parametrize(
+    "method, order, steps", [("heun", 2, (32, 64, 128)), ("rk4", 4, (16, 32, 64))]
+)
 def test_the_claimed_order(sch, method, order, steps):
     trace = gaussian(sch)[1]
     errors = [gaussian_error(sch, trace, method=method, steps=m) for m in steps]
@@ -105,7 +117,8 @@ def test_the_claimed_order(sch, method, order, steps):
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_the_adaptive_solver_keeps_its_tolerance(sch):
     errors = [
-        gaussian_error(sch, gaussian(sch)[1], method="dopri5", rtol=tol, atol=tol) for tol in (1e-5, 1e-8)
+        gaussian_error(sch, gaussian(sch)[1], method="dopri5", rtol=tol, atol=tol)
+        for tol in (1e-5, 1e-8)
     ]
     # local tolerances, relative to states up to |x/alpha| = 60, over some 50 steps
     assert errors[0] < 5e-3 and errors[1] < 5e-6
@@ -113,13 +126,18 @@ def test_the_adaptive_solver_keeps_its_tolerance(sch):
 
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_the_flow_of_a_cloud_carries_the_posterior_s_own_log_prob(sch):
-    """Two independent ways to log q_t: the mixture's log-sum-exp, and the integral of tr F along the flow."""
+    """Two independent ways to log q_t: the mixture's log-sum-exp, and the integral of tr F along
+    the flow."""
     cloud, noise = PointCloud(normal(12, 2, 3, seed=1)), (0.3, 20.0)
     _, alpha, sigma = at(sch, noise[0])
     x = alpha * cloud.y[:6] + sigma * normal(6, 2, 3)
-    result = log_prob(Denoiser.exact(cloud, sch), x, noise, exact(cloud, sch), method="rk4", steps=100)
+    result = log_prob(
+        Denoiser.exact(cloud, sch), x, noise, exact(cloud, sch), method="rk4", steps=100
+    )
     last = at(sch, noise[1])[1:]
-    there = DiffusionFisher(result.latent, cloud, *last).log_prob + 6 * last[0].log()  # of latent/alpha
+    there = (
+        DiffusionFisher(result.latent, cloud, *last).log_prob + 6 * last[0].log()
+    )  # of latent/alpha
     here = DiffusionFisher(x, cloud, alpha, sigma).log_prob
     assert (with_true_prior(result, there) - here).abs().max() < 1e-4
     plain = log_prob(Denoiser.exact(cloud, sch), x, noise, Divergence(), method="rk4", steps=100)
@@ -129,7 +147,9 @@ def test_the_flow_of_a_cloud_carries_the_posterior_s_own_log_prob(sch):
 def test_the_normal_prior_at_a_high_noise_level_is_enough():
     cloud, sch, noise = PointCloud(normal(12, 6, seed=1)), schedule.EDM(), (0.3, 1e4)
     x = cloud.y[:6] + 0.3 * normal(6, 6)
-    result = log_prob(Denoiser.exact(cloud, sch), x, noise, exact(cloud, sch), method="rk4", steps=200)
+    result = log_prob(
+        Denoiser.exact(cloud, sch), x, noise, exact(cloud, sch), method="rk4", steps=200
+    )
     here = DiffusionFisher(x, cloud, 1.0, 0.3).log_prob
     # |mean| |x|/s^2 is about 1e-4
     assert (result.log_prob - here).abs().max() < 1e-3
@@ -150,13 +170,16 @@ def test_data_std_is_the_prior_s():
     truth = normal_log_prob(x, alpha**2 * variance + sigma**2 + torch.zeros(4, dtype=torch.float64))
     assert (result.log_prob - truth).abs().max() < 1e-5
     assert torch.allclose(
-        result.latent_log_prob, normal_log_prob(result.latent / at(sch, 2.0)[1], torch.full((4,), 6.25))
+        result.latent_log_prob,
+        normal_log_prob(result.latent / at(sch, 2.0)[1], torch.full((4,), 6.25)),
     )
 
 
 def test_the_latent_is_the_flow_s_end():
     sch = schedule.VP()
-    result = log_prob(gaussian(sch)[0], normal(5, 3), NOISE, gaussian(sch)[1], method="rk4", steps=100)
+    result = log_prob(
+        gaussian(sch)[0], normal(5, 3), NOISE, gaussian(sch)[1], method="rk4", steps=100
+    )
     (_, first, _), (_, last, _) = at(sch, NOISE[0]), at(sch, NOISE[1])
     scale = ((VARIANCE + NOISE[1] ** 2) / (VARIANCE + NOISE[0] ** 2)).sqrt() * last / first
     assert torch.allclose(result.latent, normal(5, 3) * scale, rtol=1e-6)
@@ -165,7 +188,8 @@ def test_the_latent_is_the_flow_s_end():
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 2)], ids=str)
 @pytest.mark.parametrize("trace", ["exact", "divergence", "hutchinson"])
 def test_schedules_agree_on_x_over_alpha(event, trace):
-    """Identity 9: log q_x + d ln alpha, the bits and the latent's noise depend on x/alpha and s only."""
+    """Identity 9: log q_x + d ln alpha, the bits and the latent's noise depend on x/alpha and s
+    only."""
     cloud = PointCloud(normal(9, *event, seed=1))
     xbar = cloud.y[:4] + 0.3 * normal(4, *event)
     bits, nats = [], []
@@ -176,7 +200,9 @@ def test_schedules_agree_on_x_over_alpha(event, trace):
             "hutchinson": Hutchinson(torch.Generator().manual_seed(3), 2, "gaussian"),
         }[trace]
         _, alpha, _ = at(sch, 0.3)
-        result = log_prob(Denoiser.exact(cloud, sch), alpha * xbar, (0.3, 10.0), source, method="rk4", steps=20)
+        result = log_prob(
+            Denoiser.exact(cloud, sch), alpha * xbar, (0.3, 10.0), source, method="rk4", steps=20
+        )
         bits.append(result.bits_per_dim)
         nats.append(result.log_prob + math.prod(event) * alpha.log())
     # rounding of t(s), worst for the table, times derivatives of order 1 over 80 stages
@@ -185,7 +211,8 @@ def test_schedules_agree_on_x_over_alpha(event, trace):
 
 
 def test_bits_per_dim_counts_the_bin():
-    """1 nat = 1/ln 2 bits; uniform density 1/2 on [-1, 1] with 2^8 bins of width 2/256 is 8 bits/dim."""
+    """1 nat = 1/ln 2 bits; uniform density 1/2 on [-1, 1] with 2^8 bins of width 2/256 is 8
+    bits/dim."""
     sch = schedule.VP()
     denoiser, trace = gaussian(sch)
     x = normal(5, 3)
@@ -194,17 +221,22 @@ def test_bits_per_dim_counts_the_bin():
     nats = plain.log_prob + 3 * alpha.log()
     assert torch.allclose(plain.bits_per_dim, -nats / 3 / math.log(2), rtol=1e-12)
     binned = log_prob(denoiser, x, NOISE, trace, width=2 / 256)
-    assert torch.allclose(binned.bits_per_dim - plain.bits_per_dim, torch.tensor(7.0, dtype=torch.float64))
+    assert torch.allclose(
+        binned.bits_per_dim - plain.bits_per_dim, torch.tensor(7.0, dtype=torch.float64)
+    )
     assert torch.equal(binned.log_prob, plain.log_prob)
 
 
 def test_dequantised_bits_bound_the_bits_of_the_levels():
-    """Theis et al. 2016: the mean over u of bits at k + u is at least -log2 P(bin k)/d, and near it here."""
+    """Theis et al. 2016: the mean over u of bits at k + u is at least -log2 P(bin k)/d, and near it
+    here."""
     sch, width = schedule.EDM(), 0.5
     denoiser = Denoiser(lambda x, t: t[:, None] * x / (1 + t[:, None] ** 2), sch)
     u = torch.linspace(0, 1, 201, dtype=torch.float64)[:, None]
     x = width * (2 + u)
-    result = log_prob(denoiser, x, (0.01, 20.0), Divergence(), data_std=1.0, width=width, method="rk4", steps=100)
+    result = log_prob(
+        denoiser, x, (0.01, 20.0), Divergence(), data_std=1.0, width=width, method="rk4", steps=100
+    )
     std = math.sqrt(1 + 0.01**2)
     mass = torch.special.ndtr(x[-1, 0] / std) - torch.special.ndtr(x[0, 0] / std)
     gap = torch.trapezoid(result.bits_per_dim, u[:, 0]) + mass.log2()
@@ -212,7 +244,8 @@ def test_dequantised_bits_bound_the_bits_of_the_levels():
 
 
 def test_hutchinson_is_unbiased_and_rademacher_has_less_variance():
-    """2^13 repetitions of one image: the mean within 4 standard errors of the exact divergence's result."""
+    """2^13 repetitions of one image: the mean within 4 standard errors of the exact divergence's
+    result."""
     cloud, sch, n = PointCloud(normal(12, 4, seed=1)), schedule.EDM(), 1 << 13
     denoiser = Denoiser.exact(cloud, sch)
     x = (cloud.y[:1] + 0.5 * normal(1, 4)).expand(n, -1)
@@ -226,7 +259,9 @@ def test_hutchinson_is_unbiased_and_rademacher_has_less_variance():
     assert variance["rademacher"] < variance["gaussian"] / 2
     source = Hutchinson(torch.Generator().manual_seed(0), probes=4)
     four = log_prob(denoiser, x, (0.5, 5.0), source, method="heun", steps=5).log_prob.var().item()
-    assert four == pytest.approx(variance["rademacher"] / 4, rel=0.15)  # relative error of a variance: 2 %
+    assert four == pytest.approx(
+        variance["rademacher"] / 4, rel=0.15
+    )  # relative error of a variance: 2 %
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4), st.sampled_from(["rademacher", "gaussian"]))
@@ -262,14 +297,23 @@ def test_float32_keeps_its_dtype_and_follows_float64(method, trace, seed):
     x = normal(4, 6, seed=seed + 100, dtype=torch.float32)
     source = exact(cloud, sch) if trace == "exact" else Divergence()
     single, double = (
-        log_prob(Denoiser.exact(cloud, sch), x.to(dtype), (0.3, 20.0), source, method=method, steps=16)
+        log_prob(
+            Denoiser.exact(cloud, sch), x.to(dtype), (0.3, 20.0), source, method=method, steps=16
+        )
         for dtype in (torch.float32, torch.float64)
     )
-    for part in (single.log_prob, single.bits_per_dim, single.latent, single.latent_log_prob, single.error):
+    for part in (
+        single.log_prob,
+        single.bits_per_dim,
+        single.latent,
+        single.latent_log_prob,
+        single.error,
+    ):
         assert part.dtype == torch.float32
-    # Equal steps: rounding alone. Each of 64 evaluations has a trace and a state, some 20 in size, off by a few
-    # roundings; they are carried with the score, at most |x|/s^2 = 60. Steps that follow the error are others
-    # in float32, and both solutions have errors that the estimates tell.
+    # Equal steps: rounding alone. Each of 64 evaluations has a trace and a state, some 20 in size,
+    # off by a few roundings; they are carried with the score, at most |x|/s^2 = 60. Steps that
+    # follow the error are others in float32, and both solutions have errors that the estimates
+    # tell.
     bound = 64 * 20 * torch.finfo(torch.float32).eps * 4 + 0 * double.error
     if method == "dopri5":
         bound = bound + 10 * (single.error.double() + double.error)
@@ -290,7 +334,13 @@ def test_evaluations_products_and_steps_are_counted(source, calls, products, met
     done = []
     denoiser = gaussian(schedule.VP())[0]
     result = log_prob(
-        denoiser, normal(2, 3), NOISE, source, method=method, steps=3, step=lambda *at: done.append(at)
+        denoiser,
+        normal(2, 3),
+        NOISE,
+        source,
+        method=method,
+        steps=3,
+        step=lambda *at: done.append(at),
     )
     stages = 3 * stages + 1  # the last for the error estimate
     assert (result.evaluations, result.products) == (stages * calls, stages * products)
@@ -307,8 +357,14 @@ def test_matched_traces_share_the_flow_s_evaluation():
                 step=lambda *at, done=done: done.append(at),
             )  # fmt: skip
             assert result.products == 0 and (result.evaluations == stages or not stages)
-        assert done[:3] == [(1, 3), (2, 3), (3, 3)] and done[-1] == (100, 100) and sorted(done[3:]) == done[3:]
-        assert result.evaluations % 6 == 2  # the first step's length costs 2; the last slope is used again
+        assert (
+            done[:3] == [(1, 3), (2, 3), (3, 3)]
+            and done[-1] == (100, 100)
+            and sorted(done[3:]) == done[3:]
+        )
+        assert (
+            result.evaluations % 6 == 2
+        )  # the first step's length costs 2; the last slope is used again
 
 
 def test_the_gradient_is_the_score():
@@ -321,7 +377,9 @@ def test_the_gradient_is_the_score():
         result = log_prob(denoiser, x, (0.5, 20.0), source, method="rk4", steps=50)
         there = DiffusionFisher(result.latent, cloud, *last).log_prob
         gradient = torch.autograd.grad(with_true_prior(result, there).sum(), x)[0]
-        assert torch.allclose(gradient, denoiser.score(x, t), rtol=1e-4, atol=1e-4)  # order 4 at h = 0.07
+        assert torch.allclose(
+            gradient, denoiser.score(x, t), rtol=1e-4, atol=1e-4
+        )  # order 4 at h = 0.07
 
 
 def test_without_a_graph_the_derivatives_are_still_taken():
@@ -391,7 +449,9 @@ def test_bad_arguments_are_named(call, message):
 
 def test_a_range_that_the_schedule_does_not_reach_is_an_error():
     denoiser, trace = gaussian(schedule.VP())
-    with pytest.raises(ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"):
+    with pytest.raises(
+        ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"
+    ):
         log_prob(denoiser, normal(2, 3), (0.1, 1e6), trace)
 
 
@@ -399,7 +459,11 @@ def test_a_range_that_the_schedule_does_not_reach_is_an_error():
     "make, kind, message",
     [
         (lambda g: Hutchinson(0), TypeError, "generator: expected a torch.Generator, got int"),
-        (lambda g: Hutchinson(g, 0), ValueError, "probes: expected an integer of at least 1, got 0"),
+        (
+            lambda g: Hutchinson(g, 0),
+            ValueError,
+            "probes: expected an integer of at least 1, got 0",
+        ),
         (
             lambda g: Hutchinson(g, 1, "uniform"),
             ValueError,

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkernels import _native, ops
+from dfkernels import ops
+from dfkernels._torch import native
 
-pytestmark = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 
 CALL = """
 import torch
@@ -47,7 +48,8 @@ def added(kept=None, **call):
     return float(done.stdout)
 
 
-# The posterior at full size. The others: every kind of sweep, small noise (atoms gathered one by one) and large.
+# The posterior at full size. The others: every kind of sweep, small noise (atoms gathered one by
+# one) and large.
 @pytest.mark.parametrize(
     "op, B, N, d, K, sigma, limit",
     [
@@ -61,13 +63,15 @@ def added(kept=None, **call):
     ],
 )
 def test_a_call_adds_little_to_the_process(op, B, N, d, K, sigma, limit):
-    """Peak memory in MiB beyond inputs and a first small call; [B, N] alone would be 3125 MiB in the first case
-    and no less than 4 in the others, outputs are at most 8."""
+    """Peak memory in MiB beyond inputs and a first small call; [B, N] alone would be 3125 MiB in
+    the first case and no less than 4 in the others, outputs are at most 8."""
     assert added(op=op, B=B, N=N, d=d, K=K, sigma=sigma) < limit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op, d, K, limit", [("fisher_matvec", 1024, 64, 100), ("fisher_dense", 512, 0, 130)])
+@pytest.mark.parametrize(
+    "op, d, K, limit", [("fisher_matvec", 1024, 64, 100), ("fisher_dense", 512, 0, 130)]
+)
 def test_long_lists_are_not_cut_into_splits_that_fill_the_memory(op, d, K, limit):
     """32 splits would take 128 and 512 MiB of partial sums; outputs are 2 and 8."""
     kept = "(torch.arange(N).repeat(B), torch.full((B,), N))"
@@ -82,9 +86,9 @@ def available():
 
 @pytest.mark.slow
 def test_more_than_two_to_the_31_elements():
-    """N d = 2^31 + 4,096,000 in uint8. Rows repeat every 1021, a prime, so that a float64 reference needs the
-    distances of few of them, while log_prior differs for every atom; rows on both sides of element 2^31, and
-    the last, are one of a kind and carry a third of the weight."""
+    """N d = 2^31 + 4,096,000 in uint8. Rows repeat every 1021, a prime, so that a float64 reference
+    needs the distances of few of them, while log_prior differs for every atom; rows on both sides
+    of element 2^31, and the last, are one of a kind and carry a third of the weight."""
     if available() < 4096:
         pytest.skip(f"needs 4 GiB of memory, {available():.0f} MiB are available")
     d, period = 4096, 1021
@@ -101,13 +105,17 @@ def test_more_than_two_to_the_31_elements():
 
     scale, offset, alpha, sigma = 1 / 256, -0.5, 0.5, 2.0  # exact in float32
     kinds = torch.cat([pattern, own]).double() * scale + offset
-    x = (alpha * kinds[-1:] + 0.01 * torch.randn(1, d, dtype=torch.float64, generator=generator)).float()
+    x = (
+        alpha * kinds[-1:] + 0.01 * torch.randn(1, d, dtype=torch.float64, generator=generator)
+    ).float()
     distance = ((x.double() - alpha * kinds) ** 2).sum(1)
     kind = torch.arange(N) % period
     kind[special] = period + torch.arange(len(special))
     log_prior[special] = -torch.inf
     others = torch.logsumexp(log_prior.double() - distance[kind] / (2 * sigma**2), 0)
-    share = torch.linspace(-3, -1.8, len(special), dtype=torch.float64)  # log weight relative to all others
+    share = torch.linspace(
+        -3, -1.8, len(special), dtype=torch.float64
+    )  # log weight relative to all others
     log_prior[special] = (others + distance[kind[special]] / (2 * sigma**2) + share).float()
     logits = torch.log_softmax(log_prior.double(), 0) - distance[kind] / (2 * sigma**2)
     log_q = torch.logsumexp(logits, 0)

@@ -12,7 +12,13 @@ from dfkernels import schedule
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.networks import ImageNet, Preconditioned, VectorNet
 
-SCHEDULES = [schedule.VP(), schedule.SubVP(), schedule.VE(), schedule.EDM(), schedule.RectifiedFlow()]
+SCHEDULES = [
+    schedule.VP(),
+    schedule.SubVP(),
+    schedule.VE(),
+    schedule.EDM(),
+    schedule.RectifiedFlow(),
+]
 BODIES = {
     "vector": (lambda output: VectorNet(5, output=output, width=16), (5,)),
     "waves": (lambda output: VectorNet(2, output=output, width=16, octaves=4), (2,)),
@@ -69,13 +75,16 @@ def test_the_paper_s_form_can_start_from_a_denoiser_of_any_data():
     assert torch.allclose(net(x, t), skip + k2, rtol=1e-12)
     torch.nn.init.ones_(body.head.bias)
     assert torch.allclose(net(x, t), skip + k2 * (math.log1p(math.e) / math.log(2)), rtol=1e-12)
-    with pytest.raises(ValueError, match="^denoiser: expected None with predicts='noise', got Denoiser$"):
+    with pytest.raises(
+        ValueError, match="^denoiser: expected None with predicts='noise', got Denoiser$"
+    ):
         Preconditioned(body, sch, predicts="noise", denoiser=denoiser)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "residual", "noise", "paper"])
 def test_one_unit_of_the_body_is_one_standard_deviation_of_the_target(predicts):
-    """Up to the term r^4 of a variance 4 r^2 |mean|^2/d^2 + 2 r^4/d; softplus(1)/ln 2 for the residual."""
+    """Up to the term r^4 of a variance 4 r^2 |mean|^2/d^2 + 2 r^4/d; softplus(1)/ln 2 for the
+    residual."""
     sch, mean, std, d = schedule.VP(), 0.3, 1.7, 5
     x, t, alpha, sigma = at(sch, (d,))
     output = "event" if predicts == "epsilon" else "scalar"
@@ -120,7 +129,8 @@ def test_weights_come_from_the_seed_alone(make):
 
 
 def test_high_octaves_fade_with_the_noise():
-    """At level 2, noise of standard deviation 0.99 in units of z leaves nothing of waves shorter than 1."""
+    """At level 2, noise of standard deviation 0.99 in units of z leaves nothing of waves shorter
+    than 1."""
     net = VectorNet(1, width=8, octaves=8).double()
     seen = []
     net.layers[0].register_forward_hook(lambda module, given, out: seen.append(given[0]))
@@ -141,7 +151,8 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="^output: expected 'event' or 'scalar', got 'vector'$"):
         VectorNet(3, output="vector")
     with pytest.raises(
-        ValueError, match="^predicts: expected 'epsilon' or 'residual' or 'noise' or 'paper', got 'x'$"
+        ValueError,
+        match="^predicts: expected 'epsilon' or 'residual' or 'noise' or 'paper', got 'x'$",
     ):
         Preconditioned(VectorNet(3), schedule.VP(), predicts="x")
     with pytest.raises(ValueError, match="^std: expected a number > 0, got 0$"):

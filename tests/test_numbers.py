@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.func import grad, jvp, vmap
 
-from dfkernels import PointCloud, _check, ops, top_k
+from dfkernels import PointCloud, ops, top_k
+from dfkernels._torch import check
 
 x, y = torch.linspace(-1, 1, 6).reshape(2, 3), torch.linspace(-2, 1, 15).reshape(5, 3)
 
@@ -30,8 +31,14 @@ TWOS = {
     **{f"[B] array {t}": np.full(2, 2, t) for t in ("f2", "f4", ">f8", "g", "i4", ">i8", "u8")},
     "reversed array": np.full(2, 2.0)[::-1],
     "read-only array": np.broadcast_to(np.array(2.0), 2),
-    **{f"0-d {t}": torch.tensor(2, dtype=t) for t in (torch.float64, torch.bfloat16, torch.int64, torch.uint8)},
-    **{f"[B] {t}": torch.full((2,), 2, dtype=t) for t in (torch.float64, torch.float16, torch.int64, torch.int8)},
+    **{
+        f"0-d {t}": torch.tensor(2, dtype=t)
+        for t in (torch.float64, torch.bfloat16, torch.int64, torch.uint8)
+    },
+    **{
+        f"[B] {t}": torch.full((2,), 2, dtype=t)
+        for t in (torch.float64, torch.float16, torch.int64, torch.int8)
+    },
     "parameter": torch.nn.Parameter(torch.full((2,), 2.0, dtype=torch.float64)),
 }
 
@@ -51,17 +58,33 @@ def test_levels(name, dtype):
 
 def test_levels_of_a_chain():
     right = ops.transport_chain(x, y, torch.ones(3), torch.tensor([3.0, 2.0, 1.0]))
-    for sigma in (np.arange(3, 0, -1), np.array([3, 2, 1], "f4"), torch.tensor([3, 2, 1]), torch.arange(3, 0, -1).half()):
-        for got, want in zip(ops.transport_chain(x, y, np.ones(3, ">f8"), sigma), right, strict=True):
+    for sigma in (
+        np.arange(3, 0, -1),
+        np.array([3, 2, 1], "f4"),
+        torch.tensor([3, 2, 1]),
+        torch.arange(3, 0, -1).half(),
+    ):
+        for got, want in zip(
+            ops.transport_chain(x, y, np.ones(3, ">f8"), sigma), right, strict=True
+        ):
             assert got.dtype == torch.float32 and torch.equal(got, want)
-    for bad in (np.ma.masked_equal([3.0, 2.0, 1.0], 2.0), torch.ones(3) * 1j, [3.0, 2.0, 1.0], np.ones(3, bool)):
+    for bad in (
+        np.ma.masked_equal([3.0, 2.0, 1.0], 2.0),
+        torch.ones(3) * 1j,
+        [3.0, 2.0, 1.0],
+        np.ones(3, bool),
+    ):
         with pytest.raises((TypeError, ValueError), match="^sigma: expected"):
             ops.transport_chain(x, y, torch.ones(3), bad)
 
 
 def test_scale_and_offset():
     right = posterior(scale=0.5, offset=2.0)
-    for half, two in ((np.float32(0.5), np.int64(2)), (torch.tensor(0.5), np.array(2)), (fractions.Fraction(1, 2), 2)):
+    for half, two in (
+        (np.float32(0.5), np.int64(2)),
+        (torch.tensor(0.5), np.array(2)),
+        (fractions.Fraction(1, 2), 2),
+    ):
         assert torch.equal(posterior(scale=half, offset=two).mean, right.mean)
     for one in (1, np.float32(1), torch.tensor(1.0)):
         assert torch.equal(posterior(scale=one).mean, posterior().mean)
@@ -96,7 +119,10 @@ NOT_LEVELS = {
     "bool tensor": (torch.ones(2, dtype=torch.bool), "a real number"),
     "meta": (torch.ones(2, device="meta"), "device"),
     "0-d meta": (torch.ones((), device="meta"), "device"),
-    "nested": (torch.nested.nested_tensor([torch.ones(1)] * 2, layout=torch.strided), "a dense tensor"),
+    "nested": (
+        torch.nested.nested_tensor([torch.ones(1)] * 2, layout=torch.strided),
+        "a dense tensor",
+    ),
 }
 
 
@@ -109,9 +135,13 @@ def test_not_levels(argument, name):
         posterior(**{argument: value})
 
 
-@pytest.mark.parametrize("tiny", [1e-50, decimal.Decimal("1e-60"), torch.tensor(1e-50).double() * 0 + 1e-50])
+@pytest.mark.parametrize(
+    "tiny", [1e-50, decimal.Decimal("1e-60"), torch.tensor(1e-50).double() * 0 + 1e-50]
+)
 def test_a_sigma_that_float32_rounds_to_zero(tiny):
-    tiny = torch.tensor([1.0, 1e-50], dtype=torch.float64) if isinstance(tiny, torch.Tensor) else tiny
+    tiny = (
+        torch.tensor([1.0, 1e-50], dtype=torch.float64) if isinstance(tiny, torch.Tensor) else tiny
+    )
     with pytest.raises(ValueError, match="^sigma: expected (a )?finite values? > 0"):
         posterior(sigma=tiny)
     assert posterior(1e-50, 1.0).mean.isfinite().all()  # an alpha may
@@ -128,7 +158,9 @@ def test_numbers_in_a_compiled_graph():
 
 
 def test_a_number_hidden_by_vmap():
-    with pytest.raises(TypeError, match="^scale: expected a number, got Tensor whose value cannot be read here"):
+    with pytest.raises(
+        TypeError, match="^scale: expected a number, got Tensor whose value cannot be read here"
+    ):
         vmap(lambda s: posterior(scale=s).mean)(torch.ones(2))
     with pytest.raises(TypeError, match="^scale: expected a number, got Tensor whose value"):
         posterior(scale=torch.ones((), device="meta"))
@@ -150,9 +182,15 @@ def test_a_scale_that_is_differentiated():
         lambda: grad(log_prob)(half),
         lambda: jvp(log_prob, (half,), (half,)),
         lambda: vmap(grad(log_prob))(half.expand(2)),
-        lambda: grad(lambda s: grad(lambda a: ops.posterior(a, y, 1.0, 2.0, offset=s).log_prob.sum())(x).sum())(half),
+        lambda: grad(
+            lambda s: grad(lambda a: ops.posterior(a, y, 1.0, 2.0, offset=s).log_prob.sum())(
+                x
+            ).sum()
+        )(half),
     ):
-        with pytest.raises(TypeError, match="^(scale|offset): expected a number, got a tensor whose derivative"):
+        with pytest.raises(
+            TypeError, match="^(scale|offset): expected a number, got a tensor whose derivative"
+        ):
             wanted()
     with torch.no_grad():
         assert torch.equal(log_prob(half.clone().requires_grad_()), log_prob(0.5))
@@ -171,12 +209,15 @@ def test_a_constant_in_a_clouds_log_prior_cost_digits(constant):
     for queries in (x, x.double()):
         found, right = (top_k(queries, cloud, 1.0, 2.0, 3) for cloud in (shifted, plain))
         assert torch.equal(found.index, right.index)
-        assert torch.allclose(found.weight, right.weight, rtol=4 * torch.finfo(queries.dtype).eps, atol=0)
+        assert torch.allclose(
+            found.weight, right.weight, rtol=4 * torch.finfo(queries.dtype).eps, atol=0
+        )
 
 
 @pytest.mark.parametrize("constant", [0.0, 1e2, -1e4, 1e8, -1e12, 1e39, -1e200])
 def test_a_constant_in_log_prior_cost_the_digits_of_float32(constant):
-    """Up to what float64 keeps of it: beyond 1e16 all weights are the same, but nothing overflows."""
+    """Up to what float64 keeps of it: beyond 1e16 all weights are the same, but nothing
+    overflows."""
     prior = (PRIOR + constant).requires_grad_()
     kept = (prior.detach() - prior.detach().max()).requires_grad_()
     for op in (ops.posterior, ops.fisher_diagonal, ops.fisher_dense):
@@ -184,7 +225,9 @@ def test_a_constant_in_log_prior_cost_the_digits_of_float32(constant):
         found, right = (o if isinstance(o, tuple) else (o,) for o in (found, right))
         for got, want in zip(found, right, strict=True):
             assert torch.equal(got, want)
-        gradients = [torch.autograd.grad(o[-1].sum(), p)[0] for o, p in ((found, prior), (right, kept))]
+        gradients = [
+            torch.autograd.grad(o[-1].sum(), p)[0] for o, p in ((found, prior), (right, kept))
+        ]
         assert gradients[0].dtype == torch.float64 and torch.equal(*gradients)
 
 
@@ -202,10 +245,15 @@ def test_narrow_log_priors_are_taken_exactly(dtype):
     prior = PRIOR.to(dtype) * 4 + 100
     for wide in (torch.float32, torch.float64):
         found = ops.posterior(x.to(wide), y.to(wide), 1.0, 0.5, prior).log_prob
-        assert torch.equal(found, ops.posterior(x.to(wide), y.to(wide), 1.0, 0.5, prior.to(wide)).log_prob)
+        assert torch.equal(
+            found, ops.posterior(x.to(wide), y.to(wide), 1.0, 0.5, prior.to(wide)).log_prob
+        )
 
 
-@pytest.mark.parametrize("bad, words", [(math.nan, "got nan at index"), (math.inf, "got inf at index"), (-math.inf, "all -inf")])
+@pytest.mark.parametrize(
+    "bad, words",
+    [(math.nan, "got nan at index"), (math.inf, "got inf at index"), (-math.inf, "all -inf")],
+)
 def test_a_log_prior_that_is_none(bad, words):
     prior = torch.full((5,), bad, dtype=torch.float64) if bad == -math.inf else PRIOR.clone()
     prior[2] = bad
@@ -215,4 +263,4 @@ def test_a_log_prior_that_is_none(bad, words):
 
 def test_constant_of_a_masked_number():
     with pytest.raises(TypeError, match="^damping: expected no masked array"):
-        _check.constant("damping", np.ma.masked)
+        check.constant("damping", np.ma.masked)

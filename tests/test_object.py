@@ -1,5 +1,5 @@
-"""Objects keep their word: what they hand out may be changed, what they were made from is watched, results that
-are kept can be differentiated, copied and asked for by several threads.
+"""Objects keep their word: what they hand out may be changed, what they were made from is watched,
+results that are kept can be differentiated, copied and asked for by several threads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ DIFFERENTIABLE = list(RESULTS)[:8]
 def data(dtype=torch.float32):
     draw = torch.Generator().manual_seed(0)
     y = torch.randn(60, 4, generator=draw, dtype=torch.float64)
-    return (y[:3] + 0.5 * torch.randn(3, 4, generator=draw, dtype=torch.float64)).to(dtype), y.to(dtype)
+    return (y[:3] + 0.5 * torch.randn(3, 4, generator=draw, dtype=torch.float64)).to(dtype), y.to(
+        dtype
+    )
 
 
 def make(dtype=torch.float32, **more):
@@ -47,12 +49,15 @@ def make(dtype=torch.float32, **more):
 
 @pytest.fixture
 def found_by_index(monkeypatch):
-    """A Fisher of two queries that finds its atoms through an index: a list for the first, all for the other."""
+    """A Fisher of two queries that finds its atoms through an index: a list for the first, all for
+    the other."""
     monkeypatch.setattr(fisher_module, "_is_small", lambda cloud: False)
     y = torch.randn(700, 200, generator=torch.Generator().manual_seed(0))
     cloud = df.PointCloud(y)
     cloud.index()
-    return lambda: df.DiffusionFisher(y[:2] * 0.9, cloud, 0.9, torch.tensor([0.1, 30.0]), tolerance=1e-6)
+    return lambda: df.DiffusionFisher(
+        y[:2] * 0.9, cloud, 0.9, torch.tensor([0.1, 30.0]), tolerance=1e-6
+    )
 
 
 def all_results(f):
@@ -98,15 +103,20 @@ def test_an_input_changed_in_place_is_named(name, changed, computed_before):
     }  # fmt: skip
     cloud = df.PointCloud(given["y"], given["log_prior"])
     f = df.DiffusionFisher(x, cloud, given["alpha"], given["sigma"])
-    use = RESULTS.get(name) or {
-        "matmul": lambda f: f @ torch.ones(3, 4),
-        "solve": lambda f: f.solve(torch.ones(3, 4), 100.0),
-        "eigsh": lambda f: f.eigsh(1),
-    }[name]
+    use = (
+        RESULTS.get(name)
+        or {
+            "matmul": lambda f: f @ torch.ones(3, 4),
+            "solve": lambda f: f.solve(torch.ones(3, 4), 100.0),
+            "eigsh": lambda f: f.eigsh(1),
+        }[name]
+    )
     if computed_before:
         use(f)
     given[changed].view(-1)[:1] += 0.25  # a view shares its base's counter
-    with pytest.raises(RuntimeError, match=f"^{changed}: changed in place since this .* was made; make another"):
+    with pytest.raises(
+        RuntimeError, match=f"^{changed}: changed in place since this .* was made; make another"
+    ):
         use(f)
     assert repr(f).startswith("DiffusionFisher(shape=(3, 4, 4)")  # an error must stay readable
 
@@ -125,7 +135,11 @@ def test_what_an_object_hands_out_itself_is_watched():
 def test_an_index_changed_in_place_is_named(found_by_index):
     f = found_by_index()
     f.cloud.index().size.mul_(0)
-    for use in (lambda: f.log_prob, lambda: f.cloud.index(), lambda: df.top_k(f.x, f.cloud, 1, 1, 1, tolerance=0.1)):
+    for use in (
+        lambda: f.log_prob,
+        lambda: f.cloud.index(),
+        lambda: df.top_k(f.x, f.cloud, 1, 1, 1, tolerance=0.1),
+    ):
         with pytest.raises(RuntimeError, match="^index.size: changed in place"):
             use()
 
@@ -136,7 +150,9 @@ def test_other_operators_watch_their_x(subclass):
     more = (x + 1, x - 1, "centred") if subclass is EndpointFisher else (torch.ones(3),)
     f = subclass(x, 0.9, 0.5, *more)
     x += 1
-    with pytest.raises(RuntimeError, match=f"^x: changed in place since this {subclass.__name__} was made"):
+    with pytest.raises(
+        RuntimeError, match=f"^x: changed in place since this {subclass.__name__} was made"
+    ):
         f.solve(torch.ones(3, 4), 9.0)
 
 
@@ -165,7 +181,9 @@ def test_a_result_first_asked_for_without_a_graph_has_one_when_needed(name, off)
     x.requires_grad_()
     sigma = torch.tensor(0.5, requires_grad=True)  # float32: made float64 inside the constructor
     cloud = df.PointCloud(y)
-    expected = torch.autograd.grad(RESULTS[name](df.DiffusionFisher(x, cloud, 0.9, sigma)).sum(), (x, sigma))
+    expected = torch.autograd.grad(
+        RESULTS[name](df.DiffusionFisher(x, cloud, 0.9, sigma)).sum(), (x, sigma)
+    )
     with off():
         f = df.DiffusionFisher(x, cloud, 0.9, sigma)
         assert not RESULTS[name](f).requires_grad
@@ -197,7 +215,9 @@ def test_copies_at_any_time(again, asked, found_by_index):
     for new in (make, found_by_index):
         f = new()
         sigma = f.sigma.double().requires_grad_()
-        f = df.DiffusionFisher(f.x.clone(), f.cloud, 0.9, sigma, tolerance=f.tolerance)  # f.sigma is no leaf
+        f = df.DiffusionFisher(
+            f.x.clone(), f.cloud, 0.9, sigma, tolerance=f.tolerance
+        )  # f.sigma is no leaf
         if asked.endswith("graph"):
             f.x.requires_grad_()
         if asked != "nothing":
@@ -238,14 +258,21 @@ def test_threads_that_ask_at_once_get_the_same():
         assert_same(result, expected)
 
 
-@pytest.mark.parametrize("level", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize(
+    "level", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_have_the_dtype_of_x_whatever_that_of_the_levels(level, dtype):
     x, y = data(dtype)
     for levels in (torch.ones(3, dtype=level), torch.ones((), dtype=level)):
         f = df.DiffusionFisher(x, df.PointCloud(y), levels, levels)
         results = {n: RESULTS[n](f) for n in DIFFERENTIABLE}
-        results |= {"solve": f.solve(x, 100.0), "matmul": f @ x, "values": f.eigsh(2)[0], "vectors": f.eigsh(2)[1]}
+        results |= {
+            "solve": f.solve(x, 100.0),
+            "matmul": f @ x,
+            "values": f.eigsh(2)[0],
+            "vectors": f.eigsh(2)[1],
+        }
         results["weight"] = df.top_k(x, f.cloud, levels, levels, 2).weight
         assert {n: r.dtype for n, r in results.items()} == dict.fromkeys(results, dtype)
 

@@ -1,5 +1,6 @@
-"""Atoms that carry no weight, masked or so far out that their distances overflow, whatever they hold and however
-many they are; and atoms so far out that do carry weight, which must be an error and never left out.
+"""Atoms that carry no weight, masked or so far out that their distances overflow, whatever they
+hold and however many they are; and atoms so far out that do carry weight, which must be an error
+and never left out.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import pytest
 import torch
 from difference import by_ops
 
-from dfkernels import _native, ops
+from dfkernels import ops
+from dfkernels._torch import native
 
-pytestmark = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 
 # (B, d): atoms in the lanes; rows by rows; rows transposed; rows in place
 PATHS = [(1, 1), (3, 2), (5, 16), (5, 17), (20, 17), (20, 64), (3, 200)]
@@ -38,13 +40,18 @@ def among(p, share, value, log_prior):
     """p with atoms of this value and log_prior strewn in, so that they are this share of all."""
     more = round(N * share / (1 - share))
     new = torch.randperm(N + more, generator=torch.Generator().manual_seed(more)) >= N
-    y, prior = p["y"].new_full((N + more, p["y"].shape[1]), value), p["y"].new_full((N + more,), log_prior)
+    y, prior = (
+        p["y"].new_full((N + more, p["y"].shape[1]), value),
+        p["y"].new_full((N + more,), log_prior),
+    )
     y[~new], prior[~new] = p["y"], p["log_prior"]
     return p | {"y": y, "log_prior": prior}, (~new).nonzero()[:, 0]
 
 
 def outputs(p, kept=None):
-    return by_ops(*(p[k] for k in ("x", "y", "alpha", "sigma", "log_prior", "v")), dense=True, kept=kept)
+    return by_ops(
+        *(p[k] for k in ("x", "y", "alpha", "sigma", "log_prior", "v")), dense=True, kept=kept
+    )
 
 
 def assert_alike(got, want, p, rtol=0.0):
@@ -70,14 +77,18 @@ def test_a_masked_atom_is_as_none_whatever_it_holds(b, d, dtype, value):
         assert_alike(outputs(masked), outputs(p), p)
 
 
-@pytest.mark.parametrize("dtype, value", [(torch.float32, 1e20), (torch.float32, -3e38), (torch.float64, 1e300)])
+@pytest.mark.parametrize(
+    "dtype, value", [(torch.float32, 1e20), (torch.float32, -3e38), (torch.float64, 1e300)]
+)
 @pytest.mark.parametrize("b, d", PATHS)
 def test_an_outlier_without_weight_is_as_none(b, d, dtype, value):
     for sigma, share in zip(LEVELS, (0.02, 0.3, 0.9), strict=True):
         p = problem(b, d, sigma, dtype)
         far, _ = among(p, share, value, 0.0)
         want = outputs(p)
-        want["log_prob"] = want["log_prob"] + (p["log_prior"].logsumexp(0) - far["log_prior"].logsumexp(0))
+        want["log_prob"] = want["log_prob"] + (
+            p["log_prior"].logsumexp(0) - far["log_prior"].logsumexp(0)
+        )
         # tiles end elsewhere: sums in another order
         assert_alike(outputs(far), want, p, rtol=256 * torch.finfo(dtype).eps)
 
@@ -96,7 +107,8 @@ def test_lists_do_not_see_them_either(b, d, value):
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 def test_a_fill_value_does_not_move_the_centre(stored):
-    """Data far from the origin are taken about their middle, which a fill value among the first atoms is not."""
+    """Data far from the origin are taken about their middle, which a fill value among the first
+    atoms is not."""
     p = problem(20, 64, 20.0, torch.float32, offset=1000.0)
     p["y"] = p["y"].to(stored).float()
     filled = p | {"y": p["y"].clone(), "log_prior": torch.zeros(N)}
@@ -110,8 +122,8 @@ def test_a_fill_value_does_not_move_the_centre(stored):
 @pytest.mark.parametrize("b, d", PATHS)
 @pytest.mark.parametrize("op", [ops.posterior, ops.fisher_diagonal])
 def test_an_outlier_with_weight_is_an_error(op, b, d):
-    """At noise of its own size, in pure noise, and beside the query: its square overflows, its weight does not
-    vanish."""
+    """At noise of its own size, in pure noise, and beside the query: its square overflows, its
+    weight does not vanish."""
     y = torch.randn(N, d, generator=torch.Generator().manual_seed(0))
     y[N // 2] = 1e20
     near = {"sigma": 1e20}, {"alpha": 0.0}, {"alpha": 1e-20}, {"x": 1e20}
@@ -134,18 +146,25 @@ def test_chains_do_not_see_them(dtype):
         prior[:40] = 0.0 if math.isfinite(value) and value < 1e30 else -math.inf
         got = ops.transport_chain(10 * x, more, alpha, sigma, prior)
         for a, e in zip(got, want, strict=True):
-            assert float((a - e).abs().max()) <= 1000 * torch.finfo(dtype).eps * (1 + float(e.abs().max()))
+            assert float((a - e).abs().max()) <= 1000 * torch.finfo(dtype).eps * (
+                1 + float(e.abs().max())
+            )
     for value in (3e38, 1e300):
         if value < torch.finfo(dtype).max:
-            got = ops.transport_chain(10 * x, torch.cat([y.new_full((1, 2), value), y]), alpha, sigma)
+            got = ops.transport_chain(
+                10 * x, torch.cat([y.new_full((1, 2), value), y]), alpha, sigma
+            )
             assert float((got.x - want.x).abs().max()) <= 1000 * torch.finfo(dtype).eps
 
 
 def test_the_order_of_noise_levels_in_a_batch_changes_no_bit():
-    """Queries are sorted by noise before the kernels take them in groups, and results put back in their places."""
+    """Queries are sorted by noise before the kernels take them in groups, and results put back in
+    their places."""
     for b, d in [(9, 3), (20, 17), (40, 64), (33, 130)]:
         p = problem(b, d, 1.0, torch.float32)
-        p["sigma"] = torch.logspace(-2, 2, b)[torch.randperm(b, generator=torch.Generator().manual_seed(b))]
+        p["sigma"] = torch.logspace(-2, 2, b)[
+            torch.randperm(b, generator=torch.Generator().manual_seed(b))
+        ]
         order = (p["sigma"] / p["alpha"]).argsort()
         got = outputs(p)
         sorted_ = outputs(p | {k: p[k][order] for k in ("x", "alpha", "sigma", "v")})

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 import dfkernels
-from dfkernels import _native
+from dfkernels._torch import native as _native
 
 ROOT = Path(__file__).resolve().parent.parent
-needs_native = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+needs_native = pytest.mark.skipif(
+    not _native.available, reason=f"no compiled part: {_native.reason}"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,11 @@ def backend(native):
 def python(code: str, **env: str) -> str:
     """The standard output of a fresh interpreter."""
     run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
@@ -68,7 +74,10 @@ def test_one_version():
 def test_torch_is_pinned_for_development_only():
     """And the Triton that torch's CUDA builds of this version require."""
     text = (ROOT / "requirements-dev.txt").read_text()
-    assert re.findall(r"^(?:torch|triton)==[\d.]+", text, re.M) == ["torch==2.13.0", "triton==3.7.1"]
+    assert re.findall(r"^(?:torch|triton)==[\d.]+", text, re.M) == [
+        "torch==2.13.0",
+        "triton==3.7.1",
+    ]
     assert '"torch>=2.10"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -138,16 +147,22 @@ def test_find_torch_finds_this_environments(native):
     assert (torch_dir, version) == (Path(torch.__file__).parent, str(torch.__version__))
 
 
-@pytest.mark.parametrize("name", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+@pytest.mark.parametrize(
+    "name", ["get_requires_for_build_wheel", "get_requires_for_build_editable"]
+)
 def test_the_backend_asks_for_torch_only_without_one(backend, native, monkeypatch, tmp_path, name):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(native, "compiler", lambda: ["c++"])
     monkeypatch.setattr(backend, "_wheel", lambda settings: ["from setuptools"])
     monkeypatch.setattr(backend, "_editable", lambda settings: ["from setuptools"])
     requires = getattr(backend, name)
-    monkeypatch.setattr(native, "environment_paths", lambda: [fake_torch(tmp_path / "new", "2.12.0")])
+    monkeypatch.setattr(
+        native, "environment_paths", lambda: [fake_torch(tmp_path / "new", "2.12.0")]
+    )
     assert requires() == ["from setuptools"]
-    monkeypatch.setattr(native, "environment_paths", lambda: [fake_torch(tmp_path / "old", "2.9.0")])
+    monkeypatch.setattr(
+        native, "environment_paths", lambda: [fake_torch(tmp_path / "old", "2.9.0")]
+    )
     assert requires() == ["from setuptools", "torch>=2.10"]
     monkeypatch.setattr(native, "environment_paths", list)
     assert requires() == ["from setuptools", "torch>=2.10"]
@@ -172,7 +187,9 @@ def test_compiler_says_why_there_is_none(native, monkeypatch, tmp_path):
     monkeypatch.setattr(native.sys, "platform", "linux")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(native.NoNative, match=r"^no C\+\+ compiler \(c\+\+, g\+\+, clang\+\+\) on PATH$"):
+    with pytest.raises(
+        native.NoNative, match=r"^no C\+\+ compiler \(c\+\+, g\+\+, clang\+\+\) on PATH$"
+    ):
         native.compiler()
     monkeypatch.setenv("CXX", "g++-99 -m64")
     with pytest.raises(native.NoNative, match=r"^CXX=g\+\+-99 -m64: no such program$"):
@@ -184,7 +201,9 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
         (tmp_path / "a b$c" / "csrc").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a b$c" / "csrc" / name).touch()
     monkeypatch.setattr(native, "ROOT", tmp_path / "a b$c")
-    monkeypatch.setitem(sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: "/pybind11"))
+    monkeypatch.setitem(
+        sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: "/pybind11")
+    )
     monkeypatch.setattr(native, "isa_levels", lambda cxx: ["base", "v3", "v4"])
     lines = native.ninja_text(["c++"], Path("/t/torch"), "2.13.0", "_C.so").splitlines()
     extra = {
@@ -196,7 +215,10 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert extra["simd_cpu-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
     assert extra["simd_cpu-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
     assert extra["posterior_cpu.o"] == "-isystem /t/torch/include"
-    assert "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o" in lines
+    assert (
+        "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o"
+        in lines
+    )
     assert f"build posterior_cpu.o: cxx {tmp_path}/a$ b$$c/csrc/posterior_cpu.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
     assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command and "-ffast-math" not in command
@@ -206,8 +228,9 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
 
 
 def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):
-    """Torch 2.11's pybind11.h stops with #error under TORCH_TARGET_VERSION, and its directory used to come
-    first. Here a torch whose every pybind11 header does so, with the compiler's own word on what it includes.
+    """Torch 2.11's pybind11.h stops with #error under TORCH_TARGET_VERSION, and its directory used
+    to come first. Here a torch whose every pybind11 header does so, with the compiler's own word on
+    what it includes.
     """
     for header in ("pybind11.h", "stl.h", "detail/common.h", "pytypes.h", "cast.h"):
         path = tmp_path / "torch/include/pybind11" / header
@@ -236,7 +259,8 @@ def test_other_machines_compile_base_only(native, monkeypatch):
 
 @pytest.mark.parametrize("required", ["0", "1"])
 def test_installing_without_a_compiler(tmp_path, required):
-    """The reason goes where dfkernels/_native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an error."""
+    """The reason goes where dfkernels/_native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an
+    error."""
     run = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path],
         env={**os.environ, "CXX": "no-such-compiler", "DFKERNELS_REQUIRE_NATIVE": required},
@@ -259,7 +283,8 @@ def test_installing_without_a_compiler(tmp_path, required):
 
 @needs_native
 def test_loading():
-    """torch comes first, whose library the loader takes; and the floating-point mode stays as it was:
+    """torch comes first, whose library the loader takes; and the floating-point mode stays as it
+    was:
     -ffast-math's start-up code would flush denormals to zero in the whole process.
     """
     code = (
@@ -304,21 +329,35 @@ def test_load_errors_become_the_reason(monkeypatch, tmp_path):
 
         return types.SimpleNamespace(import_module=import_module)
 
-    monkeypatch.setattr(_native, "importlib", fails(ImportError("undefined symbol: aoti_torch_new")))
+    monkeypatch.setattr(
+        _native, "importlib", fails(ImportError("undefined symbol: aoti_torch_new"))
+    )
     assert _native._load() == (None, "dfkernels._C does not load: undefined symbol: aoti_torch_new")
-    monkeypatch.setattr(_native, "importlib", fails(ModuleNotFoundError("No module named 'dfkernels._C'")))
+    monkeypatch.setattr(
+        _native, "importlib", fails(ModuleNotFoundError("No module named 'dfkernels._C'"))
+    )
     assert _native._load() == (
         None,
         "dfkernels._C is not there for this Python: install the package (pip install .)",
     )
     (tmp_path / "_no_native.txt").write_text("no C++ compiler (c++, g++, clang++) on PATH\n")
-    assert _native._load() == (None, "not built at installation: no C++ compiler (c++, g++, clang++) on PATH")
+    assert _native._load() == (
+        None,
+        "not built at installation: no C++ compiler (c++, g++, clang++) on PATH",
+    )
 
 
 @needs_native
 def test_info():
     info = _native.info()
-    assert set(info) == {"compiler", "flags", "isa_levels", "isa", "built_with_torch", "target_torch"}
+    assert set(info) == {
+        "compiler",
+        "flags",
+        "isa_levels",
+        "isa",
+        "built_with_torch",
+        "target_torch",
+    }
     assert info["target_torch"] == "2.10"
     assert re.fullmatch(r"(gcc|clang) \d+\.\d+.*", info["compiler"])
     assert info["isa"] in info["isa_levels"] and info["isa_levels"][0] == "base"
@@ -331,7 +370,9 @@ def torch_cxx_symbols(library: Path | str) -> list[str]:
         ["nm", "-DC", "--undefined-only", library], capture_output=True, text=True, check=True
     )
     assert len(run.stdout.splitlines()) > 50
-    return [line for line in run.stdout.splitlines() if re.search(r"\b(c10|at|torch|caffe2)::", line)]
+    return [
+        line for line in run.stdout.splitlines() if re.search(r"\b(c10|at|torch|caffe2)::", line)
+    ]
 
 
 @needs_native
@@ -348,7 +389,10 @@ def test_probes():
     c = _native.module
     assert 0.01 < c.read_bandwidth(threads=1, bytes=1 << 22, repeats=2) < 1e4
     for call, message in [
-        (lambda: c.read_bandwidth(threads=0, bytes=1 << 22), "read_bandwidth: threads must be at least 1"),
+        (
+            lambda: c.read_bandwidth(threads=0, bytes=1 << 22),
+            "read_bandwidth: threads must be at least 1",
+        ),
         (
             lambda: c.read_bandwidth(threads=1, bytes=100),
             "read_bandwidth: bytes must be at least 65536 per thread",

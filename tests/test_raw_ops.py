@@ -1,5 +1,6 @@
-"""torch.ops.dfkernels.* called past the public functions: whatever tensor comes, the result is right or an error
-says which argument is wrong. Nothing is read past its end, and nothing is read as another type.
+"""torch.ops.dfkernels.* called past the public functions: whatever tensor comes, the result is
+right or an error says which argument is wrong. Nothing is read past its end, and nothing is read as
+another type.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import pytest
 import torch
 
 import dfkernels
-from dfkernels import _native
+from dfkernels._torch import native
 
-pytestmark = pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 B, N, D, K = 3, 40, 5, 2
 
 
@@ -62,33 +63,53 @@ OPS = {
     "kept_covariance_matvec": listed(**VECTORS),
     "kept_fisher_diagonal": listed(),
     "kept_fisher_dense": listed(),
-    "endpoint_matvec": VECTORS | {"x0": normal(B, D), "mean": normal(B, D, seed=1)} | PER_QUERY | {"form": "paper"},
-    "matched_trace": {"m": normal(B), "eps": normal(B, D), "x": normal(B, D, seed=1)} | PER_QUERY | {"form": "paper"},
+    "endpoint_matvec": VECTORS
+    | {"x0": normal(B, D), "mean": normal(B, D, seed=1)}
+    | PER_QUERY
+    | {"form": "paper"},
+    "matched_trace": {"m": normal(B), "eps": normal(B, D), "x": normal(B, D, seed=1)}
+    | PER_QUERY
+    | {"form": "paper"},
     "transport_chain": CHAIN,
 }
-TENSORS = [(op, name) for op, args in OPS.items() for name, a in args.items() if isinstance(a, torch.Tensor)]
+TENSORS = [
+    (op, name)
+    for op, args in OPS.items()
+    for name, a in args.items()
+    if isinstance(a, torch.Tensor)
+]
 
 
 def run(op, **changed):
     args = OPS[op] | changed
-    assert list(args) == [a.name for a in getattr(torch.ops.dfkernels, op).default._schema.arguments]
+    assert list(args) == [
+        a.name for a in getattr(torch.ops.dfkernels, op).default._schema.arguments
+    ]
     out = getattr(torch.ops.dfkernels, op)(*args.values())
     return out if isinstance(out, tuple) else (out,)
 
 
 def refused(op, name, changed):
-    """An error whose words, after the place in C++, begin with the argument's name or that of what it must go
-    with."""
+    """An error whose words, after the place in C++, begin with the argument's name or that of what
+    it must go with."""
     with pytest.raises((RuntimeError, TypeError, ValueError)) as caught:
         run(op, **{name: changed})
     words = re.sub(r"^\w+, \S+:\d+, ", "", str(caught.value))
-    return re.match(rf"(\w+, )*\w+: expected .*, got ", words) and name in words.split(":")[0].split(", ")
+    return re.match(r"(\w+, )*\w+: expected .*, got ", words) and name in words.split(":")[0].split(
+        ", "
+    )
 
 
 def test_every_compiled_op_is_in_the_table():
     """But for kept_atoms, whose index has tests of its own."""
-    names = {n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if "dfkernels::" in n}
-    compiled = {n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkernels::{n}", "CPU")}
+    names = {
+        n.split("::")[1].split(".")[0]
+        for n in torch._C._dispatch_get_all_op_names()
+        if "dfkernels::" in n
+    }
+    compiled = {
+        n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkernels::{n}", "CPU")
+    }
     assert compiled == OPS.keys() | {"kept_atoms"}
 
 
@@ -97,14 +118,27 @@ def test_another_dtype_is_refused_or_read_as_what_it_is(op, name):
     given = OPS[op][name]
     stored = name == "y" and op != "transport_chain"
     fine = {given.dtype} | ({torch.uint8, torch.float16, torch.bfloat16} if stored else set())
-    others = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16]
+    others = [
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+    ]
     others += [torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e5m2]
     lead = next(iter(OPS[op])) if "trace" not in op else "eps"
     for dtype in others:
         other = given.to(dtype)
         if dtype not in fine:
-            if name == lead and dtype in (torch.float32, torch.float64):  # the others are then of another dtype
-                with pytest.raises(RuntimeError, match=r": expected float(32|64), got float(32|64)"):
+            if name == lead and dtype in (
+                torch.float32,
+                torch.float64,
+            ):  # the others are then of another dtype
+                with pytest.raises(
+                    RuntimeError, match=r": expected float(32|64), got float(32|64)"
+                ):
                     run(op, **{name: other})
             else:
                 assert refused(op, name, other), (dtype, "is named")
@@ -120,7 +154,12 @@ def test_another_shape_is_refused(op, name):
     if (op, name) != ("transport_chain", "x"):  # nothing else there has a row for each chain
         wrong += [torch.cat([given, given[:1]]), given[:-1]]
     if given.dim() > 1:
-        wrong += [given[..., :-1], torch.cat([given, given[..., :1]], -1), given[..., 0], given[..., :0]]
+        wrong += [
+            given[..., :-1],
+            torch.cat([given, given[..., :1]], -1),
+            given[..., 0],
+            given[..., :0],
+        ]
     for other in wrong:
         with pytest.raises((RuntimeError, ValueError), match=r"(?s)\w+: expected .*got "):
             run(op, **{name: other})
@@ -128,13 +167,16 @@ def test_another_shape_is_refused(op, name):
 
 @pytest.mark.parametrize("op, name", TENSORS)
 def test_a_tensor_of_another_device_or_layout_is_refused(op, name):
-    """On meta the dispatcher would ask for the shapes alone, and give out memory that nobody wrote."""
+    """On meta the dispatcher would ask for the shapes alone, and give out memory that nobody
+    wrote."""
     given = OPS[op][name]
     others = [given.to("meta"), given.to_sparse()]
     if given.dtype == torch.float32:
         others += [given.to_mkldnn(), torch.quantize_per_tensor(given, 1.0, 0, torch.quint8)]
     for other in others:
-        with pytest.raises((TypeError, ValueError), match=r"^\w+: expected (a dense tensor|device)"):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^\w+: expected (a dense tensor|device)"
+        ):
             run(op, **{name: other})
 
 
@@ -159,7 +201,9 @@ LAYOUTS = {
     "misaligned": shifted,
     "behind an offset": behind_an_offset,
     "negated": lambda t: torch._neg_view(-t),
-    "conjugated": lambda t: torch.complex(torch.zeros_like(t), -t).conj().imag if t.is_floating_point() else t,
+    "conjugated": lambda t: (
+        torch.complex(torch.zeros_like(t), -t).conj().imag if t.is_floating_point() else t
+    ),
 }
 
 
@@ -177,7 +221,10 @@ def test_atoms_that_share_memory(op):
         if op == "transport_chain" and d > 16:
             continue
         flat = normal(2 * N * d + 7, seed=4)
-        views = [flat.as_strided((N, d), strides, 3) for strides in ((0, 1), (1, 1), (1, 0), (2, 1), (0, 0))]
+        views = [
+            flat.as_strided((N, d), strides, 3)
+            for strides in ((0, 1), (1, 1), (1, 0), (2, 1), (0, 0))
+        ]
         wide = {"x": normal(B, d)} | ({"v": normal(B, K, d)} if "v" in OPS[op] else {})
         for y in views:
             for got, want in zip(run(op, y=y, **wide), run(op, y=y.clone(), **wide), strict=True):
@@ -187,7 +234,9 @@ def test_atoms_that_share_memory(op):
 @pytest.mark.parametrize("op", OPS)
 def test_no_query_and_no_vector(op):
     empty = lambda a, n: a[:0] if isinstance(a, torch.Tensor) and len(a) == n else a
-    per_query = {k: empty(a, B) for k, a in OPS[op].items() if k not in ("atoms", "y", "log_prior", "rates")}
+    per_query = {
+        k: empty(a, B) for k, a in OPS[op].items() if k not in ("atoms", "y", "log_prior", "rates")
+    }
     if op == "transport_chain":
         per_query = {"x": OPS[op]["x"][:0]}
     if "atoms" in OPS[op]:
@@ -201,16 +250,27 @@ def test_no_query_and_no_vector(op):
 @pytest.mark.parametrize("op", OPS)
 def test_numbers_out_of_range_are_refused(op):
     args = OPS[op]
-    bad = {"alpha": [math.nan, math.inf], "sigma": [0.0, -1.0, math.nan, math.inf], "log_prior": [math.nan, math.inf]}
-    bad |= {name: [math.nan, -math.inf] for name in ("x", "y", "v", "x0", "mean", "m", "eps", "rates")}
+    bad = {
+        "alpha": [math.nan, math.inf],
+        "sigma": [0.0, -1.0, math.nan, math.inf],
+        "log_prior": [math.nan, math.inf],
+    }
+    bad |= {
+        name: [math.nan, -math.inf] for name in ("x", "y", "v", "x0", "mean", "m", "eps", "rates")
+    }
     for name, values in bad.items():
         for value in values if name in args else ():
             changed = args[name].clone()
             changed.view(-1)[-1] = value
-            assert refused(op, name, changed) or name in ("v", "x0", "mean", "m", "x", "eps"), (name, value)
+            assert refused(op, name, changed) or name in ("v", "x0", "mean", "m", "x", "eps"), (
+                name,
+                value,
+            )
     for name in ("scale", "offset"):
         for value in (math.nan, math.inf, 1e300) if name in args else ():
-            with pytest.raises(RuntimeError, match=f"{name}: expected a finite number in float32, got "):
+            with pytest.raises(
+                RuntimeError, match=f"{name}: expected a finite number in float32, got "
+            ):
                 run(op, **{name: value})
     if "log_prior" in args:
         assert refused(op, "log_prior", torch.full((N,), -math.inf))
@@ -219,7 +279,13 @@ def test_numbers_out_of_range_are_refused(op):
 @pytest.mark.parametrize("op", [op for op in OPS if op.startswith("kept_")])
 def test_lists_out_of_range_are_refused(op):
     right = OPS[op]["atoms"].tolist()
-    for atoms in ([-1, *right[1:]], [*right[:-1], N], [3, 0, *right[2:]], [0, 0, *right[2:]], [1 << 40, *right[1:]]):
+    for atoms in (
+        [-1, *right[1:]],
+        [*right[:-1], N],
+        [3, 0, *right[2:]],
+        [0, 0, *right[2:]],
+        [1 << 40, *right[1:]],
+    ):
         assert refused(op, "atoms", torch.tensor(atoms)), atoms
     for counts in ([0, 3, 3], [-1, 4, 3], [1 << 40, 1, 1], [3, 1, 3], [3, 1, 1]):
         with pytest.raises(RuntimeError, match="(atoms|counts): expected .*, got "):
@@ -235,14 +301,19 @@ def test_a_tensor_without_memory_is_refused(op, name):
 
 @pytest.mark.parametrize("public", [True, False])
 def test_memory_for_a_copy_or_an_output_that_no_machine_has(public):
-    """The stable ABI says that a call failed, not why; it was a RuntimeError about torch_call_dispatcher."""
+    """The stable ABI says that a call failed, not why; it was a RuntimeError about
+    torch_call_dispatcher."""
     huge = torch.ones(1, 1, 1).expand(1, 2**50, D)
     one = torch.ones(1)
-    with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory .a contiguous copy of an argument"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match="^dfkernels: out of memory .a contiguous copy of an argument"
+    ):
         if public:
             dfkernels.ops.fisher_matvec(normal(1, D), normal(N, D), huge, 1.0, 1.0)
         else:
-            torch.ops.dfkernels.fisher_matvec(normal(1, D), normal(N, D), huge, one, one, None, 1.0, 0.0)
+            torch.ops.dfkernels.fisher_matvec(
+                normal(1, D), normal(N, D), huge, one, one, None, 1.0, 0.0
+            )
     many = torch.ones(1, 1).expand(2**24, 1).reshape(1, -1)  # 2^50 bytes of matrix
     with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory .an output"):
         if public:

@@ -1,5 +1,5 @@
-"""README.md keeps its word: the example runs and prints what it says, what is named exists, the table is the
-benchmark's.
+"""README.md keeps its word: the example runs and prints what it says, what is named exists, the
+table is the benchmark's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def test_the_example_prints_what_it_says():
 
 
 def test_the_methods_example_runs():
-    """With a network that knows the answer for Gaussian data, in v: alpha eps - sigma x_0 = 0 at unit variance."""
+    """With a network that knows the answer for Gaussian data, in v: alpha eps - sigma x_0 = 0 at
+    unit variance."""
     _, _, example = blocks("python")
     generator = torch.Generator().manual_seed(0)
     x = 50 * torch.randn(4, 3, dtype=torch.float64, generator=generator)
@@ -83,14 +84,18 @@ def test_the_certified_example_runs(tmp_path, monkeypatch):
     cloud = df.PointCloud(torch.randn(4200, 512, generator=torch.Generator().manual_seed(0)))
     given = {"df": df, "cloud": cloud, "x": cloud.y[:3] + 0.1, "alpha": 1.0, "sigma": 0.1}
     exec(compile(example, "README.md", "exec"), given)
-    assert bool((given["F"].dropped_mass <= 1e-6).all()) and bool((given["F"].atoms_read < 50).all())
+    assert bool((given["F"].dropped_mass <= 1e-6).all()) and bool(
+        (given["F"].atoms_read < 50).all()
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["cloud.index.safetensors"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_paths_exist(page):
     text = page.read_text()
-    links = [t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith("http")]
+    links = [
+        t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", text) if not t.startswith("http")
+    ]
     assert [t for t in links if not (page.parent / t).exists()] == []
     # paths from the root of the repository; <op> is a placeholder, a pattern must match something
     paths = [
@@ -117,7 +122,9 @@ def test_commands_exist():
             assert words[1] in MAKE_TARGETS, command
         elif words[:2] == ["pip", "install"]:
             wanted = re.findall(r"\[(\w+)\]", command)
-            assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in wanted)
+            assert all(
+                f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in wanted
+            )
         elif words[:2] == ["python", "-m"] and words[2] != "dfkernels":
             assert words[2].split(".")[0] == "bench"
             assert (ROOT / (words[2].replace(".", "/") + ".py")).exists() or (
@@ -137,7 +144,9 @@ def test_ci_runs_what_readme_says():
 def test_the_op_table_is_the_ops():
     signatures = re.findall(r"^\| `(\w+)\(([\w, ]+)\)` \|", README, re.M)
     named = [name for name, _ in signatures]
-    assert named == [*OPS, "transport_chain"] and sorted(named) == [n for n in df.ops.__all__ if n.islower()]
+    assert named == [*OPS, "transport_chain"] and sorted(named) == [
+        n for n in df.ops.__all__ if n.islower()
+    ]
     for name, arguments in signatures:
         declared = list(inspect.signature(getattr(df.ops, name)).parameters)
         assert arguments.split(", ") == declared[: arguments.count(",") + 1], name
@@ -151,7 +160,9 @@ def test_objects_have_what_readme_lists():
         given = [a.split("=")[0] for a in calls[cls.__name__].split(", ")]
         assert given == list(inspect.signature(cls).parameters)
         for member in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", text):
-            assert hasattr(cls, member) or member == cls.__name__ or member in df.TopK._fields, member
+            assert hasattr(cls, member) or member == cls.__name__ or member in df.TopK._fields, (
+                member
+            )
     for name in re.findall(r"`(?:schedule\.)?([A-Z]\w+)[(`]", schedules):
         assert issubclass(getattr(df.schedule, name), df.schedule.Schedule)
     for member in ("f", "g2", "log_snr", "t_of_log_snr"):
@@ -172,7 +183,8 @@ def test_variables_are_read_somewhere():
 
 
 def test_the_tables_are_the_committed_results(monkeypatch):
-    """The benchmarks' are those of the CSVs, and the reproduction's numbers those of docs/reproduction.md."""
+    """The benchmarks' are those of the CSVs, and the reproduction's numbers those of
+    docs/reproduction.md."""
     monkeypatch.syspath_prepend(ROOT)
     table = importlib.import_module("bench.table")
     for mark in ("bench", "certified", "reproduction"):
@@ -184,7 +196,8 @@ def test_the_tables_are_the_committed_results(monkeypatch):
     ):
         if not path.exists():
             pytest.fail(
-                f"{path.relative_to(ROOT)} does not exist: run `{command}` and commit it", pytrace=False
+                f"{path.relative_to(ROOT)} does not exist: run `{command}` and commit it",
+                pytrace=False,
             )
     document, certified = table.REPRODUCTION.read_text(), table.read_rows(table.CERTIFIED)
     made = table.with_tables(README, table.read_rows(), document, certified)
@@ -199,11 +212,17 @@ def test_the_gpu_table_is_the_committed_run(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     report = importlib.import_module("bench.gpu.report")
     assert README.count("<!-- gpu -->") == README.count("<!-- /gpu -->") == 1
-    assert report.with_tables(README, report.read_results()) == README, "run `python -m bench.gpu.report`"
+    assert report.with_tables(README, report.read_results()) == README, (
+        "run `python -m bench.gpu.report`"
+    )
 
 
 def test_the_pictures_are_small():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README) + re.findall(r'(?:src|srcset)="([^"]+)"', README)
-    assert pictures == [f"docs/images/{name}.png" for name in ("digits", "certified-dark", "certified-light")]
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README) + re.findall(
+        r'(?:src|srcset)="([^"]+)"', README
+    )
+    assert pictures == [
+        f"docs/images/{name}.png" for name in ("digits", "certified-dark", "certified-light")
+    ]
     for picture in pictures:
         assert 20_000 < (ROOT / picture).stat().st_size <= 400_000

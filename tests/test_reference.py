@@ -1,5 +1,5 @@
-"""Values: against the references, against autograd of the references' log_prob, against closed forms and
-symmetries.
+"""Values: against the references, against autograd of the references' log_prob, against closed
+forms and symmetries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def error(got, exact):
 def assert_close(got, expected, tolerance=1e-10):
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype
-    assert error(got, expected) <= tolerance * (1 + (float(expected.abs().max()) if expected.numel() else 0))
+    assert error(got, expected) <= tolerance * (
+        1 + (float(expected.abs().max()) if expected.numel() else 0)
+    )
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -35,13 +37,16 @@ def test_float64_equals_reference(case):
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_float32_is_as_accurate_as_plain_pytorch(case):
-    """Twice the error of the reference in float32, plus 8 roundings of the largest output where that error
-    happens to be 0.
+    """Twice the error of the reference in float32, plus 8 roundings of the largest output where
+    that error happens to be 0.
     """
     single = {k: t.float() if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()}
     double = {k: t.double() if isinstance(t, torch.Tensor) else t for k, t in single.items()}
     for got, plain, exact in zip(
-        case.run(single), case.run(single, reference=True), case.run(double, reference=True), strict=True
+        case.run(single),
+        case.run(single, reference=True),
+        case.run(double, reference=True),
+        strict=True,
     ):
         assert got.dtype == torch.float32
         largest = float(exact.abs().max()) if exact.numel() else 0
@@ -58,7 +63,9 @@ def test_fisher_is_minus_the_hessian_of_log_q(case):
 
     F = x.new_zeros(0, d, d)
     if B:
-        F = -torch.autograd.functional.hessian(log_q, x.reshape(B, d).clone())[range(B), :, range(B)]
+        F = -torch.autograd.functional.hessian(log_q, x.reshape(B, d).clone())[
+            range(B), :, range(B)
+        ]
     args = [case.tensors[k] for k in ("x", "y", "alpha", "sigma")]
     prior = case.tensors.get("log_prior")
     if case.masked:
@@ -66,8 +73,12 @@ def test_fisher_is_minus_the_hessian_of_log_q(case):
         prior[list(case.masked)] = -math.inf
     v = _normal(30)(B, 2, *x.shape[1:])
     assert_close(ops.fisher_dense(*args, prior, **case.options), F)
-    assert_close(ops.fisher_diagonal(*args, prior, **case.options).reshape(B, d), F.diagonal(dim1=1, dim2=2))
-    assert_close(ops.posterior(*args, prior, **case.options).fisher_trace, F.diagonal(dim1=1, dim2=2).sum(1))
+    assert_close(
+        ops.fisher_diagonal(*args, prior, **case.options).reshape(B, d), F.diagonal(dim1=1, dim2=2)
+    )
+    assert_close(
+        ops.posterior(*args, prior, **case.options).fisher_trace, F.diagonal(dim1=1, dim2=2).sum(1)
+    )
     got = ops.fisher_matvec(*args[:2], v, *args[2:], prior, **case.options)
     assert_close(got.reshape(B, 2, d), v.reshape(B, 2, d) @ F)
 
@@ -106,7 +117,9 @@ def test_narrow_atoms(op, dtype, stored):
         *([o] if isinstance(o, torch.Tensor) else o for o in (got, exact, plain)), strict=True
     ):
         assert g.dtype == dtype
-        assert error(g, e) <= 2 * error(p, e) + 8 * torch.finfo(dtype).eps * (1 + float(e.abs().max()))
+        assert error(g, e) <= 2 * error(p, e) + 8 * torch.finfo(dtype).eps * (
+            1 + float(e.abs().max())
+        )
 
 
 @pytest.mark.parametrize("op", DATA_OPS)
@@ -118,8 +131,13 @@ def test_sizes_beyond_one_tile(op, B, N, d):
     prior[::7] = -math.inf
     alpha, sigma = torch.linspace(0, 1, B, dtype=x.dtype), torch.linspace(0.3, 3, B, dtype=x.dtype)
     args = (x, y, normal(B, 3, d)) if op == "fisher_matvec" else (x, y)
-    got, expected = getattr(ops, op)(*args, alpha, sigma, prior), REFERENCES[op](*args, alpha, sigma, prior)
-    for g, e in zip(*([o] if isinstance(o, torch.Tensor) else o for o in (got, expected)), strict=True):
+    got, expected = (
+        getattr(ops, op)(*args, alpha, sigma, prior),
+        REFERENCES[op](*args, alpha, sigma, prior),
+    )
+    for g, e in zip(
+        *([o] if isinstance(o, torch.Tensor) else o for o in (got, expected)), strict=True
+    ):
         assert_close(g, e, 1e-11)
 
 
@@ -132,7 +150,9 @@ def test_one_atom():
     assert_close(p.mean, y.expand(4, 3))
     assert_close(p.fisher_trace, torch.full((4,), 3 / 0.04, dtype=x.dtype))
     assert_close(p.ess, torch.ones(4, dtype=x.dtype))
-    assert_close(ops.fisher_dense(x, y, 0.5, 0.2), torch.eye(3, dtype=x.dtype).expand(4, 3, 3) / 0.04)
+    assert_close(
+        ops.fisher_dense(x, y, 0.5, 0.2), torch.eye(3, dtype=x.dtype).expand(4, 3, 3) / 0.04
+    )
 
 
 def test_two_atoms():
@@ -167,7 +187,8 @@ def test_pure_noise():
     p = ops.posterior(x, y, 0.0, 1.5, prior)
     w = torch.softmax(prior, 0)
     assert_close(
-        p.log_prob, torch.distributions.Normal(0.0, torch.tensor(1.5, dtype=x.dtype)).log_prob(x).sum(1)
+        p.log_prob,
+        torch.distributions.Normal(0.0, torch.tensor(1.5, dtype=x.dtype)).log_prob(x).sum(1),
     )
     assert_close(p.mean, (w @ y).expand(4, 3))
     assert_close(p.fisher_trace, torch.full((4,), 3 / 2.25, dtype=x.dtype))
@@ -175,8 +196,8 @@ def test_pure_noise():
 
 
 def test_many_gaussian_atoms_approach_the_gaussian():
-    """Atoms drawn from N(0, s^2 I): tr F -> d/(alpha^2 s^2 + sigma^2); with 20,000 atoms to 3 %, four
-    standard errors.
+    """Atoms drawn from N(0, s^2 I): tr F -> d/(alpha^2 s^2 + sigma^2); with 20,000 atoms to 3 %,
+    four standard errors.
     """
     y = 0.8 * _normal(58)(20000, 2)
     trace = ops.posterior(torch.zeros(1, 2, dtype=y.dtype), y, 0.9, 0.7).fisher_trace
@@ -203,7 +224,10 @@ def test_translation(shape, c):
 def test_permutation_of_atoms(shape):
     B, N, d, seed = shape
     t = _data(seed, B, N, (d,))
-    prior, order = _normal(seed)(N), torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    prior, order = (
+        _normal(seed)(N),
+        torch.randperm(N, generator=torch.Generator().manual_seed(seed)),
+    )
     p = ops.posterior(t["x"], t["y"], t["alpha"], t["sigma"], prior)
     for got, expected in zip(
         ops.posterior(t["x"], t["y"][order], t["alpha"], t["sigma"], prior[order]), p, strict=True
@@ -242,8 +266,8 @@ def test_log_prior_need_not_be_normalised(shape, c):
 @settings(**EVERY)
 @given(shapes, st.floats(0.05, 3))
 def test_only_the_ratio_matters(shape, a):
-    """Identity 9: (x, alpha, sigma) -> (x/a, alpha/a, sigma/a) keeps mean and ess; tr F gets a^2, log q gets
-    d ln a.
+    """Identity 9: (x, alpha, sigma) -> (x/a, alpha/a, sigma/a) keeps mean and ess; tr F gets a^2,
+    log q gets d ln a.
     """
     B, N, d, seed = shape
     t = _data(seed, B, N, (d,))
@@ -271,7 +295,11 @@ def test_matched_trace_is_exact_for_perfect_networks(form):
     eps = p.eps(t["x"], t["alpha"], t["sigma"])
     u = (t["x"][:, None] - t["alpha"][:, None, None] * t["y"]) / t["sigma"][:, None, None]
     w = torch.softmax(-0.5 * (u * u).sum(-1), 1)
-    atoms = (t["y"] ** 2).sum(-1).expand(3, 5) if form == "paper" else ((u - eps[:, None]) ** 2).sum(-1)
+    atoms = (
+        (t["y"] ** 2).sum(-1).expand(3, 5) if form == "paper" else ((u - eps[:, None]) ** 2).sum(-1)
+    )
     m = (w * atoms).sum(1) / 4
-    got = ops.matched_trace(m, eps, t["alpha"], t["sigma"], x=t["x"] if form == "paper" else None, form=form)
+    got = ops.matched_trace(
+        m, eps, t["alpha"], t["sigma"], x=t["x"] if form == "paper" else None, form=form
+    )
     assert_close(got, p.fisher_trace)

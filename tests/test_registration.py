@@ -1,5 +1,5 @@
-"""torch.library.opcheck on every op and sample: schema, fake, autograd registration, AOT dispatch with
-dynamic shapes.
+"""torch.library.opcheck on every op and sample: schema, fake, autograd registration, AOT dispatch
+with dynamic shapes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import OPS, table
 
-from dfkernels.ops._kinds import KINDS
+from dfkernels.ops.common.moments import KINDS
 
 CHECKS = {
     "test_schema": "SUCCESS",
@@ -40,20 +40,31 @@ def op(name):
 
 
 def calls():
-    """(name, args) of the inner ops: flat tensors, [B] levels, a vector axis; with without gradients."""
+    """(name, args) of the inner ops: flat tensors, [B] levels, a vector axis; with without
+    gradients."""
     for plain in (*OPS, "covariance_matvec"):
         for case in table("fisher_matvec" if plain == "covariance_matvec" else plain):
-            if case.name == "identical atoms":  # no other shapes, dtypes or options than "plain": only other numbers
+            if (
+                case.name == "identical atoms"
+            ):  # no other shapes, dtypes or options than "plain": only other numbers
                 continue
             name = "kept_" + plain if "kept" in case.options else plain
             t = case.tensors
             like = t.get("x0", t.get("eps", t.get("x")))
             like = t["x"] if plain in OPS[:4] or plain == "covariance_matvec" else like
             B, d = like.shape[0], like[:1].numel() if like.shape[0] else like.shape[-1]
-            flat = {k: a.reshape(a.shape[0], d) for k, a in t.items() if k in ("x", "y", "x0", "mean", "eps")}
-            flat |= {k: torch.as_tensor(t[k], dtype=like.dtype).expand(B) for k in ("alpha", "sigma")}
+            flat = {
+                k: a.reshape(a.shape[0], d)
+                for k, a in t.items()
+                if k in ("x", "y", "x0", "mean", "eps")
+            }
+            flat |= {
+                k: torch.as_tensor(t[k], dtype=like.dtype).expand(B) for k in ("alpha", "sigma")
+            }
             if "v" in t:
-                flat["v"] = t["v"].reshape(B, t["v"].shape[1] if t["v"].dim() > like.dim() else 1, d)
+                flat["v"] = t["v"].reshape(
+                    B, t["v"].shape[1] if t["v"].dim() > like.dim() else 1, d
+                )
             if "m" in t:
                 flat["m"] = t["m"]
             options = (
@@ -79,7 +90,8 @@ def test_schema(name):
 @pytest.mark.parametrize("name, args", list(calls()))
 def test_opcheck(name, args):
     args = tuple(
-        a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a for a in args
+        a.clone().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a
+        for a in args
     )
     assert torch.library.opcheck(op(name), args) == CHECKS
 
@@ -106,12 +118,15 @@ def test_opcheck_pair_gradient(spec):
 
 
 def test_inner_ops_differentiate_by_themselves():
-    """A caller of torch.ops.dfkernels gets the same derivatives as one of the public functions; forward mode
-    included.
+    """A caller of torch.ops.dfkernels gets the same derivatives as one of the public functions;
+    forward mode included.
     """
     from torch.func import grad, jvp
 
-    x, y = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3), torch.eye(3, dtype=torch.float64)
+    x, y = (
+        torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3),
+        torch.eye(3, dtype=torch.float64),
+    )
     level = torch.ones(2, dtype=torch.float64)
     log_q = lambda x: torch.ops.dfkernels.posterior(x, y, level, level, None, 1.0, 0.0)[0].sum()
     mean = torch.ops.dfkernels.posterior(x, y, level, level, None, 1.0, 0.0)[1]

@@ -1,5 +1,5 @@
-"""`dfkernels reproduce`: a quick run of everything, what is written when something goes wrong, and the errata's
-numbers.
+"""`dfkernels reproduce`: a quick run of everything, what is written when something goes wrong, and
+the errata's numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from dfkernels import cli
-from dfkernels._files import FileError
-from dfkernels._progress import Progress
+from dfkernels._io.files import FileError
+from dfkernels._io.progress import Progress
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
@@ -22,10 +22,10 @@ pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]"
 
 from matplotlib import pyplot as plt
 
-from dfkernels.experiments import reproduce
-from dfkernels.experiments.page import extra
-from dfkernels.experiments.reproduce import errata, errata_bounds, report
-from dfkernels.experiments.reproduce.section import Claim, Picture, Section, Table
+from experiments import reproduce
+from experiments.page import extra
+from experiments.reproduce import errata, errata_bounds, report
+from experiments.reproduce.section import Claim, Picture, Section, Table
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,9 @@ def finished(tmp_path_factory):
     step = Progress.step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Progress, "step", lambda bar, stage="", units=1: (stages.append(stage), step(bar, stage, units))
+            Progress,
+            "step",
+            lambda bar, stage="", units=1: (stages.append(stage), step(bar, stage, units)),
         )
         code = cli.main(["reproduce", "all", "--quick", "--out", str(out)])
     return out, code, stages
@@ -50,30 +52,41 @@ def test_everything_runs(finished):
     assert {name for name, _ in rows} == set(reproduce.NAMES)
     assert {verdict for _, verdict in rows} == {"holds", "not judged"}
     assert len([name for name, verdict in rows if (name, verdict) == ("table3", "holds")]) == 7
-    assert "\n| EDM | 27.09 % | 24.51 % | 0.00 % | 24.58 % |" in text  # Table 3: as printed, authors', and so on
+    assert (
+        "\n| EDM | 27.09 % | 24.51 % | 0.00 % | 24.58 % |" in text
+    )  # Table 3: as printed, authors', and so on
 
 
 @pytest.mark.slow
 def test_every_figure_is_there_and_is_shown(finished):
     out = finished[0]
     figures = sorted(p.name for p in (out / "reproduction").iterdir())
-    shown = re.findall(r"!\[[^\]]*\]\(reproduction/([^)]+)\)", (out / "reproduction.md").read_text())
+    shown = re.findall(
+        r"!\[[^\]]*\]\(reproduction/([^)]+)\)", (out / "reproduction.md").read_text()
+    )
     assert sorted(shown) == figures and {f.split("-")[0] for f in figures} == set(reproduce.NAMES)
     for figure in figures:
         assert (out / "reproduction" / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * len(figures)  # light and dark
-    assert not re.search(r"(?:src|href|srcset)=['\"](?!data:|#)", page)  # nothing outside is referred to
+    assert not re.search(
+        r"(?:src|href|srcset)=['\"](?!data:|#)", page
+    )  # nothing outside is referred to
     assert "prefers-color-scheme:dark" in page
     written = {p.name for p in out.iterdir()} - {"networks-quick"}
-    assert written == {"index.html", "reproduction.md", "reproduction", *(f"{n}.md" for n in reproduce.NAMES)}
+    assert written == {
+        "index.html",
+        "reproduction.md",
+        "reproduction",
+        *(f"{n}.md" for n in reproduce.NAMES),
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", reproduce.NAMES)
 def test_stages_are_counted(finished, name):
     """The bar's length is right: as many steps as STAGES, and one for the figures."""
-    module = sys.modules[f"dfkernels.experiments.reproduce.{name}"]
+    module = sys.modules[f"experiments.reproduce.{name}"]
     assert [s.split(": ")[0] for s in finished[2]].count(name) == len(module.STAGES) + 1
 
 
@@ -93,7 +106,7 @@ def experiment(monkeypatch, name, *, claims=(), error=None, draw=None):
         )  # fmt: skip
 
     fake = SimpleNamespace(STAGES=["work"], run=run)
-    monkeypatch.setitem(sys.modules, f"dfkernels.experiments.reproduce.{name}", fake)
+    monkeypatch.setitem(sys.modules, f"experiments.reproduce.{name}", fake)
 
 
 GOOD = Claim("error", "1e-16", "< 1e-10", True, check=True)
@@ -109,8 +122,13 @@ def test_a_failing_check_fails_the_command(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "table2", claims=[GOOD, BAD])
     assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert "\nCHECK FAILED: table2: error: reached 0.5, target < 1e-10\n1 of 2 checks hold\n" in printed
-    assert "| table2 | error | 0.5 | < 1e-10 | FAILS |" in (tmp_path / "reproduction.md").read_text()
+    assert (
+        "\nCHECK FAILED: table2: error: reached 0.5, target < 1e-10\n1 of 2 checks hold\n"
+        in printed
+    )
+    assert (
+        "| table2 | error | 0.5 | < 1e-10 | FAILS |" in (tmp_path / "reproduction.md").read_text()
+    )
     assert "<td class=words>FAILS</td>" in (tmp_path / "index.html").read_text()
 
 
@@ -142,9 +160,19 @@ def test_an_experiment_that_raises_loses_nothing_of_the_others(tmp_path, monkeyp
     experiment(monkeypatch, "table3", claims=[GOOD])
     assert cli.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
-    assert "\nFAILED: table2: ValueError: y: expected finite values\n2 of 2 checks hold\n" in printed.out
+    assert (
+        "\nFAILED: table2: ValueError: y: expected finite values\n2 of 2 checks hold\n"
+        in printed.out
+    )
     assert "Traceback" in printed.err and "in run\n" in printed.err
-    files = {"errata.md", "table3.md", "reproduction.md", "index.html", "reproduction", "networks-quick"}
+    files = {
+        "errata.md",
+        "table3.md",
+        "reproduction.md",
+        "index.html",
+        "reproduction",
+        "networks-quick",
+    }
     assert {p.name for p in tmp_path.iterdir()} == files
     assert sorted(os.listdir(tmp_path / "reproduction")) == ["errata-plot.png", "table3-plot.png"]
     failed = "FAILED: table2: ValueError: y: expected finite values"
@@ -169,17 +197,19 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("\ndfkernels reproduce: interrupted\n")
     assert "| 1 | 2.5 |" in (tmp_path / "errata.md").read_text()
     assert "\n- not finished: table2, table3\n" in (tmp_path / "reproduction.md").read_text()
-    assert "<p class=problem>not finished: table2, table3</p>" in (tmp_path / "index.html").read_text()
+    assert (
+        "<p class=problem>not finished: table2, table3</p>" in (tmp_path / "index.html").read_text()
+    )
 
 
 KILLED = """
 import os, signal, sys
 from types import SimpleNamespace
 from dfkernels import cli
-from dfkernels.experiments import reproduce
+from experiments import reproduce
 reproduce.NAMES = ("errata", "table2")
 kill = SimpleNamespace(STAGES=["work"], run=lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-sys.modules["dfkernels.experiments.reproduce.table2"] = kill
+sys.modules["experiments.reproduce.table2"] = kill
 cli.main(["reproduce", "all", "--quick", "--out", sys.argv[1]])
 """
 
@@ -206,7 +236,10 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
     assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     message = f"{tmp_path}/reproduction/table2-plot.png: cannot write: No space left on device"
-    assert printed.err.endswith(f"dfkernels reproduce: error: {message}\n") and "    2.5\n" in printed.out
+    assert (
+        printed.err.endswith(f"dfkernels reproduce: error: {message}\n")
+        and "    2.5\n" in printed.out
+    )
 
 
 def test_missing_extra(tmp_path, monkeypatch, capsys):
@@ -235,9 +268,14 @@ def test_markdown_shows_the_text_as_it_is():
 
 
 def test_tables_align_numbers_to_the_right():
-    table = report._markdown_table(["name", "error", "what"], [["0.5", "1.2 %", "a"], ["1", "–", "`b|` 2"]])
+    table = report._markdown_table(
+        ["name", "error", "what"], [["0.5", "1.2 %", "a"], ["1", "–", "`b|` 2"]]
+    )
     assert report._words([["1", "1", "x"], ["1", "a", "–"], ["1", "b", "~ 3 s"]]) == {0, 1}
-    assert table == "| name | error | what |\n| :-- | --: | :-- |\n| 0.5 | 1.2 % | a |\n| 1 | – | `b\\|` 2 |"
+    assert (
+        table
+        == "| name | error | what |\n| :-- | --: | :-- |\n| 0.5 | 1.2 % | a |\n| 1 | – | `b\\|` 2 |"
+    )
 
 
 def test_the_page_says_the_same(tmp_path, monkeypatch):
@@ -267,13 +305,15 @@ def test_errata_give_the_numbers_of_the_derivations():
         assert errata._flow_errors(errata._SCHEDULES[name])[0] == pytest.approx([2] * 9, abs=1e-12)
     seven, eight = errata_bounds.prop7(), errata_bounds.prop8()
     # 2 <mean, d2>/sigma^3 + d2^2/sigma^2 with |mean| = 3.8; the printed bound is the second term
-    assert seven.error == pytest.approx(16e-3 * 3.8 + 4e-6, rel=1e-9) and seven.bounds[0] == pytest.approx(
-        4e-6
-    )
+    assert seven.error == pytest.approx(16e-3 * 3.8 + 4e-6, rel=1e-9) and seven.bounds[
+        0
+    ] == pytest.approx(4e-6)
     # C - (x0 x0^T - mean mean^T) = (e2 e2^T - e1 e1^T)/2
     assert eight.error == pytest.approx(0.5**0.5 / 0.05**4, rel=1e-12)
     assert eight.bounds == pytest.approx((1.6e4, 3.2e5))
-    assert 0.3 < seven.largest <= 1 and 0.3 < eight.largest <= 1  # the right bounds hold, and are not idle
+    assert (
+        0.3 < seven.largest <= 1 and 0.3 < eight.largest <= 1
+    )  # the right bounds hold, and are not idle
 
 
 def test_an_erratum_that_is_none_does_not_hold():
@@ -282,5 +322,7 @@ def test_an_erratum_that_is_none_does_not_hold():
     idle = errata.Formula(*([""] * 4), row.values, (0.0, 0.0))
     assert row.holds and not swapped.holds and not idle.holds
     bound = errata_bounds.prop8()
-    assert bound.holds and not errata_bounds.Bound(*([""] * 4), bound.error, bound.bounds, 1.01).holds
+    assert (
+        bound.holds and not errata_bounds.Bound(*([""] * 4), bound.error, bound.bounds, 1.01).holds
+    )
     assert not errata_bounds.Bound(*([""] * 4), bound.error, bound.bounds[::-1], 0.5).holds

@@ -1,4 +1,5 @@
-"""Samplers: claimed orders by a fitted slope, exact inversion, one answer for all schedules, loud errors."""
+"""Samplers: claimed orders by a fitted slope, exact inversion, one answer for all schedules, loud
+errors."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def gaussian(sch):
 
 
 def error(sch, method, steps, spacing="log"):
-    """Largest error of x/alpha at the data end; the exact flow scales each axis by its standard deviation."""
+    """Largest error of x/alpha at the data end; the exact flow scales each axis by its standard
+    deviation."""
     t = time_grid(sch, steps, NOISE, spacing)
     path = nodes(sch, t)
     start = NOISE[1] * normal(4, 3)
@@ -145,12 +147,17 @@ def test_o_belm_starts_with_ddim():
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_keeps_its_dtype_and_follows_float64(method):
     sch = schedule.VP()
-    cloud, t = PointCloud(normal(12, 6, seed=1, dtype=torch.float32)), time_grid(sch, 20, NOISE, "edm")
+    cloud, t = (
+        PointCloud(normal(12, 6, seed=1, dtype=torch.float32)),
+        time_grid(sch, 20, NOISE, "edm"),
+    )
     x = normal(4, 6, dtype=torch.float32)
     single = sample(Denoiser.exact(cloud, sch), x, t, method, keep=1).x[0]
     double = sample(Denoiser.exact(cloud, sch), x.double(), t, method, keep=1).x[0]
     assert single.dtype == torch.float32
-    assert (single - double).abs().max().item() < 2e-5  # 20 steps of rounding, some hundred times 6e-8
+    assert (
+        single - double
+    ).abs().max().item() < 2e-5  # 20 steps of rounding, some hundred times 6e-8
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -170,7 +177,10 @@ def test_wrong_networks_are_named_with_the_time_at_which_they_failed():
 
     with pytest.raises(ValueError) as caught:
         sample(Denoiser(at_the_third, sch), torch.ones(2, 3), t)
-    assert str(caught.value) == "network: returned NaN or inf for 2 of 2 samples, first for sample 0 at t = 1"
+    assert (
+        str(caught.value)
+        == "network: returned NaN or inf for 2 of 2 samples, first for sample 0 at t = 1"
+    )
     with pytest.raises(ValueError) as caught:
         invert(Denoiser(lambda x, t: x[:, :2], sch), torch.ones(2, 3), t)
     assert str(caught.value) == "network: expected output of shape [2, 3], got [2, 2]"
@@ -210,12 +220,18 @@ X, T = torch.ones(2, 3), time_grid(schedule.VP(), 4, NOISE)
             lambda d: sample(d, X, T[:1], "o-belm", second=X),
             "second: expected None unless method='o-belm' and M >= 1, got a tensor",
         ),
-        (lambda d: invert(d, X, T[:1], second=X), "second: expected None where t has one node, got a tensor"),
+        (
+            lambda d: invert(d, X, T[:1], second=X),
+            "second: expected None where t has one node, got a tensor",
+        ),
         (
             lambda d: sample(d, X, T, "o-belm", second=X[:1]),
             "second: expected shape [2, 3] like x, got [1, 3]",
         ),
-        (lambda d: invert(d, X, T, second=X[:1]), "second: expected shape [2, 3] like x, got [1, 3]"),
+        (
+            lambda d: invert(d, X, T, second=X[:1]),
+            "second: expected shape [2, 3] like x, got [1, 3]",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, message):

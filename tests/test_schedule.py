@@ -58,7 +58,9 @@ def test_f_and_g2_are_the_derivatives(name):
 def test_log_snr_and_its_inverse(name):
     schedule, t = SCHEDULES[name][0], times(name)
     alpha, sigma = schedule(t)
-    torch.testing.assert_close(schedule.log_snr(t), 2 * (alpha.log() - sigma.log()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        schedule.log_snr(t), 2 * (alpha.log() - sigma.log()), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, rtol=1e-9, atol=1e-9)
     assert torch.equal(schedule.alpha(t), alpha) and torch.equal(schedule.sigma(t), sigma)
 
@@ -71,8 +73,13 @@ def test_any_shape_and_dtype(name):
         assert torch.equal(method(t[2]), method(t)[2])
         single = method(t.float())
         assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), method(t.float().double()), rtol=3e-5, atol=1e-6)
-    assert schedule.alpha(float(t[0])).dtype == torch.float64 and schedule.alpha(float(t[0])).shape == ()
+        torch.testing.assert_close(
+            single.double(), method(t.float().double()), rtol=3e-5, atol=1e-6
+        )
+    assert (
+        schedule.alpha(float(t[0])).dtype == torch.float64
+        and schedule.alpha(float(t[0])).shape == ()
+    )
 
 
 @every
@@ -83,7 +90,7 @@ def test_maps_over_a_batch_of_times(name):
 
 def test_closed_forms():
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    same = lambda got, want: torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)  # noqa: E731
+    same = lambda got, want: torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
     alpha = torch.exp(-integral / 2)
     for schedule, sigma, g2 in (
@@ -102,7 +109,9 @@ def test_closed_forms():
         (S.RectifiedFlow(), (t, 1 - t, 1 / t, -2 * (1 - t) / t)),
     ):
         for got, want in zip(
-            (schedule.alpha(t), schedule.sigma(t), schedule.f(t), schedule.g2(t)), expected, strict=True
+            (schedule.alpha(t), schedule.sigma(t), schedule.f(t), schedule.g2(t)),
+            expected,
+            strict=True,
         ):
             same(got, want)
 
@@ -134,7 +143,8 @@ def test_table_is_met_at_its_own_steps():
 
 
 def test_table_is_monotone_and_close_to_its_continuous_limit():
-    """log-SNR falls everywhere, so g2 >= 0; between steps a table of every 10th step meets the full one."""
+    """log-SNR falls everywhere, so g2 >= 0; between steps a table of every 10th step meets the full
+    one."""
     full = scaled_linear()
     coarse = S.Tabulated(full[9::10])
     t = torch.linspace(0, 99, 4001, dtype=torch.float64)
@@ -182,14 +192,18 @@ def test_errors(call, message):
 
 def test_compiles():
     schedule = S.VP()
-    compiled = torch.compile(lambda t: schedule.g2(t) + schedule.sigma(t), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda t: schedule.g2(t) + schedule.sigma(t), fullgraph=True, backend="eager"
+    )
     t = torch.linspace(0, 1, 5)
     torch.testing.assert_close(compiled(t), schedule.g2(t) + schedule.sigma(t))
 
 
 TABLES = {
     "two": torch.tensor([0.9, 0.1], dtype=torch.float64),
-    "flat": torch.sigmoid(torch.tensor([5.0, 5 - 1e-9, 4.0, 4 - 1e-12, -5.0, -5 - 1e-7], dtype=torch.float64)),
+    "flat": torch.sigmoid(
+        torch.tensor([5.0, 5 - 1e-9, 4.0, 4 - 1e-12, -5.0, -5 - 1e-7], dtype=torch.float64)
+    ),
     "DDPM": linear(),
 }
 
@@ -201,7 +215,8 @@ def test_a_table_is_inverted_to_rounding(name):
     t = torch.cat([torch.linspace(0, last, 997), torch.arange(last + 1.0)]).double()
     lam = schedule.log_snr(t)
     found = schedule.t_of_log_snr(lam)
-    # in lam, where the table is flat; a rounding of the largest entry, and of t at the steepest place
+    # in lam, where the table is flat; a rounding of the largest entry, and of t at the steepest
+    # place
     steepest = schedule._slope.abs().max().item() * 2
     bound = 4 * 2**-52 * (lam.abs().max().item() + last * steepest)
     assert (schedule.log_snr(found) - lam).abs().max() <= bound
@@ -216,9 +231,11 @@ def test_the_inverse_of_a_table_has_a_derivative():
 
 @pytest.mark.parametrize("name", ["VP", "Tabulated"])
 def test_the_ends_are_met_up_to_rounding_and_no_further(name):
-    schedule, low, high = SCHEDULES[name][0], 0.0, SCHEDULES[name][2]
+    schedule, high = SCHEDULES[name][0], SCHEDULES[name][2]
     end = schedule.log_snr(torch.tensor(high, dtype=torch.float64))
-    slope = (schedule.log_snr(torch.tensor(high - 1e-6, dtype=torch.float64)) - end).abs() / 1e-6  # per unit of t
+    slope = (
+        schedule.log_snr(torch.tensor(high - 1e-6, dtype=torch.float64)) - end
+    ).abs() / 1e-6  # per unit of t
     unit = torch.finfo(torch.float64).eps * max(1.0, end.abs().item(), high * slope.item())
     assert schedule.t_of_log_snr(end - 2 * unit) == pytest.approx(high, rel=1e-13)
     for much in (1e3, 1e6):
@@ -252,9 +269,9 @@ def test_what_is_no_number_is_named(t):
 def test_torch_s_global_state_changes_nothing(name):
     schedule, t = SCHEDULES[name][0], float(times(name)[3])
     entries = linear(10).numpy()
-    table = lambda: S.Tabulated(entries) if name.startswith("Tab") else schedule  # noqa: E731
+    table = lambda: S.Tabulated(entries) if name.startswith("Tab") else schedule
     calls = lambda: [*schedule(t), schedule.f(t), schedule.g2(t), *schedule.rates(t), schedule.log_snr(t),
-                     schedule.t_of_log_snr(float(schedule.log_snr(t))), *table()(0.5)]  # fmt: skip  # noqa: E731
+                     schedule.t_of_log_snr(float(schedule.log_snr(t))), *table()(0.5)]  # fmt: skip
     plain = calls()
     before = torch.get_default_dtype()
     for state in (torch.device("meta"), torch.autocast("cpu"), torch.inference_mode()):
@@ -269,7 +286,10 @@ def test_torch_s_global_state_changes_nothing(name):
 
 @pytest.mark.parametrize("kind", [S.VP, S.SubVP])
 def test_the_inverse_is_as_good_where_next_to_no_signal_is_left(kind):
-    schedule, t = kind(1e-3, 50.0), torch.linspace(0.85, 1, 16, dtype=torch.float64)  # log-SNR -18 to -25
+    schedule, t = (
+        kind(1e-3, 50.0),
+        torch.linspace(0.85, 1, 16, dtype=torch.float64),
+    )  # log-SNR -18 to -25
     torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, rtol=1e-14, atol=0)
 
 
@@ -283,5 +303,7 @@ def test_log_snr_beyond_the_exponential_of_float32(kind):
 def test_a_table_whose_log_snr_falls_by_less_than_rounding(level):
     below = math.nextafter(level, 0)
     table = [0.5, level, below, math.nextafter(below, 0), level / 100]
-    with pytest.raises(ValueError, match="alphas_cumprod: expected entries whose log-SNR differs .* at 1 and 2"):
+    with pytest.raises(
+        ValueError, match="alphas_cumprod: expected entries whose log-SNR differs .* at 1 and 2"
+    ):
         S.Tabulated(table)

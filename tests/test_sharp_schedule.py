@@ -9,13 +9,18 @@ import torch
 
 import dfkernels as df
 
-CLOSED = [s for s in (df.schedule.VP(), df.schedule.EDM(), df.schedule.VE()) if math.isfinite(s.t_range[1])]
+CLOSED = [
+    s
+    for s in (df.schedule.VP(), df.schedule.EDM(), df.schedule.VE())
+    if math.isfinite(s.t_range[1])
+]
 
 
 @pytest.mark.parametrize("schedule", CLOSED, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_end_of_the_range_is_reached_and_not_passed(schedule, dtype):
-    """A thousand roundings beyond the end are refused; the end itself and one rounding of its log-SNR are not."""
+    """A thousand roundings beyond the end are refused; the end itself and one rounding of its
+    log-SNR are not."""
     end = torch.tensor(schedule.t_range[1], dtype=dtype)
     at_end = schedule.log_snr(end)
     assert float(schedule.t_of_log_snr(at_end)) == pytest.approx(float(end), rel=1e-5)

@@ -8,8 +8,8 @@ import dfkernels as df
 
 
 class Sloppy(df.DiffusionFisher):
-    """Its first products are wrong by one part in a thousand, so that the residuals which CG updates by them drift
-    away from the true ones, as they do by rounding in long runs.
+    """Its first products are wrong by one part in a thousand, so that the residuals which CG
+    updates by them drift away from the true ones, as they do by rounding in long runs.
     """
 
     wrong = 4

@@ -1,4 +1,5 @@
-"""top_k without a tolerance: the same atoms as if the float64 logits of all were sorted, and weights as accurate."""
+"""top_k without a tolerance: the same atoms as if the float64 logits of all were sorted, and
+weights as accurate."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 import dfkernels as df
-from dfkernels import _heaviest
-from dfkernels.ops._kinds import load
+from dfkernels.certified import heaviest
+from dfkernels.ops.common.moments import load
 
 
 def everything(x, cloud, alpha, sigma):
@@ -31,8 +32,9 @@ def check(x, cloud, alpha, sigma, k):
     weights = (logits.gather(1, order) - logits.logsumexp(1, keepdim=True)).exp()
     found = df.top_k(x, cloud, alpha, sigma, k)
     assert torch.equal(found.index, order)
-    # float64 rounds |u|^2/2, the sum of its d squares, alpha y inside u, and log weights with their common constant;
-    # where it adds up a density also d log sigma, which cancels; x's dtype rounds the weights twice
+    # float64 rounds |u|^2/2, the sum of its d squares, alpha y inside u, and log weights with their
+    # common constant; where it adds up a density also d log sigma, which cancels; x's dtype rounds
+    # the weights twice
     cancels = cloud.d * torch.as_tensor(sigma).double().log().abs().reshape(-1, 1)
     sizes = logits.gather(1, order).abs().nan_to_num(posinf=0)
     y = load(cloud.y.flatten(1), torch.float64, cloud.scale, cloud.offset).nan_to_num(0, 0, 0)
@@ -41,14 +43,16 @@ def check(x, cloud, alpha, sigma, k):
     constant = 0 if cloud.log_prior is None else float(cloud.log_prior.max().abs())
     sizes = sizes + cloud.d + cancels + moved + constant
     bound = (2**-50 * sizes + 4 * torch.finfo(x.dtype).eps) * weights + torch.finfo(x.dtype).tiny
-    assert found.weight.dtype == x.dtype and bool(((found.weight.double() - weights).abs() <= bound).all())
+    assert found.weight.dtype == x.dtype and bool(
+        ((found.weight.double() - weights).abs() <= bound).all()
+    )
 
 
 @pytest.fixture(params=[None, (200, 300, 50)], ids=["blocks as they are", "small blocks"])
 def blocks(request, monkeypatch):
     if request.param:
         for name, value in zip(("_BLOCK", "_ESTIMATES", "_PAIRS"), request.param, strict=True):
-            monkeypatch.setattr(_heaviest, name, value)
+            monkeypatch.setattr(heaviest, name, value)
 
 
 def gaussian(N, d, seed=0):
@@ -62,7 +66,9 @@ def clouds():
     poisoned = y.clone()
     poisoned[::6], poisoned[3::6] = math.nan, math.inf
     far = torch.cat([y[:100] * 1e-3 + 1e3, y[100:200] - 1e3, y[200:] * 1e-3 + 1e3])
-    raw = torch.randint(0, 256, (301, 12), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    raw = torch.randint(
+        0, 256, (301, 12), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
+    )
     return {
         "plain": df.PointCloud(y),
         "weights": df.PointCloud(y, prior),
@@ -134,18 +140,21 @@ def test_estimates_lie_within_their_bound(name, sigma):
     cloud = CLOUDS[name]
     x = load(cloud.y[:4], torch.float64, cloud.scale, cloud.offset) + gaussian(4, 12, 8)
     level = torch.full((4,), sigma, dtype=torch.float64)
-    search = _heaviest._Search(x, level * 0 + 0.9, level, cloud._atoms(), cloud._about(), 3, torch.ones_like(level))
+    search = heaviest._Search(
+        x, level * 0 + 0.9, level, cloud._atoms(), cloud._about(), 3, torch.ones_like(level)
+    )
     estimate, delta = search._estimate(slice(0, len(cloud)))
     error = (estimate + search.shared - everything(x, cloud, 0.9, level)).abs().amax(1)
     assert bool((error <= delta[:, 0]).all())
-    # errors add up like a random walk, of at most d + 16 = 28 steps, and the largest atom stands for all
+    # errors add up like a random walk, of at most d + 16 = 28 steps, and the largest atom stands
+    # for all
     assert float((error / delta[:, 0]).max()) > 1e-4
 
 
 def test_few_atoms_are_evaluated(monkeypatch):
     pairs = []
-    real = _heaviest.logits
-    monkeypatch.setattr(_heaviest, "logits", lambda *a: pairs.append(len(a[-1])) or real(*a))
+    real = heaviest.logits
+    monkeypatch.setattr(heaviest, "logits", lambda *a: pairs.append(len(a[-1])) or real(*a))
     y = gaussian(20000, 40)
     cloud, x = df.PointCloud(y), y[:8] + 0.3 * gaussian(8, 40, 1)
     for sigma in (0.05, 0.3, 1.0, 10.0):
@@ -157,16 +166,31 @@ def test_few_atoms_are_evaluated(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.tensor([[0.0, math.nan, 0.0]])}, r"^x: expected finite values, got nan at index \[0, 1\]$"),
-        ({"sigma": torch.tensor([0.0])}, r"^sigma: expected finite values > 0, got 0.0 at index \[0\]$"),
+        (
+            {"x": torch.tensor([[0.0, math.nan, 0.0]])},
+            r"^x: expected finite values, got nan at index \[0, 1\]$",
+        ),
+        (
+            {"sigma": torch.tensor([0.0])},
+            r"^sigma: expected finite values > 0, got 0.0 at index \[0\]$",
+        ),
         ({"alpha": torch.tensor(math.inf)}, "^alpha: expected finite values, got inf at index"),
-        ({"x": torch.full((1, 3), 1e200, dtype=torch.float64)}, "^x, alpha, sigma: expected distances that"),
+        (
+            {"x": torch.full((1, 3), 1e200, dtype=torch.float64)},
+            "^x, alpha, sigma: expected distances that",
+        ),
         ({"k": 2.5}, "^k: expected an integer, got float"),
         ({"k": 6}, "^k: expected an integer from 1 to 5, got 6"),
     ],
 )
 def test_errors(change, message):
-    args = {"x": torch.zeros(1, 3), "cloud": df.PointCloud(gaussian(5, 3)), "alpha": 1.0, "sigma": 1.0, "k": 2}
+    args = {
+        "x": torch.zeros(1, 3),
+        "cloud": df.PointCloud(gaussian(5, 3)),
+        "alpha": 1.0,
+        "sigma": 1.0,
+        "k": 2,
+    }
     with pytest.raises((ValueError, TypeError), match=message):
         df.top_k(**(args | change))
 

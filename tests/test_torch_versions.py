@@ -1,4 +1,5 @@
-"""A torch whose private names have moved: one error that says what to do, and no other way to find out."""
+"""A torch whose private names have moved: one error that says what to do, and no other way to find
+out."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkernels import _torch
+from dfkernels._torch import private
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def load():
-    return runpy.run_path(_torch.__file__)
+    return runpy.run_path(private.__file__)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,19 @@ def test_a_missing_private_name(monkeypatch, owner, name):
     with pytest.raises(ImportError) as raised:
         load()
     message = str(raised.value)
-    assert "torch 2.10 to 2.14" in message and "2.99.0" in message and name in message and "Install" in message
+    assert (
+        "torch 2.10 to 2.14" in message
+        and "2.99.0" in message
+        and name in message
+        and "Install" in message
+    )
 
 
 def test_this_torch_is_known():
     load()
-    first, last = (tuple(map(int, version.split("."))) for version in _torch.KNOWN)
+    first, last = (tuple(map(int, version.split("."))) for version in private.KNOWN)
     assert first <= tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) <= last
 
 
 def test_the_first_version_is_the_one_that_is_required():
-    assert f'"torch>={_torch.KNOWN[0]}' in (ROOT / "pyproject.toml").read_text()
+    assert f'"torch>={private.KNOWN[0]}' in (ROOT / "pyproject.toml").read_text()

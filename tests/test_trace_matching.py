@@ -23,7 +23,13 @@ from dfkernels.methods.trace_matching import (
 from dfkernels.methods.training import train
 from dfkernels.ops.posterior.reference import weights
 
-SCHEDULES = [schedule.VP(), schedule.SubVP(), schedule.VE(), schedule.EDM(), schedule.RectifiedFlow()]
+SCHEDULES = [
+    schedule.VP(),
+    schedule.SubVP(),
+    schedule.VE(),
+    schedule.EDM(),
+    schedule.RectifiedFlow(),
+]
 NOISE = (0.05, 5.0)
 STD = 1.3
 
@@ -63,7 +69,9 @@ def gaussian_m(sch, form):
 
     def network(x, t):
         d = x[0].numel()
-        return net(x.reshape(-1, 1), t.repeat_interleave(d)).view(-1, d).mean(1)  # a product of d such laws
+        return (
+            net(x.reshape(-1, 1), t.repeat_interleave(d)).view(-1, d).mean(1)
+        )  # a product of d such laws
 
     return network
 
@@ -101,7 +109,9 @@ def test_levels_are_stratified_and_samples_diffused(sch):
     s = at.sigma / at.alpha
     part = (s / NOISE[0]).log() / math.log(NOISE[1] / NOISE[0]) * 64
     assert torch.equal(part.floor().long(), torch.arange(64))
-    assert torch.allclose(at.x, column(at.alpha, x_0) * x_0 + column(at.sigma, x_0) * at.eps, atol=1e-14)
+    assert torch.allclose(
+        at.x, column(at.alpha, x_0) * x_0 + column(at.sigma, x_0) * at.eps, atol=1e-14
+    )
     assert torch.equal(at.x_0, x_0)
     assert at.rest.tolist() == [0] * 64
     again = diffuse(sch, x_0, generator(), NOISE)
@@ -122,14 +132,17 @@ def test_queries_have_the_means_over_all_rows_as_targets():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_queries_leave_the_expected_gradient_and_lower_its_variance(form):
-    """d loss/d c of a network c (1 + x_1): over many batches of 16 queries both have the same mean."""
+    """d loss/d c of a network c (1 + x_1): over many batches of 16 queries both have the same
+    mean."""
     sch = schedule.VP()
     denoiser = Denoiser(lambda x, t: 0.5 * x, sch)
     found = {}
     for queries in (None, 16):
         slopes = []
         for seed in range(400):
-            y = gaussian(128, 2)[torch.randperm(128, generator=generator(seed))][: None if queries else 16]
+            y = gaussian(128, 2)[torch.randperm(128, generator=generator(seed))][
+                : None if queries else 16
+            ]
             c = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
             loss = trace_loss(
                 lambda x, t, c=c: c * (1 + x[:, 0]), denoiser, y, generator(seed), noise=(0.5, 5.0),
@@ -152,7 +165,9 @@ def test_the_denoising_loss_is_that_of_eps_for_every_prediction_type(kind):
     )
     # w_t times the variance of eps given x_t is 1: a mean of 12000 chi^2 of one degree of freedom
     assert loss.item() == pytest.approx(1, abs=4 * math.sqrt(2 / 12000))
-    plain = denoising_loss(Denoiser(gaussian_network(sch, "epsilon"), sch), x_0, generator(), noise=NOISE)
+    plain = denoising_loss(
+        Denoiser(gaussian_network(sch, "epsilon"), sch), x_0, generator(), noise=NOISE
+    )
     at = diffuse(sch, x_0, generator(), NOISE)
     eps = gaussian_network(sch, "epsilon")(at.x, at.t)
     assert plain.item() == pytest.approx((eps - at.eps).square().mean().item(), rel=1e-12)
@@ -182,15 +197,23 @@ def test_without_std_the_losses_are_plain_mean_squares():
         ("noise", at.eps.square().mean(1)),
         ("paper", x_0.square().mean(1)),
     ):
-        loss = trace_loss(lambda x, t: x[:, 0] + t, denoiser, x_0, generator(), noise=NOISE, form=form)
-        assert loss.item() == pytest.approx((at.x[:, 0] + at.t - target).square().mean().item(), rel=1e-12)
+        loss = trace_loss(
+            lambda x, t: x[:, 0] + t, denoiser, x_0, generator(), noise=NOISE, form=form
+        )
+        assert loss.item() == pytest.approx(
+            (at.x[:, 0] + at.t - target).square().mean().item(), rel=1e-12
+        )
 
 
 def test_the_denoiser_stays_frozen():
     net = VectorNet(2)
     m = VectorNet(2, output="scalar")
     trace_loss(
-        m, Denoiser(net, schedule.EDM()), gaussian(5, 2, dtype=torch.float32), generator(), noise=NOISE
+        m,
+        Denoiser(net, schedule.EDM()),
+        gaussian(5, 2, dtype=torch.float32),
+        generator(),
+        noise=NOISE,
     ).backward()
     assert all(p.grad is None for p in net.parameters())
     assert m.head.bias.grad.item() != 0
@@ -213,9 +236,14 @@ def test_trained_on_atoms_it_finds_their_trace():
     exact = DiffusionFisher(at.x, PointCloud(y), at.alpha, at.sigma).trace()
 
     def error(m):
-        return ((MatchedTrace(m, denoiser)(at.x, at.t) - exact).abs().mean() / exact.abs().mean()).item()
+        return (
+            (MatchedTrace(m, denoiser)(at.x, at.t) - exact).abs().mean() / exact.abs().mean()
+        ).item()
 
-    assert error(Preconditioned(VectorNet(2, output="scalar"), sch, predicts="residual", std=std)) > 0.3
+    assert (
+        error(Preconditioned(VectorNet(2, output="scalar"), sch, predicts="residual", std=std))
+        > 0.3
+    )
     assert error(trained) < 0.12
 
 
@@ -225,14 +253,20 @@ def test_prop_7_as_printed_fails_and_the_corrected_bound_holds():
     sch = schedule.EDM()
     x = y + sigma * torch.ones(1, 4, dtype=torch.float64)
     denoiser = Denoiser(lambda x, t: (x - y) / sigma + d2 * y / 3.8, sch)
-    exact = {"paper": y.square().mean(1), "noise": y.new_ones(1), "residual": y.new_full((1,), d2**2 / 4)}
+    exact = {
+        "paper": y.square().mean(1),
+        "noise": y.new_ones(1),
+        "residual": y.new_full((1,), d2**2 / 4),
+    }
     radius = {"paper": 3.8, "noise": 2.0, "residual": None}  # |y|, |eps|
     for form, m in exact.items():
         trace = MatchedTrace(lambda x, t, m=m: m, denoiser, form)
         error = (trace(x, sigma) - 4 / sigma**2).abs().item()
         right = bound(1.0, sigma, 4, 0.0, d2, form=form, radius=radius[form])
         assert error <= right * (1 + 1e-6)
-        assert error == pytest.approx({"paper": 6.1e-2, "noise": 8e-3, "residual": 4e-6}[form], rel=0.02)
+        assert error == pytest.approx(
+            {"paper": 6.1e-2, "noise": 8e-3, "residual": 4e-6}[form], rel=0.02
+        )
     assert d2**2 / sigma**2 == pytest.approx(4e-6)  # the printed bound, 15000 times below the error
 
 
@@ -268,11 +302,27 @@ def test_no_error_exceeds_the_bound(seed, d, s, d1, d2):
 @pytest.mark.parametrize(
     "m, error, message",
     [
-        (lambda x, t: x, ValueError, r"^trace network: expected output of shape \[3\], got \[3, 2\]$"),
-        (lambda x, t: x[:, :1], ValueError, r"^trace network: expected output of shape \[3\], got \[3, 1\]$"),
-        (lambda x, t: x[:, 0].long(), TypeError, "^trace network: expected output of dtype torch.float64"),
+        (
+            lambda x, t: x,
+            ValueError,
+            r"^trace network: expected output of shape \[3\], got \[3, 2\]$",
+        ),
+        (
+            lambda x, t: x[:, :1],
+            ValueError,
+            r"^trace network: expected output of shape \[3\], got \[3, 1\]$",
+        ),
+        (
+            lambda x, t: x[:, 0].long(),
+            TypeError,
+            "^trace network: expected output of dtype torch.float64",
+        ),
         (lambda x, t: 0.5, TypeError, "^trace network: expected a tensor, got float$"),
-        (lambda x, t: x[:, 0] / 0 * 0, ValueError, "^trace network: returned NaN or inf for 3 of 3 samples"),
+        (
+            lambda x, t: x[:, 0] / 0 * 0,
+            ValueError,
+            "^trace network: returned NaN or inf for 3 of 3 samples",
+        ),
     ],
 )
 def test_a_wrong_trace_network_is_named(form, m, error, message):
@@ -286,11 +336,15 @@ def test_a_wrong_trace_network_is_named(form, m, error, message):
 def test_wrong_arguments():
     sch, x_0 = schedule.RectifiedFlow(), gaussian(3, 2)
     denoiser = Denoiser(lambda x, t: x, sch)
-    with pytest.raises(ValueError, match=r"^noise: expected 0 < noise\[0\] < noise\[1\] .*, got \(0, 1\)$"):
+    with pytest.raises(
+        ValueError, match=r"^noise: expected 0 < noise\[0\] < noise\[1\] .*, got \(0, 1\)$"
+    ):
         diffuse(sch, x_0, generator(), (0, 1))
     with pytest.raises(ValueError, match="^queries: expected an integer from 1 to 3, got 4$"):
         diffuse(sch, x_0, generator(), NOISE, queries=4)
-    with pytest.raises(ValueError, match="^form: expected 'residual' or 'noise' or 'paper', got 'printed'$"):
+    with pytest.raises(
+        ValueError, match="^form: expected 'residual' or 'noise' or 'paper', got 'printed'$"
+    ):
         trace_loss(lambda x, t: t, denoiser, x_0, generator(), noise=NOISE, form="printed")
     with pytest.raises(TypeError, match=r"^network: expected a callable network\(x, t\), got int$"):
         MatchedTrace(3, denoiser)

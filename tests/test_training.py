@@ -1,4 +1,5 @@
-"""The training loop: deterministic, resumable at any moment with the same bits, loud about the wrong file."""
+"""The training loop: deterministic, resumable at any moment with the same bits, loud about the
+wrong file."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkernels._files import FileError
+from dfkernels._io.files import FileError
 from dfkernels.methods.networks import ImageNet, VectorNet
 from dfkernels.methods.training import train
 
@@ -40,7 +41,13 @@ def test_it_learns_and_returns_a_frozen_average():
     module = nn.Linear(1, 1)
     seen = []
     average = train(
-        module, line_loss, steps=300, lr=0.1, ema=0.9, generator=generator(), step=lambda *a: seen.append(a)
+        module,
+        line_loss,
+        steps=300,
+        lr=0.1,
+        ema=0.9,
+        generator=generator(),
+        step=lambda *a: seen.append(a),
     )
     assert (average.weight.item(), average.bias.item()) == pytest.approx((3, -1), abs=1e-3)
     assert not average.training
@@ -145,8 +152,9 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             from test_training import wave_loss
             from dfkernels.methods.networks import VectorNet
             from dfkernels.methods.training import train
-            train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]), every=1,
-                  generator=torch.Generator().manual_seed(0), step=lambda i, n: print(i, flush=True))
+            train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]),
+                  every=1, generator=torch.Generator().manual_seed(0), step=lambda i, n: print(i,
+                  flush=True))
             """
         )
     )
@@ -214,7 +222,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(finished, change, mess
         "steps": 3,
         "configuration": {"noise": (1, 2)},
     } | change
-    with pytest.raises(FileError, match=f"run.pt: checkpoint of another configuration: {message}: delete it"):
+    with pytest.raises(
+        FileError, match=f"run.pt: checkpoint of another configuration: {message}: delete it"
+    ):
         train(**given, generator=generator(), checkpoint=finished)
     assert finished.read_bytes() == before
 
@@ -225,7 +235,9 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path):
 
     def loss(module, generator):
         size = module.event[1]
-        return module(torch.randn(2, size, size, generator=generator), torch.zeros(2)).square().mean()
+        return (
+            module(torch.randn(2, size, size, generator=generator), torch.zeros(2)).square().mean()
+        )
 
     train(ImageNet(1, 4, width=8), loss, steps=1, generator=generator(), checkpoint=path)
     with pytest.raises(
@@ -237,7 +249,9 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path):
 @pytest.mark.parametrize("keep", [0, 1, 100, -1000, -1])
 def test_a_truncated_checkpoint_is_refused(finished, keep):
     finished.write_bytes(finished.read_bytes()[:keep])
-    with pytest.raises(FileError, match=r"run\.pt: no checkpoint, or a truncated one \(.*\): delete it"):
+    with pytest.raises(
+        FileError, match=r"run\.pt: no checkpoint, or a truncated one \(.*\): delete it"
+    ):
         train(nn.Linear(1, 1), line_loss, steps=3, generator=generator(), checkpoint=finished)
 
 
@@ -270,7 +284,9 @@ def test_a_nan_loss_names_the_step_and_leaves_the_checkpoint(tmp_path):
         return line_loss(module, generator) * (math.nan if len(calls) == 7 else 1)
 
     path = tmp_path / "run.pt"
-    with pytest.raises(FloatingPointError, match="^loss: expected a finite number, got nan at step 7 of 10$"):
+    with pytest.raises(
+        FloatingPointError, match="^loss: expected a finite number, got nan at step 7 of 10$"
+    ):
         train(nn.Linear(1, 1), loss, steps=10, generator=generator(), checkpoint=path, every=5)
     assert torch.load(path, weights_only=True)["done"] == 5
 
@@ -279,7 +295,12 @@ def test_a_nan_gradient_names_the_step():
     with pytest.raises(
         FloatingPointError, match="^gradient: expected finite numbers, got norm nan at step 1 of 2$"
     ):
-        train(nn.Linear(1, 1), lambda m, g: (0 * m.weight).sqrt().sum(), steps=2, generator=generator())
+        train(
+            nn.Linear(1, 1),
+            lambda m, g: (0 * m.weight).sqrt().sum(),
+            steps=2,
+            generator=generator(),
+        )
 
 
 def test_an_error_inside_the_loss_names_the_step():

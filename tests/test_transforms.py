@@ -1,5 +1,5 @@
-"""torch.func, forward AD, vmap, checkpoint and higher orders: what they make of an op equals what they make
-of its reference.
+"""torch.func, forward AD, vmap, checkpoint and higher orders: what they make of an op equals what
+they make of its reference.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from dfkernels import ops
-from dfkernels.ops import _pairs
+from dfkernels.ops.common import derivatives
 
 
 def close(got, expected, tolerance=1e-9):
@@ -63,15 +63,20 @@ def test_vjp_and_jvp(case):
             return case.run(dict(zip(names, tensors, strict=True)), reference=reference)
 
         out, pull = vjp(f, *inputs)
-        cotangents = tuple(torch.cos(torch.arange(o.numel(), dtype=o.dtype)).reshape(o.shape) for o in out)
+        cotangents = tuple(
+            torch.cos(torch.arange(o.numel(), dtype=o.dtype)).reshape(o.shape) for o in out
+        )
         pairs.append((out, pull(cotangents), jvp(f, inputs, directions)[1]))
     close(*pairs)
 
 
 def _small(case):
-    """Two queries and four atoms, one of them masked: a second derivative is taken entry by entry."""
+    """Two queries and four atoms, one of them masked: a second derivative is taken entry by
+    entry."""
     most = {"x": 2, "alpha": 2, "sigma": 2, "v": 2, "y": 4, "log_prior": 4}
-    tensors = {k: t[: most[k]] if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()}
+    tensors = {
+        k: t[: most[k]] if isinstance(t, torch.Tensor) else t for k, t in case.tensors.items()
+    }
     masked = tuple(i for i in case.masked if i < 4)
     assert masked
     return replace(case, tensors=tensors, masked=masked)
@@ -112,7 +117,8 @@ def test_forward_mode_level(case):
     for reference in (False, True):
         with forward_ad.dual_level():
             duals = [
-                forward_ad.make_dual(case.tensors[k].clone(), t) for k, t in zip(names, tangents, strict=True)
+                forward_ad.make_dual(case.tensors[k].clone(), t)
+                for k, t in zip(names, tangents, strict=True)
             ]
             out = scalar(case, names, reference)(*duals)
             results.append(forward_ad.unpack_dual(out).tangent)
@@ -134,13 +140,21 @@ def test_vmap_over_each_argument(case):
             return case.run(dict(zip(mapped, tensors, strict=True)))
 
         got = vmap(f)(*stacks)
-        close(got, tuple(map(torch.stack, zip(*[f(*[s[i] for s in stacks]) for i in range(3)], strict=True))))
+        close(
+            got,
+            tuple(
+                map(torch.stack, zip(*[f(*[s[i] for s in stacks]) for i in range(3)], strict=True))
+            ),
+        )
         moved = [s.movedim(0, -1) for s in stacks]
         close(vmap(f, in_dims=-1, out_dims=-1)(*moved), tuple(o.movedim(0, -1) for o in got))
         g = grad(scalar(case, mapped, False), argnums=tuple(range(len(mapped))))
         inside = vmap(g)(*stacks)
         close(
-            inside, tuple(map(torch.stack, zip(*[g(*[s[i] for s in stacks]) for i in range(3)], strict=True)))
+            inside,
+            tuple(
+                map(torch.stack, zip(*[g(*[s[i] for s in stacks]) for i in range(3)], strict=True))
+            ),
         )
         close(
             grad(
@@ -182,8 +196,8 @@ def test_checkpoint(case):
 
 @pytest.mark.parametrize("case", [table(op)[0] for op in OPS], ids=str)
 def test_a_gradient_taken_while_saved_tensors_have_hooks(case):
-    """Within a checkpoint, or under save_on_cpu: torch.func, by which most gradients are found, refuses to work
-    there.
+    """Within a checkpoint, or under save_on_cpu: torch.func, by which most gradients are found,
+    refuses to work there.
     """
     names = [k for k in floats(case) if k not in case.unused]
 
@@ -212,7 +226,12 @@ def test_batched_cotangents(case):
     for out in case.run(dict(zip(names, inputs, strict=True))):
         cotangents = _stacked(torch.ones_like(out), 4)
         got = torch.autograd.grad(
-            out, inputs, cotangents, is_grads_batched=True, retain_graph=True, materialize_grads=True
+            out,
+            inputs,
+            cotangents,
+            is_grads_batched=True,
+            retain_graph=True,
+            materialize_grads=True,
         )
         close(
             got,
@@ -223,7 +242,9 @@ def test_batched_cotangents(case):
                         out, inputs, cotangents[0], retain_graph=True, materialize_grads=True
                     ),
                     [
-                        (torch.linspace(1, 1.3, 4, dtype=torch.float64) / 4).reshape(4, *[1] * t.dim())
+                        (torch.linspace(1, 1.3, 4, dtype=torch.float64) / 4).reshape(
+                            4, *[1] * t.dim()
+                        )
                         for t in inputs
                     ],
                     strict=True,
@@ -250,7 +271,7 @@ def test_score_costs_no_pass_over_the_atoms(monkeypatch):
     case = table("posterior")[0]
     x = case.tensors["x"].clone().requires_grad_()
     log_prob, mean, _, _ = case.run({"x": x})
-    monkeypatch.setattr(_pairs, "_evaluate", None)
+    monkeypatch.setattr(derivatives, "_evaluate", None)
     (score,) = torch.autograd.grad(log_prob.sum(), x)
     close(
         score,
@@ -365,14 +386,19 @@ def test_narrow_atoms_get_gradients_in_their_dtype(dtype):
 
 
 def test_mean_gradient_keeps_its_digits_at_large_sigma():
-    """(alpha/sigma^2) C g is 1e-4 of g: taken out of F g = (g - ...)/sigma^2 it would have 3 digits."""
+    """(alpha/sigma^2) C g is 1e-4 of g: taken out of F g = (g - ...)/sigma^2 it would have 3
+    digits."""
     generator = torch.Generator().manual_seed(0)
     x, y = 100 * torch.randn(2, 8, generator=generator), torch.randn(50, 8, generator=generator)
     grads = []
     for dtype, reference in ((torch.float32, False), (torch.float64, True)):
         a = x.to(dtype).requires_grad_()
-        case = Case("posterior", "large sigma", {"x": a, "y": y.to(dtype), "alpha": 0.9, "sigma": 100.0})
-        grads.append(torch.autograd.grad(case.run(reference=reference)[1].square().sum(), a)[0].double())
+        case = Case(
+            "posterior", "large sigma", {"x": a, "y": y.to(dtype), "alpha": 0.9, "sigma": 100.0}
+        )
+        grads.append(
+            torch.autograd.grad(case.run(reference=reference)[1].square().sum(), a)[0].double()
+        )
     assert float((grads[0] - grads[1]).abs().max()) <= 1e-5 * float(grads[1].abs().max())
 
 

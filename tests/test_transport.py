@@ -1,5 +1,5 @@
-"""The optimal-transport test: the statistic, the numbers of Table 3 by each convention, the schedule-free
-identity, the cases that are Monge maps, and what it says to bad input.
+"""The optimal-transport test: the statistic, the numbers of Table 3 by each convention, the
+schedule-free identity, the cases that are Monge maps, and what it says to bad input.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import dfkernels as df
-from dfkernels.experiments.reproduce import table3
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.transport import CONVENTIONS, TransportTest, asymmetry, transport_test
 from dfkernels.schedule import EDM, VE, VP, SubVP
+from experiments.reproduce import table3
 
 f64 = torch.float64
 STARTS = torch.randn(4096, 2, dtype=f64, generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,12 @@ def test_authors_numbers():
     want = {"VE": 25.1, "VP": 23.7, "sub-VP": 16.0, "EDM": 25.0}
     got = published("authors")
     assert max(abs(got[name] - want[name]) for name in want) <= 1.5
-    here = {"VE": 24.60, "VP": 23.41, "sub-VP": 15.68, "EDM": 24.51}  # these chains' own, by either path
+    here = {
+        "VE": 24.60,
+        "VP": 23.41,
+        "sub-VP": 15.68,
+        "EDM": 24.51,
+    }  # these chains' own, by either path
     assert max(abs(got[name] - here[name]) for name in here) <= 0.05
 
 
@@ -89,7 +94,14 @@ def test_slides_numbers():
 def test_true_jacobian_is_the_same_for_every_schedule_at_equal_levels():
     """Everything depends on (x/alpha, sigma/alpha): not only in the limit, DDIM's own map too."""
     tests = []
-    for schedule in (VE(), EDM(), VP(), SubVP(), table3.ScaledLinearVP(), table3.ScaledLinearSubVP()):
+    for schedule in (
+        VE(),
+        EDM(),
+        VP(),
+        SubVP(),
+        table3.ScaledLinearVP(),
+        table3.ScaledLinearSubVP(),
+    ):
         t = time_grid(schedule, 300, (0.03, 10.0))
         alpha, _ = schedule(t)
         test = transport_test(cloud(table3.NON_AFFINE), schedule, t, x=10 * alpha[0] * STARTS[:200])
@@ -97,7 +109,9 @@ def test_true_jacobian_is_the_same_for_every_schedule_at_equal_levels():
     first, _ = tests[0]
     assert 0.1 < first.summary().mean < 0.5
     for test, shrink in tests[1:]:
-        assert largest(test.A, first.A) <= 1e-6  # rounding, amplified near the borders between basins
+        assert (
+            largest(test.A, first.A) <= 1e-6
+        )  # rounding, amplified near the borders between basins
         assert largest(test.log_norm - shrink.log(), first.log_norm) <= 1e-6
 
 
@@ -106,7 +120,9 @@ def test_fine_steps_agree_between_time_grids():
     gaps = []
     for steps in (500, 4000):
         ve, edm = (
-            transport_test(cloud(table3.NON_AFFINE), s, time_grid(s, steps, (0.03, 1.0), "time"), x=STARTS)
+            transport_test(
+                cloud(table3.NON_AFFINE), s, time_grid(s, steps, (0.03, 1.0), "time"), x=STARTS
+            )
             for s in (VE(), EDM())
         )
         gaps.append(abs(ve.summary().mean - edm.summary().mean))
@@ -116,7 +132,8 @@ def test_fine_steps_agree_between_time_grids():
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("name", table3.PUBLISHED)
 def test_monge_maps_are_recognised(name, convention):
-    """Atoms on a line, on the axes and turned; one atom; one Gaussian: symmetric; the true map positive."""
+    """Atoms on a line, on the axes and turned; one atom; one Gaussian: symmetric; the true map
+    positive."""
     grid = table3.published_grid()
     for y in table3.ON_LINES.values():
         test = table3.chains(y, name, convention, STARTS[:300], grid)
@@ -139,7 +156,9 @@ def test_starts():
     """x_M ~ N(0, sigma_M^2 I), by the generator; events of any rank; float32 where x is."""
     y = torch.randn(5, 2, 3, dtype=f64, generator=torch.Generator().manual_seed(1))
     t = time_grid(EDM(), 4, (2.99, 3.0))
-    draw = lambda: transport_test(cloud(y), EDM(), t, chains=2000, generator=torch.Generator().manual_seed(2))
+    draw = lambda: transport_test(
+        cloud(y), EDM(), t, chains=2000, generator=torch.Generator().manual_seed(2)
+    )
     first, second = draw(), draw()
     assert first.x.shape == (2000, 2, 3) and first.A.shape == (2000, 6, 6) and first.x.dtype == f64
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -206,7 +225,12 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_errors(name):
     change, error, message = BAD[name]
-    args = {"cloud": cloud(table3.AFFINE), "schedule": EDM(), "t": torch.tensor([1.0, 0.5]), **change}
+    args = {
+        "cloud": cloud(table3.AFFINE),
+        "schedule": EDM(),
+        "t": torch.tensor([1.0, 0.5]),
+        **change,
+    }
     with pytest.raises(error, match=re.escape(message)):
         transport_test(**args)
 
@@ -220,7 +244,8 @@ def test_an_x_that_requires_grad_is_loud():
 
 @pytest.mark.parametrize("schedule", [table3.ScaledLinearVP(), table3.ScaledLinearSubVP()])
 def test_scaled_linear_schedules(schedule):
-    """alpha^2 is diffusers' alphas_cumprod to a step's error; f and g2 belong to alpha and sigma."""
+    """alpha^2 is diffusers' alphas_cumprod to a step's error; f and g2 belong to alpha and
+    sigma."""
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=f64) ** 2
     t = torch.arange(1000, dtype=f64) / 1000
     assert largest(schedule.alpha(t) ** 2, torch.cumprod(1 - beta, 0)) <= 2e-3
@@ -234,7 +259,8 @@ def test_scaled_linear_schedules(schedule):
 
 
 def test_the_published_sub_vp_is_inconsistent():
-    """VP's sigma, and g2 = beta (1 - exp(-2 int)) with the first and the last linear beta swapped."""
+    """VP's sigma, and g2 = beta (1 - exp(-2 int)) with the first and the last linear beta
+    swapped."""
     odd, vp = table3.PublishedSubVP(), table3.ScaledLinearVP()
     t = torch.tensor([0.25, 0.5], dtype=f64)
     assert torch.equal(odd.sigma(t), vp.sigma(t))
@@ -247,4 +273,7 @@ def test_published_grid():
     """diffusers' "linspace" spacing of its 1000 steps, over 1000; the last is 1e-6 for 0."""
     for M in (7, 20, 1000):
         steps = np.linspace(0, 999, M).round()[::-1].copy()
-        assert largest(1000 * table3.published_grid(M), torch.from_numpy(steps).clamp(min=1e-3)) <= 1e-12
+        assert (
+            largest(1000 * table3.published_grid(M), torch.from_numpy(steps).clamp(min=1e-3))
+            <= 1e-12
+        )

@@ -1,5 +1,5 @@
-"""The op transport_chain: against its reference, autograd through DDIM, closed forms and symmetries; loud
-where it has no derivative.
+"""The op transport_chain: against its reference, autograd through DDIM, closed forms and
+symmetries; loud where it has no derivative.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
 
-from dfkernels import _native, ops
+from dfkernels import ops
+from dfkernels._torch import native
 from dfkernels.ops.transport_chain import op, reference, stepwise
 
 f64 = torch.float64
@@ -25,7 +26,9 @@ def normal(*shape, seed=0):
 
 
 def levels(M, sigma=(1.0, 0.3), alpha=(0.3, 1.0)):
-    return torch.linspace(*alpha, M + 1, dtype=f64), torch.logspace(*map(math.log10, sigma), M + 1, dtype=f64)
+    return torch.linspace(*alpha, M + 1, dtype=f64), torch.logspace(
+        *map(math.log10, sigma), M + 1, dtype=f64
+    )
 
 
 def problem(B, N, d, M=6, seed=0, **kinds):
@@ -45,15 +48,17 @@ def worst(got, want):
 @pytest.mark.parametrize("d", range(1, 17))
 @pytest.mark.parametrize("B", [0, 1, 17, 70])
 def test_values(B, d):
-    """Every width of the kernel's blocks, whole and ragged groups of lanes, each way to carry A; more atoms
-    than are summed in one chain of additions.
+    """Every width of the kernel's blocks, whole and ragged groups of lanes, each way to carry A;
+    more atoms than are summed in one chain of additions.
     """
     rates = 0.2 * normal(6, 2, seed=5)
     for N in (1, 3, 300) if d in (2, 7) else (1, 9):
         x, y, alpha, sigma = problem(B, N, d, seed=10 * d + N)
         prior = 3 * normal(N, seed=N)
         if N > 1:
-            prior[:2] = torch.tensor([-math.inf, 50.0])  # a mask, and no overflow where one is far above
+            prior[:2] = torch.tensor(
+                [-math.inf, 50.0]
+            )  # a mask, and no overflow where one is far above
             prior[2] += 50
         for options in ({}, {"rates": rates}, {"rates": rates, "transposed": True}):
             for log_prior in (None, prior):
@@ -74,8 +79,8 @@ def test_values_step_by_step(N, d):
 
 @pytest.mark.parametrize("B, N, d", [(40, 3, 2), (17, 64, 16), (9, 200, 5)])
 def test_float32(B, N, d):
-    """The error of float32 against float64 is at most twice that of plain PyTorch, plus sixteen roundings:
-    fifty steps add up, and plain PyTorch may be lucky.
+    """The error of float32 against float64 is at most twice that of plain PyTorch, plus sixteen
+    roundings: fifty steps add up, and plain PyTorch may be lucky.
     """
     x, y, alpha, sigma = (a.float() for a in problem(B, N, d, M=50))
     exact = reference(*[a.double() for a in (x, y, alpha, sigma)])
@@ -105,14 +110,23 @@ def test_one_atom(dtype, least, d):
     x, y = normal(5, d).to(dtype) * sigma[0].to(dtype), normal(1, d, seed=1).to(dtype)
     end, A, log_norm = ops.transport_chain(x, y, alpha, sigma)
     eye = torch.eye(d, dtype=dtype).expand(5, d, d)
-    assert torch.equal(A * (1 - eye), torch.zeros_like(A)) and largest(A, eye) <= 4 * torch.finfo(dtype).eps
-    assert largest(log_norm, torch.full((5,), 2 * math.log(least), dtype=dtype)) <= 1e-6 * -math.log(least)
+    assert (
+        torch.equal(A * (1 - eye), torch.zeros_like(A))
+        and largest(A, eye) <= 4 * torch.finfo(dtype).eps
+    )
+    assert largest(
+        log_norm, torch.full((5,), 2 * math.log(least), dtype=dtype)
+    ) <= 1e-6 * -math.log(least)
     assert largest(end, y.expand(5, d)) <= 4 * torch.finfo(dtype).eps * float(y.abs().max())
 
 
 def test_no_step_is_the_identity():
     x, y, alpha, sigma = problem(3, 2, 2, M=0)
-    for run in (lambda *a: ops.transport_chain(*a), lambda *a: stepwise(*a, None, None, False), reference):
+    for run in (
+        lambda *a: ops.transport_chain(*a),
+        lambda *a: stepwise(*a, None, None, False),
+        reference,
+    ):
         end, A, log_norm = run(x, y, alpha, sigma)
         assert largest(end, x) <= 1e-15
         assert torch.equal(A, torch.eye(2, dtype=f64).expand(3, 2, 2)) and torch.equal(
@@ -145,7 +159,7 @@ def test_moving_scaling_and_turning_the_cloud(seed, d, shift, scale):
     assert largest(to, scale * end @ turn.T + alpha[-1] * shift) <= 1e-9 * (1 + abs(shift) + scale)
 
 
-@pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+@pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 def test_an_offset_costs_float32_no_digits():
     """Data 1000 away from the origin, in numbers that float32 holds: A as without the offset."""
     x, y, alpha, sigma = problem(20, 3, 2, M=50, alpha=(1.0, 1.0))
@@ -166,7 +180,7 @@ def test_threads_and_neighbours_change_no_bit():
             assert all(map(torch.equal, alone, ops.transport_chain(x, y, alpha, sigma)))
     finally:
         torch.set_num_threads(threads)
-    if _native.available:
+    if native.available:
         part = ops.transport_chain(x[101:140], y, alpha, sigma)
         assert all(torch.equal(a[101:140], b) for a, b in zip(alone, part, strict=True))
 
@@ -200,14 +214,16 @@ def test_registration(name):
         assert set(checks.values()) == {"SUCCESS"}, checks
 
 
-@pytest.mark.skipif(not _native.available, reason=f"no compiled part: {_native.reason}")
+@pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 def test_native_implements():
     assert torch._C._dispatch_has_kernel_for_dispatch_key("dfkernels::transport_chain", "CPU")
 
 
 def test_compiles():
     x, y, alpha, sigma = problem(3, 4, 2)
-    got = torch.compile(ops.transport_chain, fullgraph=True, backend="aot_eager")(x, y, alpha, sigma)
+    got = torch.compile(ops.transport_chain, fullgraph=True, backend="aot_eager")(
+        x, y, alpha, sigma
+    )
     assert worst(got, ops.transport_chain(x, y, alpha, sigma)) == 0
 
 
@@ -283,7 +299,11 @@ BAD = {
         ValueError,
         "alpha: expected a tensor of real numbers, shape [M + 1], got torch.float64 [0]",
     ),
-    "sigma shape": (dict(sigma=sigma[1:]), ValueError, "sigma: expected shape [5] like alpha, got [4]"),
+    "sigma shape": (
+        dict(sigma=sigma[1:]),
+        ValueError,
+        "sigma: expected shape [5] like alpha, got [4]",
+    ),
     "sigma zero": (
         dict(sigma=torch.tensor([1.0, 0.5, 0.2, 0.1, 0.0])),
         ValueError,
@@ -334,5 +354,7 @@ def test_errors(name):
 
 def test_an_overflow_is_loud():
     rates = torch.full((4, 2), 1e300, dtype=f64)
-    with pytest.raises(ValueError, match="expected (finite numbers|a finite result), got .*overflow"):
+    with pytest.raises(
+        ValueError, match="expected (finite numbers|a finite result), got .*overflow"
+    ):
         ops.transport_chain(x.float(), y.float(), alpha, sigma, rates=rates)

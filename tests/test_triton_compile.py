@@ -1,9 +1,9 @@
-"""Every Triton kernel compiled for four GPUs without one: registers, spills and shared memory keep to a
-budget.
+"""Every Triton kernel compiled for four GPUs without one: registers, spills and shared memory keep
+to a budget.
 
-The kernels are those that the launchers launch for the shapes in bench/triton_budget.py, the arguments
-specialised as Triton would. `python -m bench.triton_budget` writes the budget anew; say in the commit why it
-grew.
+The kernels are those that the launchers launch for the shapes in bench/triton_budget.py, the
+arguments specialised as Triton would. `python -m bench.triton_budget` writes the budget anew; say
+in the commit why it grew.
 """
 
 from __future__ import annotations
@@ -19,33 +19,43 @@ pytest.importorskip("triton.backends.nvidia", reason="Triton was built without i
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from bench import triton_budget as budget  # noqa: E402
-
-from dfkernels.ops import _triton  # noqa: E402
+from dfkernels.ops.common.triton import device  # noqa: E402
 
 KNOWN = {tuple(row[k] for k in budget.KEY): row for row in budget.read()}
 OTHER = triton.__version__ not in {row["triton"] for row in KNOWN.values()}
 
 
-@pytest.mark.skipif(OTHER, reason=f"no budget for Triton {triton.__version__}: another compiler has others")
+@pytest.mark.skipif(
+    OTHER, reason=f"no budget for Triton {triton.__version__}: another compiler has others"
+)
 def test_the_budget_is_of_these_kernels_on_every_gpu():
     """By names, for which nothing is compiled; and in what was measured no loop spills."""
     for cc in budget.CAPABILITIES:
-        rows = {key[1:3]: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)}
+        rows = {
+            key[1:3]: row
+            for key, row in KNOWN.items()
+            if (key[0], key[3]) == (triton.__version__, cc)
+        }
         assert rows.keys() == budget.launches(cc).keys(), "run python -m bench.triton_budget"
         assert [row for row in rows.values() if row["loop_spills"]] == []
-        assert max(row["shared"] for row in rows.values()) <= _triton.DEVICES[cc].shared
+        assert max(row["shared"] for row in rows.values()) <= device.DEVICES[cc].shared
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cc", [90, 100])  # `python -m bench.triton_budget` takes all four, two minutes each
+@pytest.mark.parametrize(
+    "cc", [90, 100]
+)  # `python -m bench.triton_budget` takes all four, two minutes each
 def test_every_kernel_keeps_to_its_budget(cc):
-    """Nothing spills in a loop, and shared memory fits the device, with any Triton; the rest as committed."""
+    """Nothing spills in a loop, and shared memory fits the device, with any Triton; the rest as
+    committed."""
     measured = {tuple(row[k] for k in budget.KEY): row for row in budget.measure([cc])}
     assert [row for row in measured.values() if row["loop_spills"]] == []
-    assert [row for row in measured.values() if row["shared"] > _triton.DEVICES[cc].shared] == []
+    assert [row for row in measured.values() if row["shared"] > device.DEVICES[cc].shared] == []
     if OTHER:
         return
-    allowed = {key: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)}
+    allowed = {
+        key: row for key, row in KNOWN.items() if (key[0], key[3]) == (triton.__version__, cc)
+    }
     assert measured.keys() == allowed.keys(), "run python -m bench.triton_budget"
     over = {
         key: {k: (row[k], allowed[key][k]) for k in budget.COUNTS if row[k] > allowed[key][k]}
@@ -55,13 +65,16 @@ def test_every_kernel_keeps_to_its_budget(cc):
 
 
 def test_no_float_argument_of_a_kernel_has_to_be_exact():
-    """It is a float32 on a GPU, in float64 kernels too: log N lost digits that way. `gap` and `keep` may be
-    rounded, scale and offset go with float32 alone. What must be exact goes in as an integer.
+    """It is a float32 on a GPU, in float64 kernels too: log N lost digits that way. `gap` and
+    `keep` may be rounded, scale and offset go with float32 alone. What must be exact goes in as an
+    integer.
     """
     for (_, name), launch in budget.launches(90).items():
         floats = {k for k, kind in launch.signature.items() if kind in ("fp32", "fp64")}
         assert floats <= {"gap", "keep", "scale", "offset"}, name
-        assert "*fp64" not in launch.signature.get("x", "") or not launch.constants.get("AFFINE"), name
+        assert "*fp64" not in launch.signature.get("x", "") or not launch.constants.get("AFFINE"), (
+            name
+        )
 
 
 def test_every_op_is_called():
@@ -71,7 +84,11 @@ def test_every_op_is_called():
 
 def test_recorded_launches_are_what_the_shapes_lead_to():
     """Ones are constants and multiples of 16 known, as when Triton sees the arguments."""
-    named = {launch.name: launch for (file, _), launch in budget.launches(90).items() if "endpoint" in file}
+    named = {
+        launch.name: launch
+        for (file, _), launch in budget.launches(90).items()
+        if "endpoint" in file
+    }
     key = "kernel fp32 CENTRED=True STAGE=row ROWS=1 BLOCK=4096 PADDED=1 warps=8 ctas=1"
     launch = named[key]  # B = 4096, K = 4, d = 3072
     assert launch.constants["pieces"] == 1 and launch.signature["pieces"] == "constexpr"
@@ -100,7 +117,13 @@ def test_spills_are_counted_in_innermost_loops_only():
 
 
 def test_the_budget_file_keeps_other_compilers(tmp_path):
-    row = {"triton": "3.7.1", "file": "a", "kernel": "k", "cc": 90, **dict.fromkeys(budget.COUNTS, 1)}
+    row = {
+        "triton": "3.7.1",
+        "file": "a",
+        "kernel": "k",
+        "cc": 90,
+        **dict.fromkeys(budget.COUNTS, 1),
+    }
     other = {**row, "triton": "3.8.0"}
     path = tmp_path / "budget.csv"
     budget.write([row, other], path)

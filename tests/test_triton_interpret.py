@@ -24,6 +24,15 @@ def test_interpreted(path):
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--durations=5",
+        str(path),
+    ]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]

@@ -1,4 +1,5 @@
-"""Launch heuristics are plain functions of shapes and a device: which configuration for which shape."""
+"""Launch heuristics are plain functions of shapes and a device: which configuration for which
+shape."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from dfkernels.ops import _triton  # noqa: E402
-from dfkernels.ops.endpoint_matvec import triton as endpoint  # noqa: E402
-from dfkernels.ops.matched_trace import triton as matched  # noqa: E402
-from dfkernels.ops.transport_chain import KERNEL_MAX_D  # noqa: E402
-from dfkernels.ops.transport_chain import triton as chains  # noqa: E402
+from dfkernels.ops.common.triton import device as _triton
+from dfkernels.ops.endpoint_matvec import triton as endpoint
+from dfkernels.ops.matched_trace import triton as matched
+from dfkernels.ops.transport_chain import KERNEL_MAX_D
+from dfkernels.ops.transport_chain import triton as chains
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -47,7 +48,7 @@ def test_endpoint_matvec_covers_every_shape(device, clusters, itemsize):
         # a thread's share of three arrays, in registers of 4 bytes, leaves room below 255
         assert 3 * p.rows * p.block * itemsize <= 4 * 192 * 32 * p.warps * p.ctas
         assert -(-K // p.vectors) <= 65535 and 1 <= p.vectors <= K
-        assert p.ctas == 1 or clusters and device.cc >= 90 and p.ctas <= 8
+        assert p.ctas == 1 or (clusters and device.cc >= 90 and p.ctas <= 8)
         assert p.warps * 32 <= max(32, p.rows * p.block // p.ctas)
 
 
@@ -74,7 +75,7 @@ def test_matched_trace_covers_every_shape(device, clusters, itemsize):
         assert p.length * p.pieces >= d > (p.pieces - 1) * p.length and p.length % p.block == 0
         assert p.rows == 1 or p.pieces == p.ctas == 1
         assert 3 * p.rows * p.block * itemsize <= 4 * 96 * 32 * p.warps * p.ctas
-        assert p.ctas == 1 or clusters and device.cc >= 90 and p.ctas <= 8
+        assert p.ctas == 1 or (clusters and device.cc >= 90 and p.ctas <= 8)
 
 
 def test_chains():

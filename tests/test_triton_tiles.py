@@ -1,4 +1,5 @@
-"""Which tile and how many splits the data-set ops take, for every shape and device: plain functions."""
+"""Which tile and how many splits the data-set ops take, for every shape and device: plain
+functions."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from dfkernels.ops import _triton, _triton_gather, _triton_logits  # noqa: E402
+from dfkernels.ops.common.triton import device as _triton
+from dfkernels.ops.common.triton import launch, logits
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -29,7 +31,7 @@ SIZES = (1, 2, 3, 16, 17, 64, 784, 1024, 1025, 3072, 4096, 4097, 100_000)
     ],
 )
 def test_tile(lanes, d, itemsize, D, ATOMS, LANES, DAX, warps, given):
-    t = _triton_gather.tile_for(lanes, d, itemsize, H200)
+    t = launch.tile_for(lanes, d, itemsize, H200)
     assert (t.D, t.ATOMS, t.LANES, t.DAX, t.warps, t.given) == (D, ATOMS, LANES, DAX, warps, given)
 
 
@@ -38,9 +40,9 @@ def test_tile(lanes, d, itemsize, D, ATOMS, LANES, DAX, warps, given):
 def test_every_shape(device, itemsize):
     """Powers of two; d whole, or cut with logits given; what is prefetched fits shared memory."""
     for lanes, d in itertools.product(LANES, SIZES):
-        t = _triton_gather.tile_for(lanes, d, itemsize, device)
+        t = launch.tile_for(lanes, d, itemsize, device)
         assert all(n > 0 and n & (n - 1) == 0 for n in (t.D, t.ATOMS, t.LANES, t.warps, t.strip))
-        assert t.given or t.D >= d
+        assert t.given or d <= t.D
         assert t.strip * t.ATOMS <= 1024 and (t.strip == 1 or t.given)
         assert (t.STAGES - 1) * t.ATOMS * t.D * itemsize + 2**15 <= device.shared or t.STAGES == 1
         assert t.ATOMS * t.LANES * t.D * itemsize <= 256 * 32 * t.warps  # 64 registers a thread
@@ -51,27 +53,28 @@ def test_every_shape(device, itemsize):
 def test_splits(device, N):
     """Short chains, no empty split, and the device is full where there are atoms enough."""
     for lanes, d in itertools.product(LANES, SIZES):
-        t = _triton_gather.tile_for(lanes, d, 4, device)
+        t = launch.tile_for(lanes, d, 4, device)
         blocks, tiles = -(-lanes // t.LANES), -(-N // t.ATOMS)
-        splits = _triton_gather.splits_for(N, blocks, t, device)
-        assert 1 <= splits <= tiles and tiles <= _triton_gather.LONGEST * splits
+        splits = launch.splits_for(N, blocks, t, device)
+        assert 1 <= splits <= tiles and tiles <= launch.LONGEST * splits
         assert blocks * splits >= 4 * device.multiprocessors or splits >= tiles // (4 * t.strip)
 
 
 @DEVICES
 def test_scratch_is_bounded(device):
-    """Partial sums and kept logits of the queries in flight: at most ROOM numbers, or those of one query."""
+    """Partial sums and kept logits of the queries in flight: at most ROOM numbers, or those of one
+    query."""
     for B, K, N, d in itertools.product((1, 100, 10**5), (1, 7), (10, 10**6), SIZES):
-        step = _triton_gather.queries_at_once(B, K, N, d, 4, device)
-        t = _triton_gather.tile_for(B * K, d, 4, device)
-        splits = _triton_gather.splits_for(N, -(-B * K // t.LANES), t, device)
-        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.given) <= _triton_gather.ROOM
+        step = launch.queries_at_once(B, K, N, d, 4, device)
+        t = launch.tile_for(B * K, d, 4, device)
+        splits = launch.splits_for(N, -(-B * K // t.LANES), t, device)
+        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.given) <= launch.ROOM
 
 
 @DEVICES
 def test_products_fit(device):
     for B, precise in itertools.product((2, 16, 17, 10**4), (False, True)):
-        sizes = _triton_logits.filter_sizes(B, precise, device)
+        sizes = logits.filter_sizes(B, precise, device)
         assert sizes["QUERIES"] >= 16 and sizes["QUERIES"] <= 2 * max(B, 8)
         held = sizes["ATOMS"] * sizes["QUERIES"] // (32 * 8)
         assert held <= 64  # registers a thread for the product

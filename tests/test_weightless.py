@@ -1,5 +1,6 @@
-"""Atoms without weight, masked by log_prior = -inf or too far away, are invisible: results and derivatives of every
-order and mode are those of the cloud without them, whatever they hold and however many they are.
+"""Atoms without weight, masked by log_prior = -inf or too far away, are invisible: results and
+derivatives of every order and mode are those of the cloud without them, whatever they hold and
+however many they are.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def cloud(op, dtype=torch.float64, N=6, d=3):
 
 
 def pair_of_clouds(op, kind, share, fill, dtype=torch.float64):
-    """The same atoms with and without others that have no weight. -> tensors, clean tensors, rows of the clean"""
+    """The same atoms with and without others that have no weight. -> tensors, clean tensors, rows
+    of the clean"""
     rows = list(KEPT_ROWS[share])
     tensors = cloud(op, dtype)
     clean = {k: t[rows] if k in ("y", "log_prior") else t for k, t in tensors.items()}
@@ -54,13 +56,16 @@ def pair_of_clouds(op, kind, share, fill, dtype=torch.float64):
 
 
 def scalar(outputs):
-    """One number of all outputs, of which no derivative vanishes; log_prob without its normalisation."""
+    """One number of all outputs, of which no derivative vanishes; log_prob without its
+    normalisation."""
     return sum((torch.sin(o + i) * (i + 1)).sum() for i, o in enumerate(outputs))
 
 
 def run(op, tensors, reference=False):
     outputs = Case(op, "weightless", tensors).run(reference=reference)
-    if op == "posterior":  # of the atoms' own prior, so that clouds of another total can be compared
+    if (
+        op == "posterior"
+    ):  # of the atoms' own prior, so that clouds of another total can be compared
         outputs = (outputs[0] + tensors["log_prior"].logsumexp(0), *outputs[1:])
     return outputs
 
@@ -73,7 +78,9 @@ def backward(f, tensors):
 def double_backward(f, tensors):
     leaves = [t.clone().requires_grad_() for t in tensors]
     first = torch.autograd.grad(f(*leaves), leaves, create_graph=True)
-    return torch.autograd.grad(sum(torch.sin(g).sum() for g in first), leaves, materialize_grads=True)
+    return torch.autograd.grad(
+        sum(torch.sin(g).sum() for g in first), leaves, materialize_grads=True
+    )
 
 
 def forward_mode(f, tensors):
@@ -87,7 +94,9 @@ def jvp_of_vjp(f, tensors):
 
 def vmap_of_grad(f, tensors):
     """Over two copies of the queries."""
-    return vmap(lambda x: grad(f)(x, *tensors[1:]))(torch.stack([tensors[0], tensors[0] + 0.1]))[None]
+    return vmap(lambda x: grad(f)(x, *tensors[1:]))(torch.stack([tensors[0], tensors[0] + 0.1]))[
+        None
+    ]
 
 
 MODES = (backward, double_backward, forward_mode, jvp_of_vjp, vmap_of_grad)
@@ -138,15 +147,21 @@ def test_one_far_atom_in_float32(fill):
     tensors, clean, rows = pair_of_clouds("posterior", "far", "few", fill, torch.float32)
     names = ["x", "y", "alpha", "sigma"]
     for mode in (backward, double_backward, forward_mode):
-        expect_same(*(derivatives(mode, "posterior", t, names) for t in (tensors, clean)), rows, 1e-4)
+        expect_same(
+            *(derivatives(mode, "posterior", t, names) for t in (tensors, clean)), rows, 1e-4
+        )
 
 
-@pytest.mark.parametrize("dtype, fill", [(torch.float32, 3e38), (torch.float16, math.nan), (torch.bfloat16, 3e38)])
+@pytest.mark.parametrize(
+    "dtype, fill", [(torch.float32, 3e38), (torch.float16, math.nan), (torch.bfloat16, 3e38)]
+)
 def test_narrow_atoms(dtype, fill):
     tensors, clean, rows = pair_of_clouds("posterior", "masked", "few", fill)
     tensors["y"], clean["y"] = tensors["y"].to(dtype), clean["y"].to(dtype)
     names = floats(Case("posterior", "", tensors))
-    expect_same(*(derivatives(backward, "posterior", t, names) for t in (tensors, clean)), rows, 1e-2)
+    expect_same(
+        *(derivatives(backward, "posterior", t, names) for t in (tensors, clean)), rows, 1e-2
+    )
 
 
 def test_kept_lists_with_unlisted_and_masked_nan():
@@ -159,13 +174,20 @@ def test_kept_lists_with_unlisted_and_masked_nan():
 
     def gradients(tensors, kept, mode):
         def f(*some):
-            case = Case("posterior", "kept", {**tensors, **dict(zip(names, some, strict=True))}, {"kept": kept})
+            case = Case(
+                "posterior",
+                "kept",
+                {**tensors, **dict(zip(names, some, strict=True))},
+                {"kept": kept},
+            )
             return scalar(case.run())
 
         return mode(f, [tensors[name] for name in names])
 
     for mode in (backward, double_backward, jvp_of_vjp):
-        expect_same(gradients(tensors, lists, mode), gradients(clean, clean_lists, mode), rows, 1e-10)
+        expect_same(
+            gradients(tensors, lists, mode), gradients(clean, clean_lists, mode), rows, 1e-10
+        )
 
 
 def test_the_fast_backward_of_the_mean():
@@ -173,7 +195,9 @@ def test_the_fast_backward_of_the_mean():
 
     def product(tensors):
         args = [tensors[k] for k in ("y", "alpha", "sigma", "log_prior")]
-        return vjp(lambda x: ops.posterior(x, *args).mean, tensors["x"])[1](torch.ones_like(tensors["x"]))[0]
+        return vjp(lambda x: ops.posterior(x, *args).mean, tensors["x"])[1](
+            torch.ones_like(tensors["x"])
+        )[0]
 
     assert torch.allclose(product(tensors), product(clean), rtol=1e-12, atol=1e-12)
 
@@ -186,8 +210,13 @@ def test_transport_chain(fill, d):
     keep = [0, 2, 3, 5]
     y, prior = tensors["y"].clone(), tensors["log_prior"].clone()
     y[[1, 4]], prior[[1, 4]] = fill, -math.inf
-    levels = torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64), torch.tensor([1.0, 0.7, 0.3], dtype=torch.float64)
-    clean = ops.transport_chain(tensors["x"], tensors["y"][keep], *levels, tensors["log_prior"][keep])
+    levels = (
+        torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64),
+        torch.tensor([1.0, 0.7, 0.3], dtype=torch.float64),
+    )
+    clean = ops.transport_chain(
+        tensors["x"], tensors["y"][keep], *levels, tensors["log_prior"][keep]
+    )
     expect_same(ops.transport_chain(tensors["x"], y, *levels, prior), clean, [], 1e-12)
     expect_same(chain_reference(tensors["x"], y, *levels, prior), clean, [], 1e-10)
 
@@ -202,7 +231,9 @@ def test_compiled(op):
         leaves = dict(zip(names, some, strict=True))
         return torch.autograd.grad(scalar(run(op, leaves)), some)
 
-    compiled = torch.compile(lambda *some: scalar(run(op, dict(zip(names, some, strict=True)))), backend="aot_eager")
+    compiled = torch.compile(
+        lambda *some: scalar(run(op, dict(zip(names, some, strict=True)))), backend="aot_eager"
+    )
     leaves = [tensors[name].clone().requires_grad_() for name in names]
     found = torch.autograd.grad(compiled(*leaves), leaves)
     right = gradients(*[clean[name].clone().requires_grad_() for name in names])

@@ -1,7 +1,8 @@
 """python -m bench.gpu: the whole check of the GPU kernels, in under nine minutes on one GPU.
 
-The CUDA tests, every op over a grid against its roofline and its peers, then compute-sanitizer on small calls
-where there is one. Writes one JSON file after every case, so that a run that is cut short leaves what it has.
+The CUDA tests, every op over a grid against its roofline and its peers, then compute-sanitizer on
+small calls where there is one. Writes one JSON file after every case, so that a run that is cut
+short leaves what it has.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def machine() -> dict:
         "0",
     )
     code, text = shell(*query)
-    driver, clock, power = [*text.strip().split(", "), "", ""][:3] if code == 0 else ("unknown", "", "")
+    driver, clock, power = (
+        [*text.strip().split(", "), "", ""][:3] if code == 0 else ("unknown", "", "")
+    )
     return {
         "gpu": p.name,
         "capability": f"{p.major}.{p.minor}",
@@ -103,9 +106,17 @@ def tests(timeout: float) -> dict:
     """The CUDA test set; "failed" is -1 where it did not come to an end."""
     start = time.monotonic()
     code, text = shell(
-        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py", timeout=timeout
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_cuda.py",
+        timeout=timeout,
     )
-    count = lambda word: sum(map(int, re.findall(rf"(\d+) {word}", text.strip().rpartition("\n")[2])))
+    count = lambda word: sum(
+        map(int, re.findall(rf"(\d+) {word}", text.strip().rpartition("\n")[2]))
+    )
     failed = count("failed") + count("errors?") or (0 if code == 0 else -1)
     seconds = round(time.monotonic() - start, 1)
     return {
@@ -122,7 +133,10 @@ def sanitizer(deadline: float) -> dict:
     if not Path(tool).exists():
         return {}
     found = {}
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(report.ROOT)}
+    environment = os.environ | {
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "PYTHONPATH": str(report.ROOT),
+    }
     for kind in ("memcheck", "racecheck"):
         command = (tool, "--tool", kind, "--error-exitcode", "9", sys.executable, "-c", SMALL)
         code, text = shell(*command, timeout=max(1, deadline - time.monotonic()), env=environment)
@@ -149,7 +163,9 @@ def ours(case: Case, inputs: dict):
     return lambda: getattr(df.ops, case.op)(**inputs, **case.options)
 
 
-def measure_case(case: Case, rates: dict, timer, capture, device, memory: int, deadline: float) -> dict:
+def measure_case(
+    case: Case, rates: dict, timer, capture, device, memory: int, deadline: float
+) -> dict:
     """One row: every contender's median, spread and error; a contender that cannot run says why."""
     from . import measure
 
@@ -168,13 +184,19 @@ def measure_case(case: Case, rates: dict, timer, capture, device, memory: int, d
             row["contenders"][name] = {"skipped": "out of time"}
             continue
         if (needed := peers.bytes_needed(case, name)) > 0.8 * memory:
-            row["contenders"][name] = {"skipped": f"needs {needed / 2**30:.0f} GiB for [B, N] arrays"}
+            row["contenders"][name] = {
+                "skipped": f"needs {needed / 2**30:.0f} GiB for [B, N] arrays"
+            }
             continue
         try:
             function = make()
             out = function()
             out = out[0] if isinstance(out, tuple) else out
-            error = None if name in peers.INCOMPARABLE else measure.relative_error(out[-EXACT_QUERIES:], want)
+            error = (
+                None
+                if name in peers.INCOMPARABLE
+                else measure.relative_error(out[-EXACT_QUERIES:], want)
+            )
             del out
             run, as_graph = capture(function)
             times = timer(run, 0.3)
@@ -198,21 +220,25 @@ def line(row: dict) -> str:
     peer = report.best(row)
     ratio = "" if peer is None else f"  {peer[0] / mine['ms']:.2f} x faster than {peer[1]}"
     over = mine["ms"] / row["floor_ms"]
-    return (
-        f"{name}: {mine['ms']:.4g} ms  {over:.2f} x floor ({row['bound']})  error {mine['error']:.1e}{ratio}"
-    )
+    return f"{name}: {mine['ms']:.4g} ms  {over:.2f} x floor ({row['bound']})  error {mine['error']:.1e}{ratio}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--minutes", type=float, default=8.5, help="the whole run (default 8.5)")
     parser.add_argument(
         "--only", default="", help="cases whose name contains this, without tests: for tuning"
     )
-    parser.add_argument("--out", type=Path, help="the file (default: bench/results/gpu-<name>.json)")
+    parser.add_argument(
+        "--out", type=Path, help="the file (default: bench/results/gpu-<name>.json)"
+    )
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("python -m bench.gpu: torch sees no CUDA device; nothing was measured", file=sys.stderr)
+        print(
+            "python -m bench.gpu: torch sees no CUDA device; nothing was measured", file=sys.stderr
+        )
         return 2
     from . import measure
 
@@ -225,7 +251,9 @@ def main() -> int:
     if not args.only:
         result["tests"] = tests(timeout=60 * args.minutes / 3)
         print(
-            "tests: {passed} passed, {failed} failed, {seconds} s\n{tail}".format(**result["tests"]),
+            "tests: {passed} passed, {failed} failed, {seconds} s\n{tail}".format(
+                **result["tests"]
+            ),
             flush=True,
         )
     timer = measure.Events()

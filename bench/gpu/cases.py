@@ -15,8 +15,8 @@ EXACT_QUERIES = 2  # of a case, compared with float64
 
 @dataclass(frozen=True)
 class Case:
-    """One call. Data ops: B queries, N atoms in `storage`, K vectors; transport_chain: B chains of K steps,
-    N atoms; the others: N = 0.
+    """One call. Data ops: B queries, N atoms in `storage`, K vectors; transport_chain: B chains of
+    K steps, N atoms; the others: N = 0.
     """
 
     group: str  # memory, compute, small d, grid, network, chain: what bounds it, and its target
@@ -57,7 +57,8 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Products with the atoms: logits, and one for every sum over them; a chain's symmetric C, and C A."""
+        """Products with the atoms: logits, and one for every sum over them; a chain's symmetric C,
+        and C A."""
         if self.op == "transport_chain":
             N, d = self.N, self.d
             return 2 * self.K * self.B * (2 * N * d + N * d * (d + 1) // 2 + d**3)
@@ -71,13 +72,16 @@ class Case:
     def within(self, memory: int) -> Case:
         """With as many atoms as a quarter of the GPU's memory holds."""
         room = memory // 4 // (ITEMSIZE[self.storage] * self.d)
-        return replace(self, N=room) if self.N > room else self
+        return replace(self, N=room) if room < self.N else self
 
     def inputs(self, device) -> dict[str, torch.Tensor]:
         """Random, never zeros: queries are atoms plus noise."""
         generator = torch.Generator(device).manual_seed(1)
         normal = lambda *shape: torch.randn(*shape, device=device, generator=generator)
-        alpha, sigma = torch.ones(self.B, device=device), torch.full((self.B,), self.sigma, device=device)
+        alpha, sigma = (
+            torch.ones(self.B, device=device),
+            torch.full((self.B,), self.sigma, device=device),
+        )
         if self.op == "endpoint_matvec":
             found = {
                 "v": normal(self.B, self.K, self.d),
@@ -86,12 +90,24 @@ class Case:
             }
             return {**found, "alpha": alpha, "sigma": sigma}
         if self.op == "matched_trace":
-            found = {"m": normal(self.B), "eps": normal(self.B, self.d), "alpha": alpha, "sigma": sigma}
+            found = {
+                "m": normal(self.B),
+                "eps": normal(self.B, self.d),
+                "alpha": alpha,
+                "sigma": sigma,
+            }
             return {**found, "x": normal(self.B, self.d)}
         if self.op == "transport_chain":
-            sigma = torch.logspace(0, math.log10(self.sigma), self.K + 1, dtype=torch.float64, device=device)
+            sigma = torch.logspace(
+                0, math.log10(self.sigma), self.K + 1, dtype=torch.float64, device=device
+            )
             y = 0.5 * normal(self.N, self.d)
-            return {"x": normal(self.B, self.d), "y": y, "alpha": torch.ones_like(sigma), "sigma": sigma}
+            return {
+                "x": normal(self.B, self.d),
+                "y": y,
+                "alpha": torch.ones_like(sigma),
+                "sigma": sigma,
+            }
         y = random_atoms(self, device)
         index = torch.randint(self.N, (self.B,), device=device, generator=generator)
         found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
@@ -129,7 +145,11 @@ def grid() -> list[Case]:
         for storage in ("bfloat16", "float32")
         for noise in ("high", "low")
     ]
-    small = [Case("small d", op, 65_536, 65_536, d) for op in ("posterior", "fisher_matvec") for d in (2, 16)]
+    small = [
+        Case("small d", op, 65_536, 65_536, d)
+        for op in ("posterior", "fisher_matvec")
+        for d in (2, 16)
+    ]
     sizes = ((64, 50_000, 3072), (1024, 50_000, 784), (1024, 10_000, 64), (1, 50_000, 3072))
     rest = [
         Case("grid", op, *size, noise=noise)
@@ -151,7 +171,8 @@ def grid() -> list[Case]:
 
 
 def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:
-    """(milliseconds, what bounds it): bytes, FLOPs or exps over their rates; FLOPs in the atoms' dtype."""
+    """(milliseconds, what bounds it): bytes, FLOPs or exps over their rates; FLOPs in the atoms'
+    dtype."""
     matrix = rates["bf16_tflops" if case.storage == "bfloat16" else "fp32_tflops"]
     return max(
         (case.bytes / rates["copy_gbs"] / 1e6, "memory"),

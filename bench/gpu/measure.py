@@ -13,8 +13,8 @@ import triton.language as tl
 class Events:
     """Milliseconds of each of several runs, between device events; L2 is flushed before each.
 
-    The flush reads: lines that it wrote would be written back during the run. It takes longer than the
-    host needs to queue a run, so that the device never waits for it.
+    The flush reads: lines that it wrote would be written back during the run. It takes longer than
+    the host needs to queue a run, so that the device never waits for it.
     """
 
     def __init__(self, least: int = 5, most: int = 100):
@@ -25,7 +25,9 @@ class Events:
     def __call__(self, function, seconds: float) -> list[float]:
         function()
         [first] = self.run(function, 1)
-        return self.run(function, max(self.least, min(self.most, int(1000 * seconds / (first + 0.2)))))
+        return self.run(
+            function, max(self.least, min(self.most, int(1000 * seconds / (first + 0.2))))
+        )
 
     def run(self, function, count: int) -> list[float]:
         pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
@@ -39,8 +41,8 @@ class Events:
 
 
 def graphed(function):
-    """(replay of `function` as a CUDA graph, True), or (function, False) where it cannot be captured. It has
-    run before.
+    """(replay of `function` as a CUDA graph, True), or (function, False) where it cannot be
+    captured. It has run before.
     """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()  # the graph has memory of its own
@@ -65,7 +67,8 @@ def _exps(p, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def rates(timer) -> dict[str, float]:
-    """copy_gbs: a device-to-device copy, bytes read and written; *_tflops: 8192 cubed; exp_gs: 1e9 exp2/s."""
+    """copy_gbs: a device-to-device copy, bytes read and written; *_tflops: 8192 cubed; exp_gs: 1e9
+    exp2/s."""
     source = torch.randn(2**29, device="cuda")
     target = torch.empty_like(source)
     copy = statistics.median(timer(partial(target.copy_, source), 0.2))
@@ -79,7 +82,9 @@ def rates(timer) -> dict[str, float]:
     ):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
-        found[f"{name}_tflops"] = 2 * 8192**3 / statistics.median(timer(partial(torch.mm, a, b), 0.3)) / 1e9
+        found[f"{name}_tflops"] = (
+            2 * 8192**3 / statistics.median(timer(partial(torch.mm, a, b), 0.3)) / 1e9
+        )
     torch.backends.cuda.matmul.allow_tf32 = allowed
     p = torch.rand(2**24, device="cuda")
     took = statistics.median(timer(lambda: _exps[(2**24 // 1024,)](p, 256, 1024), 0.1))
@@ -88,7 +93,8 @@ def rates(timer) -> dict[str, float]:
 
 
 def exact(op: str, x, y, alpha, sigma, v=None):
-    """The op's tensor that contenders are compared in (posterior: the mean), in float64 by differences."""
+    """The op's tensor that contenders are compared in (posterior: the mean), in float64 by
+    differences."""
     x, a, s = x.double(), alpha.double()[:, None, None], sigma.double()[:, None, None]
     blocks = y.split(max(1, 2**24 // x.numel()))
     logits = [-(((x[:, None] - a * rows.double()) / s) ** 2).sum(-1) / 2 for rows in blocks]
@@ -100,7 +106,9 @@ def exact(op: str, x, y, alpha, sigma, v=None):
     for w, rows in zip(weights, blocks, strict=True):
         t = a / s * (rows.double() - mean[:, None])  # [q, rows, d]
         if op == "fisher_matvec":
-            total += torch.einsum("qn,qni,qkn->qki", w, t, torch.einsum("qni,qki->qkn", t, v.double()))
+            total += torch.einsum(
+                "qn,qni,qkn->qki", w, t, torch.einsum("qni,qki->qkn", t, v.double())
+            )
         elif op == "fisher_diagonal":
             total += torch.einsum("qn,qni->qi", w, t * t)
         else:

@@ -1,7 +1,7 @@
 """What people use today on a GPU, at its best: the norms |y|^2 are handed over ready and not timed.
 
-torch       two to three matrix products and a softmax between them, float32: the atoms as float32; the other
-            ops: their references
+torch       two to three matrix products and a softmax between them, float32: the atoms as float32;
+            the other ops: their references
 torch-bf16  the same in the atoms' own bfloat16, where they are stored so
 compile     torch.compile of the faster kind
 sdpa        scaled_dot_product_attention, |y|^2 as one more feature; d < 256, mean only
@@ -77,10 +77,14 @@ def sdpa(x, y, alpha, sigma, y_norm):
     scale = alpha / sigma**2
     d, dtype = x.shape[1], y.dtype
     pad = -(d + 1) % 8
-    wide = lambda t, last: torch.nn.functional.pad(torch.cat([t, last[:, None].to(t.dtype)], 1), (0, pad))
+    wide = lambda t, last: torch.nn.functional.pad(
+        torch.cat([t, last[:, None].to(t.dtype)], 1), (0, pad)
+    )
     query = wide((x * scale[:, None]).to(dtype), alpha * scale)[None, None]
     key = wide(y, -y_norm / 2)[None, None]
-    return torch.nn.functional.scaled_dot_product_attention(query, key, key, scale=1.0)[0, 0, :, :d].float()
+    return torch.nn.functional.scaled_dot_product_attention(query, key, key, scale=1.0)[
+        0, 0, :, :d
+    ].float()
 
 
 def keops(x, y, alpha, sigma, y_norm):
@@ -96,8 +100,8 @@ def keops(x, y, alpha, sigma, y_norm):
 
 
 def flash_sinkhorn(x, y, alpha, sigma, y_norm):
-    """Transport plan times y, for one sigma and alpha = 1. The potentials that make its rows sum to one are
-    ready-made, as y_norm is.
+    """Transport plan times y, for one sigma and alpha = 1. The potentials that make its rows sum to
+    one are ready-made, as y_norm is.
     """
     from flash_sinkhorn.kernels import apply_plan_mat_flashstyle
 
@@ -137,12 +141,15 @@ INCOMPARABLE = ("flash-sd-kde",)  # its result is that of another call
 
 
 def contenders(case, inputs) -> dict:
-    """name -> function that makes the function to be timed: what may be ready-made is then ready."""
+    """name -> function that makes the function to be timed: what may be ready-made is then
+    ready."""
     if case.op in REFERENCES:
         plain, given, narrow = REFERENCES[case.op], {**inputs, **case.options}, False
     else:
         plain, y = PLAIN[case.op], inputs["y"]
-        y_norm = torch.cat([rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))])
+        y_norm = torch.cat(
+            [rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))]
+        )
         given, narrow = {**inputs, "y_norm": y_norm}, y.dtype != torch.float32
     found = {"torch": lambda: partial(plain, **given)}
     if narrow:
@@ -162,7 +169,8 @@ def contenders(case, inputs) -> dict:
 
 
 def bytes_needed(case, name: str) -> int:
-    """Of a contender beside its inputs: [B, N] arrays, and the atoms as float32, squared or weighted."""
+    """Of a contender beside its inputs: [B, N] arrays, and the atoms as float32, squared or
+    weighted."""
     if not case.N or name not in ("torch", "torch-bf16", "compile"):
         return 0
     if case.op == "transport_chain":

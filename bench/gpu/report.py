@@ -1,4 +1,5 @@
-"""What a run found: the file, the targets, the tables. `python -m bench.gpu.report` puts them into README."""
+"""What a run found: the file, the targets, the tables. `python -m bench.gpu.report` puts them into
+README."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def best(row: dict, names=CONTENDERS[1:]) -> tuple[float, str] | None:
 
 
 def targets(result: dict) -> list[dict]:
-    """What the kernels are to reach, and have; the least over the cases, or their geometric mean."""
+    """What the kernels are to reach, and have; the least over the cases, or their geometric
+    mean."""
     rows = [row for row in result["rows"] if ms(row, "dfkernels")]
     rates = result["rates"]
 
@@ -59,12 +61,20 @@ def targets(result: dict) -> list[dict]:
     alike = [row for row in rows if row["group"] != "chain"]  # whose peer is hundreds of launches
     everyone, plain = CONTENDERS[1:], ("torch", "torch-bf16")
     group = lambda name, **more: [
-        row for row in rows if row["group"] == name and all(row[k] == value for k, value in more.items())
+        row
+        for row in rows
+        if row["group"] == name and all(row[k] == value for k, value in more.items())
     ]
     wanted = [
         ("network: share of the copy bandwidth", 0.85, min, group("network", K=1), copied),
         ("memory: share of the copy bandwidth", 0.80, min, group("memory"), copied),
-        ("compute: share of the bf16 matrix rate", 0.60, min, group("compute", storage="bfloat16"), matrix),
+        (
+            "compute: share of the bf16 matrix rate",
+            0.60,
+            min,
+            group("compute", storage="bfloat16"),
+            matrix,
+        ),
         (
             "compute, float32: times faster than torch",
             2.0,
@@ -72,16 +82,30 @@ def targets(result: dict) -> list[dict]:
             group("compute", storage="float32"),
             over("torch"),
         ),
-        ("small d: times faster than the fastest peer", 1.0, min, group("small d"), over(*everyone)),
+        (
+            "small d: times faster than the fastest peer",
+            1.0,
+            min,
+            group("small d"),
+            over(*everyone),
+        ),
         ("all: times faster than torch, geometric mean", 3.0, geometric_mean, alike, over(*plain)),
-        ("all: times faster than torch.compile, geometric mean", 2.0, geometric_mean, alike, over("compile")),
+        (
+            "all: times faster than torch.compile, geometric mean",
+            2.0,
+            geometric_mean,
+            alike,
+            over("compile"),
+        ),
     ]
     found = []
     for name, least, combine, chosen, value in wanted:
         values = [v for row in chosen if (v := value(row)) is not None]
         reached = combine(values) if values else None
         met = None if reached is None else reached >= least
-        found.append({"target": name, "wanted": least, "reached": reached, "met": met, "cases": len(values)})
+        found.append(
+            {"target": name, "wanted": least, "reached": reached, "met": met, "cases": len(values)}
+        )
     return found
 
 
@@ -127,7 +151,10 @@ def with_tables(text: str, results: list[dict]) -> str:
     """`text` with everything between the markers <!-- gpu --> and <!-- /gpu --> made anew."""
     body = "\n\n".join(map(markdown, results)) or "Not yet measured on a GPU."
     return re.sub(
-        r"<!-- gpu -->.*?<!-- /gpu -->", lambda _: f"<!-- gpu -->\n{body}\n<!-- /gpu -->", text, flags=re.S
+        r"<!-- gpu -->.*?<!-- /gpu -->",
+        lambda _: f"<!-- gpu -->\n{body}\n<!-- /gpu -->",
+        text,
+        flags=re.S,
     )
 
 

@@ -1,4 +1,5 @@
-"""Methods built from the ops, one per file, for a network of any convention or for the data set itself."""
+"""Methods built from the ops, one per file, for a network of any convention or for the data set
+itself."""
 
 from __future__ import annotations
 

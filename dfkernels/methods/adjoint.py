@@ -1,4 +1,5 @@
-"""Adjoint guidance: the gradient of a loss on x_0 carried back along a sampler's path, and descent on x_t.
+"""Adjoint guidance: the gradient of a loss on x_0 carried back along a sampler's path, and descent
+on x_t.
 
 dlam/dt = -f lam - (g^2/2) F lam, lam_t = dL/dx_t (eq. 18); with s = sigma/alpha,
 d(alpha lam)/ds = -alpha sigma F (alpha lam).
@@ -12,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
-from .._operator import FisherOperator
+from .._torch import check
 from ..cloud import PointCloud
+from ..linalg.operator import FisherOperator
 from .denoiser import Denoiser
 from .endpoint import FORMS, fisher
 from .grid import Trajectory, nodes
@@ -36,37 +37,38 @@ def adjoint(
     cloud: PointCloud | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Trajectory:
-    """lam_t = M lam_s, M = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t, back over
-    the steps t -> s.
+    """lam_t = M lam_s, M = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t,
+    back over the steps t -> s.
 
-    M is the Jacobian of a DDIM step: on a DDIM path the form "vjp" gives what autograd through the solver
-    gives, and "exact" does for the ideal denoiser, without keeping any graph. On another solver's path this
-    is eq. 18 by the exponential Euler method.
+    M is the Jacobian of a DDIM step: on a DDIM path the form "vjp" gives what autograd through the
+    solver gives, and "exact" does for the ideal denoiser, without keeping any graph. On another
+    solver's path this is eq. 18 by the exponential Euler method.
 
     Args:
         trajectory: from `sample`, all states kept.
         gradient: [B, *E], dL/dx at its last state.
-        form: one of `endpoint.FORMS`, or a callable operator(x, t) -> FisherOperator. "paper" and "centred"
-            take ybar, and x0 beyond the last node, from the path's steps, where d(x/alpha)/ds = eps: they
-            call no network.
-        order: 1, or 2: eq. 18 by Heun's method, with two products per step, for paths of second order.
-        normalise: scale each sample's lam to largest entry 1 at every node: only directions are kept, and
-            nothing overflows.
+        form: one of `endpoint.FORMS`, or a callable operator(x, t) -> FisherOperator. "paper" and
+            "centred" take ybar, and x0 beyond the last node, from the path's steps, where
+            d(x/alpha)/ds = eps: they call no network.
+        order: 1, or 2: eq. 18 by Heun's method, with two products per step, for paths of second
+        order. normalise: scale each sample's lam to largest entry 1 at every node: only directions
+            are kept, and nothing overflows.
         cloud, trace: see `endpoint.fisher`.
 
-    Returns the gradients at all nodes, in the trajectory's order: the first is dL/dx at the noisy end. No
-    graph. Raises ValueError / TypeError naming the argument, RuntimeError where an unstable form overflows.
+    Returns the gradients at all nodes, in the trajectory's order: the first is dL/dx at the noisy
+    end. No graph. Raises ValueError / TypeError naming the argument, RuntimeError where an unstable
+    form overflows.
     """
     path = nodes(denoiser.schedule, trajectory.t)
     total = len(path.t) - 1
     if len(trajectory.x) != total + 1:
         expected = f"a state for each of its {total + 1} times"
-        raise _check.mismatch("trajectory", expected, f"{len(trajectory.x)}: sample with keep=None")
-    _check.like("gradient", gradient, "x", trajectory.x[-1])
-    _check.finite("gradient", gradient.detach())
-    order = _check.integer("order", order, 1, 2)
+        raise check.mismatch("trajectory", expected, f"{len(trajectory.x)}: sample with keep=None")
+    check.like("gradient", gradient, "x", trajectory.x[-1])
+    check.finite("gradient", gradient.detach())
+    order = check.integer("order", order, 1, 2)
     if not callable(form):
-        _check.choice("form", form, FORMS)
+        check.choice("form", form, FORMS)
 
     alpha, sigma, s = (level.tolist() for level in path[1:])
     states = [x.detach() for x in trajectory.x]
@@ -107,9 +109,9 @@ def adjoint(
 
 
 class Guided(NamedTuple):
-    """What `guide` returns: x [B, *E] at t[0] and the x_0 [B, *E] that it becomes, each sample's from the
-    step with its lowest loss; the losses before each step and at the end [steps + 1, B]; the calls of the
-    network.
+    """What `guide` returns: x [B, *E] at t[0] and the x_0 [B, *E] that it becomes, each sample's
+    from the step with its lowest loss; the losses before each step and at the end [steps + 1, B];
+    the calls of the network.
     """
 
     x: Tensor
@@ -140,19 +142,19 @@ def guide(
     Args:
         loss: loss(x_0) -> [B], differentiable in x_0 [B, *E], one number per sample.
         x: [B, *E], e.g. sigma times normal noise; t: [M + 1], noisiest first, sigma > 0.
-        steps: >= 0. Each costs the sampling, M calls of the network (Heun: 2 M), and the adjoint: M calls
-            and backward passes for "vjp", 2 M calls for "finite-difference", none for "paper", "centred",
-            "isotropic" (unless the trace's network does) and "exact".
-        lr: length of a step relative to |x|; with normalise=False the step is -lr lam, which asks of a form
-            that the gradient's length is right too.
+        steps: >= 0. Each costs the sampling, M calls of the network (Heun: 2 M), and the adjoint: M
+            calls and backward passes for "vjp", 2 M calls for "finite-difference", none for
+            "paper", "centred", "isotropic" (unless the trace's network does) and "exact".
+        lr: length of a step relative to |x|; with normalise=False the step is -lr lam, which asks
+            of a form that the gradient's length is right too.
         method: of `sample`. form, order, cloud, trace: of `adjoint`.
         step: called as step(done, steps) after each step.
 
     Raises ValueError / TypeError naming the argument, `loss` for another shape, NaN or inf.
     """
-    steps = _check.integer("steps", steps, 0)
-    lr, before = _check.constant("lr", lr), denoiser.evaluations
-    _check.query("x", x)
+    steps = check.integer("steps", steps, 0)
+    lr, before = check.constant("lr", lr), denoiser.evaluations
+    check.query("x", x)
     x, losses, best = x.detach(), [], None
     for i in range(steps + 1):
         with torch.no_grad():
@@ -174,23 +176,28 @@ def _better(new: tuple[Tensor, ...], best: tuple[Tensor, ...] | None) -> tuple[T
         return new
     lower = new[0] < best[0]
     return tuple(
-        torch.where(lower.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(new, best, strict=True)
+        torch.where(lower.view(-1, *[1] * (a.ndim - 1)), a, b)
+        for a, b in zip(new, best, strict=True)
     )
 
 
 def _norm(x: Tensor, p: float = 2) -> Tensor:
     """|x| per sample, never 0, [B, 1, ...]."""
-    norm = torch.linalg.vector_norm(_check.query("x", x), p, 1)
+    norm = torch.linalg.vector_norm(check.query("x", x), p, 1)
     return norm.clamp_min(torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.ndim - 1))
 
 
 def _value_and_gradient(loss: Callable[[Tensor], Tensor], x0: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
-        x0 = x0.detach().clone().requires_grad_()  # a copy: what inference mode has made cannot require grad
+        x0 = (
+            x0.detach().clone().requires_grad_()
+        )  # a copy: what inference mode has made cannot require grad
         value = loss(x0)
-        _check.tensor("loss", value)
+        check.tensor("loss", value)
         if value.shape != x0.shape[:1]:
-            raise _check.mismatch("loss", f"shape [{len(x0)}], one number per sample", list(value.shape))
-        _check.finite("loss", value.detach())
+            raise check.mismatch(
+                "loss", f"shape [{len(x0)}], one number per sample", list(value.shape)
+            )
+        check.finite("loss", value.detach())
         (gradient,) = torch.autograd.grad(value.sum(), x0)
     return value.detach(), gradient

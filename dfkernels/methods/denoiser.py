@@ -8,8 +8,9 @@ sample          x_0                             out itself                1, -al
 v_prediction    alpha eps - sigma x_0           alpha, -sigma, 1/n        sigma, alpha, 1/n
 flow            alpha' x_0 + sigma' eps         1, -r, 1/(alpha - alpha' r)   -alpha', alpha, 1/D
 
-n = alpha^2 + sigma^2, r = sigma/sigma', D = alpha sigma' - sigma alpha'; primes are derivatives in t. n and D
-are never 0, so that the last two hold over the whole closed range of a schedule, ends included.
+n = alpha^2 + sigma^2, r = sigma/sigma', D = alpha sigma' - sigma alpha'; primes are derivatives in
+t. n and D are never 0, so that the last two hold over the whole closed range of a schedule, ends
+included.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
 from ..schedule import Schedule
@@ -34,22 +35,24 @@ class Denoiser:
     """What a network predicts at x_t = alpha x_0 + sigma eps, in every parametrisation.
 
     Args:
-        network: `network(x, t)` with x [B, *E] and t [B] (the schedule's t, in x's dtype) -> [B, *E]. An output
-            of lower precision than x, as under autocast, is converted to x's dtype.
+        network: `network(x, t)` with x [B, *E] and t [B] (the schedule's t, in x's dtype) -> [B,
+            *E]. An output of lower precision than x, as under autocast, is converted to x's dtype.
         schedule: maps t to alpha, sigma and their derivatives.
         prediction_type: what the network returns:
-            "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t = sigma, this
-            is EDM's `model(x, sigma)`); "v_prediction": alpha eps - sigma x_0 (Salimans & Ho 2022, VP);
-            "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with schedule.RectifiedFlow, x_0 - eps).
+            "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t =
+            sigma, this is EDM's `model(x, sigma)`); "v_prediction": alpha eps - sigma x_0 (Salimans
+            & Ho 2022, VP); "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with
+            schedule.RectifiedFlow, x_0 - eps).
 
-    Each result is computed by the formula that is finite and accurate over the closed range of t. Where there
-    is none, asking for it raises ValueError naming t: x_0 of an "epsilon" network at alpha = 0, eps of a
-    "sample" network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP and VE at t = 0), a
-    score at sigma = 0. Levels are computed in float64, results are in x's dtype.
+    Each result is computed by the formula that is finite and accurate over the closed range of t.
+    Where there is none, asking for it raises ValueError naming t: x_0 of an "epsilon" network at
+    alpha = 0, eps of a "sample" network at sigma = 0, eps of a "flow" network where d sigma/dt is
+    infinite (VP and VE at t = 0), a score at sigma = 0. Levels are computed in float64, results are
+    in x's dtype.
 
-    `evaluations` counts calls of the network. Every result is checked: ValueError naming `network` for another
-    shape, NaN or inf, TypeError for a dtype of higher precision (values are not looked at on an accelerator,
-    under vmap or torch.compile).
+    `evaluations` counts calls of the network. Every result is checked: ValueError naming `network`
+    for another shape, NaN or inf, TypeError for a dtype of higher precision (values are not looked
+    at on an accelerator, under vmap or torch.compile).
     """
 
     def __init__(
@@ -59,22 +62,30 @@ class Denoiser:
         prediction_type: str = "epsilon",
     ) -> None:
         if not callable(network):
-            raise TypeError(f"network: expected a callable network(x, t), got {type(network).__name__}")
+            raise TypeError(
+                f"network: expected a callable network(x, t), got {type(network).__name__}"
+            )
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule: expected a dfkernels.schedule, got {type(schedule).__name__}")
-        _check.choice("prediction_type", prediction_type, PREDICTION_TYPES)
+            raise TypeError(
+                f"schedule: expected a dfkernels.schedule, got {type(schedule).__name__}"
+            )
+        check.choice("prediction_type", prediction_type, PREDICTION_TYPES)
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
         self.evaluations = 0
 
     @classmethod
-    def exact(cls, cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Denoiser:
-        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises. tolerance: as
-        in `DiffusionFisher`.
+    def exact(
+        cls, cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None
+    ) -> Denoiser:
+        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises.
+        tolerance: as in `DiffusionFisher`.
         """
         return cls(PosteriorMean(cloud, schedule, tolerance), schedule, "sample")
 
     def __repr__(self) -> str:
-        return f"Denoiser({type(self.network).__name__}, {self.schedule!r}, {self.prediction_type!r})"
+        return (
+            f"Denoiser({type(self.network).__name__}, {self.schedule!r}, {self.prediction_type!r})"
+        )
 
     def levels(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each [B] in x's dtype, evaluated in float64."""
@@ -87,7 +98,8 @@ class Denoiser:
         return self._eps(x, t, self._call(x, t))
 
     def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The prediction of x_0, [B, *E], an approximation of the posterior mean. One call of the network."""
+        """The prediction of x_0, [B, *E], an approximation of the posterior mean. One call of the
+        network."""
         t = _time(x, t, self.schedule)
         return self._denoised(x, t, self._call(x, t))
 
@@ -105,8 +117,8 @@ class Denoiser:
         return self._eps(x, t, out), self._denoised(x, t, out)
 
     def eps_of(self, x: Tensor, t: float | Tensor, out: Tensor) -> Tensor:
-        """eps from what the network returned at x and t: for a caller that has called it by other means. It
-        counts as an evaluation.
+        """eps from what the network returned at x and t: for a caller that has called it by other
+        means. It counts as an evaluation.
         """
         t = _time(x, t, self.schedule)
         self.evaluations += 1
@@ -161,22 +173,28 @@ class PosteriorMean(NamedTuple):
 
 
 def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
-    """A network's output in the dtype of a tensor that it has to be like. Raises ValueError / TypeError where
-    it is not, or not finite.
+    """A network's output in the dtype of a tensor that it has to be like. Raises ValueError /
+    TypeError where it is not, or not finite.
     """
     if not isinstance(out, Tensor):
         hint = f"; return its .sample, as in lambda x, t: {name.replace(' ', '_')}(x, t).sample"
         hint = hint if isinstance(getattr(out, "sample", None), Tensor) else ""
         raise TypeError(f"{name}: expected a tensor, got {type(out).__name__}{hint}")
     if out.shape != like.shape:
-        raise ValueError(f"{name}: expected output of shape {list(like.shape)}, got {list(out.shape)}")
+        raise ValueError(
+            f"{name}: expected output of shape {list(like.shape)}, got {list(out.shape)}"
+        )
     if not out.is_floating_point() or torch.promote_types(out.dtype, like.dtype) != like.dtype:
         raise TypeError(f"{name}: expected output of dtype {like.dtype}, got {out.dtype}")
     if out.device != like.device:
         raise ValueError(f"{name}: expected output on {like.device} like x, got {out.device}")
-    if _check.values_hidden(out):
+    if check.values_hidden(out):
         return out.to(like.dtype)
-    bad = ~out.detach().isfinite().reshape(len(out), -1).all(1) if len(out) else out.new_zeros(0, dtype=bool)
+    bad = (
+        ~out.detach().isfinite().reshape(len(out), -1).all(1)
+        if len(out)
+        else out.new_zeros(0, dtype=bool)
+    )
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise ValueError(
@@ -188,29 +206,29 @@ def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
 
 def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
     """t, which has to be in the schedule's range, as [B] in float64 on x's device."""
-    _check.query("x", x)
+    check.query("x", x)
     t = schedule._time(t)
     if t.ndim and t.shape != x.shape[:1]:
-        raise _check.mismatch("t", f"a number, shape [] or [{x.shape[0]}]", f"shape {list(t.shape)}")
+        raise check.mismatch("t", f"a number, shape [] or [{x.shape[0]}]", f"shape {list(t.shape)}")
     return t.to(x.device, torch.float64).expand(x.shape[0])
 
 
 def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> None:
-    if not _check.values_hidden(ok) and not bool(ok.all()):
+    if not check.values_hidden(ok) and not bool(ok.all()):
         at = t.expand(ok.shape)[~ok][0].item()
         raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {schedule!r}")
 
 
 def _difference(x: Tensor, level: Tensor, out: Tensor, divisor: Tensor) -> Tensor:
-    """(x - level out) / divisor, for levels [B] in float64; in x's dtype. What cancels, cancels before it is
-    rounded.
+    """(x - level out) / divisor, for levels [B] in float64; in x's dtype. What cancels, cancels
+    before it is rounded.
     """
     return (x - _column(level, x) * out) * _column(1 / divisor, x)
 
 
 def _combined(x: Tensor, out: Tensor, p: Tensor, q: Tensor, m: Tensor) -> Tensor:
-    """(p x + q out) m, for levels [B] in float64; in x's dtype, which need not hold p, q and m: next to alpha =
-    0 they are as small or large as its square.
+    """(p x + q out) m, for levels [B] in float64; in x's dtype, which need not hold p, q and m:
+    next to alpha = 0 they are as small or large as its square.
     """
     return _column(p * m, x) * x + _column(q * m, x) * out
 

@@ -1,5 +1,5 @@
-"""The diffusion Fisher F at x_t behind one switch: DF-EA (eq. 20), its relatives, the network's own, the
-exact one.
+"""The diffusion Fisher F at x_t behind one switch: DF-EA (eq. 20), its relatives, the network's
+own, the exact one.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import _check, ops
-from .._object import Watched
-from .._operator import FisherOperator
+from .. import ops
+from .._torch import check
+from .._torch.objects import Watched
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
+from ..linalg.operator import FisherOperator
 from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
 
@@ -33,23 +34,28 @@ def fisher(
     cloud: PointCloud | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> FisherOperator:
-    """F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one of:
+    """F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one
+    of:
 
     form                 F v                                              needs   a vector costs
     "paper"              C = x0 x0^T - ybar ybar^T (DF-EA, eq. 20)        x0      O(d)
     "centred"            C = r r^T, r = x0 - ybar; with a trace, capped:  x0      O(d)
                          |r|^2 <= tr C = (sigma^2/alpha^2)(d - sigma^2 tr F)
     "isotropic"          (tr F/d) v                                       trace   O(d)
-    "exact"              the Fisher of the data set                       cloud   a pass over the data
-    "jvp"                J_eps v/sigma, forward mode, no graph                    a call in dual numbers
+    "exact"              the Fisher of the data set                       cloud   a pass over the
+    data
+    "jvp"                J_eps v/sigma, forward mode, no graph                    a call in dual
+    numbers
     "finite-difference"  (eps(x + h v) - eps(x - h v))/(2 h sigma)                two calls
-    "vjp"                J_eps^T v/sigma, reverse mode                            a call and its backward pass
+    "vjp"                J_eps^T v/sigma, reverse mode                            a call and its
+    backward pass
 
-    When to trust them. "exact" is F itself for the law of the data set; a trained network approximates the
-    law behind it, and at small sigma the two differ. The last three are the network's own: "vjp" is what
-    autograd through a solver uses; "jvp" and "finite-difference" equal it as far as J_eps is symmetric, as it
-    is for the true score. The others are guesses. Cosine to the true adjoint, and length relative to it, when
-    each carries a random gradient from sigma = 0.002 up to 2.3 (exact score, 100 DDIM steps; medians):
+    When to trust them. "exact" is F itself for the law of the data set; a trained network
+    approximates the law behind it, and at small sigma the two differ. The last three are the
+    network's own: "vjp" is what autograd through a solver uses; "jvp" and "finite-difference" equal
+    it as far as J_eps is symmetric, as it is for the true score. The others are guesses. Cosine to
+    the true adjoint, and length relative to it, when each carries a random gradient from sigma =
+    0.002 up to 2.3 (exact score, 100 DDIM steps; medians):
 
     data                                      "paper"     "centred"   "isotropic"
     16 atoms, d = 2                           .82, 4      .98, .4      .96, .9
@@ -59,36 +65,37 @@ def fisher(
     a Gaussian, variances 1 to 1e-4, d = 8    .42, 1e20   .61, .008    .67, .3
     a Gaussian, variances 1 to 1e-4, d = 64   .14, 1e70   .00, 10      .66, .3
 
-    So: "isotropic" keeps every direction and about the right length; it is never far off. "centred" is best
-    where single atoms explain the sample, and bad on smooth data in high dimension at noise below the data's
-    own deviations, since it puts all of C into one direction; the cap only acts on an x0 that is not the
-    path's own end. The paper's C is indefinite, depends on the origin, and amplifies without bound: for
-    comparison.
+    So: "isotropic" keeps every direction and about the right length; it is never far off. "centred"
+    is best where single atoms explain the sample, and bad on smooth data in high dimension at noise
+    below the data's own deviations, since it puts all of C into one direction; the cap only acts on
+    an x0 that is not the path's own end. The paper's C is indefinite, depends on the origin, and
+    amplifies without bound: for comparison.
 
     Args:
         x: [B, *E], float32 or float64; t: float, [] or [B].
         denoiser: gives alpha, sigma and the prediction ybar or eps.
         x0: [B, *E], the end of the path that x lies on.
-        mean: [B, *E], ybar where it is known already: then the forms "paper" and "centred" call no network.
-        cloud: the atoms, event shape E.
+        mean: [B, *E], ybar where it is known already: then the forms "paper" and "centred" call no
+        network. cloud: the atoms, event shape E.
         trace: trace(x, t) -> tr F [B], such as a MatchedTrace.
         What a form does not need is ignored.
 
-    Returns the operator of the form: `@`, trace(), diagonal() (closed forms for the first four, else d
-    products), to_dense(), solve(b, damping), eigsh(k). CG needs at most three steps for the first three
-    forms; on "centred", solve is the sound Levenberg-Marquardt step (a I - b r r^T)^{-1} v.
+    Returns the operator of the form: `@`, trace(), diagonal() (closed forms for the first four,
+    else d products), to_dense(), solve(b, damping), eigsh(k). CG needs at most three steps for the
+    first three forms; on "centred", solve is the sound Levenberg-Marquardt step (a I - b r
+    r^T)^{-1} v.
 
-    A trained network's F is not quite symmetric: `T` swaps "jvp" and "vjp"; solve runs CG all the same,
-    judges by the true residual and raises where the asymmetry keeps it above tol (it has derivatives in b,
-    damping and x, none in the network's parameters); eigsh gives the pairs of (F + F^T)/2 up to d = 512,
-    above that it raises as solve does.
+    A trained network's F is not quite symmetric: `T` swaps "jvp" and "vjp"; solve runs CG all the
+    same, judges by the true residual and raises where the asymmetry keeps it above tol (it has
+    derivatives in b, damping and x, none in the network's parameters); eigsh gives the pairs of (F
+    + F^T)/2 up to d = 512, above that it raises as solve does.
 
     Raises TypeError / ValueError naming the argument.
     """
-    _check.choice("form", form, FORMS)
+    check.choice("form", form, FORMS)
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
-    _check.query("x", x)
+    check.query("x", x)
     alpha, sigma = denoiser.levels(x, t)
     if form == "exact":
         _needs("cloud", cloud, "a PointCloud", form)
@@ -98,10 +105,10 @@ def fisher(
         return IsotropicFisher(x, alpha, sigma, _trace(trace, x, t, sigma))
     if form in ("paper", "centred"):
         _needs("x0", x0, f"the end of the path, shape {list(x.shape)},", form)
-        _check.like("x0", x0, "x", x)
+        check.like("x0", x0, "x", x)
         if mean is None:
             mean = denoiser.denoised(x, t)
-        _check.like("mean", mean, "x", x)
+        check.like("mean", mean, "x", x)
         if form == "centred" and trace is not None:
             x0 = _capped(x0, mean, alpha, sigma, _trace(trace, x, t, sigma))
         return EndpointFisher(x, alpha, sigma, x0, mean, form)
@@ -111,7 +118,8 @@ def fisher(
 def bound(
     alpha: float | Tensor, sigma: float | Tensor, eps_error: float | Tensor, radius: float
 ) -> float | Tensor:
-    """2 alpha^2 D^2/sigma^4 + 2 alpha D delta/sigma^3 + delta^2/sigma^2 >= |F - F_paper| (Hilbert-Schmidt).
+    """2 alpha^2 D^2/sigma^4 + 2 alpha D delta/sigma^3 + delta^2/sigma^2 >= |F - F_paper|
+    (Hilbert-Schmidt).
 
     Prop. 8, corrected: the printed bound is exceeded sevenfold by two atoms at sigma = 0.05.
 
@@ -127,7 +135,8 @@ def bound(
 
 
 class EndpointFisher(FisherOperator):
-    """F = I/sigma^2 - (alpha^2/sigma^4) C, C = x0 x0^T - mean mean^T or (x0 - mean)(x0 - mean)^T."""
+    """F = I/sigma^2 - (alpha^2/sigma^4) C, C = x0 x0^T - mean mean^T or (x0 - mean)(x0 -
+    mean)^T."""
 
     x0, mean = Watched(), Watched()
 
@@ -146,7 +155,9 @@ class EndpointFisher(FisherOperator):
         return ops.endpoint_matvec(v, self.x0, self.mean, self.alpha, self.sigma, self.form)
 
     def diagonal(self) -> Tensor:
-        alpha, sigma = (level.view(-1, *[1] * (self.x.ndim - 1)) for level in (self.alpha, self.sigma))
+        alpha, sigma = (
+            level.view(-1, *[1] * (self.x.ndim - 1)) for level in (self.alpha, self.sigma)
+        )
         if self.form == "paper":
             diagonal = self.x0.square() - self.mean.square()
         else:
@@ -171,7 +182,7 @@ class IsotropicFisher(FisherOperator):
         return IsotropicFisher(self.x, self.alpha, self.sigma, trace)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        rows = _check.vectors("v", v, "x", self.x, self.d)
+        rows = check.vectors("v", v, "x", self.x, self.d)
         return (self._trace[:, None, None] / self.d * rows).reshape(v.shape)
 
     def trace(self) -> Tensor:
@@ -201,9 +212,11 @@ class NetworkFisher(FisherOperator):
         return NetworkFisher(self.x, self.alpha, self.sigma, self.denoiser, self.t, form)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        rows = _check.vectors("v", v, "x", self.x, self.d)
+        rows = check.vectors("v", v, "x", self.x, self.d)
         batch, k = rows.shape[:2]  # K vectors per query: K copies of it in one call of the network
-        x = self.x.contiguous() if k == 1 else self.x.repeat_interleave(k, 0)  # torch.func.jvp needs it
+        x = (
+            self.x.contiguous() if k == 1 else self.x.repeat_interleave(k, 0)
+        )  # torch.func.jvp needs it
         t = self.t
         if isinstance(t, Tensor) and t.ndim and k != 1:
             t = t.repeat_interleave(k, 0)
@@ -218,17 +231,21 @@ class NetworkFisher(FisherOperator):
         elif self.form == "jvp":
             product = torch.func.jvp(eps, (x,), (v_rows,))[1]
         else:
-            # the largest entry of h v is u^(1/3) sigma: truncation and rounding are then both u^(2/3)
-            size = v_rows.abs().reshape(batch * k, self.d).amax(1).clamp_min(torch.finfo(x.dtype).tiny)
+            # the largest entry of h v is u^(1/3) sigma: truncation and rounding are then both
+            # u^(2/3)
+            size = (
+                v_rows.abs().reshape(batch * k, self.d).amax(1).clamp_min(torch.finfo(x.dtype).tiny)
+            )
             h = torch.finfo(x.dtype).eps ** (1 / 3) * sigma / size.view(sigma.shape)
             product = (eps(x + h * v_rows) - eps(x - h * v_rows)) / (2 * h)
         return (product / sigma).reshape(v.shape)
 
 
 def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tensor) -> Tensor:
-    """x0 moved towards the mean so that alpha^2 |r|^2 <= alpha^2 tr C = sigma^2 (d - sigma^2 tr F)."""
+    """x0 moved towards the mean so that alpha^2 |r|^2 <= alpha^2 tr C = sigma^2 (d - sigma^2 tr
+    F)."""
     r = x0 - mean
-    length = alpha * _check.query("x0", r).norm(dim=1)
+    length = alpha * check.query("x0", r).norm(dim=1)
     most = sigma * (r.shape[1:].numel() - sigma**2 * trace).clamp_min(0).sqrt()
     shrink = (most / length.clamp_min(torch.finfo(r.dtype).tiny)).clamp_max(1)
     return mean + shrink.view(-1, *[1] * (r.ndim - 1)) * r
@@ -241,4 +258,4 @@ def _trace(trace: Callable, x: Tensor, t: float | Tensor, like: Tensor) -> Tenso
 
 def _needs(name: str, value: object, expected: str, form: str) -> None:
     if value is None:
-        raise _check.mismatch(name, f"{expected} for form {form!r}", "None")
+        raise check.mismatch(name, f"{expected} for form {form!r}", "None")

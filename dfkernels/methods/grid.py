@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from ..schedule import Schedule
 
 __all__ = ["Nodes", "Trajectory", "nodes", "noise_range", "time_grid"]
@@ -16,8 +16,8 @@ SPACINGS = ("log", "edm", "time")
 
 
 class Nodes(NamedTuple):
-    """t, alpha_t, sigma_t and s = sigma/alpha at the nodes of a solver, each [M + 1] in float64, noisiest
-    first (M >= 0 steps).
+    """t, alpha_t, sigma_t and s = sigma/alpha at the nodes of a solver, each [M + 1] in float64,
+    noisiest first (M >= 0 steps).
     """
 
     t: Tensor
@@ -27,40 +27,50 @@ class Nodes(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """States x[i] [B, *E] at the times t [M + 1] (float64), in the order in which the solver passed them."""
+    """States x[i] [B, *E] at the times t [M + 1] (float64), in the order in which the solver passed
+    them."""
 
     t: Tensor
     x: list[Tensor]
 
 
 def noise_range(noise: tuple[float, float]) -> tuple[float, float]:
-    """(low, high) as numbers. Raises TypeError / ValueError naming `noise` unless it is a pair of finite levels
-    sigma/alpha, 0 < low < high.
+    """(low, high) as numbers. Raises TypeError / ValueError naming `noise` unless it is a pair of
+    finite levels sigma/alpha, 0 < low < high.
     """
     try:
         low, high = noise
     except (TypeError, ValueError):
-        raise TypeError(f"noise: expected a pair of levels sigma/alpha, got {noise!r:.80}") from None
-    low, high = _check.constant("noise", low), _check.constant("noise", high)
+        raise TypeError(
+            f"noise: expected a pair of levels sigma/alpha, got {noise!r:.80}"
+        ) from None
+    low, high = check.constant("noise", low), check.constant("noise", high)
     if not 0 < low < high:
-        raise _check.mismatch("noise", "0 < noise[0] < noise[1] (levels sigma/alpha)", noise)
+        raise check.mismatch("noise", "0 < noise[0] < noise[1] (levels sigma/alpha)", noise)
     return low, high
 
 
 def time_grid(
-    schedule: Schedule, steps: int, noise: tuple[float, float], spacing: str = "log", *, rho: float = 7.0
+    schedule: Schedule,
+    steps: int,
+    noise: tuple[float, float],
+    spacing: str = "log",
+    *,
+    rho: float = 7.0,
 ) -> Tensor:
-    """Times [steps + 1], float64, from noise level noise[1] down to noise[0], in units of s = sigma/alpha.
+    """Times [steps + 1], float64, from noise level noise[1] down to noise[0], in units of s =
+    sigma/alpha.
 
-    spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5); "time": uniform
-    in t. Raises ValueError naming the argument, also where the schedule does not reach these levels.
+    spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5);
+    "time": uniform in t. Raises ValueError naming the argument, also where the schedule does not
+    reach these levels.
     """
     low, high = noise_range(noise)
-    steps = _check.integer("steps", steps, 1)
-    rho = _check.constant("rho", rho)
+    steps = check.integer("steps", steps, 1)
+    rho = check.constant("rho", rho)
     if rho <= 0:
-        raise _check.mismatch("rho", "a finite value > 0", rho)
-    _check.choice("spacing", spacing, SPACINGS)
+        raise check.mismatch("rho", "a finite value > 0", rho)
+    check.choice("spacing", spacing, SPACINGS)
     ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
     unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "time":
@@ -79,12 +89,14 @@ def time_grid(
 def nodes(schedule: Schedule, t: Tensor) -> Nodes:
     """The levels at the times t [M + 1], noisiest first.
 
-    Raises TypeError / ValueError naming `t` for another shape, sigma = 0 or alpha = 0 at a node (a solver
-    divides by both), or noise sigma/alpha that does not strictly fall.
+    Raises TypeError / ValueError naming `t` for another shape, sigma = 0 or alpha = 0 at a node (a
+    solver divides by both), or noise sigma/alpha that does not strictly fall.
     """
-    _check.tensor("t", t)
+    check.tensor("t", t)
     if t.ndim != 1 or len(t) < 1 or not t.is_floating_point():
-        raise ValueError(f"t: expected a floating tensor of shape [M + 1], got {t.dtype} {list(t.shape)}")
+        raise ValueError(
+            f"t: expected a floating tensor of shape [M + 1], got {t.dtype} {list(t.shape)}"
+        )
     t = t.detach().to("cpu", torch.float64)
     alpha, sigma = schedule(t)
     for name, level in (("sigma", sigma), ("alpha", alpha)):

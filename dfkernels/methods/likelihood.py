@@ -1,17 +1,19 @@
 """PF-ODE log-likelihood in the noise level s = sigma/alpha, nowhere divided by a power of sigma.
 
-With xbar = x/alpha, along the flow dxbar/d ln s = s eps(x, t) (math: the PF-ODE; Chen et al. 2018, FFJORD),
+With xbar = x/alpha, along the flow dxbar/d ln s = s eps(x, t) (math: the PF-ODE; Chen et al. 2018,
+FFJORD),
 
     d log q/d ln s = -sigma^2 tr F = -(d - tr Cov_w(u)),    log q_x = log q_xbar - d ln alpha,
 
-from s_min (the data end) to s_max, where xbar ~ N(0, (s_max^2 + data_std^2) I). tr F comes from the exact
-cloud, a trained trace network (DF-TM), Hutchinson's estimator or the exact divergence of the network: any
-function (x, t) -> tr F [B], or `Hutchinson` and `Divergence`, which differentiate the denoiser itself.
+from s_min (the data end) to s_max, where xbar ~ N(0, (s_max^2 + data_std^2) I). tr F comes from the
+exact cloud, a trained trace network (DF-TM), Hutchinson's estimator or the exact divergence of the
+network: any function (x, t) -> tr F [B], or `Hutchinson` and `Divergence`, which differentiate the
+denoiser itself.
 
-The error of the integration. A small error (dxbar, dl) of the state and of the integral of d log q, made at the
-level s, changes log q at the start by dxbar . score - dl: log q at x is the same from wherever on its path one
-begins, so that its derivative in the state is the score there, -eps/s, which is at hand. Hence local errors add
-up in nats without an adjoint equation.
+The error of the integration. A small error (dxbar, dl) of the state and of the integral of d log q,
+made at the level s, changes log q at the start by dxbar . score - dl: log q at x is the same from
+wherever on its path one begins, so that its derivative in the state is the score there, -eps/s,
+which is at hand. Hence local errors add up in nats without an adjoint equation.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from . import solvers
 from .denoiser import Denoiser, checked
 from .grid import noise_range, time_grid
@@ -49,7 +51,8 @@ _RULES = {
 
 
 class Likelihood(NamedTuple):
-    """What `log_prob` returns. Under another prior, log_prob changes by what latent_log_prob changes."""
+    """What `log_prob` returns. Under another prior, log_prob changes by what latent_log_prob
+    changes."""
 
     log_prob: Tensor  # [B], nats: log density of x = x_{t_min}
     bits_per_dim: Tensor  # [B]: of x/alpha, -log2 density / d - log2(width)
@@ -77,48 +80,53 @@ def log_prob(
 ) -> Likelihood:
     """log q_{t_min}(x): the density at s_min, i.e. of alpha (x_0 + s_min noise), not of x_0 itself.
 
-    Data x_0 of a continuous law: pass alpha x_0 + sigma eps, a sample of the density that is evaluated.
-    Quantised data (8-bit images, say): pass alpha (x_0 + u), u uniform over the bin, and `width`; the mean
-    bits_per_dim is then an upper bound of the quantised data's under the model (Theis et al. 2016).
+    Data x_0 of a continuous law: pass alpha x_0 + sigma eps, a sample of the density that is
+    evaluated. Quantised data (8-bit images, say): pass alpha (x_0 + u), u uniform over the bin, and
+    `width`; the mean bits_per_dim is then an upper bound of the quantised data's under the model
+    (Theis et al. 2016).
 
     Args:
         denoiser: the flow; its schedule must reach `noise`.
         x: [B, *E], float32 or float64: the state at s_min; the computation follows its dtype.
         noise: (s_min, s_max), levels sigma/alpha, 0 < s_min < s_max.
-        trace: (x, t) -> tr F [B], e.g. a `trace_matching.MatchedTrace` or `exact(cloud, schedule)`; or
+        trace: (x, t) -> tr F [B], e.g. a `trace_matching.MatchedTrace` or `exact(cloud, schedule)`;
+            or
             `Hutchinson(generator, ...)`, `Divergence()`, which share the network's evaluation.
-        method: "dopri5" (order 5, 6 evaluations per step): in steps whose error is at most rtol |x/alpha| +
-            atol s in the root mean square over the entries of x/alpha, and rtol d + atol nats, for each
-            sample. The batch takes steps together, those of its stiffest sample: what else is in the batch
-            moves a result within the tolerance. It looks at values, and so cannot run under vmap. "rk4"
-            (order 4, 4 per step) and "heun" (order 2, 2 per step) take `steps` equal steps in ln s.
+        method: "dopri5" (order 5, 6 evaluations per step): in steps whose error is at most rtol
+            |x/alpha| + atol s in the root mean square over the entries of x/alpha, and rtol d +
+            atol nats, for each sample. The batch takes steps together, those of its stiffest
+            sample: what else is in the batch moves a result within the tolerance. It looks at
+            values, and so cannot run under vmap. "rk4" (order 4, 4 per step) and "heun" (order 2, 2
+            per step) take `steps` equal steps in ln s.
         max_evaluations: of the velocity by "dopri5"; see RuntimeError.
-        data_std: standard deviation added to the prior's: 0 for variance exploding, 1 for N(0, I) of a
-            variance-preserving process, the data's own for the least error.
-        width: of a bin, in units of x/alpha: 2/256 for 8-bit values spread over [-1, 1]; 1 if continuous.
-        step: called as step(done, total) after each step; "dopri5": in percent of the way in ln s, of 100.
+        data_std: standard deviation added to the prior's: 0 for variance exploding, 1 for N(0, I)
+            of a variance-preserving process, the data's own for the least error.
+        width: of a bin, in units of x/alpha: 2/256 for 8-bit values spread over [-1, 1]; 1 if
+        continuous. step: called as step(done, total) after each step; "dopri5": in percent of the
+        way in ln s, of 100.
 
-    `error` adds up the sizes of the local errors, of an embedded method of order 4 for "dopri5", else of what
-    a quadrature of the slopes at the steps' ends says (one evaluation more), and of the rounding of the
-    states. It knows nothing of the prior's error, nor of the trace's. Where it exceeds both 0.1 nats and 0.01
-    bits per dimension, a RuntimeWarning says so. Results have the units of x to the power -d, and nothing else
-    depends on the units of x, the data and `noise`.
+    `error` adds up the sizes of the local errors, of an embedded method of order 4 for "dopri5",
+    else of what a quadrature of the slopes at the steps' ends says (one evaluation more), and of
+    the rounding of the states. It knows nothing of the prior's error, nor of the trace's. Where it
+    exceeds both 0.1 nats and 0.01 bits per dimension, a RuntimeWarning says so. Results have the
+    units of x to the power -d, and nothing else depends on the units of x, the data and `noise`.
 
     Differentiable in the steps taken; call it under torch.no_grad() otherwise.
 
-    Raises ValueError or TypeError naming the argument, `network` or `trace` (wrong shape, NaN, inf);
-    RuntimeError where "dopri5" gives up, with the noise level reached: before it would exceed max_evaluations,
-    as it may at low noise, where the flow of a finite data set is stiff between atoms.
+    Raises ValueError or TypeError naming the argument, `network` or `trace` (wrong shape, NaN,
+    inf); RuntimeError where "dopri5" gives up, with the noise level reached: before it would exceed
+    max_evaluations, as it may at low noise, where the flow of a finite data set is stiff between
+    atoms.
     """
-    d = _check.query("x", x).shape[1]
-    _check.choice("method", method, METHODS)
+    d = check.query("x", x).shape[1]
+    check.choice("method", method, METHODS)
     noise = noise_range(noise)
     time_grid(denoiser.schedule, 1, noise)  # raises for a range out of the schedule's reach
-    steps = _check.integer("steps", steps, 1)
-    max_evaluations = _check.integer("max_evaluations", max_evaluations, 1)
-    data_std = _check.constant("data_std", data_std)
+    steps = check.integer("steps", steps, 1)
+    max_evaluations = check.integer("max_evaluations", max_evaluations, 1)
+    data_std = check.constant("data_std", data_std)
     if data_std < 0:
-        raise _check.mismatch("data_std", "at least 0", data_std)
+        raise check.mismatch("data_std", "at least 0", data_std)
     width, rtol, atol = _positive(width=width, rtol=rtol, atol=atol)
     flow, before = _Flow(denoiser, x, noise, trace), denoiser.evaluations
     if method == "dopri5":
@@ -148,7 +156,9 @@ def log_prob(
 class _Flow:
     """d(xbar, l)/du at (u, (xbar, l)), u = ln s, l the integral of d log q; `calls` counts."""
 
-    def __init__(self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], trace: Trace | Source) -> None:
+    def __init__(
+        self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], trace: Trace | Source
+    ) -> None:
         self.source = trace if isinstance(trace, Source) else Function(trace)
         self.both = self.source.begin(denoiser, x)
         self.schedule, self.calls = denoiser.schedule, 0
@@ -163,7 +173,9 @@ class _Flow:
         self.calls += 1
         t, alpha, sigma = self.levels(u)
         eps, tr = self.both(alpha * state[0], t)
-        tr = checked("trace", tr, state[1], t.expand(len(tr) if isinstance(tr, Tensor) and tr.ndim else 1))
+        tr = checked(
+            "trace", tr, state[1], t.expand(len(tr) if isinstance(tr, Tensor) and tr.ndim else 1)
+        )
         return sigma / alpha * eps, -(sigma**2) * tr
 
     def start(self, x: Tensor) -> State:
@@ -193,8 +205,12 @@ class _LocalErrors:
         ratio = torch.stack(
             [
                 rms(step.error[0])
-                / (self.rtol * torch.maximum(rms(step.before[0]), rms(step.after[0])) + self.atol * s),
-                nats / (self.rtol * d + self.atol + 8 * rounding),  # no step is better than rounding
+                / (
+                    self.rtol * torch.maximum(rms(step.before[0]), rms(step.after[0]))
+                    + self.atol * s
+                ),
+                nats
+                / (self.rtol * d + self.atol + 8 * rounding),  # no step is better than rounding
             ]
         )
         return ratio.max().item() if ratio.numel() else 0.0
@@ -218,14 +234,16 @@ def _adaptive(
 ) -> State:
     least = 8 * torch.finfo(x.dtype).eps
     if error.rtol < least:
-        raise _check.mismatch("rtol", f"at least {least:.2g} with x in {x.dtype}", error.rtol)
+        raise check.mismatch("rtol", f"at least {least:.2g} with x in {x.dtype}", error.rtol)
 
     def accept(step: solvers.Step) -> None:
         error.add(step.u, step.after, step.slope, step.error)
         report(round(100 * (step.u - flow.low) / (flow.high - flow.low)), 100)
 
     try:
-        return solvers.adaptive(flow, flow.start(x), flow.low, flow.high, error.judge, accept, limit)
+        return solvers.adaptive(
+            flow, flow.start(x), flow.low, flow.high, error.judge, accept, limit
+        )
     except solvers.Unfinished as stop:
         raise RuntimeError(
             f"log_prob: gave up at noise level {math.exp(stop.u):.4g} of {noise[0]:g} to {noise[1]:g}, after "
@@ -243,14 +261,17 @@ def _fixed(
     steps: int,
     report: Callable[[int, int], None],
 ) -> State:
-    """Equal steps. Over each block of up to 4 of them the state's change is compared with a Newton-Cotes rule
-    of the slopes, which is of higher order, or of the same and with another error.
+    """Equal steps. Over each block of up to 4 of them the state's change is compared with a
+    Newton-Cotes rule of the slopes, which is of higher order, or of the same and with another
+    error.
     """
     h, ends, state = (flow.high - flow.low) / steps, _block_ends(steps), flow.start(x)
     begin, block = state, []
     for i in range(steps + 1):
         u = flow.low + i * h
-        with torch.set_grad_enabled(torch.is_grad_enabled() and i < steps):  # the last: for the error alone
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and i < steps
+        ):  # the last: for the error alone
             block.append(flow(u, state))
         if i in ends:
             rule = solvers.moved(begin, h, _RULES[len(block) - 1], block)
@@ -259,7 +280,9 @@ def _fixed(
             begin, block = state, block[-1:]
         if i < steps:
             at = lambda c, y, u=u: flow(u + c * h, y)
-            state = solvers.moved(state, h, tableau.b, solvers.slopes(tableau, at, state, h, block[-1]))
+            state = solvers.moved(
+                state, h, tableau.b, solvers.slopes(tableau, at, state, h, block[-1])
+            )
             report(i + 1, steps)
     return state
 
@@ -271,7 +294,7 @@ def _block_ends(steps: int) -> set[int]:
 
 
 def _warn(error: Tensor, d: int, method: str) -> None:
-    if _check.values_hidden(error) or not len(error):
+    if check.values_hidden(error) or not len(error):
         return
     large = error > max(_WARN_NATS, _WARN_BITS * d * math.log(2))
     if bool(large.any()):
@@ -289,8 +312,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _positive(**numbers: float) -> list[float]:
-    values = [_check.constant(name, value) for name, value in numbers.items()]
+    values = [check.constant(name, value) for name, value in numbers.items()]
     for name, value in zip(numbers, values, strict=True):
         if value <= 0:
-            raise _check.mismatch(name, "a finite value > 0", value)
+            raise check.mismatch(name, "a finite value > 0", value)
     return values

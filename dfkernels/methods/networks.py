@@ -1,5 +1,5 @@
-"""Small networks for eps and for traces, and the preconditioning that makes Gaussian data their starting
-point.
+"""Small networks for eps and for traces, and the preconditioning that makes Gaussian data their
+starting point.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .. import _check
+from .._torch import check
 from ..schedule import Schedule
 from .denoiser import Denoiser
 
@@ -24,23 +24,25 @@ _FREQUENCIES = (0.25, 0.5, 1.0, 2.0)  # of the level in radians: ln(sigma/alpha)
 class Preconditioned(nn.Module):
     """A network whose output 0 is the exact answer for Gaussian data N(mean, std^2 I).
 
-    With v = alpha^2 std^2 + sigma^2, z = (x - alpha mean)/sqrt(v), F = body(z, ln(sigma/(alpha std))):
+    With v = alpha^2 std^2 + sigma^2, z = (x - alpha mean)/sqrt(v), F = body(z, ln(sigma/(alpha
+    std))):
 
-    epsilon:  (sigma z + alpha std F)/sqrt(v)                   Karras et al. 2022, Table 1, written for eps:
-              F has targets of mean square 1 at every level
+    epsilon:  (sigma z + alpha std F)/sqrt(v)                   Karras et al. 2022, Table 1, written
+              for eps: F has targets of mean square 1 at every level
     residual: (alpha^2 std^2/v) softplus(F)/ln 2                m ~ E|eps_true - eps|^2/d; positive
-    noise:    p + 2 r sqrt(p/d) F                               m ~ E|eps|^2/d, with r = alpha std/sqrt(v),
-              p = |sigma z|^2/(v d) + r^2
-    paper:    p + 2 r sqrt(p/d) F                               t ~ E|x_0|^2/d, with r = std sigma/sqrt(v),
-              p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2; with a denoiser
-              |ybar|^2/d + r^2 softplus(F)/ln 2, ybar its prediction, frozen: F need not resolve |x_0|^2/d to a
-              relative sigma^2
+    noise:    p + 2 r sqrt(p/d) F                               m ~ E|eps|^2/d, with r = alpha
+              std/sqrt(v), p = |sigma z|^2/(v d) + r^2
+    paper:    p + 2 r sqrt(p/d) F                               t ~ E|x_0|^2/d, with r = std
+              sigma/sqrt(v), p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2; with a denoiser
+              |ybar|^2/d + r^2 softplus(F)/ln 2, ybar its prediction, frozen: F need not resolve
+              |x_0|^2/d to a relative sigma^2
 
     Args:
-        body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet, ImageNet.
-        schedule: of the t that `forward(x, t)` is given (t [B]).
+        body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet,
+        ImageNet. schedule: of the t that `forward(x, t)` is given (t [B]).
         mean, std: of the data, one number each.
-        denoiser: for "paper" only: the Denoiser of the MatchedTrace. It is not among the parameters.
+        denoiser: for "paper" only: the Denoiser of the MatchedTrace. It is not among the
+        parameters.
 
     Call it as the network of a Denoiser (prediction_type "epsilon") or of a MatchedTrace.
     """
@@ -56,16 +58,20 @@ class Preconditioned(nn.Module):
         denoiser: Denoiser | None = None,
     ) -> None:
         super().__init__()
-        _check.choice("predicts", predicts, PREDICTS)
+        check.choice("predicts", predicts, PREDICTS)
         if denoiser is not None and predicts != "paper":
-            raise _check.mismatch("denoiser", f"None with predicts={predicts!r}", type(denoiser).__name__)
-        self.mean, self.std = _check.constant("mean", mean), _check.constant("std", std)
+            raise check.mismatch(
+                "denoiser", f"None with predicts={predicts!r}", type(denoiser).__name__
+            )
+        self.mean, self.std = check.constant("mean", mean), check.constant("std", std)
         if not std > 0:
             raise ValueError(f"std: expected a number > 0, got {std}")
         self.body, self.schedule, self.predicts, self.denoiser = body, schedule, predicts, denoiser
 
     def extra_repr(self) -> str:
-        about = f"{self.schedule!r}, predicts={self.predicts!r}, mean={self.mean:g}, std={self.std:g}"
+        about = (
+            f"{self.schedule!r}, predicts={self.predicts!r}, mean={self.mean:g}, std={self.std:g}"
+        )
         return about if self.denoiser is None else f"{about}, denoiser={self.denoiser!r}"
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -81,7 +87,9 @@ class Preconditioned(nn.Module):
         if self.denoiser is not None:
             with torch.no_grad():
                 ybar = self.denoiser.denoised(x, t)
-            return ybar.reshape(len(x), x.shape[1:].numel()).square().mean(1) + (sigma * self.std / root) ** 2 * _positive(out)
+            return ybar.reshape(len(x), x.shape[1:].numel()).square().mean(1) + (
+                sigma * self.std / root
+            ) ** 2 * _positive(out)
         power, spread = gaussian_power(self.predicts, x, alpha, sigma, self.mean, self.std)
         return power + spread * out
 
@@ -94,9 +102,9 @@ def _positive(out: Tensor) -> Tensor:
 def gaussian_power(
     of: str, x: Tensor, alpha: Tensor, sigma: Tensor, mean: float, std: float
 ) -> tuple[Tensor, Tensor]:
-    """p = |mean|^2/d + r^2, [B]: E|eps|^2/d (of = "noise") or E|x_0|^2/d ("paper") given x, for data N(mean,
-    std^2 I) with the posterior N(mean, r^2 I) of eps or x_0; and 2 r sqrt(p/d), about the standard deviation
-    of what it is the mean of. x [B, *E]; alpha, sigma [B].
+    """p = |mean|^2/d + r^2, [B]: E|eps|^2/d (of = "noise") or E|x_0|^2/d ("paper") given x, for
+    data N(mean, std^2 I) with the posterior N(mean, r^2 I) of eps or x_0; and 2 r sqrt(p/d), about
+    the standard deviation of what it is the mean of. x [B, *E]; alpha, sigma [B].
     """
     variance = alpha**2 * std**2 + sigma**2
     column = (-1, *[1] * (x.ndim - 1))
@@ -104,7 +112,10 @@ def gaussian_power(
     if of == "noise":
         centre, r2 = (sigma / variance).view(column) * away, alpha**2 * std**2 / variance
     else:
-        centre, r2 = mean + (alpha * std**2 / variance).view(column) * away, std**2 * sigma**2 / variance
+        centre, r2 = (
+            mean + (alpha * std**2 / variance).view(column) * away,
+            std**2 * sigma**2 / variance,
+        )
     power = centre.reshape(len(x), x.shape[1:].numel()).square().mean(1) + r2
     return power, 2 * (r2 * power / x.shape[1:].numel()).sqrt()
 
@@ -114,9 +125,10 @@ class VectorNet(nn.Module):
 
     Args:
         width, depth: units per layer, hidden layers.
-        octaves: the input is joined by sin and cos of w x, w = pi/4 2^k for k = 0 ... octaves - 1, each faded
-            by exp(-(w s)^2/2) as noise of standard deviation s fades it, s^2 = sigmoid(2 level) (that of a
-            Preconditioned's z). For low-dimensional data with edges, which a plain MLP blurs.
+        octaves: the input is joined by sin and cos of w x, w = pi/4 2^k for k = 0 ... octaves - 1,
+            each faded by exp(-(w s)^2/2) as noise of standard deviation s fades it, s^2 = sigmoid(2
+            level) (that of a Preconditioned's z). For low-dimensional data with edges, which a
+            plain MLP blurs.
         seed: of the initial weights; torch's global generator is neither read nor moved.
 
     Every hidden layer is scaled and shifted by the level. The output starts at 0.
@@ -133,7 +145,7 @@ class VectorNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check.choice("output", output, OUTPUTS)
+        check.choice("output", output, OUTPUTS)
         self.d, self.output, self.octaves = d, output, octaves
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -144,13 +156,15 @@ class VectorNet(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         if x.shape[1:] != (self.d,):
-            raise _check.mismatch("x", f"shape [B, {self.d}]", list(x.shape))
+            raise check.mismatch("x", f"shape [B, {self.d}]", list(x.shape))
         code, h = _code(level), x
         if self.octaves:
             omega = torch.pi / 4 * 2 ** torch.arange(self.octaves, dtype=x.dtype, device=x.device)
             fade = torch.exp(-(omega**2) * torch.sigmoid(2 * level)[:, None] / 2)
             angle = x[:, :, None] * omega
-            h = torch.cat([x, *((f * fade[:, None]).flatten(1) for f in (angle.sin(), angle.cos()))], 1)
+            h = torch.cat(
+                [x, *((f * fade[:, None]).flatten(1) for f in (angle.sin(), angle.cos()))], 1
+            )
         for i, (layer, film) in enumerate(zip(self.layers, self.films, strict=True)):
             new = nn.functional.silu(film(layer(h), code))
             h = h + new if i else new
@@ -159,15 +173,16 @@ class VectorNet(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """A small U-Net for x [B, channels, H, W], or [B, H, W] with channels = 1 -> x's shape or [B] ("scalar").
+    """A small U-Net for x [B, channels, H, W], or [B, H, W] with channels = 1 -> x's shape or [B]
+    ("scalar").
 
     Args:
         size: (H, W) or H = W, at least 2.
         width: channels at full resolution, a multiple of 8; twice as many at half resolution.
         seed: of the initial weights; torch's global generator is neither read nor moved.
 
-    Every block is scaled and shifted by the noise level [B]; learned positions tell it where it is. The
-    output starts at 0.
+    Every block is scaled and shifted by the noise level [B]; learned positions tell it where it is.
+    The output starts at 0.
     """
 
     def __init__(
@@ -180,7 +195,7 @@ class ImageNet(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check.choice("output", output, OUTPUTS)
+        check.choice("output", output, OUTPUTS)
         self.event = (channels, *((size, size) if isinstance(size, int) else size))
         self.output = output
         with torch.random.fork_rng(devices=[]):
@@ -198,8 +213,11 @@ class ImageNet(nn.Module):
                 self.head = _zero(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) not in (self.event, self.event[1:] if self.event[0] == 1 else self.event):
-            raise _check.mismatch("x", f"shape {['B', *self.event]}".replace("'", ""), list(x.shape))
+        if tuple(x.shape[1:]) not in (
+            self.event,
+            self.event[1:] if self.event[0] == 1 else self.event,
+        ):
+            raise check.mismatch("x", f"shape {['B', *self.event]}".replace("'", ""), list(x.shape))
         code = _code(level)
         fine = self.fine(self.first(x.view(-1, *self.event)) + self.position, code)
         coarse = self.down(fine)

@@ -1,12 +1,14 @@
-"""Deterministic samplers of the PF-ODE d(x/alpha) = eps ds, s = sigma/alpha, with their coefficients as data.
+"""Deterministic samplers of the PF-ODE d(x/alpha) = eps ds, s = sigma/alpha, with their
+coefficients as data.
 
 ddim     first order, 1 evaluation of the network per step:
          x_{i+1} = (alpha_{i+1}/alpha_i) x_i + alpha_{i+1} (s_{i+1} - s_i) eps_i
-heun     second order, 2 evaluations: eps_i above is averaged with the eps that the DDIM step arrives at
+heun     second order, 2 evaluations: eps_i above is averaged with the eps that the DDIM step
+arrives at
 o-belm   second order, 1 evaluation, exactly invertible; two states, the first step is DDIM's
 
-Nodes are numbered in the order of sampling, noisiest first (O-BELM's paper counts from the data end). With
-x/alpha, all of it is the same for every schedule on the same noise levels s.
+Nodes are numbered in the order of sampling, noisiest first (O-BELM's paper counts from the data
+end). With x/alpha, all of it is the same for every schedule on the same noise levels s.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
 from .solvers import EULER, HEUN, Tableau, moved, slopes
@@ -41,33 +43,35 @@ def sample(
 
     Args:
         denoiser: a network, or the ideal one of a data set (`Denoiser.exact`).
-        x: [B, *E], float32 or float64; alpha x_0 + sigma eps at t[0], e.g. sigma times normal noise.
-        t: [M + 1], noisiest first, e.g. `grid.time_grid(schedule, steps, noise)`; sigma > 0 at the last one
-            too: ask the denoiser for x_0 there.
-        method: "ddim" (Song et al. 2021, M evaluations of the network), "heun" (Karras et al. 2022, Alg. 1
-            without churn, 2 M), "o-belm" (Wang et al. 2024, M; with `second`, M - 1).
-        second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` it returns the
-            way that the inversion came. Default: a DDIM step.
+        x: [B, *E], float32 or float64; alpha x_0 + sigma eps at t[0], e.g. sigma times normal
+        noise. t: [M + 1], noisiest first, e.g. `grid.time_grid(schedule, steps, noise)`; sigma > 0
+            at the last one too: ask the denoiser for x_0 there.
+        method: "ddim" (Song et al. 2021, M evaluations of the network), "heun" (Karras et al. 2022,
+            Alg. 1 without churn, 2 M), "o-belm" (Wang et al. 2024, M; with `second`, M - 1).
+        second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` it
+            returns the way that the inversion came. Default: a DDIM step.
         keep: how many states the trajectory holds, the last ones; default all. `invert` needs 2.
         step: called as step(done, total) after each of the M steps.
 
     Differentiable through the denoiser; sample under torch.no_grad() otherwise.
 
-    Raises ValueError or TypeError naming the argument: sigma = 0 or alpha = 0 at a node, noise that does not
-    fall, a network that returns another shape, NaN or inf (`network`).
+    Raises ValueError or TypeError naming the argument: sigma = 0 or alpha = 0 at a node, noise that
+    does not fall, a network that returns another shape, NaN or inf (`network`).
     """
-    _check.query("x", x)
-    _check.choice("method", method, METHODS)
+    check.query("x", x)
+    check.choice("method", method, METHODS)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1
     keep = _kept(keep, total + 1)
     states = [x]
     if second is not None:
         if method != "o-belm" or total == 0:
-            raise _check.mismatch("second", "None unless method='o-belm' and M >= 1", "a tensor")
-        _check.like("second", second, "x", x)
+            raise check.mismatch("second", "None unless method='o-belm' and M >= 1", "a tensor")
+        check.like("second", second, "x", x)
         states.append(second)
-    advance = {"ddim": _runge_kutta(EULER), "heun": _runge_kutta(HEUN), "o-belm": _o_belm}[method](denoiser, path)
+    advance = {"ddim": _runge_kutta(EULER), "heun": _runge_kutta(HEUN), "o-belm": _o_belm}[method](
+        denoiser, path
+    )
     for i in range(len(states) - 1, total):
         states.append(advance(i, states))
         del states[: -max(keep, 2)]
@@ -84,47 +88,51 @@ def invert(
     keep: int | None = None,
     step: Step = lambda done, total: None,
 ) -> Trajectory:
-    """O-BELM backwards, from x = x_{t[-1]} to x_{t[0]}: its recursion solved for the oldest of three states.
+    """O-BELM backwards, from x = x_{t[-1]} to x_{t[0]}: its recursion solved for the oldest of
+    three states.
 
     Args:
-        denoiser, t, keep, step: as for `sample`; the trajectory is in the order of passing, noisiest last.
-        x: [B, *E], the state at t[-1].
-        second: the state at t[-2]; with `trajectory.x[-2]` of a sample it is the sampling undone. Default,
-            for an image that was not sampled: a DDIM step towards the noise.
+        denoiser, t, keep, step: as for `sample`; the trajectory is in the order of passing,
+        noisiest last. x: [B, *E], the state at t[-1].
+        second: the state at t[-2]; with `trajectory.x[-2]` of a sample it is the sampling undone.
+            Default, for an image that was not sampled: a DDIM step towards the noise.
 
-    `sample(denoiser, y.x[-1], t, "o-belm", second=y.x[-2])` of the result y returns x. M - 1 evaluations of
-    the network, M without `second`.
+    `sample(denoiser, y.x[-1], t, "o-belm", second=y.x[-2])` of the result y returns x. M - 1
+    evaluations of the network, M without `second`.
 
-    Exact up to rounding, which the recursion amplifies by up to (first step in s / last step in s)^2: on 50
-    steps from s = 80 to 0.002 the error relative to |x| is 1e-12 (spacing "edm") or 6e-11 ("log") in float64.
-    In float32 only grids of nearly equal steps can be inverted. Sampling itself amplifies where steps grow.
+    Exact up to rounding, which the recursion amplifies by up to (first step in s / last step in
+    s)^2: on 50 steps from s = 80 to 0.002 the error relative to |x| is 1e-12 (spacing "edm") or
+    6e-11 ("log") in float64. In float32 only grids of nearly equal steps can be inverted. Sampling
+    itself amplifies where steps grow.
     """
-    _check.query("x", x)
+    check.query("x", x)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1
     keep = _kept(keep, total + 1)
     states = [x]
     if total == 0:
         if second is not None:
-            raise _check.mismatch("second", "None where t has one node", "a tensor")
+            raise check.mismatch("second", "None where t has one node", "a tensor")
         return Trajectory(path.t, states)
     if second is None:
         scale, slope = _euler(path.alpha[-1], path.s[-1], path.alpha[-2], path.s[-2])
         second = scale * x + slope * denoiser.eps(x, path.t[-1])
-    _check.like("second", second, "x", x)
+    check.like("second", second, "x", x)
     states.append(second)
     step(1, total)
     table = _o_belm_table(path)
     for i in range(total - 1, 0, -1):
         older, old, slope = table[i].tolist()
-        states.append((states[-2] - old * states[-1] - slope * denoiser.eps(states[-1], path.t[i])) / older)
+        states.append(
+            (states[-2] - old * states[-1] - slope * denoiser.eps(states[-1], path.t[i])) / older
+        )
         del states[: -max(keep, 2)]
         step(total - i + 1, total)
     return Trajectory(path.t.flip(0)[-keep:], states[-keep:])
 
 
 def _kept(keep: int | None, most: int) -> int:
-    return most if keep is None else min(_check.integer("keep", keep, 1), most)
+    return most if keep is None else min(check.integer("keep", keep, 1), most)
 
 
 def _euler(alpha: Tensor, s: Tensor, alpha_to: Tensor, s_to: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,8 +146,8 @@ def _ddim_table(path: Nodes) -> Tensor:
 
 
 def _o_belm_table(path: Nodes) -> Tensor:
-    """[M, 3]: coefficients of x_{i-1}, x_i and eps_i in x_{i+1}; with xbar = x/alpha, h_i = s_i - s_{i+1},
-    r = h_i/h_{i-1},
+    """[M, 3]: coefficients of x_{i-1}, x_i and eps_i in x_{i+1}; with xbar = x/alpha, h_i = s_i -
+    s_{i+1}, r = h_i/h_{i-1},
 
     xbar_{i+1} = r^2 xbar_{i-1} + (1 - r^2) xbar_i - (r + 1) h_i eps_i.
     """
@@ -152,7 +160,9 @@ def _o_belm_table(path: Nodes) -> Tensor:
     return torch.cat([first, torch.stack([older, old, slope], 1)])
 
 
-def _runge_kutta(tableau: Tableau) -> Callable[[Denoiser, Nodes], Callable[[int, list[Tensor]], Tensor]]:
+def _runge_kutta(
+    tableau: Tableau,
+) -> Callable[[Denoiser, Nodes], Callable[[int, list[Tensor]], Tensor]]:
     """Steps in x/alpha against s, for methods whose slopes are all at nodes."""
 
     def method(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:

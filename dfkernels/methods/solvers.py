@@ -13,15 +13,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DORMAND_PRINCE", "EULER", "HEUN", "RK4", "Tableau", "Unfinished", "adaptive", "moved", "slopes"]
+__all__ = [
+    "DORMAND_PRINCE",
+    "EULER",
+    "HEUN",
+    "RK4",
+    "Tableau",
+    "Unfinished",
+    "adaptive",
+    "moved",
+    "slopes",
+]
 
 State = tuple[Tensor, ...]
 Field = Callable[[float, State], State]
 
 
 class Tableau(NamedTuple):
-    """The coefficients c, a and b. `error` has b - b', b' those of an embedded method of one order less; it
-    is empty where there is none.
+    """The coefficients c, a and b. `error` has b - b', b' those of an embedded method of one order
+    less; it is empty where there is none.
     """
 
     c: tuple[float, ...]
@@ -32,7 +42,9 @@ class Tableau(NamedTuple):
 
 EULER = Tableau((0,), ((),), (1,))  # order 1; in x/alpha against sigma/alpha this is DDIM
 HEUN = Tableau((0, 1), ((), (1,)), (1 / 2, 1 / 2))  # order 2; the explicit trapezoidal rule
-RK4 = Tableau((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+RK4 = Tableau(
+    (0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+)
 
 # Dormand & Prince 1980, RK5(4)7M: order 5; the last slope is the first one of the next step
 DORMAND_PRINCE = Tableau(
@@ -60,9 +72,11 @@ def moved(y: State, h: float, coefficients: tuple[float, ...], k: list[State]) -
     return tuple(part + h * sum(c * slope[i] for c, slope in pairs) for i, part in enumerate(y))
 
 
-def slopes(tableau: Tableau, f: Field, y: State, h: float, first: State | None = None) -> list[State]:
-    """k_1, k_2, ... of a step of length h from y; f(c, y) is the slope after the part c of the step. first:
-    k_1, where it is known.
+def slopes(
+    tableau: Tableau, f: Field, y: State, h: float, first: State | None = None
+) -> list[State]:
+    """k_1, k_2, ... of a step of length h from y; f(c, y) is the slope after the part c of the
+    step. first: k_1, where it is known.
     """
     k = [f(0.0, y) if first is None else first]
     for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
@@ -79,8 +93,8 @@ class Unfinished(Exception):
 
 
 class Step(NamedTuple):
-    """A step that is tried: its end u, the states before and after, the estimated error of the latter, and
-    the slope there.
+    """A step that is tried: its end u, the states before and after, the estimated error of the
+    latter, and the slope there.
     """
 
     u: float
@@ -101,12 +115,13 @@ def adaptive(
 ) -> State:
     """y(end) from y(begin) by Dormand-Prince, in steps whose error is at most what `judge` allows.
 
-    judge: of a step, its error relative to the tolerance: up to 1 the step is taken, else, NaN included, tried
-    again with a shorter one. accept: called for each step that is taken. The length follows the last two
-    errors (Gustafsson's PI controller), which rejects few steps where stability, not accuracy, limits it.
+    judge: of a step, its error relative to the tolerance: up to 1 the step is taken, else, NaN
+    included, tried again with a shorter one. accept: called for each step that is taken. The length
+    follows the last two errors (Gustafsson's PI controller), which rejects few steps where
+    stability, not accuracy, limits it.
 
-    Differentiable through the steps that are taken, at fixed lengths. Raises Unfinished before max_evaluations
-    would be exceeded, and where a step would not move u.
+    Differentiable through the steps that are taken, at fixed lengths. Raises Unfinished before
+    max_evaluations would be exceeded, and where a step would not move u.
     """
     tableau, spent, u, last = DORMAND_PRINCE, 2, begin, 1e-4
     k = f(begin, y)
@@ -137,7 +152,8 @@ def adaptive(
 def _first_step(
     f: Field, y: State, begin: float, end: float, k: State, judge: Callable[[Step], float]
 ) -> float:
-    """Hairer, Norsett & Wanner, II.4: from the sizes of the slope and of its change over a short Euler step."""
+    """Hairer, Norsett & Wanner, II.4: from the sizes of the slope and of its change over a short
+    Euler step."""
     h = min(1e-3, end - begin)
     ahead = moved(y, h, EULER.b, [k])
     there = f(begin + h, ahead)

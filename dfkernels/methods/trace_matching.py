@@ -1,13 +1,16 @@
-"""DF-TM: tr F from a scalar network, trained by regression; with any denoising network, any schedule.
+"""DF-TM: tr F from a scalar network, trained by regression; with any denoising network, any
+schedule.
 
 residual: m ~ E|eps - eps_theta|^2/d;  tr F ~ (d/sigma^2)(1 - m)
 noise:    m ~ E|eps|^2/d;              tr F ~ (d (1 - m) + |eps_theta|^2)/sigma^2
-paper:    m ~ E|x_0|^2/d;              tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |ybar_theta|^2)  (eq. 17)
+paper:    m ~ E|x_0|^2/d;              tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |ybar_theta|^2)
+(eq. 17)
 
-Prefer "residual": an error of eps_theta enters at second order. "noise" is eq. 17 about the origin x/alpha:
-the error enters at first order; needs no eps_theta to train. "paper" is a difference of two numbers that
-agree to a relative sigma^2: its regression has noise of size 2 |x| sigma/d where the answer is of size
-sigma^2. Trust it for sigma/alpha of the order of the data's standard deviation and above.
+Prefer "residual": an error of eps_theta enters at second order. "noise" is eq. 17 about the origin
+x/alpha: the error enters at first order; needs no eps_theta to train. "paper" is a difference of
+two numbers that agree to a relative sigma^2: its regression has noise of size 2 |x| sigma/d where
+the answer is of size sigma^2. Trust it for sigma/alpha of the order of the data's standard
+deviation and above.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check, ops
+from .. import ops
+from .._torch import check
 from ..schedule import Schedule
 from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
@@ -33,9 +37,9 @@ TraceNetwork = Callable[[Tensor, Tensor], Tensor]
 
 
 class Noisy(NamedTuple):
-    """x = alpha x_0 + sigma eps [B, *E] at times t [B] (float64), levels alpha and sigma [B], and the targets
-    of a regression at x: x_0 and eps [B, *E], each a draw given x or a mean of draws, with `rest` [B] the sum
-    of the squares of eps that the mean leaves out.
+    """x = alpha x_0 + sigma eps [B, *E] at times t [B] (float64), levels alpha and sigma [B], and
+    the targets of a regression at x: x_0 and eps [B, *E], each a draw given x or a mean of draws,
+    with `rest` [B] the sum of the squares of eps that the mean leaves out.
     """
 
     x: Tensor
@@ -54,21 +58,23 @@ def diffuse(
     noise: tuple[float, float],
     queries: int | None = None,
 ) -> Noisy:
-    """x_0 [N, *E] at noise levels sigma/alpha log-uniform in `noise`, stratified: one in each of B equal
-    parts.
+    """x_0 [N, *E] at noise levels sigma/alpha log-uniform in `noise`, stratified: one in each of B
+    equal parts.
 
-    queries None: B = N, and the targets are the draws themselves. An integer B <= N, for rows in random
-    order: only the first B are diffused, and the targets are means given x over all N rows (one pass of
-    ops.posterior). Since each x came from one of the rows, this is Rao-Blackwell: expected gradients stay,
-    exactly, and a target's variance falls by the number of rows that share the weight. Take N well above B:
-    the queries share their rows. Worth its N B d operations in few dimensions, where many rows do.
+    queries None: B = N, and the targets are the draws themselves. An integer B <= N, for rows in
+    random order: only the first B are diffused, and the targets are means given x over all N rows
+    (one pass of ops.posterior). Since each x came from one of the rows, this is Rao-Blackwell:
+    expected gradients stay, exactly, and a target's variance falls by the number of rows that share
+    the weight. Take N well above B: the queries share their rows. Worth its N B d operations in few
+    dimensions, where many rows do.
 
-    Raises ValueError for another range than 0 < noise[0] < noise[1], or one that the schedule does not reach.
+    Raises ValueError for another range than 0 < noise[0] < noise[1], or one that the schedule does
+    not reach.
     """
-    _check.query("x_0", x_0)
+    check.query("x_0", x_0)
     low, high = noise_range(noise)
     if queries is not None:
-        queries = _check.integer("queries", queries, 1, len(x_0))
+        queries = check.integer("queries", queries, 1, len(x_0))
     rows = x_0[:queries]
     n = len(rows)
     wide = {"dtype": torch.float64, "device": x_0.device}
@@ -82,7 +88,9 @@ def diffuse(
         return Noisy(x, t, alpha, sigma, rows, eps, torch.zeros_like(alpha))
     at = ops.posterior(x, x_0, alpha, sigma)
     rest = x.shape[1:].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
-    return Noisy(x, t, alpha, sigma, at.mean, (x - alpha.view(column) * at.mean) / sigma.view(column), rest)
+    return Noisy(
+        x, t, alpha, sigma, at.mean, (x - alpha.view(column) * at.mean) / sigma.view(column), rest
+    )
 
 
 def denoising_loss(
@@ -96,9 +104,9 @@ def denoising_loss(
 ) -> Tensor:
     """mean of w_t |eps_theta(x_t, t) - eps|^2/d, whatever the network predicts; a scalar.
 
-    w_t = 1 + sigma^2/(alpha std)^2 is one over the variance of eps given x_t for data of standard deviation
-    std (EDM's weighting); std = None: w_t = 1. x_0 [N, *E]: a batch of data; noise: range of sigma/alpha;
-    queries: see `diffuse`.
+    w_t = 1 + sigma^2/(alpha std)^2 is one over the variance of eps given x_t for data of standard
+    deviation std (EDM's weighting); std = None: w_t = 1. x_0 [N, *E]: a batch of data; noise: range
+    of sigma/alpha; queries: see `diffuse`.
     """
     at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
     std = None if std is None else _positive("std", std)
@@ -119,22 +127,25 @@ def trace_loss(
     std: float | None = None,
     queries: int | None = None,
 ) -> Tensor:
-    """mean of ((m(x_t, t) - target)/guess)^2; target = |eps - eps_theta|^2/d, |eps|^2/d ("noise") or
+    """mean of ((m(x_t, t) - target)/guess)^2; target = |eps - eps_theta|^2/d, |eps|^2/d ("noise")
+    or
     |x_0|^2/d ("paper", Algorithm 1); a scalar.
 
-    guess is the exact m of data N(mean, std^2 I); std = None: 1. Compared with weights that make the targets'
-    noise uniform, this spends less where that noise drowns the answer: small sigma in the paper's form, large
-    sigma in the noise form. The denoiser is frozen; only the residual form calls it.
+    guess is the exact m of data N(mean, std^2 I); std = None: 1. Compared with weights that make
+    the targets' noise uniform, this spends less where that noise drowns the answer: small sigma in
+    the paper's form, large sigma in the noise form. The denoiser is frozen; only the residual form
+    calls it.
 
     Args:
         network: `network(x, t)`, x [B, *E], t [B] in x's dtype -> m [B].
         x_0: [N, *E], a batch of data.
         noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
 
-    Raises ValueError / TypeError naming `trace network` where its output is not [B], finite and of x's dtype.
+    Raises ValueError / TypeError naming `trace network` where its output is not [B], finite and of
+    x's dtype.
     """
-    _check.choice("form", form, FORMS)
-    mean, std = _check.constant("mean", mean), None if std is None else _positive("std", std)
+    check.choice("form", form, FORMS)
+    mean, std = check.constant("mean", mean), None if std is None else _positive("std", std)
     at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
     m = _values(network, at.x, at.t)
     d = at.x.shape[1:].numel()
@@ -160,20 +171,25 @@ class MatchedTrace:
 
     Args:
         network: `network(x, t)` -> m [B], trained by `trace_loss` with the same denoiser and form.
-        denoiser: what it was trained with. All but the residual form call it once, unless eps is given.
+        denoiser: what it was trained with. All but the residual form call it once, unless eps is
+        given.
 
-    An estimate as good as its training: `bound` says how errors of the two networks enter. It learns the
-    trace of the law that the training set was drawn from, not that of its atoms, as far as it generalises.
+    An estimate as good as its training: `bound` says how errors of the two networks enter. It
+    learns the trace of the law that the training set was drawn from, not that of its atoms, as far
+    as it generalises.
     """
 
     def __init__(self, network: TraceNetwork, denoiser: Denoiser, form: str = "residual") -> None:
         if not callable(network):
-            raise TypeError(f"network: expected a callable network(x, t), got {type(network).__name__}")
-        _check.choice("form", form, FORMS)
+            raise TypeError(
+                f"network: expected a callable network(x, t), got {type(network).__name__}"
+            )
+        check.choice("form", form, FORMS)
         self.network, self.denoiser, self.form = network, denoiser, form
 
     def __call__(self, x: Tensor, t: float | Tensor, eps: Tensor | None = None) -> Tensor:
-        """tr F, [B]. eps [B, *E]: the denoiser's at the same x and t, where the caller has it already."""
+        """tr F, [B]. eps [B, *E]: the denoiser's at the same x and t, where the caller has it
+        already."""
         alpha, sigma = self.denoiser.levels(x, t)
         m = _values(self.network, x, as_tensor("t", t).to(x.device).expand(len(x)))
         if self.form == "residual":
@@ -196,20 +212,25 @@ def bound(
 ) -> float | Tensor:
     """residual: d d1/sigma^2 + d2^2/sigma^2
     noise:    d d1/sigma^2 + (2 R/sigma^2) d2 + d2^2/sigma^2
-    paper:    (alpha^2 d/sigma^4) d1 + (2 alpha D_y/sigma^3) d2 + d2^2/sigma^2   (Prop. 7, corrected)
+    paper:    (alpha^2 d/sigma^4) d1 + (2 alpha D_y/sigma^3) d2 + d2^2/sigma^2   (Prop. 7,
+    corrected)
 
     The largest error of MatchedTrace for a trace network off by at most d1 = trace_error and noise
-    predictions off by at most d2 = eps_error in the 2-norm. radius: D_y, the largest |y| in the data, for
-    "paper"; R, the norm of the exact noise prediction, for "noise". The printed Prop. 7 lacks the term with
-    D_y and is too small by orders of magnitude.
+    predictions off by at most d2 = eps_error in the 2-norm. radius: D_y, the largest |y| in the
+    data, for "paper"; R, the norm of the exact noise prediction, for "noise". The printed Prop. 7
+    lacks the term with D_y and is too small by orders of magnitude.
     """
-    _check.choice("form", form, FORMS)
+    check.choice("form", form, FORMS)
     if (radius is None) == (form != "residual"):
         expected = "a number" if radius is None else "None"
-        raise _check.mismatch("radius", f"{expected} with form={form!r}", radius)
+        raise check.mismatch("radius", f"{expected} with form={form!r}", radius)
     second = eps_error**2 / sigma**2
     if form == "paper":
-        return alpha**2 * d * trace_error / sigma**4 + 2 * alpha * radius * eps_error / sigma**3 + second
+        return (
+            alpha**2 * d * trace_error / sigma**4
+            + 2 * alpha * radius * eps_error / sigma**3
+            + second
+        )
     first = 0.0 if radius is None else 2 * radius * eps_error / sigma**2
     return d * trace_error / sigma**2 + first + second
 
@@ -219,9 +240,9 @@ def _values(network: TraceNetwork, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _positive(name: str, value: float) -> float:
-    value = _check.constant(name, value)
+    value = check.constant(name, value)
     if value <= 0:
-        raise _check.mismatch(name, "a finite value > 0", value)
+        raise check.mismatch(name, "a finite value > 0", value)
     return value
 
 

@@ -1,4 +1,5 @@
-"""Where tr F comes from along a flow: the data set, any function, or the denoiser's own derivatives.
+"""Where tr F comes from along a flow: the data set, any function, or the denoiser's own
+derivatives.
 
 tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
 """
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from ..cloud import PointCloud
 from ..schedule import Schedule
 from .denoiser import Denoiser, PosteriorMean, checked
@@ -45,20 +46,24 @@ class Function(Source):
 
     def __post_init__(self) -> None:
         if not callable(self.trace):
-            raise TypeError(f"trace: expected a callable trace(x, t), got {type(self.trace).__name__}")
+            raise TypeError(
+                f"trace: expected a callable trace(x, t), got {type(self.trace).__name__}"
+            )
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             eps = denoiser.eps(x, t)
-            return eps, self.trace(x, t, eps) if isinstance(self.trace, MatchedTrace) else self.trace(x, t)
+            return eps, self.trace(x, t, eps) if isinstance(
+                self.trace, MatchedTrace
+            ) else self.trace(x, t)
 
         return both
 
 
 @dataclass(frozen=True)
 class Exact(Source):
-    """tr F [B] of a data set at (x, t); on the flow of the same data set, from the pass over the data that
-    gives the flow.
+    """tr F [B] of a data set at (x, t); on the flow of the same data set, from the pass over the
+    data that gives the flow.
     """
 
     posterior: PosteriorMean
@@ -68,7 +73,11 @@ class Exact(Source):
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         own = denoiser.network
-        if not (isinstance(own, PosteriorMean) and own.cloud is self.posterior.cloud and own == self.posterior):
+        if not (
+            isinstance(own, PosteriorMean)
+            and own.cloud is self.posterior.cloud
+            and own == self.posterior
+        ):
             return Function(self).begin(denoiser, x)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,24 +88,27 @@ class Exact(Source):
 
 
 def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Exact:
-    """tr F of the data set itself (Prop. 5): with `Denoiser.exact(cloud, schedule)`, log q_t of the cloud, by
-    one pass over the data per evaluation. tolerance: as in `DiffusionFisher`; for one pass, the denoiser's.
+    """tr F of the data set itself (Prop. 5): with `Denoiser.exact(cloud, schedule)`, log q_t of the
+    cloud, by one pass over the data per evaluation. tolerance: as in `DiffusionFisher`; for one
+    pass, the denoiser's.
     """
     return Exact(PosteriorMean(cloud, schedule, tolerance))
 
 
 @dataclass(frozen=True)
 class Hutchinson(Source):
-    """tr F ~ mean_k <v_k, J v_k>/sigma, J = d eps/dx, for K probes v with E v v^T = I: unbiased at any K.
+    """tr F ~ mean_k <v_k, J v_k>/sigma, J = d eps/dx, for K probes v with E v v^T = I: unbiased at
+    any K.
 
-    The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and log_prob is
-    unbiased but for the solver's error.
+    The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and
+    log_prob is unbiased but for the solver's error.
 
     Args:
         generator: on x's device; the same state gives the same bits.
         probes: K, the number of Jacobian products per evaluation.
         kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
-        mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no graph).
+        mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no
+        graph).
     """
 
     generator: torch.Generator
@@ -106,10 +118,12 @@ class Hutchinson(Source):
 
     def __post_init__(self) -> None:
         if not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"generator: expected a torch.Generator, got {type(self.generator).__name__}")
-        object.__setattr__(self, "probes", _check.integer("probes", self.probes, 1))
-        _check.choice("kind", self.kind, KINDS)
-        _check.choice("mode", self.mode, MODES)
+            raise TypeError(
+                f"generator: expected a torch.Generator, got {type(self.generator).__name__}"
+            )
+        object.__setattr__(self, "probes", check.integer("probes", self.probes, 1))
+        check.choice("kind", self.kind, KINDS)
+        check.choice("mode", self.mode, MODES)
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         shape = (self.probes, *x.shape)
@@ -142,8 +156,8 @@ class Divergence(Source):
     mode: str = "vjp"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "chunk", _check.integer("chunk", self.chunk, 1))
-        _check.choice("mode", self.mode, MODES)
+        object.__setattr__(self, "chunk", check.integer("chunk", self.chunk, 1))
+        check.choice("mode", self.mode, MODES)
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def axes() -> Iterator[Tensor]:
@@ -165,7 +179,8 @@ class Divergence(Source):
 def _quadratic_forms(
     denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """eps [B, *E] and <v, J v> [K, B], J = d eps/dx, for the vectors of all stacks, each [k, B, *E]."""
+    """eps [B, *E] and <v, J v> [K, B], J = d eps/dx, for the vectors of all stacks, each [k, B,
+    *E]."""
 
     def network(x: Tensor) -> Tensor:
         return denoiser.eps(x, t)
@@ -177,7 +192,9 @@ def _quadratic_forms(
         if mode == "vjp":
             products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
         else:
-            push = torch.func.vmap(lambda v: torch.func.jvp(network, (x,), (v,)), out_dims=(None, 0))
+            push = torch.func.vmap(
+                lambda v: torch.func.jvp(network, (x,), (v,)), out_dims=(None, 0)
+            )
             eps, products = push(v)
         forms.append((v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2))
     checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func

@@ -1,4 +1,5 @@
-"""A training loop that can be killed at any moment: it goes on from its checkpoint, with the same bits."""
+"""A training loop that can be killed at any moment: it goes on from its checkpoint, with the same
+bits."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import _check, _files
+from .._io import files
+from .._torch import check
 
 __all__ = ["train"]
 
@@ -34,30 +36,39 @@ def train(
     configuration: Mapping[str, object] | None = None,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
-    """Adam with the rate lr (1 + cos(pi i/steps))/2 and gradients of norm at most `clip`; the average
-    e <- k e + (1 - k) p of the weights, k = min(ema, (1 + i)/(10 + i)).
+    """Adam with the rate lr (1 + cos(pi i/steps))/2 and gradients of norm at most `clip`; the
+    average e <- k e + (1 - k) p of the weights, k = min(ema, (1 + i)/(10 + i)).
 
     Args:
         module: trained in place.
-        loss: `loss(module, generator)` -> scalar tensor, one batch; all its randomness from the generator.
-        generator: moved on; with the same one, thread count and torch build, the result is bitwise the same.
-        checkpoint: a file written every `every` steps and at the end, whole or not at all. If it exists,
-            training goes on from it, bitwise as if it had never stopped; a finished one is just read.
-        configuration: whatever else decides the result (data, network, noise range): numbers, strings, lists,
-            dicts. A checkpoint with another configuration, another module or other arguments is refused.
+        loss: `loss(module, generator)` -> scalar tensor, one batch; all its randomness from the
+        generator. generator: moved on; with the same one, thread count and torch build, the result
+        is bitwise the same. checkpoint: a file written every `every` steps and at the end, whole or
+            not at all. If it exists, training goes on from it, bitwise as if it had never stopped;
+            a finished one is just read.
+        configuration: whatever else decides the result (data, network, noise range): numbers,
+            strings, lists, dicts. A checkpoint with another configuration, another module or other
+            arguments is refused.
         step: called as step(done, steps) after each step, and once at the start.
 
     Returns a copy of the module with the averaged weights, in eval mode, frozen.
 
-    Raises _files.FileError (a ValueError) naming a checkpoint that is truncated, unwritable or of another
-    run; FloatingPointError naming the step where loss or gradient is not finite (the checkpoint stays as it
-    was).
+    Raises files.FileError (a ValueError) naming a checkpoint that is truncated, unwritable or of
+    another run; FloatingPointError naming the step where loss or gradient is not finite (the
+    checkpoint stays as it was).
     """
-    steps, every = _check.integer("steps", steps, 1), _check.integer("every", every, 1)
-    lr, ema, clip = (_check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))
+    steps, every = check.integer("steps", steps, 1), check.integer("every", every, 1)
+    lr, ema, clip = (check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))
     average = copy.deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
-    run = {"steps": steps, "lr": lr, "ema": ema, "clip": clip, "module": str(module), **(configuration or {})}
+    run = {
+        "steps": steps,
+        "lr": lr,
+        "ema": ema,
+        "clip": clip,
+        "module": str(module),
+        **(configuration or {}),
+    }
     run = json.loads(json.dumps(run))  # what a checkpoint can hold and compare
     parts = {"module": module, "average": average, "optimizer": optimizer}
     done = 0
@@ -75,7 +86,7 @@ def train(
         if checkpoint is not None and (done % every == 0 or done == steps):
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"configuration": run, "done": done, "generator": generator.get_state()}
-            _files.write(checkpoint, lambda file: torch.save(state, file))  # noqa: B023, called at once
+            files.write(checkpoint, lambda file: torch.save(state, file))  # noqa: B023, called at once
         step(done, steps)
     return average.eval()
 
@@ -95,7 +106,9 @@ def _descend(module, loss, optimizer, generator, clip, where) -> None:
     value.backward()
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
     if not math.isfinite(norm.item()):
-        raise FloatingPointError(f"gradient: expected finite numbers, got norm {norm.item()} at {where}")
+        raise FloatingPointError(
+            f"gradient: expected finite numbers, got norm {norm.item()} at {where}"
+        )
     optimizer.step()
 
 
@@ -116,13 +129,17 @@ def _resume(path: Path, run: dict, parts: dict, generator: torch.Generator) -> i
         missing = {*parts, "done", "generator"} - state.keys()
     except (*unreadable, TypeError, IndexError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise _files.FileError(f"{path}: no checkpoint, or a truncated one ({why}): delete it") from None
+        raise files.FileError(
+            f"{path}: no checkpoint, or a truncated one ({why}): delete it"
+        ) from None
     if missing:
-        raise _files.FileError(f"{path}: no checkpoint: it lacks {', '.join(sorted(missing))}: delete it")
+        raise files.FileError(
+            f"{path}: no checkpoint: it lacks {', '.join(sorted(missing))}: delete it"
+        )
     for key in [*run, *(came.keys() - run.keys())]:
         there, here = (c.get(key, "nothing") for c in (came, run))
         if there != here:
-            raise _files.FileError(
+            raise files.FileError(
                 f"{path}: checkpoint of another configuration: {key}: {there} there, {here} here: delete it, "
                 "or name another file"
             )
@@ -131,7 +148,7 @@ def _resume(path: Path, run: dict, parts: dict, generator: torch.Generator) -> i
             part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError) as error:  # str(module) need not tell every size
         why = " ".join(str(error).split())
-        raise _files.FileError(
+        raise files.FileError(
             f"{path}: checkpoint of another module ({why}): delete it, or name another file"
         ) from None
     generator.set_state(state["generator"])

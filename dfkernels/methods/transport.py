@@ -1,7 +1,8 @@
-"""Does the PF-ODE carry the noise to the data along the optimal-transport map? (Algorithm 2, done right.)
+"""Does the PF-ODE carry the noise to the data along the optimal-transport map? (Algorithm 2, done
+right.)
 
-A Monge map is the gradient of a convex function, so that its Jacobian A is symmetric and positive definite
-everywhere: both have to hold for every chain.
+A Monge map is the gradient of a convex function, so that its Jacobian A is symmetric and positive
+definite everywhere: both have to hold for every chain.
 """
 
 from __future__ import annotations
@@ -12,23 +13,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from ..cloud import PointCloud
 from ..ops import transport_chain
 from ..schedule import Schedule
 from .grid import nodes
 
-__all__ = ["CONVENTIONS", "Summary", "TransportTest", "asymmetry", "printed_rates", "transport_test"]
+__all__ = [
+    "CONVENTIONS",
+    "Summary",
+    "TransportTest",
+    "asymmetry",
+    "printed_rates",
+    "transport_test",
+]
 
 CONVENTIONS = ("jacobian", "authors", "slide")
 
 
 def asymmetry(A: Tensor) -> Tensor:
-    """|A0 - A0^T|_F / (sqrt(2) |A0|_F), [B] in [0, sqrt(2)]; A0 = A [B, d, d] without its diagonal, 0 where
-    A0 = 0.
+    """|A0 - A0^T|_F / (sqrt(2) |A0|_F), [B] in [0, sqrt(2)]; A0 = A [B, d, d] without its diagonal,
+    0 where A0 = 0.
 
-    The statistic of the paper's Table 3. It does not see the diagonal: a tiny A0 weighs as much as a large
-    one, and turning the axes changes the value (but not whether it is 0).
+    The statistic of the paper's Table 3. It does not see the diagonal: a tiny A0 weighs as much as
+    a large one, and turning the axes changes the value (but not whether it is 0).
     """
     A0 = A - torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
     largest = A0.abs().flatten(1).amax(1) if A0.numel() else A0.new_zeros(len(A0))
@@ -38,8 +46,9 @@ def asymmetry(A: Tensor) -> Tensor:
 
 
 class Summary(NamedTuple):
-    """Over the chains: the asymmetry's mean, its standard error, median and 5 % and 95 % quantiles; the least
-    of the smallest eigenvalues; the share of chains whose Jacobian is symmetric and positive definite.
+    """Over the chains: the asymmetry's mean, its standard error, median and 5 % and 95 % quantiles;
+    the least of the smallest eigenvalues; the share of chains whose Jacobian is symmetric and
+    positive definite.
     """
 
     mean: float
@@ -52,8 +61,9 @@ class Summary(NamedTuple):
 
 
 class TransportTest(NamedTuple):
-    """Per chain: where it ends, x [B, *E]; its Jacobian exp(log_norm) A, A [B, d, d] with |A|_F = sqrt(d) and
-    log_norm [B]; asymmetry [B] of A; smallest [B], the least eigenvalue of (A + A^T)/2 (1 for the identity).
+    """Per chain: where it ends, x [B, *E]; its Jacobian exp(log_norm) A, A [B, d, d] with |A|_F =
+    sqrt(d) and log_norm [B]; asymmetry [B] of A; smallest [B], the least eigenvalue of (A + A^T)/2
+    (1 for the identity).
     """
 
     x: Tensor
@@ -75,7 +85,9 @@ class TransportTest(NamedTuple):
         at = lambda q: ordered[round(q * (len(a) - 1))].item()
         error = a.std(correction=0).item() / math.sqrt(len(a))
         share = self.monge(tolerance).double().mean().item()
-        return Summary(a.mean().item(), error, at(0.5), at(0.05), at(0.95), self.smallest.min().item(), share)
+        return Summary(
+            a.mean().item(), error, at(0.5), at(0.05), at(0.95), self.smallest.min().item(), share
+        )
 
 
 def transport_test(
@@ -88,39 +100,51 @@ def transport_test(
     generator: torch.Generator | None = None,
     convention: str = "jacobian",
 ) -> TransportTest:
-    """PF-ODE chains by DDIM over the exact posterior of a small cloud, and what their Jacobian says.
+    """PF-ODE chains by DDIM over the exact posterior of a small cloud, and what their Jacobian
+    says.
 
     Args:
-        cloud: atoms [N, *E]; d = prod(E) up to 16 runs in one fused kernel on the CPU, above step by step.
-        t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0 throughout (`time_grid`).
-        chains, generator: x_M ~ N(0, sigma_M^2 I), float64, for this many chains; or
-        x: [B, *E] the starts themselves, float32 or float64: the dtype of computation.
+        cloud: atoms [N, *E]; d = prod(E) up to 16 runs in one fused kernel on the CPU, above step
+        by step. t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0
+        throughout (`time_grid`). chains, generator: x_M ~ N(0, sigma_M^2 I), float64, for this many
+        chains; or x: [B, *E] the starts themselves, float32 or float64: the dtype of computation.
         convention: how A is carried from step to step. The statistic depends on it:
             "jacobian": A <- M A with the exact derivative M of the DDIM step: this is the test.
             "authors": A <- A + (s - t) B A, as in the authors' code, B = [f - g2/(2 sigma^2)] I +
-            (alpha^2 g2/(2 sigma^4)) C, eq. 22 as printed: both g2 terms have the wrong sign. With many
-            steps of d = 2 its asymmetry is right all the same.
-            "slide": A <- A + (s - t) A^T B, line 6 of Algorithm 2 as printed: neither a Jacobian nor its
-            transpose.
+            (alpha^2 g2/(2 sigma^4)) C, eq. 22 as printed: both g2 terms have the wrong sign. With
+            many steps of d = 2 its asymmetry is right all the same.
+            "slide": A <- A + (s - t) A^T B, line 6 of Algorithm 2 as printed: neither a Jacobian
+            nor its transpose.
 
     A is rescaled at every step: the statistics do not depend on its size. They depend on (x/alpha,
-    sigma/alpha) only: with "jacobian" every schedule gives the same over the same grid of sigma/alpha.
+    sigma/alpha) only: with "jacobian" every schedule gives the same over the same grid of
+    sigma/alpha.
 
-    Raises ValueError or TypeError naming the argument; NotImplementedError for an x that requires grad.
+    Raises ValueError or TypeError naming the argument; NotImplementedError for an x that requires
+    grad.
     """
     if not isinstance(cloud, PointCloud):
         raise TypeError(f"cloud: expected a PointCloud, got {type(cloud).__name__}")
-    _check.choice("convention", convention, CONVENTIONS)
+    check.choice("convention", convention, CONVENTIONS)
     levels = nodes(schedule, t)
     if x is None:
-        shape = (_check.integer("chains", chains, 0), *cloud.event_shape)
-        x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") * levels.sigma[0]
+        shape = (check.integer("chains", chains, 0), *cloud.event_shape)
+        x = (
+            torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+            * levels.sigma[0]
+        )
         x = x.to(cloud.device)
-    _check.query("x", x)
+    check.query("x", x)
     y = cloud.y.to(x.dtype) * cloud.scale + cloud.offset
     rates = None if convention == "jacobian" else printed_rates(schedule, levels.t)
     chain = transport_chain(
-        x, y, levels.alpha, levels.sigma, cloud.log_prior, rates=rates, transposed=convention == "slide"
+        x,
+        y,
+        levels.alpha,
+        levels.sigma,
+        cloud.log_prior,
+        rates=rates,
+        transposed=convention == "slide",
     )
     symmetric = (chain.A + chain.A.mT) / 2
     smallest = torch.linalg.eigvalsh(symmetric)[:, 0] if len(x) else chain.log_norm
@@ -128,8 +152,8 @@ def transport_test(
 
 
 def printed_rates(schedule: Schedule, t: Tensor) -> Tensor:
-    """(s - t) B [M, 2] at each step from t to s, in units of I and (alpha/sigma)^2 C: eq. 22 as printed, with
-    the wrong sign of both g2 terms.
+    """(s - t) B [M, 2] at each step from t to s, in units of I and (alpha/sigma)^2 C: eq. 22 as
+    printed, with the wrong sign of both g2 terms.
     """
     at = t[:-1]
     half = schedule.g2(at) / (2 * schedule.sigma(at) ** 2)

@@ -1,8 +1,9 @@
-"""The ops: pure functions of tensors, one directory each, a plain PyTorch `reference` beside every one."""
+"""The ops: pure functions of tensors, one directory each, a plain PyTorch `reference` beside every
+one."""
 
 from __future__ import annotations
 
-from .. import _native  # noqa: F401  registers the compiled kernels
+from .._torch import native  # noqa: F401  registers the compiled kernels
 from .endpoint_matvec import endpoint_matvec
 from .fisher_dense import fisher_dense
 from .fisher_diagonal import fisher_diagonal

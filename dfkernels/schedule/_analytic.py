@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 from ._base import Schedule
 
-__all__ = ["EDM", "RectifiedFlow", "SubVP", "VE", "VP"]
+__all__ = ["EDM", "VE", "VP", "RectifiedFlow", "SubVP"]
 
 
 @dataclass(frozen=True)
 class VP(Schedule):
     """Variance preserving (DDPM; Song et al. 2021, eq. 11), t in [0, 1].
 
-    beta(t) = beta_min + t (beta_max - beta_min);  ln alpha = -int_0^t beta / 2;  sigma^2 = 1 - alpha^2;
+    beta(t) = beta_min + t (beta_max - beta_min);  ln alpha = -int_0^t beta / 2;  sigma^2 = 1 -
+    alpha^2;
     f = -beta/2;  g2 = beta.
     """
 
@@ -28,7 +29,7 @@ class VP(Schedule):
 
     def __post_init__(self) -> None:
         for name in ("beta_min", "beta_max"):
-            object.__setattr__(self, name, _check.constant(name, getattr(self, name)))
+            object.__setattr__(self, name, check.constant(name, getattr(self, name)))
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
                 f"beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got {self.beta_min}, "
@@ -66,11 +67,15 @@ class VP(Schedule):
         return -integral - torch.log(-torch.expm1(-integral))  # expm1(integral) may overflow
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return self._t_of_integral(-torch.nn.functional.logsigmoid(lam))  # softplus cuts off terms of 2e-9
+        return self._t_of_integral(
+            -torch.nn.functional.logsigmoid(lam)
+        )  # softplus cuts off terms of 2e-9
 
     def _t_of_integral(self, integral: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
-        return 2 * integral / (self.beta_min + root)  # the quadratic's root in the form that does not cancel
+        return (
+            2 * integral / (self.beta_min + root)
+        )  # the quadratic's root in the form that does not cancel
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ class SubVP(VP):
 
     def _log_snr(self, t: Tensor) -> Tensor:
         integral = self._integral(t)
-        return -integral - 2 * torch.log(-torch.expm1(-integral))  # sigma/alpha = exp(integral/2) sigma
+        return -integral - 2 * torch.log(
+            -torch.expm1(-integral)
+        )  # sigma/alpha = exp(integral/2) sigma
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
         return self._t_of_integral(2 * torch.asinh(torch.exp(-lam / 2) / 2))
@@ -100,7 +107,8 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """Variance exploding in its natural time: sigma = sqrt(t), alpha = 1, f = 0, g2 = 1, t in [0, inf).
+    """Variance exploding in its natural time: sigma = sqrt(t), alpha = 1, f = 0, g2 = 1, t in [0,
+    inf).
 
     This is the form of Karras et al. 2022 (Table 1). The geometric one, sigma(s) = sigma_min
     (sigma_max/sigma_min)^s, is the same process in another clock: t = sigma(s)^2.
@@ -150,7 +158,8 @@ class EDM(VE):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """Linear path (flow matching's convention, t = 1 is data): alpha = t, sigma = 1 - t, t in [0, 1].
+    """Linear path (flow matching's convention, t = 1 is data): alpha = t, sigma = 1 - t, t in [0,
+    1].
 
     f = 1/t;  g2 = -2 (1 - t)/t, negative because the noise falls as t grows. f and g2 need t > 0.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _check
+from .._torch import check
 
 __all__ = ["SLACK", "Schedule", "as_tensor"]
 
@@ -17,8 +17,9 @@ SLACK = 16
 
 
 class Schedule:
-    """Base class. A subclass gives `t_range`, `_alpha`, `_sigma`, `_f`, `_g2`, `_log_snr`, `_t_of_log_snr`,
-    and `_rates` where the formula by f and g2 is not finite and accurate over the closed range.
+    """Base class. A subclass gives `t_range`, `_alpha`, `_sigma`, `_f`, `_g2`, `_log_snr`,
+    `_t_of_log_snr`, and `_rates` where the formula by f and g2 is not finite and accurate over the
+    closed range.
 
     >>> alpha, sigma = VP()(torch.tensor([0.1, 0.5]))
     """
@@ -50,8 +51,9 @@ class Schedule:
         return self._g2(self._time(t, self._drift_open))
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(d alpha/dt, d sigma/dt), each of t's shape, over the whole closed range: finite where f and g2 are
-        not, but for d sigma/dt = inf where sigma starts as a square root (VP and VE at t = 0).
+        """(d alpha/dt, d sigma/dt), each of t's shape, over the whole closed range: finite where f
+        and g2 are not, but for d sigma/dt = inf where sigma starts as a square root (VP and VE at t
+        = 0).
         """
         return self._rates(self._time(t))
 
@@ -60,8 +62,8 @@ class Schedule:
         return self._log_snr(self._time(t))
 
     def t_of_log_snr(self, log_snr: float | Tensor) -> Tensor:
-        """The t with that log-SNR (inverse of `log_snr`). Raises ValueError if it lies outside the schedule's
-        range.
+        """The t with that log-SNR (inverse of `log_snr`). Raises ValueError if it lies outside the
+        schedule's range.
         """
         t = self._t_of_log_snr(as_tensor("log_snr", log_snr))
         lo, hi = self.t_range
@@ -73,9 +75,11 @@ class Schedule:
     def _time(self, t: float | Tensor, open_start: bool = False, name: str = "t") -> Tensor:
         t = as_tensor(name, t)
         lo, hi = self.t_range
-        if _check.values_hidden(t):
+        if check.values_hidden(t):
             return t
-        bad = ~((t > lo if open_start else t >= lo) & (t <= hi) & (t < math.inf))  # also true for NaN
+        bad = ~(
+            (t > lo if open_start else t >= lo) & (t <= hi) & (t < math.inf)
+        )  # also true for NaN
         if bool(bad.any()):
             came = t[bad].flatten()[0].item()
             left, right = "(" if open_start else "[", "]" if math.isfinite(hi) else ")"
@@ -95,17 +99,17 @@ class Schedule:
 
 
 def as_tensor(name: str, t: object) -> Tensor:
-    """t as a dense floating tensor: numbers and integers in float64, all else in its own dtype and on its own
-    device (NumPy's on the CPU).
+    """t as a dense floating tensor: numbers and integers in float64, all else in its own dtype and
+    on its own device (NumPy's on the CPU).
     """
     if isinstance(t, (int, float)) and not isinstance(t, bool) and not isinstance(t, np.generic):
         try:
             return torch.tensor(t, dtype=torch.float64, device="cpu")
         except (OverflowError, RuntimeError):
-            raise _check.mismatch(name, "a number in float64", t) from None
+            raise check.mismatch(name, "a number in float64", t) from None
     if not isinstance(t, Tensor):
         t = _from_numpy(name, t)
-    _check.tensor(name, t)
+    check.tensor(name, t)
     if t.dtype == torch.bool or t.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {t.dtype}")
     return t if t.is_floating_point() else t.double()
@@ -113,13 +117,15 @@ def as_tensor(name: str, t: object) -> Tensor:
 
 def _from_numpy(name: str, t: object) -> Tensor:
     if isinstance(t, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a number or an array without a mask, got a masked array: fill it")
+        raise TypeError(
+            f"{name}: expected a number or an array without a mask, got a masked array: fill it"
+        )
     try:
         array = np.asarray(t)
     except (TypeError, ValueError):
         array = np.asarray(None)
     if array.dtype.kind not in "fiu":  # also what no array can hold, such as a Fraction
-        return torch.tensor(_check.constant(name, t), dtype=torch.float64, device="cpu")
+        return torch.tensor(check.constant(name, t), dtype=torch.float64, device="cpu")
     wide = array.dtype.kind != "f" or array.dtype.itemsize > 8 or not isinstance(t, np.ndarray)
     native = np.float64 if wide else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.array(array, dtype=native, order="C"))

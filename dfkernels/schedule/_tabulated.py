@@ -12,24 +12,27 @@ __all__ = ["Tabulated"]
 
 
 class Tabulated(Schedule):
-    """From a table such as diffusers' `scheduler.alphas_cumprod`: alpha_t^2 = alphas_cumprod[t], sigma_t^2 =
-    1 - alpha_t^2.
+    """From a table such as diffusers' `scheduler.alphas_cumprod`: alpha_t^2 = alphas_cumprod[t],
+    sigma_t^2 = 1 - alpha_t^2.
 
     Args:
         alphas_cumprod: [T], T >= 2, strictly decreasing inside (0, 1).
 
-    Between the integers the log-SNR lam(t) is a monotone cubic (Fritsch-Butland, C^1) through the table, t in
-    [0, T-1], and alpha^2 = sigmoid(lam), f = lam' sigma^2 / 2, g2 = -lam' sigma^2: consistent with the
-    interpolant by construction.
+    Between the integers the log-SNR lam(t) is a monotone cubic (Fritsch-Butland, C^1) through the
+    table, t in [0, T-1], and alpha^2 = sigmoid(lam), f = lam' sigma^2 / 2, g2 = -lam' sigma^2:
+    consistent with the interpolant by construction.
 
-    Raises ValueError for a table that is not strictly decreasing inside (0, 1), or whose entries' log-SNR is
-    the same but for rounding; a zero-terminal-SNR table has to be cut or floored (diffusers uses 2**-24) first.
+    Raises ValueError for a table that is not strictly decreasing inside (0, 1), or whose entries'
+    log-SNR is the same but for rounding; a zero-terminal-SNR table has to be cut or floored
+    (diffusers uses 2**-24) first.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         table = as_tensor("alphas_cumprod", alphas_cumprod).detach().to("cpu", torch.float64)
         if table.ndim != 1 or table.numel() < 2:
-            raise ValueError(f"alphas_cumprod: expected shape [T] with T >= 2, got {list(table.shape)}")
+            raise ValueError(
+                f"alphas_cumprod: expected shape [T] with T >= 2, got {list(table.shape)}"
+            )
         ok = bool((table > 0).all()) and bool((table < 1).all()) and bool((table.diff() < 0).all())
         if not ok:
             raise ValueError(
@@ -51,7 +54,8 @@ class Tabulated(Schedule):
         return f"Tabulated({self._lam.numel()} steps)"
 
     def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """lam(t) and lam'(t): cubic Hermite on [i, i+1]; a table of float64, evaluated in t's dtype."""
+        """lam(t) and lam'(t): cubic Hermite on [i, i+1]; a table of float64, evaluated in t's
+        dtype."""
         lam, slope = self._lam.to(t.device), self._slope.to(t.device)
         i = t.detach().floor().clamp(0, lam.numel() - 2).long()
         r = t.double() - i
@@ -83,14 +87,17 @@ class Tabulated(Schedule):
         return self._cubic(t)[0]
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        """The interval by bisection of the table, the cubic's root in it by Newton's method: on the CPU in
-        NumPy, whose calls cost a fraction of torch's, and most calls are for one number. Differentiable.
+        """The interval by bisection of the table, the cubic's root in it by Newton's method: on the
+        CPU in NumPy, whose calls cost a fraction of torch's, and most calls are for one number.
+        Differentiable.
         """
         table, slope = self._lam.numpy(), self._slope.numpy()
         target = lam.detach().to("cpu", torch.float64).numpy()
         slack = SLACK * torch.finfo(lam.dtype).eps * np.maximum(1, np.abs(target))
         if not ((target <= table[0] + slack) & (target >= table[-1] - slack)).all():
-            raise ValueError(f"log_snr: expected values in [{table[-1]:g}, {table[0]:g}] for {self!r}")
+            raise ValueError(
+                f"log_snr: expected values in [{table[-1]:g}, {table[0]:g}] for {self!r}"
+            )
         target = np.clip(target, table[-1], table[0])
         i = np.clip(np.searchsorted(-table, -target, "right") - 1, 0, len(table) - 2)
         r = _root(table[i], table[i + 1], slope[i], slope[i + 1], target)
@@ -98,9 +105,12 @@ class Tabulated(Schedule):
         return t if not lam.requires_grad else t + (lam - lam.detach()) / self._cubic(t)[1]
 
 
-def _root(y0: np.ndarray, y1: np.ndarray, m0: np.ndarray, m1: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """r in [0, 1] where the falling cubic Hermite from (y0, m0) to (y1, m1) meets the target between y0 and
-    y1: Newton's method, and bisection where it leaves the bracket or does not halve its step.
+def _root(
+    y0: np.ndarray, y1: np.ndarray, m0: np.ndarray, m1: np.ndarray, target: np.ndarray
+) -> np.ndarray:
+    """r in [0, 1] where the falling cubic Hermite from (y0, m0) to (y1, m1) meets the target
+    between y0 and y1: Newton's method, and bisection where it leaves the bracket or does not halve
+    its step.
     """
     c2, c3 = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0)
     lo, hi = np.zeros_like(target), np.ones_like(target)
@@ -121,7 +131,8 @@ def _root(y0: np.ndarray, y1: np.ndarray, m0: np.ndarray, m1: np.ndarray, target
 
 
 def _monotone_slopes(y: Tensor) -> Tensor:
-    """Fritsch-Butland slopes of a cubic Hermite on the integers: harmonic means of neighbouring secants."""
+    """Fritsch-Butland slopes of a cubic Hermite on the integers: harmonic means of neighbouring
+    secants."""
     step = y.diff()
     inner = 2 * step[:-1] * step[1:] / (step[:-1] + step[1:])
     return torch.cat([step[:1], inner, step[-1:]])

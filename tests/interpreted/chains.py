@@ -36,22 +36,31 @@ def worst(got, want):
 
 @pytest.mark.parametrize("B, N, d", [(33, 1, 1), (33, 7, 2), (5, 9, 3), (9, 9, 5), (9, 20, 16)])
 def test_values(B, N, d, monkeypatch):
-    """In float64: 1e-12, as on the CPU. Every size of tile, a part of the last program's lanes, tiles and
-    columns without atoms, several chains of additions, masked atoms, and each way to carry A.
+    """In float64: 1e-12, as on the CPU. Every size of tile, a part of the last program's lanes,
+    tiles and columns without atoms, several chains of additions, masked atoms, and each way to
+    carry A.
     """
     monkeypatch.setattr(chains, "CHAIN", type(chains.CHAIN)(2))
     x, y, alpha, sigma = problem(B, N, d, M=3)
     rates, prior = 0.2 * _normal(5)(3, 2), 3 * _normal(6)(N)
     if N > 1:
-        prior[:3] = torch.tensor([-math.inf, 50.0, 49.0])  # a mask, and no overflow where some are far above
-    for args in ((None, None, False), (prior, None, False), (prior, rates, False), (None, rates, True)):
+        prior[:3] = torch.tensor(
+            [-math.inf, 50.0, 49.0]
+        )  # a mask, and no overflow where some are far above
+    for args in (
+        (None, None, False),
+        (prior, None, False),
+        (prior, rates, False),
+        (None, rates, True),
+    ):
         got = chains.launch(x, y, alpha, sigma, *args)
         assert worst(got, reference(x, y, alpha, sigma, *args)) <= 1e-12
 
 
 @pytest.mark.parametrize("d", [2, 5])
 def test_float32_error(d):
-    """RMS over the chains at most twice plain PyTorch's and sixteen roundings, since twenty steps add up."""
+    """RMS over the chains at most twice plain PyTorch's and sixteen roundings, since twenty steps
+    add up."""
     x, y, alpha, sigma = (a.float() for a in problem(24, 6, d, M=20))
     got, plain = chains.launch(x, y, alpha, sigma, None, None, False), reference(x, y, alpha, sigma)
     exact = reference(*[a.double() for a in (x, y, alpha, sigma)])
@@ -63,7 +72,8 @@ def test_float32_error(d):
 
 @pytest.mark.parametrize("dtype, least", [(torch.float64, 1e-150), (torch.float32, 1e-18)])
 def test_one_atom(dtype, least):
-    """M = (sigma_0/sigma_M) I over most of the range: A keeps its digits, its size goes to log_norm."""
+    """M = (sigma_0/sigma_M) I over most of the range: A keeps its digits, its size goes to
+    log_norm."""
     x, y, alpha, sigma = problem(5, 1, 2, M=20, sigma=(1 / least, least), alpha=(1.0, 1.0))
     x, y = (x * sigma[0]).to(dtype), y.to(dtype)
     end, A, log_norm = chains.launch(x, y, alpha, sigma, None, None, False)
@@ -81,7 +91,9 @@ def test_one_step_is_symmetric_to_the_bit():
     assert torch.equal(A, A.mT) and bool((A[:, 0, 1] != 0).all())
 
 
-@pytest.mark.parametrize("prior", [None, torch.tensor([0.0, 0.0, 0.0, -math.inf])], ids=["uniform", "masked"])
+@pytest.mark.parametrize(
+    "prior", [None, torch.tensor([0.0, 0.0, 0.0, -math.inf])], ids=["uniform", "masked"]
+)
 def test_an_offset_costs_float32_no_digits(prior):
     """Data 1024 away from the origin, but for a masked atom, in numbers that float32 holds."""
     x, y, alpha, sigma = problem(8, 4, 2, M=10, alpha=(1.0, 1.0))
@@ -109,7 +121,8 @@ def test_no_step_no_chain_and_strides():
 
 @pytest.mark.parametrize("name", ["x", "y", "alpha", "sigma", "log_prior", "rates"])
 def test_nan_in_nan_out(name):
-    """Nothing synchronises: what cannot be used is not raised but shows, and a chain's own only in it."""
+    """Nothing synchronises: what cannot be used is not raised but shows, and a chain's own only in
+    it."""
     tensors = dict(zip(("x", "y", "alpha", "sigma"), problem(3, 4, 2, M=2), strict=True))
     tensors |= {"log_prior": torch.zeros(4, dtype=f64), "rates": torch.zeros(2, 2, dtype=f64)}
     tensors[name].view(-1)[0] = math.nan
@@ -128,7 +141,9 @@ def test_torch_ops_read_nothing_else(wrong):
 
 
 def test_wide_events_are_refused():
-    with pytest.raises(RuntimeError, match=r"^x: expected shape \[B, d\] with d <= 16, got \[3, 17\]$"):
+    with pytest.raises(
+        RuntimeError, match=r"^x: expected shape \[B, d\] with d <= 16, got \[3, 17\]$"
+    ):
         chains.launch(*problem(3, 4, 17, M=2), None, None, False)
 
 

@@ -13,7 +13,9 @@ AS_IT_IS = interpreter._implicit_cvt
 def as_launched(argument):
     """A Python float is a float32 on a GPU; the interpreter would hand it on as it is, a double."""
     if type(argument) is float:
-        return tl.tensor(interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
+        return tl.tensor(
+            interpreter.TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32
+        )
     return AS_IT_IS(argument)
 
 

@@ -1,4 +1,5 @@
-"""The data-set ops' launchers on CPU tensors: the table of cases, every kind of tile, hostile values."""
+"""The data-set ops' launchers on CPU tensors: the table of cases, every kind of tile, hostile
+values."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import torch
 from cases import DATA_OPS, ORDER, REFERENCES, _normal, table
 from difference import difference_form, errors, far, in_batches
 
-from dfkernels import _check
-from dfkernels.ops import _triton_gather, _triton_logits
-from dfkernels.ops._triton_problem import gap_of, problem
+from dfkernels._torch import check
+from dfkernels.ops.common.triton import launch
+from dfkernels.ops.common.triton import logits as _triton_logits
+from dfkernels.ops.common.triton.problem import gap_of, problem
 from dfkernels.ops.fisher_dense import triton as dense
 from dfkernels.ops.fisher_diagonal import triton as diagonal
 from dfkernels.ops.fisher_matvec import triton as matvec
@@ -27,10 +29,10 @@ LAUNCH = {
 
 def run(op, x, y, alpha, sigma, log_prior=None, v=None, *, scale=1.0, offset=0.0):
     """The launcher behind the public function's checks; outputs in their public shapes."""
-    flat, atoms, *rest = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    flat, atoms, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args = (flat, atoms, *rest)
     if op == "fisher_matvec":
-        args = (flat, atoms, _check.vectors("v", v, "x", x, flat.shape[1]), *rest)
+        args = (flat, atoms, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
         return (LAUNCH[op](*args).reshape(v.shape),)
     out = LAUNCH[op](*args)
     if op == "posterior":
@@ -39,7 +41,8 @@ def run(op, x, y, alpha, sigma, log_prior=None, v=None, *, scale=1.0, offset=0.0
 
 
 def by_launchers(p, together, ops, *, y=None, **stored):
-    """The outputs of ops for all queries, so many of them at a time; stored: y, scale and offset."""
+    """The outputs of ops for all queries, so many of them at a time; stored: y, scale and
+    offset."""
 
     def call(op, p):
         args = [p[k] if k != "y" or y is None else y for k in ORDER["posterior"]]
@@ -51,7 +54,7 @@ def by_launchers(p, together, ops, *, y=None, **stored):
 @pytest.fixture(autouse=True)
 def many_splits(monkeypatch):
     """Splits of three tiles already where there are few atoms."""
-    monkeypatch.setattr(_triton_gather, "LONGEST", 3)
+    monkeypatch.setattr(launch, "LONGEST", 3)
 
 
 # lists are taken query by query, by these launchers again
@@ -76,12 +79,19 @@ def test_every_case_in_float64(case):
         assert e.numel() == 0 or float((g - e).abs().max()) <= 1e-12 * (1 + float(e.abs().max()))
 
 
-# Every kind of tile, in several splits: queries, how many of them go together, N, d, and (sigma, offset).
+# Every kind of tile, in several splits: queries, how many of them go together, N, d, and (sigma,
+# offset).
 LOW, FAR, MIDDLE, HIGH, VAST = (1e-3, 0.0), (0.3, 10.0), (1.0, 0.0), (3.0, 10.0), (1e3, 0.0)
 TILES = {
     "one lane": (10, 1, 200, 40, [FAR, VAST]),
     "few, behind the filter": (12, 12, 40, 20, [LOW, FAR, HIGH]),
-    "few and wide": (10, 10, 20, 300, [HIGH]),  # three blocks of coordinates; also with large logits, below
+    "few and wide": (
+        10,
+        10,
+        20,
+        300,
+        [HIGH],
+    ),  # three blocks of coordinates; also with large logits, below
     "many, behind the filter": (17, 17, 30, 40, [MIDDLE, HIGH]),
     "few, small d": (12, 12, 1100, 2, [MIDDLE]),
     "a lane per thread": (64, 64, 20, 3, [LOW, HIGH]),
@@ -89,7 +99,8 @@ TILES = {
 
 
 def inputs(B, N, d, sigma, offset, seed=0):
-    """Queries drawn from q_t, alpha 1 and 0.6; near-duplicates among the atoms; every fifth atom masked."""
+    """Queries drawn from q_t, alpha 1 and 0.6; near-duplicates among the atoms; every fifth atom
+    masked."""
     normal = lambda *shape: _normal(seed + d)(*shape).float()
     y = normal(N, d) + offset
     y[N // 2 : 2 * (N // 2)] = y[: N // 2] + 1e-3 * normal(N // 2, d)
@@ -117,8 +128,8 @@ def test_float32_error(tile, sigma, offset):
 
 @pytest.mark.parametrize("together, d", [(12, 2000), (1, 4100)])
 def test_float32_error_of_large_logits(together, d):
-    """Of 1e4 and more, whose rounding goes into 1/sum w^2; sixteen blocks of coordinates, or, without the
-    filter, a row that no program holds.
+    """Of 1e4 and more, whose rounding goes into 1/sum w^2; sixteen blocks of coordinates, or,
+    without the filter, a row that no program holds.
     """
     p = inputs(10, 6, d, 0.3, 10.0)
     assert far(p, by_launchers(p, together, ["posterior"])) == {}
@@ -128,7 +139,9 @@ def test_a_row_that_no_program_holds_in_float64():
     p = {k: t.double() for k, t in inputs(2, 20, 1030, 30.0, 0.0).items()}
     got, exact = by_launchers(p, 2, DATA_OPS[:3]), difference_form(**p)
     assert float(got["ess"].min()) > 2
-    assert {k: e for k, e in errors(got, {k: exact[k] for k in got}).items() if not e.max() <= 1e-12} == {}
+    assert {
+        k: e for k, e in errors(got, {k: exact[k] for k in got}).items() if not e.max() <= 1e-12
+    } == {}
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
@@ -148,9 +161,9 @@ def test_covariance_matvec_is_the_jacobian_of_the_mean(B, d):
     (expected,) = torch.autograd.grad(mean, x, p["v"][:, 0])
     args = [p[k].detach() for k in ORDER["fisher_matvec"]]
     got = matvec.launch(*args, 1.0, 0.0, fisher=False)[:, 0]
-    assert float((got * (p["alpha"] / p["sigma"] ** 2)[:, None] - expected).abs().max()) <= 1e-12 * float(
-        expected.abs().max()
-    )
+    assert float(
+        (got * (p["alpha"] / p["sigma"] ** 2)[:, None] - expected).abs().max()
+    ) <= 1e-12 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("B, N, d", [(1, 70, 20), (3, 20, 20), (9, 20, 20), (33, 12, 3)])
@@ -158,8 +171,12 @@ def test_many_vectors_share_a_pass(B, N, d):
     p = inputs(B, N, d, 1.0, 0.0)
     v = _normal(9)(B, 2, d).float()
     together = run("fisher_matvec", *[p[k] for k in ORDER["posterior"]], v)[0]
-    alone = [run("fisher_matvec", *[p[k] for k in ORDER["posterior"]], v[:, k])[0] for k in range(2)]
-    assert float((together - torch.stack(alone, 1)).abs().max()) <= 1e-5 * float(together.abs().max())
+    alone = [
+        run("fisher_matvec", *[p[k] for k in ORDER["posterior"]], v[:, k])[0] for k in range(2)
+    ]
+    assert float((together - torch.stack(alone, 1)).abs().max()) <= 1e-5 * float(
+        together.abs().max()
+    )
 
 
 @pytest.mark.parametrize("op", DATA_OPS[:3])
@@ -168,7 +185,7 @@ def test_the_same_bits_every_time_and_in_blocks(op, monkeypatch):
     call = lambda: run(op, *[p[k] for k in ORDER["posterior"]], p["v"])
     first = call()
     assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
-    monkeypatch.setattr(_triton_gather, "ROOM", 1)
+    monkeypatch.setattr(launch, "ROOM", 1)
     for a, b in zip(first, call(), strict=True):
         assert a.shape == b.shape and float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
@@ -188,12 +205,15 @@ NAMES = ("x", "y", "alpha", "sigma", "log_prior")
     ],
 )
 def test_nan_in_nan_out(B, N, d, name, value):
-    """Nothing synchronises: what cannot be used is not raised but shows, in the first query at least."""
+    """Nothing synchronises: what cannot be used is not raised but shows, in the first query at
+    least."""
     p = inputs(B, N, d, 1.0, 0.0)
     p[name][0] = value
     p["log_prior"][0] = value if name == "log_prior" else 0.0
     got = run("posterior", *[p[k] for k in ORDER["posterior"]])
-    assert bool(got[1][0].isnan().any() if name != "sigma" or value != math.inf else got[0][0].isinf())
+    assert bool(
+        got[1][0].isnan().any() if name != "sigma" or value != math.inf else got[0][0].isinf()
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
@@ -244,5 +264,7 @@ def test_rows_of_y_may_be_far_apart():
     wide = torch.zeros(40, 3, 20)
     wide[:, 1] = p["y"]
     args = [p[k] for k in ORDER["posterior"]]
-    for a, b in zip(run("posterior", *args), run("posterior", args[0], wide[:, 1], *args[2:]), strict=True):
+    for a, b in zip(
+        run("posterior", *args), run("posterior", args[0], wide[:, 1], *args[2:]), strict=True
+    ):
         assert torch.equal(a, b)

@@ -1,4 +1,5 @@
-"""endpoint_matvec and matched_trace: the launchers on CPU tensors, every plan, against the references."""
+"""endpoint_matvec and matched_trace: the launchers on CPU tensors, every plan, against the
+references."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from cases import REFERENCES, _normal
 
-from dfkernels.ops import _triton
+from dfkernels.ops.common.triton import device as _triton
 from dfkernels.ops.endpoint_matvec import triton as endpoint
 from dfkernels.ops.matched_trace import triton as matched
 
@@ -14,7 +15,8 @@ BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp
 
 
 def device(monkeypatch, multiprocessors):
-    """Few of them: several rows, or several of K vectors, for one program already at small sizes."""
+    """Few of them: several rows, or several of K vectors, for one program already at small
+    sizes."""
     monkeypatch.setitem(_triton.DEVICES, 90, _triton.Device(90, multiprocessors, 227 << 10))
 
 
@@ -81,7 +83,13 @@ def test_endpoint_matvec_in_a_cluster(monkeypatch, form):
 
 def test_endpoint_matvec_with_strides_and_without_samples():
     v, x0, mean, alpha, sigma = endpoint_inputs(4, 2, 6, torch.float64)
-    inputs = [v.mT.contiguous().mT, x0[:1].expand(4, 6), mean, alpha[:1].expand(4), sigma[::2][:1].expand(4)]
+    inputs = [
+        v.mT.contiguous().mT,
+        x0[:1].expand(4, 6),
+        mean,
+        alpha[:1].expand(4),
+        sigma[::2][:1].expand(4),
+    ]
     check_endpoint(inputs, "paper")
     for B, K in ((0, 1), (2, 0)):
         assert endpoint.launch(*endpoint_inputs(B, K, 3, torch.float32), "paper").shape == (B, K, 3)
@@ -109,7 +117,11 @@ def check_trace(B, d, dtype, form, alpha=None):
     "B, d, multiprocessors",
     [
         (3, 5, 132),  # a row per program
-        (300, 3, 4),  # 32 rows per program, the last one part empty; two programs in the residual form
+        (
+            300,
+            3,
+            4,
+        ),  # 32 rows per program, the last one part empty; two programs in the residual form
         (2, 5000, 1),  # several blocks of a row in turn
         (2, 30000, 132),  # in pieces, merged by a second launch
         (0, 3, 132),
@@ -145,7 +157,11 @@ def test_nan_stays_in_its_sample():
 def test_torch_ops_read_nothing_else(wrong, change):
     """The op itself, called without the public function's checks."""
     args = dict(
-        zip(("v", "x0", "mean", "alpha", "sigma"), endpoint_inputs(3, 1, 4, torch.float32), strict=True)
+        zip(
+            ("v", "x0", "mean", "alpha", "sigma"),
+            endpoint_inputs(3, 1, 4, torch.float32),
+            strict=True,
+        )
     )
     args[wrong] = change(args[wrong])
     with pytest.raises(RuntimeError, match=f"^{wrong}: expected "):
@@ -153,6 +169,7 @@ def test_torch_ops_read_nothing_else(wrong, change):
     m, x0, mean, alpha, sigma = args.values()
     names = {"x0": "eps", "mean": "x"}
     with pytest.raises(
-        RuntimeError, match=": expected " if wrong == "x0" else f"^{names.get(wrong, wrong)}: expected "
+        RuntimeError,
+        match=": expected " if wrong == "x0" else f"^{names.get(wrong, wrong)}: expected ",
     ):
         matched.launch(m[:, 0, 0], x0, mean, alpha, sigma, "paper")

@@ -1,4 +1,5 @@
-"""Atoms of no weight, masked or far away: whatever they hold, no value of a data-set op sees them."""
+"""Atoms of no weight, masked or far away: whatever they hold, no value of a data-set op sees
+them."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_atoms_of_no_weight_are_not_seen(way):
-    """Masked atoms that hold nan, inf and 1e38: they were multiplied by 0, which leaves nan. And atoms of log
-    weight -200, too little to change the others' in float32, so far away that their squares overflow. All of
-    them, against a cloud in which all are masked and none is odd.
+    """Masked atoms that hold nan, inf and 1e38: they were multiplied by 0, which leaves nan. And
+    atoms of log weight -200, too little to change the others' in float32, so far away that their
+    squares overflow. All of them, against a cloud in which all are masked and none is odd.
     """
     B, d, sigma, ops = WAYS[way]
     p = inputs(B, 12, d, sigma, 0.0)

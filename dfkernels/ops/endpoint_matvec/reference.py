@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def endpoint_matvec(v, x0, mean, alpha, sigma, form="paper"):
-    """(v - (alpha/sigma)^2 C v)/sigma^2 with C = x0 x0^T - mean mean^T (paper) or (x0 - mean)(x0 - mean)^T
-    (centred).
+    """(v - (alpha/sigma)^2 C v)/sigma^2 with C = x0 x0^T - mean mean^T (paper) or (x0 - mean)(x0 -
+    mean)^T (centred).
     """
     x0, mean = x0[:, None], mean[:, None]
     alpha, sigma = alpha[:, None, None], sigma[:, None, None]

@@ -1,11 +1,12 @@
 """DF-EA's product on the GPU: v, x0 and mean are read once, the result is written once.
 
-out = (v - (alpha/sigma)^2 (x0 <x0, v> - mean <mean, v>)) / sigma^2        centred: r <r, v>, r = x0 - mean
+out = (v - (alpha/sigma)^2 (x0 <x0, v> - mean <mean, v>)) / sigma^2        centred: r <r, v>, r = x0
+- mean
 
-A program keeps whole rows in registers between the dot products and the result. A row that is too long for
-one is cut into pieces: a first launch writes the pieces' dot products, a second adds them up, always in the
-same order, and reads the pieces again, last ones first, as many as L2 still holds. Where Triton can reduce
-over a cluster of CTAs, these share a row of up to 65,536 numbers.
+A program keeps whole rows in registers between the dot products and the result. A row that is too
+long for one is cut into pieces: a first launch writes the pieces' dot products, a second adds them
+up, always in the same order, and reads the pieces again, last ones first, as many as L2 still
+holds. Where Triton can reduce over a cluster of CTAs, these share a row of up to 65,536 numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _triton
+from ..common.triton import device as gpu
 
 
 @triton.jit
@@ -73,9 +74,9 @@ def _kernel(
             if not CENTRED:
                 q = tl.sum(tl.load(along + pieces, mask=kept, other=0.0), 1)
         else:
-            p = _triton.row_sums(x * u)
+            p = gpu.row_sums(x * u)
             if not CENTRED:
-                q = _triton.row_sums(m * u)
+                q = gpu.row_sums(m * u)
         if STAGE == "dots":
             tl.store(dots + part + piece, p, mask=real)
             if not CENTRED:
@@ -96,8 +97,9 @@ class Plan(NamedTuple):
     ctas: int  # in a cluster, for one program
 
 
-def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) -> Plan:
-    """Sizes by registers: a thread holds 16 words of each of the three arrays, 64 where a row needs it."""
+def plan(B: int, K: int, d: int, itemsize: int, device: gpu.Device, clusters: bool) -> Plan:
+    """Sizes by registers: a thread holds 16 words of each of the three arrays, 64 where a row needs
+    it."""
     room = 4096 * 4 // itemsize  # numbers of each array for 256 threads
     enough = 4 * device.multiprocessors  # programs that fill the device
     block, rows, pieces, ctas = triton.next_power_of_2(d), 1, 1, 1
@@ -119,12 +121,12 @@ def plan(B: int, K: int, d: int, itemsize: int, device: _triton.Device, clusters
 def launch(v, x0, mean, alpha, sigma, form):
     """As the op: v [B, K, d], x0 and mean [B, d], alpha and sigma [B] -> [B, K, d]."""
     B, K, d = v.shape
-    _triton.expect(v, x0=(x0, (B, d)), mean=(mean, (B, d)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
+    gpu.expect(v, x0=(x0, (B, d)), mean=(mean, (B, d)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
     v, x0, mean = v.contiguous(), x0.contiguous(), mean.contiguous()
     out = torch.empty_like(v)
     if out.numel() == 0:
         return out
-    p = plan(B, K, d, v.element_size(), _triton.device_of(v), _triton.CLUSTERS)
+    p = plan(B, K, d, v.element_size(), gpu.device_of(v), gpu.CLUSTERS)
     whole = p.pieces == 1
     dots = out if whole else v.new_empty(B * K * 2 * p.pieces)
     grid = (triton.cdiv(B, p.rows) * p.pieces, triton.cdiv(K, p.vectors))
@@ -133,8 +135,12 @@ def launch(v, x0, mean, alpha, sigma, form):
             _kernel[grid](
                 *(v, x0, mean, alpha, sigma, out, dots, B, K, d, p.vectors, p.pieces),
                 *(alpha.stride(0), sigma.stride(0)),
-                **{"CENTRED": form == "centred", "STAGE": stage, "ROWS": p.rows, "BLOCK": p.block},
-                **{"PADDED": triton.next_power_of_2(p.pieces) if stage == "result" else 1},
-                **{"num_warps": p.warps, "num_ctas": p.ctas},
+                CENTRED=form == "centred",
+                STAGE=stage,
+                ROWS=p.rows,
+                BLOCK=p.block,
+                PADDED=triton.next_power_of_2(p.pieces) if stage == "result" else 1,
+                num_warps=p.warps,
+                num_ctas=p.ctas,
             )
     return out

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _check, _op
-from .. import _kept, _pairs
+from ..._torch import check, library
+from ..common import derivatives, lists
 from ..posterior import anchored
 from .reference import fisher_dense as reference
 
@@ -18,7 +18,7 @@ __all__ = ["fisher_dense", "reference"]
 
 def _twin(x, y, alpha, sigma, log_prior, scale, offset):
     z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = _pairs.pair_sums("dense", z, scale, offset)
+    s0, s1, a = derivatives.pair_sums("dense", z, scale, offset)
     moved = s1 / s0[:, None]
     cov = a / s0[:, None, None] - moved[:, :, None] * moved[:, None, :]
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -35,19 +35,17 @@ def _cuda(*args):
     return launch(*args)
 
 
-_SCHEMA = (
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
-)
-op = _op.define(
+_SCHEMA = "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
+op = library.define(
     "fisher_dense",
     _SCHEMA,
     fallback=_twin,
     fake=_fake,
     cuda=_cuda,
     twin=_twin,
-    batch=_op.folded("fisher_dense", "qaqqa--"),
+    batch=library.folded("fisher_dense", "qaqqa--"),
 )
-_kept.define(op, _SCHEMA, _fake)
+lists.define(op, _SCHEMA, _fake)
 
 
 def fisher_dense(
@@ -61,10 +59,10 @@ def fisher_dense(
     offset: float = 0.0,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The diffusion Fisher at each query (Prop. 1, eq. 11), [B, d, d] in x's dtype, d = prod(E). Symmetric up
-    to rounding.
+    """The diffusion Fisher at each query (Prop. 1, eq. 11), [B, d, d] in x's dtype, d = prod(E).
+    Symmetric up to rounding.
 
     Arguments, errors and derivatives as in `posterior`.
     """
-    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    return _kept.call(op, args, kept, x=x, y=y)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    return lists.call(op, args, kept, x=x, y=y)

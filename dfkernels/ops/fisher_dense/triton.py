@@ -1,4 +1,5 @@
-"""fisher_dense on CUDA: sum e t t^T about the mean by matrix products, t = y - mean, in blocks of F.
+"""fisher_dense on CUDA: sum e t t^T about the mean by matrix products, t = y - mean, in blocks of
+F.
 
 float64, and d <= 16: F on the d unit vectors of every query, which share its pass.
 """
@@ -9,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton import device_of
-from .._triton_device import load_atoms, real_atoms
-from .._triton_gather import gather, in_blocks, merge_grid, splits_of_products
-from .._triton_logits import logits
-from .._triton_merge import merge_mean
-from .._triton_problem import gap_of
+from ..common.triton.device import device_of
+from ..common.triton.functions import load_atoms, real_atoms
+from ..common.triton.launch import gather, in_blocks, merge_grid, splits_of_products
+from ..common.triton.logits import logits
+from ..common.triton.merge import merge_mean
+from ..common.triton.problem import gap_of
 from ..fisher_matvec.triton import launch as matvec
 
 D, ATOMS = 64, 32
@@ -59,7 +60,7 @@ def outer_sums(
     total = tl.zeros((ATOMS,), tl.float32)
     block = tl.zeros((D, D), tl.float32)
     n = tl.arange(0, ATOMS)
-    for tile in range(0, tiles):
+    for tile in range(tiles):
         start = begin + tile * ATOMS
         here = n < N - start
         logit = tl.load(given + b * N + start + n, mask=here, other=-float("inf")) - largest
@@ -67,8 +68,12 @@ def outer_sums(
             e = tl.exp2(logit)
             total += e
             i_n, real = n[:, None], real_atoms(log_pi, start, n[:, None], N, PRIOR)
-            t = load_atoms(y, start, i_n, rows[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE)
-            s = load_atoms(y, start, i_n, columns[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE)
+            t = load_atoms(
+                y, start, i_n, rows[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE
+            )
+            s = load_atoms(
+                y, start, i_n, columns[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE
+            )
             et = tl.where(real, e[:, None] * (t - at_rows), 0.0)
             s = tl.where(real, s - at_columns, 0.0)
             block = block * keep + tl.dot(tl.trans(et), s, input_precision="tf32x3")

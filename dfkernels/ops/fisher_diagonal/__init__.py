@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import _check, _op
-from .. import _kept, _pairs
+from ..._torch import check, library
+from ..common import derivatives, lists
 from ..posterior import anchored
 from .reference import fisher_diagonal as reference
 
@@ -17,7 +17,7 @@ __all__ = ["fisher_diagonal", "reference"]
 
 def _twin(x, y, alpha, sigma, log_prior, scale, offset):
     z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = _pairs.pair_sums("diagonal", z, scale, offset)
+    s0, s1, a = derivatives.pair_sums("diagonal", z, scale, offset)
     s0 = s0[:, None]
     cov = a / s0 - (s1 / s0) ** 2
     return (1 - ((alpha / sigma) ** 2)[:, None] * cov) / (sigma * sigma)[:, None]
@@ -33,19 +33,17 @@ def _cuda(*args):
     return launch(*args)
 
 
-_SCHEMA = (
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
-)
-op = _op.define(
+_SCHEMA = "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
+op = library.define(
     "fisher_diagonal",
     _SCHEMA,
     fallback=_twin,
     fake=_fake,
     cuda=_cuda,
     twin=_twin,
-    batch=_op.folded("fisher_diagonal", "qaqqa--"),
+    batch=library.folded("fisher_diagonal", "qaqqa--"),
 )
-_kept.define(op, _SCHEMA, _fake)
+lists.define(op, _SCHEMA, _fake)
 
 
 def fisher_diagonal(
@@ -63,6 +61,6 @@ def fisher_diagonal(
 
     Arguments, errors and derivatives as in `posterior`.
     """
-    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    out = _kept.call(op, args, kept, x=x, y=y)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    out = lists.call(op, args, kept, x=x, y=y)
     return out if x.dim() == 2 else out.reshape(x.shape)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .._triton_gather import gather, in_blocks, merge_grid
-from .._triton_merge import merge_squares
+from ..common.triton.launch import gather, in_blocks, merge_grid
+from ..common.triton.merge import merge_squares
 
 
 def _launch(p):

@@ -3,16 +3,16 @@
     F v = (v - (alpha/sigma)^2 C v)/sigma^2        C v = sum_i w_i t_i <t_i, v>,  t_i = y_i - mean
     (Prop. 1, eq. 11)
 
-C v is an inner op of its own, covariance_matvec: (alpha/sigma^2) C is the Jacobian of the posterior mean, and
-taking it out of F v would lose every digit where sigma is large.
+C v is an inner op of its own, covariance_matvec: (alpha/sigma^2) C is the Jacobian of the posterior
+mean, and taking it out of F v would lose every digit where sigma is large.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ... import _check, _op
-from .. import _kept, _pairs
+from ..._torch import check, library
+from ..common import derivatives, lists
 from ..posterior import anchored
 from .reference import fisher_matvec as reference
 
@@ -21,7 +21,7 @@ __all__ = ["fisher_matvec", "reference"]
 
 def _covariance_twin(x, y, v, alpha, sigma, log_prior, scale, offset):
     z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = _pairs.pair_sums("matvec", [*z, v], scale, offset)
+    s0, s1, a = derivatives.pair_sums("matvec", [*z, v], scale, offset)
     s0, s1 = s0[:, None, None], s1[:, None]
     moved = s1 / s0
     return a / s0 - moved * (v * moved).sum(-1, keepdim=True)
@@ -60,7 +60,7 @@ _SCHEMA = (
     "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> Tensor"
 )
-covariance_matvec = _op.define(
+covariance_matvec = library.define(
     "covariance_matvec",
     _SCHEMA,
     fallback=_covariance_twin,
@@ -68,10 +68,12 @@ covariance_matvec = _op.define(
     cuda=_cuda(fisher=False),
     twin=_covariance_twin,
     fast=_symmetric(lambda: covariance_matvec),
-    batch=_op.folded("covariance_matvec", "qaqqqa--"),
+    batch=library.folded("covariance_matvec", "qaqqqa--"),
 )
-_kept_covariance = _kept.define(covariance_matvec, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_covariance))
-op = _op.define(
+_kept_covariance = lists.define(
+    covariance_matvec, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_covariance)
+)
+op = library.define(
     "fisher_matvec",
     _SCHEMA,
     fallback=_twin,
@@ -79,9 +81,9 @@ op = _op.define(
     cuda=_cuda(fisher=True),
     twin=_twin,
     fast=_symmetric(lambda: op),
-    batch=_op.folded("fisher_matvec", "qaqqqa--"),
+    batch=library.folded("fisher_matvec", "qaqqqa--"),
 )
-_kept_op = _kept.define(op, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_op))
+_kept_op = lists.define(op, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_op))
 
 
 def fisher_matvec(
@@ -96,18 +98,18 @@ def fisher_matvec(
     offset: float = 0.0,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """F v for the diffusion Fisher F = -Hessian of log q_t at each query (Prop. 1, eq. 11), without forming
-    F.
+    """F v for the diffusion Fisher F = -Hessian of log q_t at each query (Prop. 1, eq. 11), without
+    forming F.
 
     Args:
         x, y, alpha, sigma, log_prior, scale, offset, kept: as in `posterior`.
         v: [B, *E], or [B, K, *E] for K vectors per query in one pass; dtype of x.
 
-    Returns a tensor of v's shape. F is symmetric and at most I/sigma^2; it may be indefinite. Differentiable
-    to any order in every tensor.
+    Returns a tensor of v's shape. F is symmetric and at most I/sigma^2; it may be indefinite.
+    Differentiable to any order in every tensor.
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
-    flat, atoms, *rest = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args = (flat, atoms, _check.vectors("v", v, "x", x, flat.shape[1]), *rest)
-    return _kept.call(op, args, kept, x=x, y=y, v=v).reshape(v.shape)
+    flat, atoms, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    args = (flat, atoms, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
+    return lists.call(op, args, kept, x=x, y=y, v=v).reshape(v.shape)

@@ -1,14 +1,15 @@
-"""fisher_matvec and covariance_matvec on CUDA: a lane per vector; the mean first, then sums about it."""
+"""fisher_matvec and covariance_matvec on CUDA: a lane per vector; the mean first, then sums about
+it."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-from .._triton import device_of
-from .._triton_gather import gather, in_blocks, merge_grid, tile_for
-from .._triton_logits import logits, tilts
-from .._triton_merge import merge_matvec, merge_mean, moved_dots
+from ..common.triton.device import device_of
+from ..common.triton.launch import gather, in_blocks, merge_grid, tile_for
+from ..common.triton.logits import logits, tilts
+from ..common.triton.merge import merge_matvec, merge_mean, moved_dots
 
 
 def _mean(p, sums):
@@ -33,7 +34,9 @@ def _launch(p, fisher):
         mean = _mean(p, sums)
     dots = mean.new_empty(sums.splits, lanes)
     width = min(triton.next_power_of_2(d), 1024)
-    moved_dots[(sums.splits * lanes,)](sums.scalars, sums.vectors, mean, p.v, dots, lanes, d, D=width)
+    moved_dots[(sums.splits * lanes,)](
+        sums.scalars, sums.vectors, mean, p.v, dots, lanes, d, D=width
+    )
     out = p.v.new_empty(p.v.shape)
     grid, sizes = merge_grid(lanes, d)
     merge_matvec[grid](

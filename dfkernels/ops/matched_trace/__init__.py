@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import _check, _op
+from ..._torch import check, library
 from .reference import matched_trace as reference
 
 __all__ = ["matched_trace", "reference"]
@@ -25,14 +25,14 @@ def _cuda(*args):
     return launch(*args)
 
 
-op = _op.define(
+op = library.define(
     "matched_trace",
     "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor",
     fallback=reference,
     fake=_fake,
     cuda=_cuda,
     twin=reference,
-    batch=_op.folded("matched_trace", "qqqqq-"),
+    batch=library.folded("matched_trace", "qqqqq-"),
 )
 
 
@@ -43,28 +43,28 @@ def matched_trace(
 
     Args:
         m: [B], the trace network's output, dtype of eps.
-        eps: [B, *E], the noise prediction, float32 or float64. The residual form reads only its shape.
-        alpha, sigma: float, 0-d or [B]; sigma > 0.
+        eps: [B, *E], the noise prediction, float32 or float64. The residual form reads only its
+        shape. alpha, sigma: float, 0-d or [B]; sigma > 0.
         x: [B, *E], the noisy samples; needed by form="paper", refused by the other.
-        form: "residual": m ~ |eps_true - eps|^2/d, error of second order in that of eps (prefer it);
-            "paper": eq. 17, m ~ |x_0|^2/d.
+        form: "residual": m ~ |eps_true - eps|^2/d, error of second order in that of eps (prefer
+            it); "paper": eq. 17, m ~ |x_0|^2/d.
 
     Returns [B]; differentiable to any order in every tensor.
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
-    flat = _check.query("eps", eps)
-    _check.tensor("m", m)
+    flat = check.query("eps", eps)
+    check.tensor("m", m)
     if m.shape != eps.shape[:1]:
-        raise _check.mismatch("m", f"shape [{eps.shape[0]}], one entry per sample", list(m.shape))
-    _check.same("m", m, "eps", eps)
-    _check.choice("form", form, ("residual", "paper"))
+        raise check.mismatch("m", f"shape [{eps.shape[0]}], one entry per sample", list(m.shape))
+    check.same("m", m, "eps", eps)
+    check.choice("form", form, ("residual", "paper"))
     if (x is None) == (form == "paper"):
-        raise _check.mismatch(
+        raise check.mismatch(
             "x",
             f"{'a tensor' if x is None else 'None'} with form={form!r}",
             "None" if x is None else "a tensor",
         )
-    flat_x = None if x is None else _check.like("x", x, "eps", eps)
-    alpha, sigma = _check.level("alpha", alpha, flat), _check.level("sigma", sigma, flat)
-    return _check.call(op, (m, flat, flat_x, alpha, sigma, form), eps=eps, x=x)
+    flat_x = None if x is None else check.like("x", x, "eps", eps)
+    alpha, sigma = check.level("alpha", alpha, flat), check.level("sigma", sigma, flat)
+    return check.call(op, (m, flat, flat_x, alpha, sigma, form), eps=eps, x=x)

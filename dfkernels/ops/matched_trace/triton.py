@@ -3,8 +3,9 @@
 residual: d (1 - m) / sigma^2
 paper:    (d - (d m alpha^2 - |x - sigma eps|^2) / sigma^2) / sigma^2
 
-A program sums the squares of whole rows; few and long rows are cut into pieces, which a second launch adds
-up, always in the same order, or, where Triton can reduce over a cluster of CTAs, are shared by one.
+A program sums the squares of whole rows; few and long rows are cut into pieces, which a second
+launch adds up, always in the same order, or, where Triton can reduce over a cluster of CTAs, are
+shared by one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _triton
+from ..common.triton import device as gpu
 
 
 @triton.jit
-def _trace(m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, PAPER: tl.constexpr):
+def _trace(
+    m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, PAPER: tl.constexpr
+):
     """Of samples b, in float64, as there are few."""
     value = tl.load(m + b * m_step, mask=real, other=0.0).to(tl.float64)
     s = tl.load(sigma + b * sigma_step, mask=real, other=1.0).to(tl.float64)
@@ -64,7 +67,7 @@ def _squares(
         here = b[:, None] * d + i[None, :]
         r = tl.load(x + here, mask=live, other=0.0) - s * tl.load(eps + here, mask=live, other=0.0)
         total += r * r
-    square = _triton.row_sums(total)
+    square = gpu.row_sums(total)
     if WHOLE:
         value = _trace(m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, True)
         tl.store(out + b, value, mask=real)
@@ -96,7 +99,9 @@ def _finish(
     if PAPER:
         j = tl.arange(0, PADDED)
         kept = real[:, None] & (j < pieces)[None, :]
-        square = tl.sum(tl.load(squares + b[:, None] * pieces + j[None, :], mask=kept, other=0.0), 1)
+        square = tl.sum(
+            tl.load(squares + b[:, None] * pieces + j[None, :], mask=kept, other=0.0), 1
+        )
     value = _trace(m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, PAPER)
     tl.store(out + b, value, mask=real)
 
@@ -110,15 +115,15 @@ class Plan(NamedTuple):
     ctas: int  # in a cluster, for one program
 
 
-def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) -> Plan:
+def plan(B: int, d: int, itemsize: int, device: gpu.Device, clusters: bool) -> Plan:
     """Enough programs to fill the device; a thread reads 16 words of x and of eps together."""
     room = 4096 * 4 // itemsize  # numbers of each for 256 threads
     enough = 4 * device.multiprocessors
     block, rows, pieces, ctas = min(room, triton.next_power_of_2(d)), 1, 1, 1
     if block < room // 2:
         rows = min(room // 2 // block, triton.next_power_of_2(triton.cdiv(B, enough)))
-    elif B < device.multiprocessors and 2 * room <= d:
-        if clusters and device.cc >= 90 and 8 * B >= device.multiprocessors:
+    elif device.multiprocessors > B and 2 * room <= d:
+        if clusters and device.cc >= 90 and device.multiprocessors <= 8 * B:
             ctas = min(8, triton.next_power_of_2(d) // room)
             block *= ctas
         else:
@@ -131,7 +136,7 @@ def plan(B: int, d: int, itemsize: int, device: _triton.Device, clusters: bool) 
 def launch(m, eps, x, alpha, sigma, form):
     """As the op: m [B], eps and x [B, d], alpha and sigma [B] -> [B]."""
     B, d = eps.shape
-    _triton.expect(eps, m=(m, (B,)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
+    gpu.expect(eps, m=(m, (B,)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
     out = m.new_empty(B)
     if B == 0:
         return out
@@ -139,19 +144,36 @@ def launch(m, eps, x, alpha, sigma, form):
     with torch.cuda.device_of(m):
         squares, pieces = m, 1
         if form == "paper":
-            _triton.expect(eps, x=(x, (B, d)))
-            p = plan(B, d, eps.element_size(), _triton.device_of(eps), _triton.CLUSTERS)
+            gpu.expect(eps, x=(x, (B, d)))
+            p = plan(B, d, eps.element_size(), gpu.device_of(eps), gpu.CLUSTERS)
             pieces = p.pieces
             squares = out if pieces == 1 else m.new_empty(B * pieces)
             _squares[(triton.cdiv(B, p.rows) * pieces,)](
-                *(m, eps.contiguous(), x.contiguous(), alpha, sigma, squares, B, d, pieces, p.length, *steps),
-                **{"ROWS": p.rows, "BLOCK": p.block, "WHOLE": pieces == 1},
-                **{"num_warps": p.warps, "num_ctas": p.ctas},
+                *(
+                    m,
+                    eps.contiguous(),
+                    x.contiguous(),
+                    alpha,
+                    sigma,
+                    squares,
+                    B,
+                    d,
+                    pieces,
+                    p.length,
+                    *steps,
+                ),
+                ROWS=p.rows,
+                BLOCK=p.block,
+                WHOLE=pieces == 1,
+                num_warps=p.warps,
+                num_ctas=p.ctas,
             )
         if form != "paper" or pieces > 1:
             rows = 256 if pieces == 1 else 4
             _finish[(triton.cdiv(B, rows),)](
                 *(m, squares, alpha, sigma, out, B, d, pieces, *steps),
-                **{"PAPER": form == "paper", "ROWS": rows, "PADDED": triton.next_power_of_2(pieces)},
+                PAPER=form == "paper",
+                ROWS=rows,
+                PADDED=triton.next_power_of_2(pieces),
             )
     return out

@@ -3,7 +3,8 @@
 u_i = (x - alpha y_i)/sigma,  w_i = softmax_i(log pi_i - |u_i|^2/2),  log pi normalised
 log_prob = logsumexp_i(log pi_i - |u_i|^2/2) - (d/2) log(2 pi sigma^2)
 mean = sum_i w_i y_i        ess = 1/sum_i w_i^2
-fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2,  C the posterior covariance        (Prop. 5, eq. 16)
+fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2,  C the posterior covariance        (Prop. 5, eq.
+16)
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import _check, _op
-from .. import _kept, _pairs
-from .._kinds import load, logits, without_the_weightless
+from ..._torch import check, library
+from ..common import derivatives, lists
+from ..common.moments import load, logits, without_the_weightless
 from .reference import posterior as reference
 
 __all__ = ["Posterior", "posterior", "reference"]
@@ -31,21 +32,26 @@ class Posterior(NamedTuple):
     ess: Tensor
 
     def score(self, x: Tensor, alpha, sigma) -> Tensor:
-        """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], at the x, alpha, sigma of the call."""
+        """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], at the x, alpha, sigma of the
+        call."""
         return -self.eps(x, alpha, sigma) / _per_query("sigma", sigma, x)
 
     def eps(self, x: Tensor, alpha, sigma) -> Tensor:
-        """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], at the x, alpha, sigma of the call."""
+        """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], at the x, alpha, sigma of the
+        call."""
         return (x - _per_query("alpha", alpha, x) * self.mean) / _per_query("sigma", sigma, x)
 
 
 def _per_query(name, a, x):
-    return _check.level(name, a, x).reshape(-1, *[1] * (x.dim() - 1))
+    return check.level(name, a, x).reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _log_pi(log_prior, x, y):
-    """log pi, normalised first: a large constant in log_prior would cost the logits their digits."""
-    return torch.log_softmax(x.new_zeros(()).expand(y.shape[0]) if log_prior is None else log_prior, 0)
+    """log pi, normalised first: a large constant in log_prior would cost the logits their
+    digits."""
+    return torch.log_softmax(
+        x.new_zeros(()).expand(y.shape[0]) if log_prior is None else log_prior, 0
+    )
 
 
 def anchored(x, y, alpha, sigma, log_prior, scale, offset):
@@ -72,15 +78,16 @@ def _finish(z, sums):
 
 def _twin(x, y, alpha, sigma, log_prior, scale, offset):
     z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    return _finish(z, _pairs.pair_sums("posterior", z, scale, offset))
+    return _finish(z, derivatives.pair_sums("posterior", z, scale, offset))
 
 
 def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
-    """shift [B] and centre [B, d] by a streaming softmax, moments about the heaviest atom so far."""
+    """shift [B] and centre [B, d] by a streaming softmax, moments about the heaviest atom so
+    far."""
     B, d = x.shape
     top, total = x.new_full((B,), -math.inf), x.new_zeros(B)
     origin, moment = x.new_zeros(B, d), x.new_zeros(B, d)
-    for rows, atom_tiles in _pairs.tiles(B, y.shape[0], d):
+    for rows, atom_tiles in derivatives.tiles(B, y.shape[0], d):
         for atoms in atom_tiles:
             t = load(y[atoms], x.dtype, scale, offset)
             found = logits(x[rows], t, alpha[rows], sigma[rows], log_pi[atoms])
@@ -102,11 +109,16 @@ def _sweep(x, y, alpha, sigma, log_pi, scale, offset):
 def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
     log_pi = _log_pi(log_prior, x, y)
     z = [x, y, alpha, sigma, log_pi, *_sweep(x, y, alpha, sigma, log_pi, scale, offset)]
-    return _finish(z, _pairs.pair_sums("posterior", z, scale, offset))
+    return _finish(z, derivatives.pair_sums("posterior", z, scale, offset))
 
 
 def _fake(x, y, alpha, sigma, log_prior, scale, offset):
-    return x.new_empty(x.shape[0]), x.new_empty(x.shape), x.new_empty(x.shape[0]), x.new_empty(x.shape[0])
+    return (
+        x.new_empty(x.shape[0]),
+        x.new_empty(x.shape),
+        x.new_empty(x.shape[0]),
+        x.new_empty(x.shape[0]),
+    )
 
 
 def _score(covariance_matvec):
@@ -137,7 +149,7 @@ _SCHEMA = (
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-op = _op.define(
+op = library.define(
     "posterior",
     _SCHEMA,
     fallback=_fallback,
@@ -145,9 +157,9 @@ op = _op.define(
     cuda=_cuda,
     twin=_twin,
     fast=_score("covariance_matvec"),
-    batch=_op.folded("posterior", "qaqqa--"),
+    batch=library.folded("posterior", "qaqqa--"),
 )
-_kept.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), density=True)
+lists.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), density=True)
 
 
 def posterior(
@@ -161,29 +173,31 @@ def posterior(
     offset: float = 0.0,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Posterior:
-    """log q_t, posterior mean, Fisher trace and ESS of a diffused point cloud, in one pass over the atoms.
+    """log q_t, posterior mean, Fisher trace and ESS of a diffused point cloud, in one pass over the
+    atoms.
 
     Args:
         x: [B, *E] queries, float32 or float64: the compute dtype, and that of every output.
-        y: [N, *E] atoms, stored as x.dtype, float32, float16, bfloat16 or uint8; their values are scale * y +
-            offset.
-        alpha, sigma: a number, 0-d or [B], of any library and real dtype: x = alpha y + sigma eps. alpha = 0
-            is legal; sigma > 0.
-        log_prior: [N] log weights, None = uniform; need not be normalised, by any constant. -inf masks an
-            atom: neither results nor derivatives see what it holds, NaN included.
-        kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms; their row
-            numbers, each query's ascending, one query after another. None: all atoms.
+        y: [N, *E] atoms, stored as x.dtype, float32, float16, bfloat16 or uint8; their values are
+            scale * y + offset.
+        alpha, sigma: a number, 0-d or [B], of any library and real dtype: x = alpha y + sigma eps.
+            alpha = 0 is legal; sigma > 0.
+        log_prior: [N] log weights, None = uniform; need not be normalised, by any constant. -inf
+            masks an atom: neither results nor derivatives see what it holds, NaN included.
+        kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms;
+            their row numbers, each query's ascending, one query after another. None: all atoms.
 
-    Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16). Differentiable
-    to any order in x, y, alpha, sigma and log_prior: log_prob in x costs its backward no pass, mean in x one
-    fused pass; every other derivative is a tiled PyTorch sum. Forward mode is of the latter kind, since it
-    has to give the tangents of all four outputs. Where only that of mean is wanted, take its vjp: d mean/dx =
-    (alpha/sigma^2) C is symmetric.
+    Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16).
+    Differentiable to any order in x, y, alpha, sigma and log_prior: log_prob in x costs its
+    backward no pass, mean in x one fused pass; every other derivative is a tiled PyTorch sum.
+    Forward mode is of the latter kind, since it has to give the tangents of all four outputs. Where
+    only that of mean is wanted, take its vjp: d mean/dx = (alpha/sigma^2) C is symmetric.
 
-    Raises ValueError or TypeError naming the argument, under transforms and from a compiled graph as well.
-    On the CPU a NaN or inf among the arguments, or an overflow, is found after the fact and raised; on CUDA
-    nothing synchronises: NaN in, NaN out. An error of another kind, out of memory say, stays what it is.
+    Raises ValueError or TypeError naming the argument, under transforms and from a compiled graph
+    as well. On the CPU a NaN or inf among the arguments, or an overflow, is found after the fact
+    and raised; on CUDA nothing synchronises: NaN in, NaN out. An error of another kind, out of
+    memory say, stays what it is.
     """
-    args = _check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    log_prob, mean, trace, ess = _kept.call(op, args, kept, x=x, y=y)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    log_prob, mean, trace, ess = lists.call(op, args, kept, x=x, y=y)
     return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)

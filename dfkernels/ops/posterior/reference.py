@@ -6,18 +6,22 @@ import math
 
 import torch
 
-from .._kinds import logits, without_the_weightless
+from ..common.moments import logits, without_the_weightless
 
 
 def weights(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
-    """Flat views and the softmax. -> x [B, d], y [B, N, d], alpha [B], sigma [B], log_q [B], w [B, N]
+    """Flat views and the softmax. -> x [B, d], y [B, N, d], alpha [B], sigma [B], log_q [B], w [B,
+    N]
 
-    y has its atoms per query: one that has no weight there, masked or too far, stands where the query's
-    heaviest atom does, so that NaN, infinity and overflow in it reach neither results nor derivatives.
+    y has its atoms per query: one that has no weight there, masked or too far, stands where the
+    query's heaviest atom does, so that NaN, infinity and overflow in it reach neither results nor
+    derivatives.
     """
     B, N, d = x.shape[0], y.shape[0], math.prod(x.shape[1:])
     x, y = x.reshape(B, d), y.reshape(N, d).to(x.dtype) * scale + offset
-    alpha, sigma = (torch.as_tensor(a, dtype=x.dtype, device=x.device).expand(B) for a in (alpha, sigma))
+    alpha, sigma = (
+        torch.as_tensor(a, dtype=x.dtype, device=x.device).expand(B) for a in (alpha, sigma)
+    )
     log_pi = torch.log_softmax(x.new_zeros(N) if log_prior is None else log_prior, 0)
     with torch.no_grad():
         first = logits(x, y, alpha, sigma, log_pi)
@@ -29,9 +33,12 @@ def weights(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
 
 
 def posterior(x, y, alpha, sigma, log_prior=None, *, scale=1.0, offset=0.0):
-    """-> log_prob [B], mean [B, *E], fisher_trace [B], ess [B]; differentiable by ordinary autograd."""
+    """-> log_prob [B], mean [B, *E], fisher_trace [B], ess [B]; differentiable by ordinary
+    autograd."""
     event = x.shape
-    x, y, alpha, sigma, log_q, w = weights(x, y, alpha, sigma, log_prior, scale=scale, offset=offset)
+    x, y, alpha, sigma, log_q, w = weights(
+        x, y, alpha, sigma, log_prior, scale=scale, offset=offset
+    )
     mean = (w[..., None] * y).sum(1)
     r = y - mean[:, None]
     variance = (w[..., None] * r * r).sum((1, 2))

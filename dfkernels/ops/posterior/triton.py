@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 
-from .._triton_gather import gather, in_blocks, merge_grid
-from .._triton_merge import finish_trace, merge_squares
+from ..common.triton.launch import gather, in_blocks, merge_grid
+from ..common.triton.merge import finish_trace, merge_squares
 
 
 def _launch(p):
@@ -14,7 +14,12 @@ def _launch(p):
     sums = gather(p, spread=True)
     grid, sizes = merge_grid(B, d)
     blocks = triton.cdiv(d, sizes["D"])
-    log_prob, mean, trace, ess = p.x.new_empty(B), p.x.new_empty(B, d), p.x.new_empty(B), p.x.new_empty(B)
+    log_prob, mean, trace, ess = (
+        p.x.new_empty(B),
+        p.x.new_empty(B, d),
+        p.x.new_empty(B),
+        p.x.new_empty(B),
+    )
     parts = p.x.new_empty(B, blocks, dtype=torch.float64)
     merge_squares[grid](
         *(sums.scalars, sums.vectors, p.alpha, p.sigma, mean, parts, log_prob, ess),

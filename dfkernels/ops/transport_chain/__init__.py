@@ -1,13 +1,16 @@
-"""DDIM over the exact posterior of a point cloud, with the Jacobian of the whole map, chain by chain.
+"""DDIM over the exact posterior of a point cloud, with the Jacobian of the whole map, chain by
+chain.
 
 x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) mean
 A <- M A,  M = dx_s/dx_t = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t
          = (sigma_s/sigma_t) I + (alpha_s - alpha_t sigma_s/sigma_t) (alpha_t/sigma_t^2) C
-(Algorithm 2, with the discrete step's own derivative.) A is rescaled at every step by a power of two, which
-is exact, and at the end to |A|_F = sqrt(d): in the Dirac setting the Jacobian itself underflows.
+(Algorithm 2, with the discrete step's own derivative.) A is rescaled at every step by a power of
+two, which is exact, and at the end to |A|_F = sqrt(d): in the Dirac setting the Jacobian itself
+underflows.
 
-The kernels, compiled and Triton's, take d <= 16: a chain in every lane, all steps in one call. Above, and
-where neither runs, the steps are PyTorch, each with a call of `posterior` and one of `covariance_matvec`.
+The kernels, compiled and Triton's, take d <= 16: a chain in every lane, all steps in one call.
+Above, and where neither runs, the steps are PyTorch, each with a call of `posterior` and one of
+`covariance_matvec`.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ... import _check, _op
-from ..._errors import Unsupported
+from ..._torch import check, library
+from ..._torch.errors import Unsupported
 from ..posterior import op as posterior_op
 from .reference import advance, coefficients, normalised
 from .reference import transport_chain as reference
@@ -29,8 +32,8 @@ KERNEL_MAX_D = 16  # most_d in csrc/transport_chain_cpu.cpp, MOST_D in triton.py
 
 
 class Chain(NamedTuple):
-    """Where the chains end, x [B, *E], and the map's Jacobian exp(log_norm) A: A [B, d, d] with |A|_F =
-    sqrt(d), log_norm [B].
+    """Where the chains end, x [B, *E], and the map's Jacobian exp(log_norm) A: A [B, d, d] with
+    |A|_F = sqrt(d), log_norm [B].
     """
 
     x: Tensor
@@ -73,7 +76,7 @@ def _cuda(*args):
 
 
 def _define(name, cuda=None):
-    return _op.define(
+    return library.define(
         name,
         "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, Tensor? rates, bool transposed)"
         " -> (Tensor, Tensor, Tensor)",
@@ -82,7 +85,7 @@ def _define(name, cuda=None):
         cuda=cuda,
         twin=_no_derivative,
         fast=_no_derivative,
-        batch=_op.folded(name, "qaaaaa-"),
+        batch=library.folded(name, "qaaaaa-"),
     )
 
 
@@ -93,10 +96,12 @@ stepwise = _define("transport_chain_stepwise")  # no kernel
 def _levels(name, a, x):
     """[M + 1] real numbers, a tensor or a NumPy array, -> float64."""
     if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
-        a = _check.of_numpy(name, a)
-    _check.tensor(name, a)
+        a = check.of_numpy(name, a)
+    check.tensor(name, a)
     if a.dim() != 1 or a.shape[0] == 0 or a.dtype.is_complex or a.dtype == torch.bool:
-        raise _check.mismatch(name, "a tensor of real numbers, shape [M + 1]", f"{a.dtype} {list(a.shape)}")
+        raise check.mismatch(
+            name, "a tensor of real numbers, shape [M + 1]", f"{a.dtype} {list(a.shape)}"
+        )
     return a.to(x.device, torch.float64)
 
 
@@ -110,19 +115,21 @@ def transport_chain(
     rates: Tensor | None = None,
     transposed: bool = False,
 ) -> Chain:
-    """M DDIM steps from the noise x to the data y by the exact posterior mean, and the Jacobian of that map.
+    """M DDIM steps from the noise x to the data y by the exact posterior mean, and the Jacobian of
+    that map.
 
     Args:
         x: [B, *E] the chains' starts, float32 or float64: the dtype of computation and results.
-        y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N bytes a
-            thread.
-        alpha, sigma: [M + 1], tensors or NumPy arrays of any real dtype: the levels from start to end, used in
-            float64; sigma > 0 throughout. On x's device, or a CUDA call waits until they are copied.
+        y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N
+            bytes a thread.
+        alpha, sigma: [M + 1], tensors or NumPy arrays of any real dtype: the levels from start to
+            end, used in float64; sigma > 0 throughout. On x's device, or a CUDA call waits until
+            they are copied.
         log_prior: [N] log weights as in `posterior`.
-        rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1 (alpha_t/sigma_t)^2 C)
-            A, an Euler step of dA/dt = B A.
-        transposed: A <- A + A^T (r_0 I + r_1 (alpha_t/sigma_t)^2 C) with these rates, the printed line 6 of
-            Algorithm 2 (wrong, for comparison).
+        rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1
+            (alpha_t/sigma_t)^2 C) A, an Euler step of dA/dt = B A.
+        transposed: A <- A + A^T (r_0 I + r_1 (alpha_t/sigma_t)^2 C) with these rates, the printed
+            line 6 of Algorithm 2 (wrong, for comparison).
 
     Returns Chain(x [B, *E], A [B, d, d], log_norm [B]). The same bits for any number of threads. No
     derivatives: an argument that requires grad (outside torch.no_grad) or carries a tangent raises
@@ -130,21 +137,21 @@ def transport_chain(
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
-    flat, atoms, *_, log_prior, _, _ = _check.points(x, y, 1.0, 1.0, log_prior, 1.0, 0.0)
+    flat, atoms, *_, log_prior, _, _ = check.points(x, y, 1.0, 1.0, log_prior, 1.0, 0.0)
     alpha, sigma = _levels("alpha", alpha, x), _levels("sigma", sigma, x)
     M = alpha.shape[0] - 1
     if sigma.shape != alpha.shape:
-        raise _check.mismatch("sigma", f"shape [{M + 1}] like alpha", list(sigma.shape))
+        raise check.mismatch("sigma", f"shape [{M + 1}] like alpha", list(sigma.shape))
     if rates is not None:
-        _check.tensor("rates", rates)
+        check.tensor("rates", rates)
         if rates.shape != (M, 2):
-            raise _check.mismatch("rates", f"shape [{M}, 2], a row per step", list(rates.shape))
+            raise check.mismatch("rates", f"shape [{M}, 2], a row per step", list(rates.shape))
         rates = rates.to(x.device, torch.float64)
     elif transposed:
-        raise _check.mismatch("rates", "a tensor with transposed=True", "None")
+        raise check.mismatch("rates", "a tensor with transposed=True", "None")
     args = (flat, atoms.to(x.dtype), alpha, sigma, log_prior, rates, bool(transposed))
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         _no_derivative()
     run = op if flat.shape[1] <= KERNEL_MAX_D else stepwise
-    end, A, log_norm = _check.call(run, args, x=x, y=y)
+    end, A, log_norm = check.call(run, args, x=x, y=y)
     return Chain(end.reshape(x.shape), A, log_norm)

@@ -11,8 +11,8 @@ def coefficients(alpha, sigma, rates=None):
     """-> keep, pull, identity, spread, each [M], float64:
 
     x <- keep x + pull mean: DDIM, keep = sigma_s/sigma_t, pull = alpha_s - alpha_t keep
-    A <- M A,  M = identity I + spread C: its exact derivative, keep I + (pull alpha_t/sigma_t^2) C, or
-    with rates r [M, 2] the Euler step (1 + r_0) I + r_1 (alpha_t/sigma_t)^2 C.
+    A <- M A,  M = identity I + spread C: its exact derivative, keep I + (pull alpha_t/sigma_t^2) C,
+    or with rates r [M, 2] the Euler step (1 + r_0) I + r_1 (alpha_t/sigma_t)^2 C.
     """
     alpha, sigma = alpha.double(), sigma.double()
     a, s = alpha[:-1], sigma[:-1]
@@ -37,10 +37,13 @@ def normalised(A, log_norm):
 
 
 def transport_chain(x, y, alpha, sigma, log_prior=None, rates=None, transposed=False):
-    """-> x [B, d] after M DDIM steps, A [B, d, d], log_norm [B]; differentiable by ordinary autograd."""
+    """-> x [B, d] after M DDIM steps, A [B, d, d], log_norm [B]; differentiable by ordinary
+    autograd."""
     A = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
     log_norm = x.new_zeros(x.shape[0])
-    steps = torch.stack([alpha[:-1].double(), sigma[:-1].double(), *coefficients(alpha, sigma, rates)], 1)
+    steps = torch.stack(
+        [alpha[:-1].double(), sigma[:-1].double(), *coefficients(alpha, sigma, rates)], 1
+    )
     for a, s, keep, pull, identity, spread in steps.tolist():
         _, atoms, *_, w = weights(x, y, a, s, log_prior)
         mean = (w[..., None] * atoms).sum(1)

@@ -1,9 +1,10 @@
 """transport_chain on the GPU: all steps of a few chains in one launch.
 
-A tensor is [rows, columns, lanes], a lane a chain, so that a thread holds columns of one chain and sums over
-rows stay inside it. A step reads the atoms three times: their largest logit; the mean, tiles of atoms along
-the columns; C about that mean, column by column of it. As in csrc/simd/chain.h, chains run about a point
-among the atoms, and A is multiplied by 2^-e, which is exact.
+A tensor is [rows, columns, lanes], a lane a chain, so that a thread holds columns of one chain and
+sums over rows stay inside it. A step reads the atoms three times: their largest logit; the mean,
+tiles of atoms along the columns; C about that mean, column by column of it. As in
+csrc/simd/chain.h, chains run about a point among the atoms, and A is multiplied by 2^-e, which is
+exact.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .. import _triton
-from .._triton_device import LOG2E, along
+from ..common.triton import device
+from ..common.triton.functions import LOG2E, along
 from .reference import coefficients
 
 MOST_D = 16
@@ -32,7 +33,8 @@ def _logits(x, atoms, prior, level, half):
 
 @triton.jit
 def _tile(y_i, prior, tile, i, n, wide, N, d):
-    """Atoms n of a tile: log prior, and coordinates i of as many columns and lanes as `wide` has."""
+    """Atoms n of a tile: log prior, and coordinates i of as many columns and lanes as `wide`
+    has."""
     here = tile * n.shape[1] + n.to(tl.int64)
     pi = tl.load(prior + here, mask=here < N, other=-float("inf"))
     return pi, tl.load(y_i + here * d + wide, mask=(here < N) & (i < d), other=0.0)
@@ -72,13 +74,15 @@ def _chains(
 ):
     T = x.dtype.element_ty
     b = tl.program_id(0).to(tl.int64) * LANES + along(LANES, 2)
-    one = tl.num_programs(1)  # hides from Triton that rows are contiguous: it would spread them over threads
+    one = tl.num_programs(
+        1
+    )  # hides from Triton that rows are contiguous: it would spread them over threads
     i, j, n = along(D, 0), along(D, 1), along(ATOMS, 1)
     y_i = y + i * one
     wide = tl.zeros((1, WIDTH, LANES), tl.int32)
     xs = tl.load(x + b * d + i * one + wide, mask=(b < B) & (i < d), other=0.0)
     A = tl.zeros((D, D, LANES), T) + ((i == j) & (i < d)).to(T)
-    exponent = tl.zeros((1, 1, LANES), tl.int32 if T == tl.float32 else tl.int64)
+    exponent = tl.zeros((1, 1, LANES), tl.int32 if tl.float32 == T else tl.int64)
     tiles = tl.cdiv(N, ATOMS)
     for step in range(M):
         at = steps + step * COLUMNS
@@ -116,7 +120,9 @@ def _chains(
                 e = tl.exp2(_logits(xs, down, tl.load(prior + atom), level, half) - top)
                 some += (e * (down - mean)) * (right - across)
             cov += some
-        cov = (cov + tl.permute(cov, (1, 0, 2))) / (2 * mass)  # symmetric to the bit, or A would rotate
+        cov = (cov + tl.permute(cov, (1, 0, 2))) / (
+            2 * mass
+        )  # symmetric to the bit, or A would rotate
 
         xs = tl.load(at + 2) * xs + tl.load(at + 3) * mean
         product = tl.zeros_like(A)
@@ -132,7 +138,11 @@ def _chains(
     size = tl.sqrt(square / d)
     tl.store(end + b * d + i, tl.max(xs, 1, keep_dims=True), mask=(b < B) & (i < d))
     tl.store(jacobian + b * d * d + i * d + j, (A / size).to(T), mask=(b < B) & (i < d) & (j < d))
-    tl.store(log_norm + b, (0.6931471805599453 * exponent.to(tl.float64) + tl.log(size)).to(T), mask=b < B)
+    tl.store(
+        log_norm + b,
+        (0.6931471805599453 * exponent.to(tl.float64) + tl.log(size)).to(T),
+        mask=b < B,
+    )
 
 
 def sizes(d: int) -> dict[str, int]:
@@ -144,8 +154,8 @@ def sizes(d: int) -> dict[str, int]:
 
 
 def middle(y, real):
-    """[d] in double: the median of the atoms that are `real`. A mean would follow an atom that is far away and
-    has no weight, and cost the others their digits.
+    """[d] in double: the median of the atoms that are `real`. A mean would follow an atom that is
+    far away and has no weight, and cost the others their digits.
     """
     in_order = torch.where(real, y, math.inf).sort(0).values
     return in_order.gather(0, (real.sum() // 2).expand(1, y.shape[1]))[0].double()
@@ -156,8 +166,12 @@ def launch(x, y, alpha, sigma, log_prior, rates, transposed):
     (B, d), N, M = x.shape, y.shape[0], alpha.shape[0] - 1
     if d > MOST_D:
         raise RuntimeError(f"x: expected shape [B, d] with d <= {MOST_D}, got {list(x.shape)}")
-    _triton.expect(x, y=(y, (N, d)), **({} if log_prior is None else {"log_prior": (log_prior, (N,))}))
-    _triton.expect(alpha, sigma=(sigma, (M + 1,)), **({} if rates is None else {"rates": (rates, (M, 2))}))
+    device.expect(
+        x, y=(y, (N, d)), **({} if log_prior is None else {"log_prior": (log_prior, (N,))})
+    )
+    device.expect(
+        alpha, sigma=(sigma, (M + 1,)), **({} if rates is None else {"rates": (rates, (M, 2))})
+    )
     end, A, log_norm = x.new_empty(B, d), x.new_empty(B, d, d), x.new_empty(B)
     if B == 0:
         return end, A, log_norm
@@ -169,12 +183,16 @@ def launch(x, y, alpha, sigma, log_prior, rates, transposed):
     alpha = alpha.double()
     keep, pull, identity, spread = coefficients(alpha, sigma, rates)
     half = 0.5 * LOG2E.value / sigma[:-1].double() ** 2
-    steps = torch.stack([alpha[:-1], half, keep, pull, identity - int(transposed), spread], 1).to(x.dtype)
+    steps = torch.stack([alpha[:-1], half, keep, pull, identity - int(transposed), spread], 1).to(
+        x.dtype
+    )
     moved = (x - alpha[0] * centre).to(x.dtype).contiguous()
     atoms = torch.where(real, y - centre, 0).to(x.dtype).contiguous()
     kept = sizes(d)
     with torch.cuda.device_of(x):
         _chains[(triton.cdiv(B, kept["LANES"]),)](
-            *(moved, atoms, prior, steps, end, A, log_norm, B, N, d, M), TRANSPOSED=transposed, **kept
+            *(moved, atoms, prior, steps, end, A, log_norm, B, N, d, M),
+            TRANSPOSED=transposed,
+            **kept,
         )
     return (end + alpha[-1] * centre).to(x.dtype), A, log_norm

@@ -1,0 +1,130 @@
+"""Standard output and error that never stop the work: in any encoding, closed, full, or read by
+nobody."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+BROKEN_PIPE = 141  # what a shell reports of a process that SIGPIPE has ended: 128 + 13
+_ASCII = {
+    "━": "=", "─": "-", "│": "|", "×": "x", "·": ".", "−": "-", "–": "-", "≤": "<=", "≥": ">=", "≈": "~",
+    "±": "+-", "²": "^2", "√": "sqrt", "∞": "inf", "σ": "sigma", "λ": "lambda", "α": "alpha", "ε": "eps",
+    "→": "->", "…": "...",
+}  # fmt: skip
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: ASCII that means the same, where there is any, else a backslash
+    escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if letter in _ASCII:
+        return _ASCII[letter], error.start + 1
+    one = UnicodeEncodeError(
+        error.encoding, error.object, error.start, error.start + 1, error.reason
+    )
+    return codecs.backslashreplace_errors(one)
+
+
+codecs.register_error("dfkernels", _plain)
+
+
+class _Stream:
+    """A text stream that takes everything: after the first failure it drops what it is given."""
+
+    def __init__(self, inner: TextIO | None) -> None:
+        self.inner, self.failure = inner, None
+        self.errors = getattr(inner, "errors", None)
+        if hasattr(inner, "reconfigure"):
+            self._guarded(lambda: inner.reconfigure(errors="dfkernels"))
+
+    def write(self, text: str) -> int:
+        self._guarded(lambda: self.inner.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(lambda: self.inner.flush())
+
+    def isatty(self) -> bool:
+        return bool(self._guarded(lambda: self.inner.isatty()))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def _guarded(self, call: Callable[[], object]) -> object:
+        if self.inner is None or self.failure is not None:
+            return None
+        try:
+            return call()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            self.failure = error
+            self._discard()
+            return None
+
+    def _discard(self) -> None:
+        """What is left in the buffers goes nowhere: Python flushes them at exit, and would fail
+        again."""
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.inner.fileno())
+            os.close(null)
+        except (OSError, ValueError):
+            pass
+
+    def close(self) -> None:
+        """Flush, and give the inner stream back as it was."""
+        self.flush()
+        if self.failure is None and hasattr(self.inner, "reconfigure"):
+            self._guarded(lambda: self.inner.reconfigure(errors=self.errors))
+
+
+def _occupy() -> None:
+    """Take the descriptors 0 to 2 that are closed: else the next files get them, and C code prints
+    there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+class Console:
+    """`with Console() as console: ...; return console.code(code, "dfkernels demo")`.
+
+    Inside, sys.stdout and sys.stderr take everything: what their encoding lacks is written in
+    ASCII, and what they cannot take is dropped. `code` tells what became of standard output.
+    """
+
+    def __enter__(self) -> Console:
+        _occupy()
+        self._before = sys.stdout, sys.stderr
+        self.out, self.err = sys.stdout, sys.stderr = _Stream(sys.stdout), _Stream(sys.stderr)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        sys.stdout, sys.stderr = self._before
+        self.out.close()
+        self.err.close()
+
+    def code(self, code: int, command: str) -> int:
+        """`code`, or that of a standard output which did not take everything, if nothing else went
+        wrong."""
+        self.out.flush()
+        failure = self.out.failure
+        if code or failure is None:
+            return code
+        if isinstance(failure, OSError) and failure.errno == errno.EPIPE:
+            return BROKEN_PIPE
+        why = getattr(failure, "strerror", None) or failure
+        print(f"{command}: error: standard output: {why}", file=self.err)
+        return 2

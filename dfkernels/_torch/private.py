@@ -1,0 +1,202 @@
+"""The private names of torch that dfkernels needs, all of them: no other file of the package uses
+one.
+
+They may move with any release of torch. Where one is missing, importing this module, and so
+dfkernels, fails with one ImportError that says what to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+KNOWN = (
+    "2.10",
+    "2.14",
+)  # the first and the last release of torch that dfkernels has been tried with
+
+try:
+    from torch._C import (
+        DispatchKey,
+        DispatchKeySet,
+        _after_autograd_keyset,
+        _any_requires_grad,
+        _AutoDispatchBelowAutograd,
+        _DisableAutocast,
+        _DisableFuncTorch,
+        _dispatch_tls_local_exclude_set,
+        _dispatch_tls_local_include_set,
+        _ForceDispatchKeyGuard,
+        _len_torch_dispatch_stack,
+        _vmapmode_decrement_nesting,
+        _vmapmode_increment_nesting,
+    )
+    from torch._C._autograd import (
+        _pop_saved_tensors_default_hooks,
+        _push_saved_tensors_default_hooks,
+        _top_saved_tensors_default_hooks,
+    )
+    from torch._C._functorch import (
+        get_unwrapped,
+        is_batchedtensor,
+        is_functorch_wrapped_tensor,
+        maybe_current_level,
+    )
+    from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+    from torch._guards import detect_fake_mode
+    from torch.autograd import forward_ad
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
+    from torch.autograd.function import _SingleLevelFunction
+
+    add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+    forward_ad._current_level  # noqa: B018  read at every call, below
+except (ImportError, AttributeError) as error:
+    raise ImportError(
+        f"dfkernels needs torch {KNOWN[0]} to {KNOWN[1]}, with which it has been tried; this is torch "
+        f"{torch.__version__}, where something it relies on is missing ({error}). "
+        f"Install one of those, or a release of dfkernels that knows this torch."
+    ) from error
+
+after_autograd = _after_autograd_keyset
+any_requires_grad = _any_requires_grad
+below_autograd = _AutoDispatchBelowAutograd
+without_autocast = _DisableAutocast
+forward_derivatives = _set_fwd_grad_enabled
+SingleLevelFunction = _SingleLevelFunction
+
+__all__ = [
+    "KNOWN",
+    "SingleLevelFunction",
+    "add_batch_dim",
+    "after_autograd",
+    "any_requires_grad",
+    "below_autograd",
+    "enable_single_level_autograd_function",
+    "forward_derivatives",
+    "fully_unwrapped",
+    "is_differentiated",
+    "is_dtensor",
+    "is_fake",
+    "is_vmapped",
+    "legacy_vmap_level",
+    "may_carry_tangents",
+    "remove_batch_dim",
+    "tracked",
+    "unwrap_dead_wrappers",
+    "without_autocast",
+    "without_saved_tensors_hooks",
+]
+
+
+class tracked:
+    """Lets ordinary autograd work inside a kernel, where the dispatcher has switched it off."""
+
+    _keys = None
+
+    def __enter__(self):
+        if tracked._keys is None:
+            tracked._keys = DispatchKeySet(DispatchKey.ADInplaceOrView)
+            for device in ("CPU", "CUDA", "Other", "Meta"):
+                tracked._keys = tracked._keys | DispatchKeySet(
+                    getattr(DispatchKey, f"Autograd{device}")
+                )
+        self.contexts = ExitStack()
+        self.contexts.enter_context(
+            torch.inference_mode(False)
+        )  # inside it nothing can require a gradient
+        excluded = _dispatch_tls_local_exclude_set() - tracked._keys
+        self.contexts.enter_context(
+            _ForceDispatchKeyGuard(_dispatch_tls_local_include_set(), excluded)
+        )
+        self.contexts.enter_context(torch.enable_grad())
+
+    def __exit__(self, *error):
+        self.contexts.__exit__(*error)
+
+
+@contextmanager
+def without_saved_tensors_hooks():
+    """Puts aside the hooks of torch.utils.checkpoint, save_on_cpu and their like, with which
+    torch.func refuses to work. What is saved within is then kept as it is.
+    """
+    hooks = []
+    try:
+        while (
+            pair := _top_saved_tensors_default_hooks(True)
+        ) is not None:  # True: while tracing as well
+            _pop_saved_tensors_default_hooks()
+            hooks.append(pair)
+        yield
+    finally:
+        for pair in reversed(hooks):
+            _push_saved_tensors_default_hooks(*pair)
+
+
+def legacy_vmap_level() -> int:
+    """The level of the vmap behind torch.autograd.grad(is_grads_batched=True), within it."""
+    level = _vmapmode_increment_nesting() - 1
+    _vmapmode_decrement_nesting()
+    return level
+
+
+def may_carry_tangents() -> bool:
+    """False if no tensor can carry a tangent: no dual level, no torch.func transform, nothing
+    traced."""
+    return (
+        forward_ad._current_level >= 0
+        or maybe_current_level() is not None
+        or _len_torch_dispatch_stack() > 0
+    )
+
+
+def is_fake(*tensors) -> bool:
+    """Whether one of the tensors has a shape but no values, or all that is computed now has
+    none."""
+    return (
+        any(t.device.type == "meta" for t in tensors) or detect_fake_mode(list(tensors)) is not None
+    )
+
+
+def is_vmapped(t: torch.Tensor) -> bool:
+    """Whether t stands for many tensors, at any level of the transforms around."""
+    while is_functorch_wrapped_tensor(t):
+        if is_batchedtensor(t):
+            return True
+        t = get_unwrapped(t)
+    return False
+
+
+def is_differentiated(t: torch.Tensor) -> bool:
+    """Whether a derivative with respect to t is asked for, in reverse or in forward mode, at any
+    level of the transforms around.
+    """
+    while True:
+        if t.requires_grad and torch.is_grad_enabled():
+            return True
+        inside = is_batchedtensor(t)  # there unpack_dual has no rule
+        if (
+            not inside
+            and may_carry_tangents()
+            and forward_ad.unpack_dual(t, level=0).tangent is not None
+        ):
+            return True
+        if not is_functorch_wrapped_tensor(t):
+            return False
+        t = get_unwrapped(t)
+
+
+def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:
+    """The plain tensor behind what vmap, grad and jvp hand on; vmap's dimensions are where they
+    lie."""
+    with _DisableFuncTorch():
+        while is_functorch_wrapped_tensor(t):
+            t = get_unwrapped(t)
+    return t
+
+
+def is_dtensor(t) -> bool:
+    """Whether t is distributed; torch.distributed is not imported to find out."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)

@@ -1,0 +1,2 @@
+"""What the demo and the reproduction share: tables for the terminal, figures and pages in two
+themes."""

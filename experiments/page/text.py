@@ -1,0 +1,43 @@
+"""Tables on the terminal, and what ran: the line that stands under every result."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from dfkernels import __version__
+
+
+def text_table(head: list[str], rows: list[list[str]], words: Collection[int] = ()) -> str:
+    """Columns aligned to the right, those in `words` to the left; two spaces between."""
+    widths = [max(len(row[j]) for row in (head, *rows)) for j in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if j in words else cell.rjust(width)
+            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join([lines[0], "─" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine()
+    )
+
+
+def machine() -> str:
+    """Versions, and what there is to compute with."""
+    return (
+        f"dfkernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
