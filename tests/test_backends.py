@@ -13,12 +13,9 @@ import torch
 from cases import ALL, DATA_OPS, OPS, REFERENCES, _normal
 
 from dfkernels import ops
-from dfkernels._torch import backend
-from dfkernels._torch import native as _native
+from dfkernels._torch import backend, native
 
-needs_native = pytest.mark.skipif(
-    not _native.available, reason=f"no compiled part: {_native.reason}"
-)
+needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 HERE = Path(__file__).parent
 
 
@@ -61,7 +58,7 @@ def test_memory_stays_bounded(native):
 def test_disabled_native_says_so():
     done = _run(
         "-c",
-        "from dfkernels import _backend; print(backend.reasons())",
+        "from dfkernels._torch import backend; print(backend.reasons())",
         DFKERNELS_NATIVE="0",
     )
     expected = backend.reasons() | {"native-cpu": "DFKERNELS_NATIVE=0"}
@@ -95,7 +92,7 @@ def test_cuda_has_an_implementation_of_its_own(op):
 @needs_native
 def test_an_instruction_set_that_is_not_there_is_said():
     code = (
-        "import torch; from dfkernels import backend, ops\n"
+        "import torch; from dfkernels import ops; from dfkernels._torch import backend\n"
         "print(backend.reasons()['native-cpu'])\n"
         "try: ops.posterior(torch.zeros(1, 1), torch.zeros(1, 1), 1.0, 1.0)\n"
         "except RuntimeError as error: print(error)"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import cli
 from dfkernels._io import files
+from experiments import __main__ as cli
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
@@ -116,7 +116,7 @@ def test_missing_extra(tmp_path, monkeypatch, capsys):
     assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
     assert (
         capsys.readouterr().err
-        == 'dfkernels demo: error: sklearn not installed: pip install "dfkernels[demo]"\n'
+        == 'experiments demo: error: sklearn not installed: pip install "dfkernels[demo]"\n'
     )
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +126,7 @@ def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "digits", lambda quick: pytest.fail("worked first"))
     assert cli.main(["demo", "--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith(
-        f"dfkernels demo: error: {tmp_path}/file: cannot write there: "
+        f"experiments demo: error: {tmp_path}/file: cannot write there: "
     )
 
 
@@ -150,7 +150,7 @@ def test_full_disk_keeps_what_was_computed(tmp_path, monkeypatch, capsys, finish
     assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert printed.err.endswith(
-        f"dfkernels demo: error: {tmp_path}/digits.png: cannot write: No space left on device\n"
+        f"experiments demo: error: {tmp_path}/digits.png: cannot write: No space left on device\n"
     )
     assert "all checks hold" in printed.out
     assert [p.name for p in tmp_path.iterdir()] == ["results.npz"] and len(
@@ -173,4 +173,4 @@ def test_interrupt(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(demo, "sweep", stop)
     assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("\ndfkernels demo: interrupted\n")
+    assert capsys.readouterr().err.endswith("\nexperiments demo: interrupted\n")

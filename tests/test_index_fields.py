@@ -14,6 +14,7 @@ from test_certified import gaussian, queries
 
 import dfkernels as df
 from dfkernels._io import files
+from dfkernels._io.files import FileError
 from dfkernels._torch import native
 from dfkernels.certified import search
 from dfkernels.certified.fields import FIELDS
@@ -157,12 +158,12 @@ def test_a_file_with_a_wrong_tensor_is_refused(name, tmp_path, y):
     for one in wrong:
         written(path, right | {name: one}, of)
         with pytest.raises(
-            df._files.FileError, match="a.safetensors: .*: expected .*: remove it and index anew"
+            FileError, match="a.safetensors: .*: expected .*: remove it and index anew"
         ):
             df.PointCloud(y).index(path)
     written(path, {n: one for n, one in right.items() if n != name}, of)
     with pytest.raises(
-        df._files.FileError, match="a.safetensors: expected tensors .*: remove it and index anew"
+        FileError, match="a.safetensors: expected tensors .*: remove it and index anew"
     ):
         df.PointCloud(y).index(path)
     written(path, right, of)

@@ -259,7 +259,7 @@ def test_other_machines_compile_base_only(native, monkeypatch):
 
 @pytest.mark.parametrize("required", ["0", "1"])
 def test_installing_without_a_compiler(tmp_path, required):
-    """The reason goes where dfkernels/_native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an
+    """The reason goes where dfkernels/_torch/native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an
     error."""
     run = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path],
@@ -288,7 +288,7 @@ def test_loading():
     -ffast-math's start-up code would flush denormals to zero in the whole process.
     """
     code = (
-        "import sys, dfkernels._native; names = list(sys.modules); import torch; "
+        "import sys, dfkernels._torch.native; names = list(sys.modules); import torch; "
         "print(names.index('torch') < names.index('dfkernels._C'), (torch.tensor(1e-40) * 0.5).item() > 0)"
     )
     assert python(code) == "True True"
@@ -296,7 +296,7 @@ def test_loading():
 
 def test_the_compiled_part_can_be_switched_off():
     off = (
-        "import sys; from dfkernels import _native as n; "
+        "import sys; from dfkernels._torch import native as n; "
         "print(n.available, n.reason, n.info(), 'dfkernels._C' in sys.modules)"
     )
     assert python(off, DFKERNELS_NATIVE="0") == "False DFKERNELS_NATIVE=0 {} False"
@@ -321,7 +321,7 @@ def test_import_needs_nothing_beyond_torch_and_numpy():
 
 def test_load_errors_become_the_reason(monkeypatch, tmp_path):
     monkeypatch.delenv("DFKERNELS_NATIVE", raising=False)
-    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_native.py"))
+    monkeypatch.setattr(_native, "__file__", str(tmp_path / "_torch" / "native.py"))
 
     def fails(error):
         def import_module(name):

@@ -1,4 +1,4 @@
-"""`dfkernels reproduce`: a quick run of everything, what is written when something goes wrong, and
+"""`python -m experiments reproduce`: a quick run of everything, what is written when something goes wrong, and
 the errata's numbers.
 """
 
@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dfkernels import cli
 from dfkernels._io.files import FileError
 from dfkernels._io.progress import Progress
+from experiments import __main__ as cli
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
@@ -194,7 +194,7 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "table2", error=KeyboardInterrupt())
     experiment(monkeypatch, "table3")
     assert cli.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("\ndfkernels reproduce: interrupted\n")
+    assert capsys.readouterr().err.endswith("\nexperiments reproduce: interrupted\n")
     assert "| 1 | 2.5 |" in (tmp_path / "errata.md").read_text()
     assert "\n- not finished: table2, table3\n" in (tmp_path / "reproduction.md").read_text()
     assert (
@@ -205,7 +205,7 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
 KILLED = """
 import os, signal, sys
 from types import SimpleNamespace
-from dfkernels import cli
+from experiments import __main__ as cli
 from experiments import reproduce
 reproduce.NAMES = ("errata", "table2")
 kill = SimpleNamespace(STAGES=["work"], run=lambda *args: os.kill(os.getpid(), signal.SIGKILL))
@@ -237,7 +237,7 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     message = f"{tmp_path}/reproduction/table2-plot.png: cannot write: No space left on device"
     assert (
-        printed.err.endswith(f"dfkernels reproduce: error: {message}\n")
+        printed.err.endswith(f"experiments reproduce: error: {message}\n")
         and "    2.5\n" in printed.out
     )
 
@@ -245,7 +245,7 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 def test_missing_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "sklearn" else object())
     assert cli.main(["reproduce", "errata", "--out", str(tmp_path / "out")]) == 2
-    message = 'dfkernels reproduce: error: sklearn not installed: pip install "dfkernels[demo]"\n'
+    message = 'experiments reproduce: error: sklearn not installed: pip install "dfkernels[demo]"\n'
     assert capsys.readouterr().err == message and not (tmp_path / "out").exists()
 
 
@@ -253,7 +253,7 @@ def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     experiment(monkeypatch, "table2", error=AssertionError("worked first"))
     assert cli.main(["reproduce", "table2", "--out", str(tmp_path / "file")]) == 2
-    start = f"dfkernels reproduce: error: {tmp_path}/file/reproduction: cannot write there: "
+    start = f"experiments reproduce: error: {tmp_path}/file/reproduction: cannot write there: "
     assert capsys.readouterr().err.startswith(start)
 
 
@@ -291,9 +291,9 @@ def test_the_page_says_the_same(tmp_path, monkeypatch):
     assert "style='max-width:672px'" in page  # 6.4 inches
     assert "![The table2](reproduction/table2-plot.png)" in text
     [summary] = re.findall(r"<!-- summary -->\n(.*?)<!-- /summary -->", text, re.DOTALL)
-    assert summary.startswith("\nMade by `dfkernels reproduce table2` on 20") and summary.endswith(
-        "hold.\n\n"
-    )
+    assert summary.startswith(
+        "\nMade by `python -m experiments reproduce table2` on 20"
+    ) and summary.endswith("hold.\n\n")
 
 
 # ---- the errata

@@ -1,4 +1,4 @@
-"""`dfkernels reproduce`: the paper's experiments, each with its tables, figures and checked
+"""`python -m experiments reproduce`: the paper's experiments, each with its tables, figures and checked
 claims."""
 
 from __future__ import annotations

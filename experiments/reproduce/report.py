@@ -55,7 +55,7 @@ class Run:
     @property
     def command(self) -> str:
         what = self.names[0] if len(self.names) == 1 else "all"
-        return f"dfkernels reproduce {what}{' --quick' * self.quick}"
+        return f"python -m experiments reproduce {what}{' --quick' * self.quick}"
 
     @property
     def dpi(self) -> int:
