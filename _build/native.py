@@ -1,7 +1,7 @@
 """Compiles csrc/ into dfkernels/_C with ninja; imports neither setuptools nor torch.
 
-Every csrc/*.cpp is compiled once, except simd_cpu.cpp: once per instruction set, each with its own
-table. The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from 2.10 on.
+Every .cpp below csrc/ is compiled once, except simd/kernels.cpp: once per instruction set, each with
+its own table. The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from 2.10 on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLAGS = [
     "-fvisibility=hidden",
 ]  # never -ffast-math: its start-up code sets flush-to-zero for the whole process
 ISAS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-MULTI = "simd_cpu.cpp"
+MULTI = "simd/kernels.cpp"
 
 
 class NoNative(Exception):
@@ -98,7 +98,7 @@ def accepts(cxx: list[str], flags: list[str]) -> bool:
 
 
 def isa_levels(cxx: list[str]) -> list[str]:
-    """What simd_cpu.cpp is compiled for: base and, on x86-64, the levels that the compiler
+    """What simd/kernels.cpp is compiled for: base and, on x86-64, the levels that the compiler
     knows."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [isa for isa, flags in ISAS.items() if not flags or (x86 and accepts(cxx, flags))]
@@ -133,7 +133,7 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
     flags += [f"-I{ROOT / 'csrc'}"]
     # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own,
-    # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only module.cpp binds, and it
+    # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only host/module.cpp binds, and it
     # needs none of torch's; an isolated build has pybind11 at a new path every time, and would else
     # recompile everything.
     tensors = system_headers(torch / "include")
@@ -162,14 +162,15 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
         "  description = LINK $out",
     ]
     objects = []
-    for source in sorted((ROOT / "csrc").glob("*.cpp")):
+    for source in sorted((ROOT / "csrc").rglob("*.cpp")):
         variants = {"": tensors}
-        if source.name == MULTI:
+        name = source.relative_to(ROOT / "csrc").with_suffix("").as_posix()
+        if f"{name}.cpp" == MULTI:
             variants = {f"-{isa}": [f"-DDFK_ISA={isa}", *ISAS[isa]] for isa in levels}
-        elif source.name == "module.cpp":
+        elif name == "host/module":
             variants = {"": module}
         for suffix, extra in variants.items():
-            objects.append(f"{source.stem}{suffix}.o")
+            objects.append(f"{name}{suffix}.o")
             lines += [f"build {objects[-1]}: cxx {escape(source)}", f"  extra = {command(extra)}"]
     lines += [f"build {output}: link {' '.join(objects)}", f"default {output}", ""]
     return "\n".join(lines)

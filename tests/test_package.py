@@ -197,9 +197,10 @@ def test_compiler_says_why_there_is_none(native, monkeypatch, tmp_path):
 
 
 def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, monkeypatch, tmp_path):
-    for name in ("simd_cpu.cpp", "posterior_cpu.cpp", "module.cpp"):
-        (tmp_path / "a b$c" / "csrc").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a b$c" / "csrc" / name).touch()
+    for name in ("simd/kernels.cpp", "ops/posterior.cpp", "host/module.cpp"):
+        path = tmp_path / "a b$c" / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     monkeypatch.setattr(native, "ROOT", tmp_path / "a b$c")
     monkeypatch.setitem(
         sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: "/pybind11")
@@ -211,15 +212,15 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
         for i, line in enumerate(lines)
         if line.startswith("build ") and ": cxx " in line
     }
-    assert extra["simd_cpu-base.o"] == "-DDFK_ISA=base"
-    assert extra["simd_cpu-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
-    assert extra["simd_cpu-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
-    assert extra["posterior_cpu.o"] == "-isystem /t/torch/include"
+    assert extra["simd/kernels-base.o"] == "-DDFK_ISA=base"
+    assert extra["simd/kernels-v3.o"] == "-DDFK_ISA=v3 -march=x86-64-v3"
+    assert extra["simd/kernels-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
+    assert extra["ops/posterior.o"] == "-isystem /t/torch/include"
     assert (
-        "build _C.so: link module.o posterior_cpu.o simd_cpu-base.o simd_cpu-v3.o simd_cpu-v4.o"
+        "build _C.so: link host/module.o ops/posterior.o simd/kernels-base.o simd/kernels-v3.o simd/kernels-v4.o"
         in lines
     )
-    assert f"build posterior_cpu.o: cxx {tmp_path}/a$ b$$c/csrc/posterior_cpu.cpp" in lines
+    assert f"build ops/posterior.o: cxx {tmp_path}/a$ b$$c/csrc/ops/posterior.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
     assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command and "-ffast-math" not in command
     assert not [
@@ -241,12 +242,12 @@ def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):
     except native.NoNative as why:
         pytest.skip(str(why))
     (rule,) = re.findall(r"^rule cxx\n  command = (.*) \$extra ", text, re.M)
-    (extra,) = re.findall(r"^build module\.o: .*\n  extra = (.*)$", text, re.M)
+    (extra,) = re.findall(r"^build host/module\.o: .*\n  extra = (.*)$", text, re.M)
     command = f"{rule} {extra}".replace("$$", "$")
     assert str(tmp_path) not in command and f"{tmp_path}/torch/include" in text
     binds = [path.name for path in (ROOT / "csrc").rglob("*.*") if "<pybind11/" in path.read_text()]
     assert binds == ["module.cpp"]
-    includes = [*shlex.split(command), "-M", ROOT / "csrc/module.cpp"]
+    includes = [*shlex.split(command), "-M", ROOT / "csrc/host/module.cpp"]
     run = subprocess.run(includes, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "/pybind11/pybind11.h" in run.stdout and "/torch/" not in run.stdout

@@ -1,12 +1,12 @@
 // The inner loops: dot products, squared distances and weighted sums of rows, blocked so that the
 // accumulators stay in registers. Rows are whole vectors long (zero padded), `width` elements.
 #pragma once
-#include "transpose.h"
+#include "simd/transpose.h"
 
 namespace {
 
-// Columns are taken `slab` at a time, so that the queries' part stays in the first-level cache while all rows
-// pass.
+// Columns are taken `slab` at a time, so that the queries' part stays in the first-level cache
+// while all rows pass.
 inline constexpr int64_t slab_bytes = 4096;
 
 template <class T, int Q, int R>
@@ -15,8 +15,8 @@ struct DotAccumulators {
 };
 
 template <class T, int Q, int R, bool NORMS>
-DFK_INLINE DotAccumulators<T, Q, R> dot_block(const T* const* q, const T* rows, int64_t ld, int64_t k,
-                                              int64_t end, DotAccumulators<T, Q, R> r) {
+DFK_INLINE DotAccumulators<T, Q, R> dot_block(const T* const* q, const T* rows, int64_t ld,
+                                              int64_t k, int64_t end, DotAccumulators<T, Q, R> r) {
   for (; k < end; k += W<T>) {
     Vec<T> y[R];
     for (int j = 0; j < R; ++j) {
@@ -31,16 +31,18 @@ DFK_INLINE DotAccumulators<T, Q, R> dot_block(const T* const* q, const T* rows, 
   return r;
 }
 
-// out[i * ldo + j] = <q_i, row_j> for j < n, row_j = rows + j * ld; with NORMS also norm[j] = |row_j|^2.
+// out[i * ldo + j] = <q_i, row_j> for j < n, row_j = rows + j * ld; with NORMS also norm[j] =
+// |row_j|^2.
 template <class T, int Q, int R, bool NORMS>
-void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out, int64_t ldo,
-              T* norm) {
+void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out,
+              int64_t ldo, T* norm) {
   constexpr int64_t slab = slab_bytes / sizeof(T), most = 8;
   for (int64_t j0 = 0; j0 < n; j0 += most * R) {
     const int64_t blocks = (n - j0) / R < most ? (n - j0) / R : most;
     DotAccumulators<T, Q, R> a[most];
     for (int64_t b = 0; b < blocks; ++b)
-      a[b] = dot_block<T, Q, R, NORMS>(q, rows + (j0 + b * R) * ld, ld, 0, slab < width ? slab : width, {});
+      a[b] = dot_block<T, Q, R, NORMS>(q, rows + (j0 + b * R) * ld, ld, 0,
+                                       slab < width ? slab : width, {});
     for (int64_t k = slab; k < width; k += slab)
       for (int64_t b = 0; b < blocks; ++b)
         a[b] = dot_block<T, Q, R, NORMS>(q, rows + (j0 + b * R) * ld, ld, k,
@@ -53,17 +55,18 @@ void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t w
   }
 }
 template <class T, int Q, bool NORMS>
-void dot_rows(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out, int64_t ldo,
-              T* norm) {
+void dot_rows(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out,
+              int64_t ldo, T* norm) {
   const int64_t even = n / 4 * 4;
   if (even) dot_some<T, Q, 4, NORMS>(q, rows, ld, even, width, out, ldo, norm);
   if (n > even)
-    dot_some<T, Q, 1, NORMS>(q, rows + even * ld, ld, n - even, width, out + even, ldo, norm + even);
+    dot_some<T, Q, 1, NORMS>(q, rows + even * ld, ld, n - even, width, out + even, ldo,
+                             norm + even);
 }
 
-// The same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector width): atoms in the
-// lanes, no sum over lanes, for d too short to pay for one. Summed 32 terms at a time: the rounding error of
-// one long chain would show in the weights.
+// The same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector width): atoms
+// in the lanes, no sum over lanes, for d too short to pay for one. Summed 32 terms at a time: the
+// rounding error of one long chain would show in the weights.
 template <class T, int Q, int V>
 DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, int64_t d, T* out,
                                int64_t ldo) {
@@ -86,10 +89,13 @@ DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, in
   }
 }
 template <class T, int Q>
-void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t d, T* out, int64_t ldo) {
+void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t d, T* out,
+              int64_t ldo) {
   int64_t j = 0;
-  for (; j + 3 * W<T> <= n; j += 3 * W<T>) dot_cols_block<T, Q, 3>(q, cols + j, ldc, d, out + j, ldo);
-  for (; j + 2 * W<T> <= n; j += 2 * W<T>) dot_cols_block<T, Q, 2>(q, cols + j, ldc, d, out + j, ldo);
+  for (; j + 3 * W<T> <= n; j += 3 * W<T>)
+    dot_cols_block<T, Q, 3>(q, cols + j, ldc, d, out + j, ldo);
+  for (; j + 2 * W<T> <= n; j += 2 * W<T>)
+    dot_cols_block<T, Q, 2>(q, cols + j, ldc, d, out + j, ldo);
   for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
 }
 
@@ -106,17 +112,19 @@ DFK_INLINE void with_count(int64_t n, const F& f) {
   f(Count<MOST>{});
 }
 
-// Queries are taken this many at a time: eight dot products with three vectors of atoms fill the registers.
+// Queries are taken this many at a time: eight dot products with three vectors of atoms fill the
+// registers.
 inline constexpr int group = 8;
 
-// out[i * ldo + j] = <q_i, row_j> for i < count <= group; where norm is given also |row_j|^2. cols: the
-// tile's transpose, or null.
+// out[i * ldo + j] = <q_i, row_j> for i < count <= group; where norm is given also |row_j|^2. cols:
+// the tile's transpose, or null.
 template <class T>
-void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width, T* out,
-          int64_t ldo, T* norm) {
+void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width,
+          T* out, int64_t ldo, T* norm) {
   if (cols) {
     const int64_t padded = round_up(n, W<T>);
-    with_count<group>(count, [&](auto c) { dot_cols<T, c.value>(q, cols, padded, padded, width, out, ldo); });
+    with_count<group>(
+        count, [&](auto c) { dot_cols<T, c.value>(q, cols, padded, padded, width, out, ldo); });
     if (norm) squares(cols, padded, padded, width, norm);
     return;
   }
@@ -129,8 +137,8 @@ void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t
     });
 }
 
-// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and sixteen terms of a lane at a
-// time, added up in double: the rounding error of long sums would show in the weights.
+// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and sixteen terms of a
+// lane at a time, added up in double: the rounding error of long sums would show in the weights.
 template <class T, int R, class Out>
 DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, Out* out) {
   Vec<double> sum[R] = {};
@@ -150,8 +158,8 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
 }
 // out[i][j] = |x_i - alpha_i row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
 template <class T, int Q, int V>
-DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t d,
-                                    T* const* out, int64_t at) {
+DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* cols, int64_t ldc,
+                                    int64_t d, T* const* out, int64_t at) {
   for (int64_t start = 0; start < d; start += 32) {
     const int64_t end = start + 32 < d ? start + 32 : d;
     Vec<T> acc[Q][V] = {};
@@ -174,10 +182,11 @@ DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* 
   }
 }
 template <class T, int Q>
-void distance_cols(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t n, int64_t d,
-                   T* const* out) {
+void distance_cols(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t n,
+                   int64_t d, T* const* out) {
   int64_t j = 0;
-  for (; j + 3 * W<T> <= n; j += 3 * W<T>) distance_cols_block<T, Q, 3>(x, alpha, cols, ldc, d, out, j);
+  for (; j + 3 * W<T> <= n; j += 3 * W<T>)
+    distance_cols_block<T, Q, 3>(x, alpha, cols, ldc, d, out, j);
   for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(x, alpha, cols, ldc, d, out, j);
 }
 
@@ -189,7 +198,8 @@ void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t wid
 }
 
 template <class T, int V>
-DFK_INLINE Vec<T> about_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst, int64_t k) {
+DFK_INLINE Vec<T> about_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst,
+                              int64_t k) {
   Vec<T> from[V], sum[V] = {}, square[V] = {};
   for (int v = 0; v < V; ++v) from[v] = load(ref + k + v * W<T>);
   for (int64_t j = 0; j < n; ++j) {
@@ -218,7 +228,8 @@ double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, con
   return total<T>(sum);
 }
 
-// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. Summed 64 rows at a time.
+// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. Summed 64 rows at
+// a time.
 template <class T, int Q, int V, bool SQUARE>
 DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64_t n, T* const* dst,
                           int64_t k) {
@@ -244,17 +255,20 @@ DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64
   }
 }
 template <class T, int Q, bool SQUARE>
-void add_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width, T* const* dst) {
+void add_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
+              T* const* dst) {
   constexpr int V = Q <= 2 ? 8 : Q <= 4 ? 4 : 3;
   int64_t k = 0;
-  for (; k + V * W<T> <= width; k += V * W<T>) add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
+  for (; k + V * W<T> <= width; k += V * W<T>)
+    add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
   for (; k < width; k += W<T>) add_block<T, Q, 1, SQUARE>(coef, rows, ld, n, dst, k);
 }
 // dst_i += sum_j coef_i[j] row_j for i < count <= group.
 template <class T, bool SQUARE = false>
-void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
-                   T* const* dst) {
-  with_count<group>(count, [&](auto c) { add_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
+void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n,
+                   int64_t width, T* const* dst) {
+  with_count<group>(count,
+                    [&](auto c) { add_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
 }
 
 }  // namespace

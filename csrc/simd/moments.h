@@ -1,7 +1,8 @@
-// The partial sums of one query and the three things that happen to them: a tile is added, the weights are
-// rescaled when a heavier atom turns up, and the point about which moments are taken moves to it.
+// The partial sums of one query and the three things that happen to them: a tile is added, the
+// weights are rescaled when a heavier atom turns up, and the point about which moments are taken
+// moves to it.
 #pragma once
-#include "dots.h"
+#include "simd/dots.h"
 
 namespace {
 
@@ -65,7 +66,8 @@ void raise_top(const Problem<T>& p, const Moments<T>& m, Sums s, double top) {
 
 // Moments about r become moments about r - delta. v: this query's K vectors, rows of `stride`.
 template <class T>
-void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const double* delta, const T* v) {
+void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const double* delta,
+                    const T* v) {
   const double mass = *s.mass;
   const int64_t w = m.stride;
   if (p.op == Op::posterior) {
@@ -88,8 +90,8 @@ void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const doub
   add_scaled(s.first, w, mass, delta);
 }
 
-// along_j = <t_j, v> becomes e_j (along_j - origin); returns the sum. Near the mean of <t, v>, an origin
-// keeps the second moment from being a small difference of large numbers.
+// along_j = <t_j, v> becomes e_j (along_j - origin); returns the sum. Near the mean of <t, v>, an
+// origin keeps the second moment from being a small difference of large numbers.
 template <class T>
 double tilt_weights(const T* e, int64_t n, T* along, double* origin) {
   if (*origin != *origin) {
@@ -131,11 +133,11 @@ struct Target {
   double* origin;  // [K] what is taken off <t, v_k>; set from the first tile where it is nan
 };
 
-// Adds e_j t_j and its like for up to `group` queries that share the rows t; the scalars go to the sums at
-// once. norm: |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
+// Adds e_j t_j and its like for up to `group` queries that share the rows t; the scalars go to the
+// sums at once. norm: |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
 template <class T>
-void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Target<T>* q, Rows<T> t,
-              const T* cols, int64_t n, const T* norm, T* coef, int64_t ld_coef) {
+void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Target<T>* q,
+              Rows<T> t, const T* cols, int64_t n, const T* norm, T* coef, int64_t ld_coef) {
   const T* in[group] = {};
   T* out[group] = {};
   for (int64_t i = 0; i < count; ++i) {
@@ -196,7 +198,8 @@ int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
   memset(there, 0, size_t(w) * sizeof(T));
   memset(here, 0, size_t(w) * sizeof(T));
   memset(v, 0, size_t(w * p.K) * sizeof(T));
-  for (int64_t k = 0; k < p.K; ++k) memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
+  for (int64_t k = 0; k < p.K; ++k)
+    memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
   read_reference(p, ref, there);
   const Sums all = sums_of(p, m, 0, b);
   if (*all.mass == 0) clear_vectors(m, all);  // never begun: its vectors were not written

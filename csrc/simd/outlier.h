@@ -1,7 +1,8 @@
-// Outliers: atoms so far out that T cannot represent the squares of their distances. They never enter a sum.
-// Their logits are taken in double, and the largest is kept: gather_cpu.cpp raises where it could carry weight.
+// Outliers: atoms so far out that T cannot represent the squares of their distances. They never
+// enter a sum. Their logits are taken in double, and the largest is kept: host/accumulate.cpp
+// raises where it could carry weight.
 #pragma once
-#include "moments.h"
+#include "simd/moments.h"
 
 namespace {
 
@@ -12,8 +13,8 @@ bool finite_row(const T* row, int64_t d) {
   return sum == 0;
 }
 
-// The logit of an atom for query b of x, from divided differences: they do not overflow where the square of a
-// distance does. inf where even a difference overflows, so that nothing is known.
+// The logit of an atom for query b of x, from divided differences: they do not overflow where the
+// square of a distance does. inf where even a difference overflows, so that nothing is known.
 template <class T>
 double wide_logit(const Problem<T>& p, int64_t b, const T* atom, T log_prior) {
   const double alpha = p.alpha[b], sigma = p.sigma[b];

@@ -1,10 +1,11 @@
-// Tiles of atoms: rows of y as whole, zero-padded vectors of T, read in place where they already are that.
+// Tiles of atoms: rows of y as whole, zero-padded vectors of T, read in place where they already
+// are that.
 #pragma once
 #include <stdlib.h>
 #include <string.h>
 
-#include "../problem.h"
-#include "vec.h"
+#include "simd/problem.h"
+#include "simd/vec.h"
 
 namespace {
 
@@ -58,7 +59,8 @@ template <class T>
 void convert_f16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
   for (int64_t k = 0; k < d; ++k) {
     const uint32_t size = uint32_t(in[k] & 0x7fff) << 13, sign = uint32_t(in[k] & 0x8000) << 16;
-    const float normal = float_of_bits(size + (112u << 23)), special = float_of_bits(size | (255u << 23));
+    const float normal = float_of_bits(size + (112u << 23)),
+                special = float_of_bits(size | (255u << 23));
     const float subnormal = float_of_bits(size + (113u << 23)) - 6.103515625e-5f;
     const float f = size < (1u << 23) ? subnormal : size >= (31u << 23) ? special : normal;
     out[k] = scale * T(sign ? -f : f) + offset;
@@ -117,10 +119,11 @@ struct Rows {
   int64_t ld;
 };
 
-// Atoms [i, i + n), in place where they may be and follow one another, else through `room`: n rows of width +
-// a vector, since rows a multiple of 4 KiB apart would compete for the same cache lines.
+// Atoms [i, i + n), in place where they may be and follow one another, else through `room`: n rows
+// of width + a vector, since rows a multiple of 4 KiB apart would compete for the same cache lines.
 template <class T>
-Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room, bool in_place) {
+Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room,
+                  bool in_place) {
   const int64_t row = row_of(p, i);
   if (in_place && row_of(p, i + n - 1) == row + n - 1)
     return {static_cast<const T*>(p.y) + row * p.ldy, p.ldy};

@@ -1,6 +1,6 @@
 // Tiles on their side: atoms in the lanes.
 #pragma once
-#include "tile.h"
+#include "simd/tile.h"
 
 namespace {
 
@@ -12,13 +12,15 @@ DFK_INLINE void transpose_16(Vec<float>* v) {
   Vec<float> t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = DFK_SHUFFLE(v[i], v[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
-    t[i + 1] = DFK_SHUFFLE(v[i], v[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    t[i + 1] =
+        DFK_SHUFFLE(v[i], v[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
   }
   for (int g = 0; g < 16; g += 4)
     for (int h = 0; h < 2; ++h) {
       const Vec<float> a = t[g + h], b = t[g + h + 2];
       u[g + 2 * h] = DFK_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-      u[g + 2 * h + 1] = DFK_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+      u[g + 2 * h + 1] =
+          DFK_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     }
   for (int c = 0; c < 4; ++c) {
     Vec<float> half[2][2];
@@ -30,7 +32,8 @@ DFK_INLINE void transpose_16(Vec<float>* v) {
     for (int h = 0; h < 2; ++h) {
       const Vec<float> a = half[0][h], b = half[1][h];
       v[8 * h + c] = DFK_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
-      v[8 * h + 4 + c] = DFK_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+      v[8 * h + 4 + c] =
+          DFK_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
     }
   }
 }

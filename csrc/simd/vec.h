@@ -1,4 +1,5 @@
-// Vectors of the widest kind that this translation unit is compiled for, and the exponential on them.
+// Vectors of the widest kind that this translation unit is compiled for, and the exponential on
+// them.
 #pragma once
 #include <stdint.h>
 
@@ -11,7 +12,8 @@
 #endif
 #define DFK_INLINE static inline __attribute__((always_inline))
 
-namespace {  // every instruction set has its own copy of everything: nothing here may be shared by the linker
+namespace {  // every instruction set has its own copy of everything: nothing here may be shared by
+             // the linker
 
 template <class T>
 struct Lane;
@@ -68,8 +70,9 @@ DFK_INLINE T sum_halves(V v) {
     typedef T Half __attribute__((vector_size(BYTES / 2)));
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
     if constexpr (n == 16)
-      return sum_halves<BYTES / 2, T, Half>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                                            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+      return sum_halves<BYTES / 2, T, Half>(
+          __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
     else if constexpr (n == 8)
       return sum_halves<BYTES / 2, T, Half>(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
                                             __builtin_shufflevector(v, v, 4, 5, 6, 7));
@@ -96,7 +99,8 @@ DFK_INLINE Vec<double> widened(Vec<T> v) {
     typedef float Half __attribute__((vector_size(DFK_VECTOR_BYTES / 2)));
     Half half[2];
     __builtin_memcpy(half, &v, sizeof v);
-    return __builtin_convertvector(half[0], Vec<double>) + __builtin_convertvector(half[1], Vec<double>);
+    return __builtin_convertvector(half[0], Vec<double>) +
+           __builtin_convertvector(half[1], Vec<double>);
   }
 }
 template <class T>
@@ -110,8 +114,8 @@ DFK_INLINE T max_lanes(Vec<T> v) {
   return m;
 }
 
-// exp(x) for x <= 0 (up to rounding): 2^n exp(r), |r| <= ln(2)/2, Taylor in r; exactly 0 where the result
-// would be subnormal, -inf included. Relative error <= 1e-7 (float), 3e-16 (double).
+// exp(x) for x <= 0 (up to rounding): 2^n exp(r), |r| <= ln(2)/2, Taylor in r; exactly 0 where the
+// result would be subnormal, -inf included. Relative error <= 1e-7 (float), 3e-16 (double).
 DFK_INLINE Vec<float> vexp(Vec<float> x) {
   const Vec<float> magic =
       all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
@@ -130,7 +134,8 @@ DFK_INLINE Vec<float> vexp(Vec<float> x) {
 DFK_INLINE Vec<double> vexp(Vec<double> x) {
   const Vec<double> magic = all(6755399441055744.0);  // 1.5 * 2^52
   Vec<double> n = x * 1.4426950408889634 + magic;
-  const IntVec<double> bits = (reinterpret_cast<IntVec<double>>(n) - 0x4338000000000000 + 1023) << 52;
+  const IntVec<double> bits = (reinterpret_cast<IntVec<double>>(n) - 0x4338000000000000 + 1023)
+                              << 52;
   n -= magic;
   const Vec<double> r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
   Vec<double> p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;

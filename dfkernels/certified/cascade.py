@@ -13,7 +13,7 @@ import torch
 from ..ops.common.moments import load
 
 UNIT = 2.0**-53
-BLOCK = 8  # queries that share what is read: `block` in csrc/problem.h
+BLOCK = 8  # queries that share what is read: `block` in csrc/simd/problem.h
 
 
 class Width(NamedTuple):

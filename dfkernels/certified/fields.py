@@ -1,5 +1,5 @@
 """What every tensor of an index has to be: the one table behind the op's checks in Python and those
-of a file. csrc/kept_atoms_cpu.cpp makes the same checks for the compiled kernel.
+of a file. csrc/certified/kept_atoms.cpp makes the same checks for the compiled kernel.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 64  # atoms side by side in the first level: screen_tile in csrc/problem.h
-AXES = 32  # most principal axes: most_axes in csrc/problem.h
+TILE = 64  # atoms side by side in the first level: screen_tile in csrc/certified/screen_kernels.h
+AXES = 32  # most principal axes: most_axes in csrc/certified/screen_kernels.h
 
 
 class Field(NamedTuple):

@@ -120,7 +120,7 @@ def screen(s, k, basis, step, first, tail, size, scales, rest, shift, **others):
 def _trim(s, up, dropped, rows, atoms):
     """(which pairs to keep, dropped [Q]): without the lightest, as many as may go; gap allows for
     all atoms at its edge. By distance from the best, in quarters of a nat: `trim` in
-    csrc/cascade_cpu.h.
+    csrc/certified/cascade.h.
     """
     Q, N, buckets = *up.shape, 256
     below = ((s.best - s.margin)[rows, 0] - up[rows, atoms]) / s.variance[rows, 0]

@@ -14,7 +14,7 @@ import triton.language as tl
 @triton.jit
 def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q):
     """Middle and upper end of the logits of atoms i for queries q: struct Bound in
-    csrc/problem.h."""
+    csrc/certified/screen_kernels.h."""
     of_query = coefs + q * 6
     alpha = tl.load(of_query, mask=q < Q, other=0.0)
     reach = tl.load(of_query + 3, mask=q < Q, other=0.0)

@@ -28,7 +28,7 @@ from .reference import transport_chain as reference
 
 __all__ = ["Chain", "reference", "transport_chain"]
 
-KERNEL_MAX_D = 16  # most_d in csrc/transport_chain_cpu.cpp, MOST_D in triton.py
+KERNEL_MAX_D = 16  # most_d in csrc/ops/transport_chain.cpp, MOST_D in triton.py
 
 
 class Chain(NamedTuple):

@@ -1,0 +1,117 @@
+// From the arguments of a data-set op to a Problem: what every tensor must be, and the values that
+// are cheap to look at (all but y's).
+#include <algorithm>
+#include <limits>
+
+#include "host/accumulate.h"
+
+namespace dfk {
+namespace {
+
+Storage storage_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Storage::f32;
+    case ScalarType::Double:
+      return Storage::f64;
+    case ScalarType::BFloat16:
+      return Storage::bf16;
+    case ScalarType::Half:
+      return Storage::f16;
+    case ScalarType::Byte:
+      return Storage::u8;
+    default:
+      STD_TORCH_CHECK(false, "y: expected float32, float64, float16, bfloat16 or uint8, got ",
+                      dtype_text(type));
+  }
+  return Storage::f32;
+}
+
+template <class T>
+void expect_values(const Problem<T>& p) {
+  expect_number<T>("scale", p.scale);
+  expect_number<T>("offset", p.offset);
+  expect_finite("x", p.x, p.B * p.d);
+  expect_finite("alpha", p.alpha, p.B);
+  expect_finite("sigma", p.sigma, p.B);
+  if (p.v) expect_finite("v", p.v, p.B * p.K * p.d);
+  expect_positive("sigma", p.sigma, p.B);
+}
+
+// Looks at log_prior once, in blocks that do not depend on the number of threads; sets what c knows
+// of it.
+template <class T>
+void sum_priors(Checked<T>& c) {
+  constexpr int64_t size = 1 << 14;
+  Problem<T>& p = c.problem;
+  const Kernels<T>& kernel = kernels_for<T>();
+  std::vector<PriorSum<T>> parts((p.N + size - 1) / size);
+  torch::stable::parallel_for(0, int64_t(parts.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      parts[i] = kernel.prior_sum(p.log_prior + i * size, std::min(size, p.N - i * size));
+  });
+  T top = -T(INFINITY);
+  for (const PriorSum<T>& part : parts) {
+    if (!part.usable)
+      for (int64_t i = (&part - parts.data()) * size; i < p.N; ++i)
+        STD_TORCH_CHECK(p.log_prior[i] < INFINITY, "log_prior: expected numbers below inf, got ",
+                        p.log_prior[i], " at index ", i);
+    top = std::max(top, part.top);
+    c.masked += part.masked;
+  }
+  STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ",
+                  p.N, " masked");
+  double mass = 0;
+  for (const PriorSum<T>& part : parts)
+    if (part.mass > 0) mass += part.mass * std::exp(double(part.top) - double(top));
+  p.prior_top = top;
+  c.log_total = std::log(mass);
+}
+
+}  // namespace
+
+Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                std::optional<Tensor> log_prior, double scale, double offset) {
+  const ScalarType type = compute_type("x", x);
+  x = expect("x", x, type, {"B", positive("d")});
+  const int64_t B = x.size(0), d = x.size(1);
+  storage_of(y.scalar_type());  // or an error
+  STD_TORCH_CHECK(type == ScalarType::Double || y.scalar_type() != ScalarType::Double,
+                  "y: expected float32 or narrower storage for a float32 x, got float64");
+  y = expect_rows("y", y, {positive("N"), d});
+  return {x,
+          y,
+          expect("alpha", alpha, type, {B}),
+          expect("sigma", sigma, type, {B}),
+          expect("log_prior", log_prior, type, {y.size(0)}),
+          expect("v", v, type, {B, "K", d}),
+          scale,
+          offset};
+}
+
+Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts) {
+  a.atoms = expect("atoms", atoms, ScalarType::Long, {"M"});
+  a.counts = expect("counts", counts, ScalarType::Long, {a.x.size(0)});
+  return a;
+}
+
+template <class T>
+Checked<T> problem_of(const Arguments& a, Op op) {
+  Checked<T> c;
+  Problem<T>& p = c.problem;
+  p = {};
+  p.x = data<T>(a.x), p.y = a.y.const_data_ptr(), p.v = data<T>(a.v);
+  p.alpha = data<T>(a.alpha), p.sigma = data<T>(a.sigma), p.log_prior = data<T>(a.log_prior);
+  p.scale = a.scale, p.offset = a.offset;
+  p.B = a.x.size(0), p.N = a.y.size(0), p.d = a.x.size(1), p.K = a.v ? a.v->size(1) : 0;
+  p.ldy = a.y.stride(0), p.storage = storage_of(a.y.scalar_type()), p.op = op;
+  expect_values(p);
+  c.log_total = std::log(double(p.N));
+  if (p.log_prior) sum_priors(c);
+  return c;
+}
+
+template Checked<float> problem_of(const Arguments&, Op);
+template Checked<double> problem_of(const Arguments&, Op);
+
+}  // namespace dfk

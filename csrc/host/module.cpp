@@ -1,0 +1,59 @@
+// The Python module dfkernels._C: build info, the instruction set in use, hardware probes for the
+// roofline. Tensors never come through here: the kernels register themselves with torch's
+// dispatcher when this library is loaded.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "host/isa.h"
+#include "host/probe.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> out;
+  for (std::string word; stream >> word;) out.push_back(word);
+  return out;
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = compiler();
+  info["flags"] = DFK_BUILD_FLAGS;
+  info["isa_levels"] = words(DFK_BUILD_ISAS);
+  info["built_with_torch"] = DFK_BUILD_TORCH;
+  constexpr unsigned long long target = TORCH_TARGET_VERSION;
+  info["target_torch"] = std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff);
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of dfkernels; importing it registers the CPU kernels.";
+  m.def("build_info", &build_info, "Compiler, flags, instruction sets compiled, torch versions.");
+  m.def("isa", &dfk::isa,
+        "The instruction set of the CPU kernels: the best there is, or DFKERNELS_ISA's.");
+
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("read_bandwidth", &dfk::read_bandwidth, py::arg("threads"), py::arg("bytes"),
+        py::arg("repeats") = 5, no_gil,
+        "GB/s of the best of `repeats` reads of a buffer of `bytes` bytes.");
+  m.def("exp_rate", &dfk::exp_rate, py::arg("threads"), no_gil,
+        "float32 exps per second of the kernels' own exp on cached data.");
+}

@@ -1,0 +1,182 @@
+// Small conveniences over torch's stable tensors. Every tensor that a kernel reads comes through
+// `expect` (or, where its rows may stay where they are, `expect_rows`), so that device, dtype,
+// shape and layout are checked in one place.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <string>
+
+namespace dfk {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_text(const Tensor& t) {
+  std::string out = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) out += (i ? ", " : "") + std::to_string(t.size(i));
+  return out + "]";
+}
+
+// The name that Python gives a dtype.
+inline std::string dtype_text(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default: {
+      std::string text = torch::headeronly::toString(type);  // BFloat16, Bool, ...
+      for (char& c : text) c = char(std::tolower(c));
+      return text;
+    }
+  }
+}
+
+// What an argument's size along one dimension must be: a number; any, by a name for the message
+// ("B"); or any but zero ("N > 0").
+struct Size {
+  int64_t n = -1;
+  const char* name = nullptr;
+  bool positive = false;
+  Size(int64_t n) : n(n) {}
+  Size(const char* name, bool positive = false) : name(name), positive(positive) {}
+  bool allows(int64_t size) const { return n >= 0 ? size == n : size > 0 || !positive; }
+  std::string text() const {
+    return n >= 0 ? std::to_string(n) : name + std::string(positive ? " > 0" : "");
+  }
+};
+inline Size positive(const char* name) { return {name, true}; }
+
+inline void expect_shape(const char* name, const Tensor& t, std::initializer_list<Size> want) {
+  bool same = t.dim() == int64_t(want.size());
+  std::string text;
+  int64_t i = 0;
+  for (const Size& size : want) {
+    same = same && size.allows(t.size(i++));
+    text += (text.empty() ? "" : ", ") + size.text();
+  }
+  STD_TORCH_CHECK(same, name, ": expected shape [", text, "], got ", shape_text(t));
+}
+
+// In memory that this process can read, and that a pointer to T may point to.
+inline bool is_aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
+}
+inline void expect_memory(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), name, ": expected a tensor on the CPU");
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr() != nullptr, name,
+                  ": expected a tensor with memory, got one whose storage was freed");
+}
+inline void expect_dtype(const char* name, const Tensor& t, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, name, ": expected ", dtype_text(type), ", got ",
+                  dtype_text(t.scalar_type()));
+}
+
+// Contiguous, aligned, on the CPU, of the dtype `type`; copied only where it is not.
+inline Tensor dense(const char* name, const Tensor& t, ScalarType type) {
+  expect_memory(name, t);
+  expect_dtype(name, t, type);
+  if (!t.is_contiguous()) return torch::stable::contiguous(t);
+  return is_aligned(t) ? t : torch::stable::clone(t);
+}
+// The tensor that a kernel reads as `type`s, one after the other.
+inline Tensor expect(const char* name, const Tensor& t, ScalarType type,
+                     std::initializer_list<Size> shape) {
+  expect_shape(name, t, shape);
+  return dense(name, t, type);
+}
+inline std::optional<Tensor> expect(const char* name, const std::optional<Tensor>& t,
+                                    ScalarType type, std::initializer_list<Size> shape) {
+  return t ? std::optional<Tensor>(expect(name, *t, type, shape)) : std::nullopt;
+}
+// A matrix, of a dtype that the caller has checked, whose rows are contiguous and follow one
+// another at some distance, perhaps none: rows that are expanded, overlap or lie in a wider matrix
+// are not copied.
+inline Tensor expect_rows(const char* name, const Tensor& t, std::initializer_list<Size> shape) {
+  expect_shape(name, t, shape);
+  expect_memory(name, t);
+  if (!is_aligned(t)) return torch::stable::contiguous(torch::stable::clone(t));
+  const bool rows = (t.stride(1) == 1 || t.size(1) == 1) && t.stride(0) >= 0;
+  return rows ? t : torch::stable::contiguous(t);
+}
+
+inline ScalarType compute_type(const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
+                  ": expected float32 or float64, got ", dtype_text(type));
+  return type;
+}
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+const T* data(const std::optional<Tensor>& t) {
+  return t ? data<T>(*t) : nullptr;
+}
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <class T>
+bool all_finite(const T* values, int64_t n) {
+  T sum = 0;  // 0 * inf and 0 * nan are nan
+  for (int64_t i = 0; i < n; ++i) sum += T(0) * values[i];
+  return sum == 0;
+}
+template <class T>
+void expect_finite(const char* name, const T* values, int64_t n) {
+  STD_TORCH_CHECK(all_finite(values, n), name, ": expected finite values, got nan or inf");
+}
+
+// Finite arguments can still lead out of the dtype: sigma^-2, |y|^2.
+template <class T>
+void expect_representable(const T* results, int64_t n) {
+  STD_TORCH_CHECK(all_finite(results, n), "result: expected finite numbers, got an overflow of ",
+                  sizeof(T) == 4 ? "float32" : "float64");
+}
+// A number that the kernel uses as a T.
+template <class T>
+void expect_number(const char* name, double value) {
+  STD_TORCH_CHECK(std::abs(value) <= std::numeric_limits<T>::max(), name,
+                  ": expected a finite number in ", sizeof(T) == 4 ? "float32" : "float64",
+                  ", got ", value);
+}
+
+template <class T>
+void expect_positive(const char* name, const T* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    STD_TORCH_CHECK(values[i] > 0, name, ": expected positive values, got ", values[i],
+                    " at index ", i);
+}
+
+// f(i) for i < n, in parallel where there is enough to do.
+template <class F>
+void each(int64_t n, int64_t work, const F& f) {
+  torch::stable::parallel_for(0, n, 1 + 32768 / (work + 1), [&f](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i);
+  });
+}
+
+}  // namespace dfk

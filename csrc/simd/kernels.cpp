@@ -1,0 +1,60 @@
+// The CPU kernels, compiled once for every instruction set (DFK_ISA). Only plain arithmetic on raw
+// pointers: an inline function of the standard library or of torch, instantiated here with wide
+// instructions, could be the copy that the linker keeps for the whole process, and crash it on an
+// older CPU.
+#include "certified/screen.h"
+#include "simd/endpoint.h"
+#include "simd/log_prior.h"
+#include "simd/sweep_expanded.h"
+#include "simd/sweep_lists.h"
+#include "simd/sweep_small_d.h"
+#include "simd/transport_chain.h"
+
+#define DFK_CAT_(a, b) a##b
+#define DFK_CAT(a, b) DFK_CAT_(a, b)
+#define DFK_STR_(a) #a
+#define DFK_STR(a) DFK_STR_(a)
+
+namespace {
+
+template <class T>
+int gather(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1, int64_t n0,
+           int64_t n1) {
+  if (p.wanted) return Listed<T>(p, m, s, b0, b1).run(n0, n1);
+  if (p.d <= lanes_max_d) return LaneSweep<T>(p, m, s, b0, b1).run(n0, n1);
+  return Sweep<T>(p, m, s, b0, b1).run(n0, n1);
+}
+
+double exp_rate(int64_t repeats) {
+  alignas(64) float buffer[1024];
+  for (int i = 0; i < 1024; ++i) buffer[i] = -0.01f * float(i);
+  for (int64_t r = 0; r < repeats; ++r) {
+    for (int i = 0; i < 1024; i += 4 * W<float>)
+      for (int u = 0; u < 4; ++u) {
+        float* at = buffer + i + u * W<float>;
+        store<float>(at, vexp(load(at)) - 1.0f);
+      }
+    asm volatile("" ::: "memory");
+  }
+  return 1024.0 * double(repeats);
+}
+
+template <class T>
+constexpr Kernels<T> kernels{W<T>,
+                             gather<T>,
+                             merge<T>,
+                             read_reference<T>,
+                             endpoint<T>,
+                             residual_square<T>,
+                             transport<T>,
+                             prior_sum<T>,
+                             ChainGroup<T>::lanes};
+constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, screen_kernels,
+                            exp_rate};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("hidden"))) const dfk::KernelTable* DFK_CAT(dfk_kernels_,
+                                                                                 DFK_ISA)() {
+  return &table;
+}
