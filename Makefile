@@ -1,4 +1,4 @@
-# Each of demo, test, bench, env does all the set-up: .venv, the pinned requirements, the package, compiled.
+# Each of demo, check, test, bench, env does all the set-up: .venv, the pinned requirements, the package, compiled.
 # Nothing outside the checkout is set. Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
@@ -8,11 +8,17 @@ TORCH := $(shell sed -n 's/^torch==//p' requirements-dev.txt)
 # A compiled part that fails to build is an error here; =0 goes on without it.
 export DFKERNELS_REQUIRE_NATIVE ?= 1
 
-.PHONY: demo test bench env clean
+.PHONY: demo check test bench env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/compiled
 	$(PY) -m experiments demo
+
+# Layout of the code, lint, types: seconds.
+check: $(VENV)/installed
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m pyrefly check --python-interpreter-path $(PY)
 
 # The whole suite, then parts of it on the other instruction sets and without the compiled part (tests/__main__.py).
 test: $(VENV)/compiled

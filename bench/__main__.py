@@ -47,7 +47,8 @@ def check(case: Case | ChainCase) -> None:
         some = {**inputs, "x": inputs["x"][-64:]}
         want = transport_chain_reference(**{k: v.double() for k, v in some.items()})[1]
         error = float((df.ops.transport_chain(**some).A - want).norm(dim=(1, 2)).median())
-        return refuse(case, error, 1e-3)
+        refuse(case, error, 1e-3)
+        return
     got = getattr(df.ops, case.op)(**inputs)
     x, v = inputs["x"][-1].double(), inputs.get("v", inputs["x"])[-1].double()
     sigma, logits, sums = case.sigma_value, [], []
@@ -69,7 +70,8 @@ def check(case: Case | ChainCase) -> None:
 def refuse(case: Case | ChainCase, error: float, limit: float) -> None:
     if not error < limit:
         sys.exit(
-            f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: relative error {error:.1e}; nothing is timed"
+            f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: relative error {error:.1e};"
+            " nothing is timed"
         )
 
 
@@ -167,9 +169,9 @@ def main() -> None:
             row = measure_case(case, contenders(case.op), rates, rounds)
             rows.append({**row, **about})
             print(
-                f"{case.op:15s} B={case.B:<5d} N={case.N:<7d} d={case.d:<5d} {case.noise:5s} "
-                f"{float(row['dfkernels_ms']):9.2f} ms  {row['time_over_floor']} x floor ({row['bound']})  "
-                f"{row['speedup']} x faster than {row['best_peer']}",
+                f"{case.op:15s} B={case.B:<5d} N={case.N:<7d} d={case.d:<5d} {case.noise:5s}"
+                f" {float(row['dfkernels_ms']):9.2f} ms  {row['time_over_floor']} x floor"
+                f" ({row['bound']})  {row['speedup']} x faster than {row['best_peer']}",
                 flush=True,
             )
     for line in table.summary(rows):

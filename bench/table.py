@@ -36,8 +36,9 @@ def groups(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def summary(rows: list[dict]) -> list[str]:
     return [
-        f"{op}, {noise}: {geometric_mean(part, 'speedup'):.2f} x the best peer (least "
-        f"{min(float(r['speedup']) for r in part):.2f}), {geometric_mean(part, 'time_over_floor'):.2f} x the floor"
+        f"{op}, {noise}: {geometric_mean(part, 'speedup'):.2f} x the best peer (least"
+        f" {min(float(r['speedup']) for r in part):.2f}),"
+        f" {geometric_mean(part, 'time_over_floor'):.2f} x the floor"
         for (op, noise), part in groups(rows).items()
     ]
 
@@ -45,8 +46,11 @@ def summary(rows: list[dict]) -> list[str]:
 def markdown(rows: list[dict]) -> str:
     about = rows[0]
     lines = [
-        f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}, {about['date']}; measured in "
-        f"the same run: memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, exp {about['exp_gs']} G/s.",
+        (
+            f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']},"
+            f" {about['date']}; measured in the same run: memory {about['read_gbs']} GB/s, torch.mm"
+            f" {about['gemm_gflops']} GFLOP/s, exp {about['exp_gs']} G/s."
+        ),
         "",
     ]
     for op in dict.fromkeys(r["op"] for r in rows):
@@ -60,19 +64,23 @@ def markdown(rows: list[dict]) -> str:
         for r in rows:
             if r["op"] == op:
                 times = " | ".join(
-                    f"**{float(r['dfkernels_ms']):.1f}**"
-                    if n == "dfkernels"
-                    else f"{float(r[f'{n}_ms']):.1f}"
+                    (
+                        f"**{float(r['dfkernels_ms']):.1f}**"
+                        if n == "dfkernels"
+                        else f"{float(r[f'{n}_ms']):.1f}"
+                    )
                     for n in names
                 )
                 lines.append(
-                    f"| {r['B']} | {int(r['N']):,} | {r['d']} | {r['noise']} | {times} | {float(r['speedup']):.1f} | "
-                    f"{float(r['time_over_floor']):.2f} ({r['bound']}) |"
+                    f"| {r['B']} | {int(r['N']):,} | {r['d']} | {r['noise']} | {times} |"
+                    f" {float(r['speedup']):.1f} | {float(r['time_over_floor']):.2f}"
+                    f" ({r['bound']}) |"
                 )
         for noise, part in ((n, p) for (o, n), p in groups(rows).items() if o == op):
             lines.append(
-                f"| | | | {noise}, geometric mean | {' | '.join('' for _ in names)} | "
-                f"**{geometric_mean(part, 'speedup'):.1f}** | **{geometric_mean(part, 'time_over_floor'):.2f}** |"
+                f"| | | | {noise}, geometric mean | {' | '.join('' for _ in names)} |"
+                f" **{geometric_mean(part, 'speedup'):.1f}** |"
+                f" **{geometric_mean(part, 'time_over_floor'):.2f}** |"
             )
         lines.append("")
     return "\n".join(lines).rstrip()

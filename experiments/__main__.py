@@ -1,4 +1,4 @@
-"""`python -m experiments demo | reproduce`: the library on real data, and the paper's experiments."""
+"""`python -m experiments demo | reproduce`: the library on real data; the paper's experiments."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     reproduction = commands.add_parser(
         "reproduce",
         help="the paper's experiments: tables, figures, every claim checked",
-        description="Trains what the experiments need, runs them, and writes tables, figures, Markdown and "
-        "one HTML page to DIR. Trained networks stay in DIR: an interrupted run goes on from them.",
+        description=(
+            "Trains what the experiments need, runs them, and writes tables, figures, Markdown and"
+            " one HTML page to DIR. Trained networks stay in DIR: an interrupted run goes on from"
+            " them."
+        ),
     )
     reproduction.add_argument("experiment", choices=(*NAMES, "all"))
     reproduction.add_argument(

@@ -41,66 +41,178 @@ MASKED = "tests/test_certified_masked.py"
 
 MUTANTS = [
     # the formulas of the results' bounds
-    Mutant("fisher_error: alpha/sigma^2, not its square",
-           "return ratio**2 * self.dropped_mass", "return ratio * self.dropped_mass", SHARP),
-    Mutant("fisher_error: R, not R^2", "self.dropped_mass * self._reach**2", "self.dropped_mass * self._reach", SHARP),
+    Mutant(
+        "fisher_error: alpha/sigma^2, not its square",
+        "return ratio**2 * self.dropped_mass",
+        "return ratio * self.dropped_mass",
+        SHARP,
+    ),
+    Mutant(
+        "fisher_error: R, not R^2",
+        "self.dropped_mass * self._reach**2",
+        "self.dropped_mass * self._reach",
+        SHARP,
+    ),
     Mutant("mean_error: no radius", ".norm(dim=1) + found.facts[1]", ".norm(dim=1)", SHARP),
     # rounding, where an index is built
-    Mutant("index: no allowance for rounding", "rounding = 8 * _UNIT * (d + K) * K**0.5", "rounding = 0.0", ROUNDING),
-    Mutant("index: none in the first level's rest", " + rounding * (square + inside)\n", "\n", ROUNDING),
-    Mutant("index: none in the first level's shift",
-           "(h - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt()", "(h - code).norm(dim=1) * (1 + 1e-9)",
-           ROUNDING),
-    Mutant("index: none in the tail's rest",
-           "_up(e.norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())", "_up(e.norm(dim=1) * (1 + 1e-9))", ROUNDING),
+    Mutant(
+        "index: no allowance for rounding",
+        "rounding = 8 * _UNIT * (d + K) * K**0.5",
+        "rounding = 0.0",
+        ROUNDING,
+    ),
+    Mutant(
+        "index: none in the first level's rest", " + rounding * (square + inside)\n", "\n", ROUNDING
+    ),
+    Mutant(
+        "index: none in the first level's shift",
+        "(h - code).norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt()",
+        "(h - code).norm(dim=1) * (1 + 1e-9)",
+        ROUNDING,
+    ),
+    Mutant(
+        "index: none in the tail's rest",
+        "_up(e.norm(dim=1) * (1 + 1e-9) + rounding * square.sqrt())",
+        "_up(e.norm(dim=1) * (1 + 1e-9))",
+        ROUNDING,
+    ),
     Mutant("index: none in the tail's shift", " + 4 * rounding * square.sqrt())", ")", ROUNDING),
-    Mutant("index: no skew", "skew = torch.linalg.matrix_norm(V @ V.T - torch.eye(K, **_F64))",
-           "skew = torch.zeros((), **_F64)", ROUNDING),
-    Mutant("index: not rounded up",
-           "return torch.nextafter(t.float(), torch.full_like(t, math.inf, dtype=torch.float32))", "return t.float()",
-           ROUNDING),
-    Mutant("index: the largest |y| without the centre", "far = radius + 2 * centre.norm()", "far = radius", ROUNDING),
+    Mutant(
+        "index: no skew",
+        "skew = torch.linalg.matrix_norm(V @ V.T - torch.eye(K, **_F64))",
+        "skew = torch.zeros((), **_F64)",
+        ROUNDING,
+    ),
+    Mutant(
+        "index: not rounded up",
+        "return torch.nextafter(t.float(), torch.full_like(t, math.inf, dtype=torch.float32))",
+        "return t.float()",
+        ROUNDING,
+    ),
+    Mutant(
+        "index: the largest |y| without the centre",
+        "far = radius + 2 * centre.norm()",
+        "far = radius",
+        ROUNDING,
+    ),
     # rounding, in the bounds of a query
     Mutant("bounds: no margin", "self.margin = 2.0**-48 *", "self.margin = 0.0 *", ROUNDING),
-    Mutant("bounds: exact logits without rounding", " - 4 * UNIT * (self.x.shape[1] + 8) * sizes", "", ROUNDING),
+    Mutant(
+        "bounds: exact logits without rounding",
+        " - 4 * UNIT * (self.x.shape[1] + 8) * sizes",
+        "",
+        ROUNDING,
+    ),
     Mutant("bounds: |t| not rounded", " + 2.0**-22 * sizes", "", ROUNDING),
-    Mutant("bounds: sums in double do not round", "return 8 * UNIT * (self.x.shape[1] + K) * K**0.5", "return 0.0",
-           ROUNDING),
-    Mutant("bounds: reach without rounding", " + self.skew * a2 + rounding * (square + a2)).sqrt()",
-           " + self.skew * a2).sqrt()", ROUNDING),
-    Mutant("bounds: code without skew", "self.skew * along + rounding * self.size)", "rounding * self.size)", ROUNDING),
-    Mutant("bounds: the tail's code like the first level's", "code=4 * self._rounding", "code=self._rounding", ROUNDING),
+    Mutant(
+        "bounds: sums in double do not round",
+        "return 8 * UNIT * (self.x.shape[1] + K) * K**0.5",
+        "return 0.0",
+        ROUNDING,
+    ),
+    Mutant(
+        "bounds: reach without rounding",
+        " + self.skew * a2 + rounding * (square + a2)).sqrt()",
+        " + self.skew * a2).sqrt()",
+        ROUNDING,
+    ),
+    Mutant(
+        "bounds: code without skew",
+        "self.skew * along + rounding * self.size)",
+        "rounding * self.size)",
+        ROUNDING,
+    ),
+    Mutant(
+        "bounds: the tail's code like the first level's",
+        "code=4 * self._rounding",
+        "code=self._rounding",
+        ROUNDING,
+    ),
     # the search
-    Mutant("search: no gap", "return self.best - self.gap - self.margin", "return self.best - self.margin", SHARP),
-    Mutant("search: the lightest go twice over", "* (1 - 1e-6) - self.share()[:, None]", "* 2", SHARP),
-    Mutant("search: what is dropped is not added up", "for up in self.dropped)", "for up in self.dropped[:1])", SHARP),
+    Mutant(
+        "search: no gap",
+        "return self.best - self.gap - self.margin",
+        "return self.best - self.margin",
+        SHARP,
+    ),
+    Mutant(
+        "search: the lightest go twice over", "* (1 - 1e-6) - self.share()[:, None]", "* 2", SHARP
+    ),
+    Mutant(
+        "search: what is dropped is not added up",
+        "for up in self.dropped)",
+        "for up in self.dropped[:1])",
+        SHARP,
+    ),
     Mutant("search: far atoms count once", " + more * (1 + 1e-9)", "", MASKED),
-    Mutant("search: far atoms are forgotten", "self.unknown | ~(self.most_apart() < self.least) | ", "self.unknown | ",
-           MASKED),
+    Mutant(
+        "search: far atoms are forgotten",
+        "self.unknown | ~(self.most_apart() < self.least) | ",
+        "self.unknown | ",
+        MASKED,
+    ),
     Mutant("search: unknown atoms are forgotten", "return self.unknown | ", "return ", MASKED),
-    Mutant("index: masked atoms are part of it", "self.known = known & ~size.isnan()",
-           "self.known = torch.ones_like(known)", MASKED),
-    Mutant("index: far atoms are part of it", "self.apart = self._set_apart(size) & self.known",
-           "self.apart = torch.zeros_like(self.known)", MASKED),
+    Mutant(
+        "index: masked atoms are part of it",
+        "self.known = known & ~size.isnan()",
+        "self.known = torch.ones_like(known)",
+        MASKED,
+    ),
+    Mutant(
+        "index: far atoms are part of it",
+        "self.apart = self._set_apart(size) & self.known",
+        "self.apart = torch.zeros_like(self.known)",
+        MASKED,
+    ),
     # what an index is made of
     Mutant("fields: dtypes unchecked", "if t.dtype != FIELDS[name].dtype:", "if False:", FIELDS),
     Mutant("fields: shapes unchecked", "if list(t.shape) != shape:", "if False:", FIELDS),
     Mutant("fields: values unchecked in a file", "        check_values(tensors)\n", "", FIELDS),
-    Mutant("fields: values unchecked in the op", "    check_values(index)\n    index = {", "    index = {", FIELDS),
-    Mutant("fields: layout unchecked in a file", "        check_layout(tensors, *_shape(of), torch.device(\"cpu\"))\n", "",
-           FIELDS),
-    Mutant("index: the default dtype", '_F32 = {"dtype": torch.float32, "device": "cpu"}', '_F32 = {"device": "cpu"}',
-           STATE),
-    Mutant("index: the default device", '_F32 = {"dtype": torch.float32, "device": "cpu"}',
-           '_F32 = {"dtype": torch.float32}', STATE),
+    Mutant(
+        "fields: values unchecked in the op",
+        "    check_values(index)\n    index = {",
+        "    index = {",
+        FIELDS,
+    ),
+    Mutant(
+        "fields: layout unchecked in a file",
+        '        check_layout(tensors, *_shape(of), torch.device("cpu"))\n',
+        "",
+        FIELDS,
+    ),
+    Mutant(
+        "index: the default dtype",
+        '_F32 = {"dtype": torch.float32, "device": "cpu"}',
+        '_F32 = {"device": "cpu"}',
+        STATE,
+    ),
+    Mutant(
+        "index: the default device",
+        '_F32 = {"dtype": torch.float32, "device": "cpu"}',
+        '_F32 = {"dtype": torch.float32}',
+        STATE,
+    ),
     Mutant("index: autocast", ', torch.autocast("cpu", enabled=False):', ":", STATE),
-    Mutant("index: inference mode", "with torch.inference_mode(False), torch.no_grad()", "with torch.no_grad()", STATE),
+    Mutant(
+        "index: inference mode",
+        "with torch.inference_mode(False), torch.no_grad()",
+        "with torch.no_grad()",
+        STATE,
+    ),
     # elsewhere
-    Mutant("solve: no restart", "todo = (residual > tol) & (residual < before / 2)", "todo = torch.zeros_like(todo)",
-           "tests/test_sharp_solve.py"),
-    Mutant("t_of_log_snr: wide ends", "* torch.finfo(t.dtype).eps * max(hi, 1.0)",
-           "* 1e5 * torch.finfo(t.dtype).eps * max(hi, 1.0)", "tests/test_sharp_schedule.py"),
-]  # fmt: skip
+    Mutant(
+        "solve: no restart",
+        "todo = (residual > tol) & (residual < before / 2)",
+        "todo = torch.zeros_like(todo)",
+        "tests/test_sharp_solve.py",
+    ),
+    Mutant(
+        "t_of_log_snr: wide ends",
+        "* torch.finfo(t.dtype).eps * max(hi, 1.0)",
+        "* 1e5 * torch.finfo(t.dtype).eps * max(hi, 1.0)",
+        "tests/test_sharp_schedule.py",
+    ),
+]
 
 
 def place(mutant: Mutant) -> Path:
@@ -110,7 +222,8 @@ def place(mutant: Mutant) -> Path:
     count = sum(p.read_text().count(mutant.old) for p in files)
     if count != 1:
         raise ValueError(
-            f"{mutant.name}: expected its text once in dfkernels/, got {count} times: {mutant.old!r}"
+            f"{mutant.name}: expected its text once in dfkernels/, got {count} times:"
+            f" {mutant.old!r}"
         )
     return files[0].relative_to(ROOT)
 
@@ -162,7 +275,8 @@ def main(words: list[str]) -> int:
             (folder / path).write_text(text)
             survived += [] if caught else [mutant.name]
             print(
-                f"{i:3}/{len(chosen)} {'caught' if caught else 'SURVIVED':8} {mutant.name} ({path})",
+                f"{i:3}/{len(chosen)} {'caught' if caught else 'SURVIVED':8} {mutant.name}"
+                f" ({path})",
                 flush=True,
             )
     print(

@@ -95,7 +95,7 @@ def one_rounding(p, exact, dense, unit):
     worst = {name: torch.zeros(len(p["x"]), dtype=torch.float64) for name in exact}
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
-        off = lambda t: (
+        off = lambda t, generator=generator: (
             t.double()
             * (1 + EPS * (2 * torch.rand(t.shape, generator=generator).double() - 1).sign())
         )
@@ -136,7 +136,8 @@ def test_float32_error(d, kind, offset):
             allowed = 2 * t + (ESS_FLOOR if name == "ess" else FLOOR)
             if not o <= allowed and not o <= 2 * rms(one_rounding(p, exact, dense, unit)[name]):
                 bad.append(
-                    f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain + {(o - 2 * t) / EPS:.1f} eps"
+                    f"{name}, {where}: {o:.1e}, plain {t:.1e}, needs 2 plain +"
+                    f" {(o - 2 * t) / EPS:.1f} eps"
                 )
         regular = exact["fisher_trace"].abs() >= 0.01 * unit["fisher_trace"]
         # F v is the difference of v/sigma^2 and what the covariance takes off it. Where little of v

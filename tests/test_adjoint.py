@@ -243,8 +243,18 @@ def test_the_best_step_is_returned(form):
     loss = lambda x_0: (x_0 - cloud.y[:4]).square().sum((1, 2))
     trace = lambda x, t: DiffusionFisher(x, cloud, *VP(torch.as_tensor(t))).trace()
     done = []
-    result = guide(loss, normal(4, 2, 3), t, denoiser, form, steps=6, lr=0.1, cloud=cloud, trace=trace,
-                   step=lambda i, n: done.append((i, n)))  # fmt: skip
+    result = guide(
+        loss,
+        normal(4, 2, 3),
+        t,
+        denoiser,
+        form,
+        steps=6,
+        lr=0.1,
+        cloud=cloud,
+        trace=trace,
+        step=lambda i, n: done.append((i, n)),
+    )
     assert done == [(i, 6) for i in range(1, 7)]
     assert result.losses.shape == (7, 4)
     torch.testing.assert_close(loss(result.x0), result.losses.amin(0), rtol=0, atol=0)
@@ -288,27 +298,63 @@ def path():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda d, p: adjoint(Trajectory(p.t, p.x[1:]), p.x[-1], d), ValueError,
-         "trajectory: expected a state for each of its 5 times, got 4: sample with keep=None"),
-        (lambda d, p: adjoint(p, p.x[-1][:1], d), ValueError,
-         "gradient: expected shape [2, 3] like x, got [1, 3]"),
-        (lambda d, p: adjoint(p, p.x[-1] / 0, d), ValueError,
-         "gradient: expected finite values, got inf at index [0, 0]"),
-        (lambda d, p: adjoint(p, p.x[-1], d, order=3), ValueError, "order: expected an integer from 1 to 2, got 3"),
-        (lambda d, p: adjoint(p, p.x[-1], d, "adjoint"), ValueError,
-         "form: expected " + " or ".join(map(repr, FORMS)) + ", got 'adjoint'"),
-        (lambda d, p: adjoint(p, p.x[-1], d, "exact"), ValueError,
-         "cloud: expected a PointCloud for form 'exact', got None"),
-        (lambda d, p: guide(quartic, p.x[0], p.t, d, steps=-1), ValueError,
-         "steps: expected an integer of at least 0, got -1"),
-        (lambda d, p: guide(quartic, p.x[0], p.t, d, lr="0.1"), TypeError, "lr: expected a number, got str"),
-        (lambda d, p: guide(lambda x: x.sum(), p.x[0], p.t, d), ValueError,
-         "loss: expected shape [2], one number per sample, got []"),
-        (lambda d, p: guide(lambda x: x.sum(1).log(), -p.x[0].abs(), p.t, d), ValueError,
-         "loss: expected finite values, got nan at index [0]"),
-        (lambda d, p: guide(lambda x: 1.0, p.x[0], p.t, d), TypeError, "loss: expected a tensor, got float"),
+        (
+            lambda d, p: adjoint(Trajectory(p.t, p.x[1:]), p.x[-1], d),
+            ValueError,
+            "trajectory: expected a state for each of its 5 times, got 4: sample with keep=None",
+        ),
+        (
+            lambda d, p: adjoint(p, p.x[-1][:1], d),
+            ValueError,
+            "gradient: expected shape [2, 3] like x, got [1, 3]",
+        ),
+        (
+            lambda d, p: adjoint(p, p.x[-1] / 0, d),
+            ValueError,
+            "gradient: expected finite values, got inf at index [0, 0]",
+        ),
+        (
+            lambda d, p: adjoint(p, p.x[-1], d, order=3),
+            ValueError,
+            "order: expected an integer from 1 to 2, got 3",
+        ),
+        (
+            lambda d, p: adjoint(p, p.x[-1], d, "adjoint"),
+            ValueError,
+            "form: expected " + " or ".join(map(repr, FORMS)) + ", got 'adjoint'",
+        ),
+        (
+            lambda d, p: adjoint(p, p.x[-1], d, "exact"),
+            ValueError,
+            "cloud: expected a PointCloud for form 'exact', got None",
+        ),
+        (
+            lambda d, p: guide(quartic, p.x[0], p.t, d, steps=-1),
+            ValueError,
+            "steps: expected an integer of at least 0, got -1",
+        ),
+        (
+            lambda d, p: guide(quartic, p.x[0], p.t, d, lr="0.1"),
+            TypeError,
+            "lr: expected a number, got str",
+        ),
+        (
+            lambda d, p: guide(lambda x: x.sum(), p.x[0], p.t, d),
+            ValueError,
+            "loss: expected shape [2], one number per sample, got []",
+        ),
+        (
+            lambda d, p: guide(lambda x: x.sum(1).log(), -p.x[0].abs(), p.t, d),
+            ValueError,
+            "loss: expected finite values, got nan at index [0]",
+        ),
+        (
+            lambda d, p: guide(lambda x: 1.0, p.x[0], p.t, d),
+            TypeError,
+            "loss: expected a tensor, got float",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(call, kind, message):
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call(*path())

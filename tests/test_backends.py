@@ -101,7 +101,8 @@ def test_an_instruction_set_that_is_not_there_is_said():
     said, raised = done.stdout.splitlines()
     assert said == raised, done.stderr
     assert said.startswith(
-        "DFKERNELS_ISA is 'nonsense', which is none of the instruction sets that were compiled and that this CPU has: base"
+        "DFKERNELS_ISA is 'nonsense', which is none of the instruction sets that were compiled and"
+        " that this CPU has: base"
     )
 
 
@@ -145,9 +146,11 @@ import math, torch
 import dfkernels
 from dfkernels.ops.posterior.reference import weights
 
-draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+g = torch.Generator()
+draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g.manual_seed(1))
 x, v = draw(5, 7), draw(5, 3, 7)
-alpha, sigma, prior = torch.linspace(0, 1, 5).double(), torch.linspace(0.4, 2, 5).double(), draw(300)
+alpha, sigma = torch.linspace(0, 1, 5).double(), torch.linspace(0.4, 2, 5).double()
+prior = draw(300)
 prior[::7] = -math.inf
 errors = []
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8):

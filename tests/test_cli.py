@@ -171,34 +171,68 @@ BAD = [
     ("text.npy", "text.npy: truncated or unreadable: "),
     ("empty.npy", "empty.npy: truncated or unreadable: "),
     ("object.npy", "object.npy: truncated or unreadable: "),
-    ("evil.pt", "evil.pt: holds more than tensors, numbers and texts, or is damaged: save the tensor alone"),
+    (
+        "evil.pt",
+        "evil.pt: holds more than tensors, numbers and texts, or is damaged: save the tensor alone",
+    ),
     ("list.pt", "list.pt: expected a tensor or a dict of tensors"),
     ("two.pt", "two.pt: holds 2 arrays (a, b): name one as two.pt:KEY"),
     ("two.pt:c", "two.pt: holds 2 arrays (a, b), none of them named c"),
     ("short.pt", "short.pt: truncated or unreadable: "),
-    ("short.safetensors",
-     "short.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 1200, the file ends "
-     "at 100"),
-    ("lie.safetensors",
-     "lie.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 100, the file "
-     "ends at 100"),
-    ("head.safetensors",
-     "head.safetensors: truncated or unreadable: the header needs 1099511627776 bytes, the file has 10"),
-    ("json.safetensors",
-     "json.safetensors: truncated or unreadable: Expecting value: line 1 column 1 (char 0)"),
+    (
+        "short.safetensors",
+        (
+            "short.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 1200,"
+            " the file ends at 100"
+        ),
+    ),
+    (
+        "lie.safetensors",
+        (
+            "lie.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 100,"
+            " the file ends at 100"
+        ),
+    ),
+    (
+        "head.safetensors",
+        (
+            "head.safetensors: truncated or unreadable: the header needs 1099511627776 bytes, the"
+            " file has 10"
+        ),
+    ),
+    (
+        "json.safetensors",
+        "json.safetensors: truncated or unreadable: Expecting value: line 1 column 1 (char 0)",
+    ),
     ("nan.npy", "nan.npy: y: expected finite values, got nan at index [4, 1, 2]"),
-    ("integer.npy",
-     "integer.npy: expected numbers that float32 can hold, got 1099511627776 at index [0, 0, 0]; --dtype float64 "
-     "computes with more digits"),
-    ("wide.npy",
-     "wide.npy: expected numbers that float32 can hold, got 1e+300 at index [0, 0, 0]; --dtype float64 computes "
-     "with more digits"),
-    ("none.npy", "none.npy: expected shape [N, *E] with N >= 1 and no empty dimension, got [0, 2, 3]"),
+    (
+        "integer.npy",
+        (
+            "integer.npy: expected numbers that float32 can hold, got 1099511627776 at index [0, 0,"
+            " 0]; --dtype float64 computes with more digits"
+        ),
+    ),
+    (
+        "wide.npy",
+        (
+            "wide.npy: expected numbers that float32 can hold, got 1e+300 at index [0, 0, 0];"
+            " --dtype float64 computes with more digits"
+        ),
+    ),
+    (
+        "none.npy",
+        "none.npy: expected shape [N, *E] with N >= 1 and no empty dimension, got [0, 2, 3]",
+    ),
     ("number.npy", "number.npy: expected shape [N, *E] with N >= 1 and no empty dimension, got []"),
-    ("complex.npy",
-     "complex.npy: expected a dense array of real numbers, got dtype complex64: save its real part, a.real"),
+    (
+        "complex.npy",
+        (
+            "complex.npy: expected a dense array of real numbers, got dtype complex64: save its"
+            " real part, a.real"
+        ),
+    ),
     ("w.npy", "x.npy: expected shape [B] with B >= 1 to match w.npy, got [7, 2, 3]"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "message"), BAD, ids=[name for name, _ in BAD])
@@ -632,9 +666,15 @@ def test_exit_codes_are_in_the_help(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed[printed.index("exit codes:") :].splitlines()[1:]] == [
-        "0", "2", "130", "141",
-    ]  # fmt: skip
+    assert [
+        line.split()[0] for line in printed[printed.index("exit codes:") :].splitlines()[1:]
+    ] == [
+        "0",
+        "1",
+        "2",
+        "130",
+        "141",
+    ]
 
 
 def test_as_a_module(here):

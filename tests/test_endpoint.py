@@ -476,35 +476,85 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda p: p.fisher("exakt"), ValueError,
-         "form: expected " + " or ".join(map(repr, FORMS)) + ", got 'exakt'"),
-        (lambda p: p.fisher("paper", x0=None), ValueError,
-         "x0: expected the end of the path, shape [3, 2, 3], for form 'paper', got None"),
-        (lambda p: p.fisher("centred", x0=p.x0[:2]), ValueError,
-         "x0: expected shape [3, 2, 3] like x, got [2, 2, 3]"),
-        (lambda p: p.fisher("centred", x0=p.x0.float()), TypeError,
-         "x0: expected float64 like x, got float32"),
-        (lambda p: p.fisher("paper", mean=p.x0[:, 0]), ValueError,
-         "mean: expected shape [3, 2, 3] like x, got [3, 3]"),
-        (lambda p: p.fisher("exact", cloud=None), ValueError,
-         "cloud: expected a PointCloud for form 'exact', got None"),
-        (lambda p: p.fisher("exact", cloud=p.x), TypeError,
-         "cloud: expected a PointCloud, got Tensor; wrap it: PointCloud(y)"),
-        (lambda p: p.fisher("isotropic", trace=None), ValueError,
-         "trace: expected trace(x, t) -> tr F [B], e.g. a MatchedTrace, for form 'isotropic', got None"),
-        (lambda p: p.fisher("isotropic", trace=lambda x, t: x), ValueError,
-         "trace: expected output of shape [3], got [3, 2, 3]"),
-        (lambda p: p.fisher("centred", trace=lambda x, t: x[:, 0, 0] / 0), ValueError,
-         "trace: returned NaN or inf for 3 of 3 samples, first for sample 0 at t = 0.3"),
-        (lambda p: fisher("vjp", p.x, p.t, p.cloud), TypeError,
-         "denoiser: expected a Denoiser, got PointCloud"),
-        (lambda p: p.fisher("vjp", x=p.x.half()), TypeError, "x: expected float32 or float64, got float16"),
-        (lambda p: p.fisher("vjp", t=p.t[:2]), ValueError,
-         "t: expected a number, shape [] or [3], got shape [2]"),
-        *((lambda p, form=form: p.fisher(form) @ p.x[:, 0], ValueError,
-           "v: expected shape [3, 2, 3] or [3, K, 2, 3], got [3, 3]") for form in FORMS if form != "paper"),
+        (
+            lambda p: p.fisher("exakt"),
+            ValueError,
+            "form: expected " + " or ".join(map(repr, FORMS)) + ", got 'exakt'",
+        ),
+        (
+            lambda p: p.fisher("paper", x0=None),
+            ValueError,
+            "x0: expected the end of the path, shape [3, 2, 3], for form 'paper', got None",
+        ),
+        (
+            lambda p: p.fisher("centred", x0=p.x0[:2]),
+            ValueError,
+            "x0: expected shape [3, 2, 3] like x, got [2, 2, 3]",
+        ),
+        (
+            lambda p: p.fisher("centred", x0=p.x0.float()),
+            TypeError,
+            "x0: expected float64 like x, got float32",
+        ),
+        (
+            lambda p: p.fisher("paper", mean=p.x0[:, 0]),
+            ValueError,
+            "mean: expected shape [3, 2, 3] like x, got [3, 3]",
+        ),
+        (
+            lambda p: p.fisher("exact", cloud=None),
+            ValueError,
+            "cloud: expected a PointCloud for form 'exact', got None",
+        ),
+        (
+            lambda p: p.fisher("exact", cloud=p.x),
+            TypeError,
+            "cloud: expected a PointCloud, got Tensor; wrap it: PointCloud(y)",
+        ),
+        (
+            lambda p: p.fisher("isotropic", trace=None),
+            ValueError,
+            (
+                "trace: expected trace(x, t) -> tr F [B], e.g. a MatchedTrace, for form"
+                " 'isotropic', got None"
+            ),
+        ),
+        (
+            lambda p: p.fisher("isotropic", trace=lambda x, t: x),
+            ValueError,
+            "trace: expected output of shape [3], got [3, 2, 3]",
+        ),
+        (
+            lambda p: p.fisher("centred", trace=lambda x, t: x[:, 0, 0] / 0),
+            ValueError,
+            "trace: returned NaN or inf for 3 of 3 samples, first for sample 0 at t = 0.3",
+        ),
+        (
+            lambda p: fisher("vjp", p.x, p.t, p.cloud),
+            TypeError,
+            "denoiser: expected a Denoiser, got PointCloud",
+        ),
+        (
+            lambda p: p.fisher("vjp", x=p.x.half()),
+            TypeError,
+            "x: expected float32 or float64, got float16",
+        ),
+        (
+            lambda p: p.fisher("vjp", t=p.t[:2]),
+            ValueError,
+            "t: expected a number, shape [] or [3], got shape [2]",
+        ),
+        *(
+            (
+                lambda p, form=form: p.fisher(form) @ p.x[:, 0],
+                ValueError,
+                "v: expected shape [3, 2, 3] or [3, K, 2, 3], got [3, 3]",
+            )
+            for form in FORMS
+            if form != "paper"
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(call, kind, message):
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call(Problem())

@@ -84,6 +84,6 @@ def test_the_instruction_set_can_be_chosen(isa):
 def test_an_instruction_set_that_is_not_there():
     rows = {key: value.strip() for key, value in run_env(DFKERNELS_ISA="v9").items()}
     assert rows["instruction set"].startswith(
-        "none: DFKERNELS_ISA is 'v9', which is none of the instruction sets that were compiled and that this CPU "
-        "has: base"
+        "none: DFKERNELS_ISA is 'v9', which is none of the instruction sets that were compiled and"
+        " that this CPU has: base"
     )

@@ -40,7 +40,8 @@ def write_safetensors(path, header, payload):
 # ---- what is read
 
 
-DTYPES = "<f8 >f8 <f4 >f4 <f2 >f2 i1 u1 <i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8 g"  # g: long double
+# g: long double
+DTYPES = "<f8 >f8 <f4 >f4 <f2 >f2 i1 u1 <i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8 g"
 
 
 @pytest.mark.parametrize("code", DTYPES.split())
@@ -61,9 +62,11 @@ def test_numpy_files_of_every_real_dtype(code):
 @pytest.mark.parametrize("name", ["A.NPY", "A.Npz", "A.PT", "A.pTh", "A.SafeTensors"])
 def test_capital_extensions(name):
     if name.lower().endswith("npy"):
-        np.save(Path(name).open("wb"), ATOMS)
+        with open(name, "wb") as file:
+            np.save(file, ATOMS)
     elif name.lower().endswith("npz"):
-        np.savez(Path(name).open("wb"), a=ATOMS)
+        with open(name, "wb") as file:
+            np.savez(file, a=ATOMS)
     elif name.lower().endswith("safetensors"):
         files.save_tensors(Path(name), {"a": torch.from_numpy(ATOMS)}, {})
     else:
@@ -354,10 +357,12 @@ def loads_or_refuses(name):
     try:
         t = arrays.load(name)
     except FileError as error:
-        assert str(error).startswith(name.split(":")[0])
+        refusal = str(error)
+    else:
+        assert t.layout == torch.strided and not t.is_complex()
+        t.to(torch.float64).sum()
         return
-    assert t.layout == torch.strided and not t.is_complex()
-    t.to(torch.float64).sum()
+    assert refusal.startswith(name.split(":")[0]) and "\n" not in refusal
 
 
 @few

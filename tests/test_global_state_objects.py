@@ -70,7 +70,10 @@ CALLS = {name: (small, RESULTS[name]) for name in [*DIFFERENTIABLE, "atoms_read"
 CALLS |= {
     "matmul": (small, lambda f: f @ BATCH),
     "solve": (small, lambda f: f.solve(BATCH, 50.0)),
-    "solve with a damping each": (small, lambda f: f.solve(BATCH, torch.tensor([50, 60], device="cpu"))),
+    "solve with a damping each": (
+        small,
+        lambda f: f.solve(BATCH, torch.tensor([50, 60], device="cpu")),
+    ),
     "backward of solve": (small, gradients),
     "eigsh, dense": (small, lambda f: f.eigsh(2)),
     "eigsh, Lanczos": (lambda: made(X, CLOUD, 8.0), lambda f: f.eigsh(2, tol=1e-2)),
@@ -78,12 +81,21 @@ CALLS |= {
     "of a product, dense": (lambda: Plain(BATCH, 1.0, 0.5), lambda f: f.to_dense()),
     "of a product, solve": (lambda: Plain(BATCH, 1.0, 0.5), lambda f: f.solve(BATCH, 1.0)),
     "of a product, Lanczos": (lambda: Plain(X, 1.0, 0.5), lambda f: f.eigsh(1, tol=1e-3)),
-    "tolerance": (lambda: made(X, CLOUD, 0.1, tolerance=1e-3), lambda f: (f.score, f.mean_error, f.atoms_read)),
+    "tolerance": (
+        lambda: made(X, CLOUD, 0.1, tolerance=1e-3),
+        lambda f: (f.score, f.mean_error, f.atoms_read),
+    ),
     "top_k": (lambda: CLOUD, lambda c: tuple(df.top_k(X, c, 0.9, 0.1, 3))),
-    "top_k with a tolerance": (lambda: CLOUD, lambda c: tuple(df.top_k(X, c, 0.9, 0.1, 3, tolerance=0.1))),
-    "cloud": (lambda: df.PointCloud(SMALL.numpy(), np.zeros(40)), lambda c: c.to(torch.float64)._log_pi(torch.float32)),
+    "top_k with a tolerance": (
+        lambda: CLOUD,
+        lambda c: tuple(df.top_k(X, c, 0.9, 0.1, 3, tolerance=0.1)),
+    ),
+    "cloud": (
+        lambda: df.PointCloud(SMALL.numpy(), np.zeros(40)),
+        lambda c: c.to(torch.float64)._log_pi(torch.float32),
+    ),
     "copy of a cloud": (lambda: df.PointCloud(SMALL), lambda c: c.to(torch.float64).y),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

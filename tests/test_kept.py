@@ -43,10 +43,15 @@ def close(case, tensors, rtol):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"]), st.integers(1, 20),
-    st.integers(1, 90), st.integers(1, 40), st.floats(0.2, 3), st.floats(0.01, 1), st.booleans(),
+    st.sampled_from(["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"]),
+    st.integers(1, 20),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.floats(0.2, 3),
+    st.floats(0.01, 1),
+    st.booleans(),
     st.integers(0, 10**6),
-)  # fmt: skip
+)
 def test_as_with_its_own_atoms_alone(op, B, N, d, sigma, share, masked, seed):
     tensors = problem(B, N, d, sigma, seed)
     if op == "fisher_matvec":
@@ -170,7 +175,11 @@ A, C = torch.tensor, lambda *n: torch.tensor(n)
 @pytest.mark.parametrize(
     "kept, error, message",
     [
-        ([A([0, 1]), C(1, 1)], TypeError, r"kept: expected a tuple \(atoms, counts\) of tensors, got list"),
+        (
+            [A([0, 1]), C(1, 1)],
+            TypeError,
+            r"kept: expected a tuple \(atoms, counts\) of tensors, got list",
+        ),
         ((A([0, 1]),), TypeError, "kept: expected a tuple"),
         ((A([0, 1]), (1, 1)), TypeError, "kept: counts: expected a tensor, got tuple"),
         ((A([0, 1]).int(), C(1, 1)), TypeError, "kept: atoms: expected int64, got int32"),
@@ -180,12 +189,28 @@ A, C = torch.tensor, lambda *n: torch.tensor(n)
         ((A([0, 1]), C(3, -1)), ValueError, "counts: expected at least one atom per query"),
         ((A([0, 1]), C(1, 2)), ValueError, "counts: expected at least one atom per query"),
         ((A([0, 1, 2]), C(1, 1)), ValueError, "expected"),
-        ((A([0, 9]), C(1, 1)), ValueError, "atoms: expected numbers of 4 rows, each query's ascending"),
-        ((A([-1, 2]), C(1, 1)), ValueError, "atoms: expected numbers of 4 rows, each query's ascending"),
-        ((A([2, 1, 0]), C(2, 1)), ValueError, "atoms: expected numbers of 4 rows, each query's ascending"),
-        ((A([1, 1, 0]), C(2, 1)), ValueError, "atoms: expected numbers of 4 rows, each query's ascending"),
+        (
+            (A([0, 9]), C(1, 1)),
+            ValueError,
+            "atoms: expected numbers of 4 rows, each query's ascending",
+        ),
+        (
+            (A([-1, 2]), C(1, 1)),
+            ValueError,
+            "atoms: expected numbers of 4 rows, each query's ascending",
+        ),
+        (
+            (A([2, 1, 0]), C(2, 1)),
+            ValueError,
+            "atoms: expected numbers of 4 rows, each query's ascending",
+        ),
+        (
+            (A([1, 1, 0]), C(2, 1)),
+            ValueError,
+            "atoms: expected numbers of 4 rows, each query's ascending",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(kept, error, message):
     with pytest.raises(error, match=message):
         ops.posterior(*problem(2, 4, 3, 0.5).values(), kept=kept)

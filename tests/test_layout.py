@@ -46,7 +46,7 @@ def imported_groups(source: str, module: list[str], is_package: bool) -> set[str
             if node.level:
                 package = module if is_package else module[:-1]
                 base = package[: len(package) - node.level + 1] + base
-            targets = [base + [alias.name] for alias in node.names]
+            targets = [[*base, alias.name] for alias in node.names]
         groups |= {t[1] for t in targets if t[0] == "dfkernels" and len(t) > 1}
     return groups
 
@@ -73,8 +73,9 @@ def test_imports_run_one_way(path):
 
 def test_the_check_sees_every_form_of_import():
     source = (
-        "import dfkernels.cloud\nfrom dfkernels import fisher, ops\nfrom .. import cli\n"
-        "def f():\n    from ..schedule import VP\n    from . import reference\n    from ..._torch.library import define"
+        "import dfkernels.cloud\nfrom dfkernels import fisher, ops\nfrom .. import cli\ndef f():\n "
+        "   from ..schedule import VP\n    from . import reference\n    from ..._torch.library"
+        " import define"
     )
     module = ["dfkernels", "ops", "posterior", "triton"]
     assert imported_groups(source, module, False) == {
@@ -185,7 +186,8 @@ def test_private_names_of_torch_are_in_one_file(path):
 
 def test_the_check_sees_private_names():
     source = (
-        "import torch\nfrom torch.autograd import forward_ad\nfrom torch._guards import detect_fake_mode\n"
+        "import torch\nfrom torch.autograd import forward_ad\nfrom torch._guards import"
+        " detect_fake_mode\n"
         "import torch._dynamo\nfrom torch.autograd.function import _SingleLevelFunction\n"
         "torch._C._functorch.is_batchedtensor(t)\nforward_ad._current_level\ntorch.__version__\nself._torch"
     )
@@ -295,10 +297,11 @@ def test_no_tensor_is_made_in_the_default_dtype_or_on_the_default_device(path):
 
 def test_the_check_sees_defaults():
     source = (
-        "torch.zeros(2)\ntorch.arange(3, device=d)\ntorch.full((2,), 1.0, dtype=t)\ntorch.fft.fftfreq(3)\n"
-        "a.to(torch.get_default_dtype())\nlike = {'dtype': t, 'device': d}\ntorch.eye(3, **like)\n"
-        "torch.ones(1, dtype=t, device=d)\ntorch.Generator(device=d)\nx.new_zeros(3)\ntorch.rand(2, **other)\n"
-        "torch.tensor(1.0, **dict(dtype=t, device=d))\ntorch.as_tensor(a, dtype=t)"
+        "torch.zeros(2)\ntorch.arange(3, device=d)\ntorch.full((2,), 1.0,"
+        " dtype=t)\ntorch.fft.fftfreq(3)\na.to(torch.get_default_dtype())\nlike = {'dtype': t,"
+        " 'device': d}\ntorch.eye(3, **like)\ntorch.ones(1, dtype=t,"
+        " device=d)\ntorch.Generator(device=d)\nx.new_zeros(3)\ntorch.rand(2,"
+        " **other)\ntorch.tensor(1.0, **dict(dtype=t, device=d))\ntorch.as_tensor(a, dtype=t)"
     )
     assert {int(found.partition(":")[0]) for found in tensors_made_by_default(source)} == {
         1,

@@ -27,7 +27,8 @@ op, B, N, d, K = {op!r}, {B}, {N}, {d}, {K}
 generator = torch.Generator().manual_seed(0)
 normal = lambda *shape: torch.randn(*shape, generator=generator)
 x, y, v = normal(B, d), normal(N, d), normal(B, K, d)
-args = lambda b, n: (x[:b], y[:n]) + ((v[:b],) if op == "fisher_matvec" else ()) + ({alpha}, {sigma})
+vectors = lambda b: (v[:b],) if op == "fisher_matvec" else ()
+args = lambda b, n: (x[:b], y[:n], *vectors(b), {alpha}, {sigma})
 getattr(ops, op)(*args(2, 3))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak so far is forgotten

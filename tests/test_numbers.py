@@ -194,8 +194,10 @@ def test_a_scale_that_is_differentiated():
             wanted()
     with torch.no_grad():
         assert torch.equal(log_prob(half.clone().requires_grad_()), log_prob(0.5))
-    assert torch.equal(grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=half).log_prob.sum())(x),
-                       grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=0.5).log_prob.sum())(x))  # fmt: skip
+    assert torch.equal(
+        grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=half).log_prob.sum())(x),
+        grad(lambda a: ops.posterior(a, y, 1.0, 2.0, scale=0.5).log_prob.sum())(x),
+    )
 
 
 PRIOR = torch.tensor([0.5, -1.25, 0.0, -math.inf, 0.75], dtype=torch.float64)

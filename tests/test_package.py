@@ -289,8 +289,9 @@ def test_loading():
     -ffast-math's start-up code would flush denormals to zero in the whole process.
     """
     code = (
-        "import sys, dfkernels._torch.native; names = list(sys.modules); import torch; "
-        "print(names.index('torch') < names.index('dfkernels._C'), (torch.tensor(1e-40) * 0.5).item() > 0)"
+        "import sys, dfkernels._torch.native; names = list(sys.modules); import torch;"
+        " print(names.index('torch') < names.index('dfkernels._C'), (torch.tensor(1e-40) *"
+        " 0.5).item() > 0)"
     )
     assert python(code) == "True True"
 

@@ -29,8 +29,12 @@ SCHEMAS = {
     "kept_covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {KEPT} -> Tensor",
     "kept_fisher_diagonal": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
     "kept_fisher_dense": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
-    "endpoint_matvec": "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor",
-    "matched_trace": "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor",
+    "endpoint_matvec": (
+        "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor"
+    ),
+    "matched_trace": (
+        "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor"
+    ),
     "pair_gradient": "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
 }
 

@@ -101,9 +101,14 @@ def experiment(monkeypatch, name, *, claims=(), error=None, draw=None):
         if error is not None:
             raise error
         return Section(
-            name, f"The {name}", ["It is *so* <b>."], [Table("Numbers", ["σ", "value"], [["1", "2.5"]], "|x| in nats")],
-            [Picture("plot", "A `plot`.", draw or (lambda theme: plt.subplots()[0]))], list(claims), {"training": 90.0},
-        )  # fmt: skip
+            name,
+            f"The {name}",
+            ["It is *so* <b>."],
+            [Table("Numbers", ["σ", "value"], [["1", "2.5"]], "|x| in nats")],
+            [Picture("plot", "A `plot`.", draw or (lambda theme: plt.subplots()[0]))],
+            list(claims),
+            {"training": 90.0},
+        )
 
     fake = SimpleNamespace(STAGES=["work"], run=run)
     monkeypatch.setitem(sys.modules, f"experiments.reproduce.{name}", fake)
@@ -261,8 +266,9 @@ def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
 
 
 def test_markdown_shows_the_text_as_it_is():
-    assert report._markdown("a*b |x| <y, z> < 1e-3 ~ x_M `a|b*c` $") == (
-        r"a\*b \|x\| \<y, z> < 1e-3 \~ x_M `a|b*c` \$"
+    assert (
+        report._markdown("a*b |x| <y, z> < 1e-3 ~ x_M `a|b*c` $")
+        == r"a\*b \|x\| \<y, z> < 1e-3 \~ x_M `a|b*c` \$"
     )
     assert report._markdown("_x_ and x_0") == r"\_x\_ and x_0"
 

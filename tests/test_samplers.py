@@ -195,8 +195,9 @@ X, T = torch.ones(2, 3), time_grid(schedule.VP(), 4, NOISE)
         (
             lambda d: sample(d, X, torch.tensor([1.0, 0.5, 0.0])),
             (
-                "t: expected sigma > 0 at every node, got sigma = 0 at t = 0 of VP(beta_min=0.1, "
-                "beta_max=20.0); stop short of it, e.g. with time_grid(schedule, steps, noise=(0.002, 80))"
+                "t: expected sigma > 0 at every node, got sigma = 0 at t = 0 of VP(beta_min=0.1,"
+                " beta_max=20.0); stop short of it, e.g. with time_grid(schedule, steps,"
+                " noise=(0.002, 80))"
             ),
         ),
         (

@@ -117,11 +117,16 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
     for last in (7, 23):  # between two checkpoints, the first time before any
         with pytest.raises(Stop):
             train(
-                VectorNet(2, width=8), wave_loss, steps=40, generator=generator(), checkpoint=path, every=10,
+                VectorNet(2, width=8),
+                wave_loss,
+                steps=40,
+                generator=generator(),
+                checkpoint=path,
+                every=10,
                 step=stop_at(last),
-            )  # fmt: skip
+            )
     done = []
-    other = torch.Generator().manual_seed(5)  # overwritten by the checkpoint's
+    other = torch.Generator().manual_seed(5)
     resumed = train(
         VectorNet(2, width=8), wave_loss, steps=40, generator=other, checkpoint=path, every=10,
         step=lambda i, n: done.append(i),
@@ -143,8 +148,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
     """SIGKILL, three times, while checkpoints are written as fast as they can be."""
     script = tmp_path / "run.py"
     script.write_text(
-        textwrap.dedent(
-            """
+        textwrap.dedent("""
             import sys, torch
             from pathlib import Path
             torch.set_num_threads(1)
@@ -155,8 +159,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]),
                   every=1, generator=torch.Generator().manual_seed(0), step=lambda i, n: print(i,
                   flush=True))
-            """
-        )
+            """)
     )
     path = tmp_path / "run.pt"
     here = os.path.dirname(__file__)
@@ -180,9 +183,14 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
     try:
         steps = []
         resumed = train(
-            VectorNet(2, width=8), wave_loss, steps=900, generator=generator(), checkpoint=path, every=1000,
+            VectorNet(2, width=8),
+            wave_loss,
+            steps=900,
+            generator=generator(),
+            checkpoint=path,
+            every=1000,
             step=lambda i, n: steps.append(i),
-        )  # fmt: skip
+        )
         whole = train(VectorNet(2, width=8), wave_loss, steps=900, generator=generator())
     finally:
         torch.set_num_threads(threads)
@@ -211,9 +219,12 @@ def finished(tmp_path):
         ({"lr": 0.5}, "lr: 0.002 there, 0.5 here"),
         ({"configuration": {"noise": [1, 3]}}, r"noise: \[1, 2\] there, \[1, 3\] here"),
         ({"configuration": None}, r"noise: \[1, 2\] there, nothing here"),
-        ({"module": nn.Linear(1, 1, bias=False)}, r"module: .*bias=True\) there, .*bias=False\) here"),
+        (
+            {"module": nn.Linear(1, 1, bias=False)},
+            r"module: .*bias=True\) there, .*bias=False\) here",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_configuration_is_refused(finished, change, message):
     before = finished.read_bytes()
     given = {

@@ -205,7 +205,10 @@ BAD = {
     "order": (
         {"t": torch.tensor([0.1, 1.0])},
         ValueError,
-        "t: expected noise sigma/alpha that strictly falls from node to node, got 0.1 at t = 0.1, then 1 at",
+        (
+            "t: expected noise sigma/alpha that strictly falls from node to node, got 0.1 at t ="
+            " 0.1, then 1 at"
+        ),
     ),
     "chains": ({"chains": -1}, ValueError, "chains: expected an integer of at least 0, got -1"),
     "x list": ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),

@@ -200,8 +200,9 @@ def test_events_of_any_rank_and_wide_ones():
 @pytest.mark.parametrize("name", ["transport_chain", "transport_chain_stepwise"])
 def test_registration(name):
     overload = getattr(torch.ops.dfkernels, name).default
-    assert str(overload._schema) == (
-        f"dfkernels::{name}(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, "
+    assert (
+        str(overload._schema)
+        == f"dfkernels::{name}(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, "
         "Tensor? rates, bool transposed) -> (Tensor, Tensor, Tensor)"
     )
     x, y, alpha, sigma = problem(3, 4, 2)
@@ -228,8 +229,8 @@ def test_compiles():
 
 
 NO_DERIVATIVE = re.escape(
-    "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
-    "differentiate dfkernels.ops.transport_chain.reference"
+    "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach"
+    " it, or differentiate dfkernels.ops.transport_chain.reference"
 )
 
 

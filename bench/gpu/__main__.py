@@ -36,7 +36,8 @@ for storage in (torch.float32, torch.uint8):
     args = 100 + x, (100 + 20 * y).clamp(0, 255).to(storage)
     ops.posterior(*args, 1.0, 50.0), ops.fisher_matvec(*args, v, 1.0, 50.0)
     ops.fisher_diagonal(*args, 1.0, 50.0), ops.fisher_dense(*args, 1.0, 50.0)
-ops.endpoint_matvec(v, x, x + 1, 0.9, 0.5), ops.endpoint_matvec(v, x, x + 1, 0.9, 0.5, form="centred")
+for form in ("paper", "centred"):
+    ops.endpoint_matvec(v, x, x + 1, 0.9, 0.5, form=form)
 ops.matched_trace(x[:, 0], x, 0.9, 0.5), ops.matched_trace(x[:, 0], x, 0.9, 0.5, x=x, form="paper")
 levels = torch.tensor([0.3, 0.7, 1.0], device="cuda")
 for d in (2, 13):
@@ -220,7 +221,10 @@ def line(row: dict) -> str:
     peer = report.best(row)
     ratio = "" if peer is None else f"  {peer[0] / mine['ms']:.2f} x faster than {peer[1]}"
     over = mine["ms"] / row["floor_ms"]
-    return f"{name}: {mine['ms']:.4g} ms  {over:.2f} x floor ({row['bound']})  error {mine['error']:.1e}{ratio}"
+    return (
+        f"{name}: {mine['ms']:.4g} ms  {over:.2f} x floor ({row['bound']})  error"
+        f" {mine['error']:.1e}{ratio}"
+    )
 
 
 def main() -> int:

@@ -123,10 +123,13 @@ def markdown(result: dict) -> str:
     about, rates = result["machine"], result["rates"]
     names = [n for n in CONTENDERS if any(ms(row, n) for row in result["rows"])]
     lines = [
-        f"{about['gpu']}, driver {about['driver']}, torch {about['torch']}, triton {about['triton']}, "
-        f"{result['date']}; measured in the same run: copy {rates['copy_gbs']:,.0f} GB/s, matrix products "
-        f"{rates['bf16_tflops']:,.0f} (bf16) and {rates['fp32_tflops']:,.0f} (float32) TFLOP/s, exp "
-        f"{rates['exp_gs']:,.0f} G/s. Milliseconds (median):",
+        (
+            f"{about['gpu']}, driver {about['driver']}, torch {about['torch']}, triton"
+            f" {about['triton']}, {result['date']}; measured in the same run: copy"
+            f" {rates['copy_gbs']:,.0f} GB/s, matrix products {rates['bf16_tflops']:,.0f} (bf16)"
+            f" and {rates['fp32_tflops']:,.0f} (float32) TFLOP/s, exp {rates['exp_gs']:,.0f} G/s."
+            " Milliseconds (median):"
+        ),
         "",
         f"| op | B | N | d | K | | {' | '.join(names)} | best peer / ours | ours / floor |",
         "| :-- |" + " --: |" * 4 + " :-- |" + " --: |" * (len(names) + 2),

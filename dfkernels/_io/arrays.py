@@ -53,7 +53,8 @@ def load(name: str) -> Tensor:
         raise FileError(f"{path}: does not fit into memory") from None
     except pickle.UnpicklingError:
         raise FileError(
-            f"{path}: holds more than tensors, numbers and texts, or is damaged: save the tensor alone"
+            f"{path}: holds more than tensors, numbers and texts, or is damaged: save the tensor"
+            " alone"
         ) from None
     except Exception as error:  # parsers of damaged files raise whatever comes to their mind
         raise FileError(f"{path}: truncated or unreadable: {files.first_sentence(error)}") from None

@@ -11,12 +11,29 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-BROKEN_PIPE = 141  # what a shell reports of a process that SIGPIPE has ended: 128 + 13
+BROKEN_PIPE = 141
 _ASCII = {
-    "━": "=", "─": "-", "│": "|", "×": "x", "·": ".", "−": "-", "–": "-", "≤": "<=", "≥": ">=", "≈": "~",
-    "±": "+-", "²": "^2", "√": "sqrt", "∞": "inf", "σ": "sigma", "λ": "lambda", "α": "alpha", "ε": "eps",
-    "→": "->", "…": "...",
-}  # fmt: skip
+    "━": "=",
+    "─": "-",
+    "│": "|",
+    "×": "x",
+    "·": ".",
+    "−": "-",
+    "–": "-",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "±": "+-",
+    "²": "^2",
+    "√": "sqrt",
+    "∞": "inf",
+    "σ": "sigma",
+    "λ": "lambda",
+    "α": "alpha",
+    "ε": "eps",
+    "→": "->",
+    "…": "...",
+}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

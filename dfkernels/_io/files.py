@@ -205,11 +205,23 @@ def _unwinding() -> Iterator[None]:
 # ---- .safetensors
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64, "BOOL": torch.bool,
-    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
-    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own readers
 
 
@@ -342,7 +354,8 @@ def mapped(path: Path, entry: Entry, *, writable: bool) -> Tensor:
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
         raise FileError(
-            f"{path}: tensor {entry.name} has dtype {entry.dtype}, expected one of {', '.join(_DTYPES)}"
+            f"{path}: tensor {entry.name} has dtype {entry.dtype}, expected one of"
+            f" {', '.join(_DTYPES)}"
         )
     if entry.end == entry.begin:
         return torch.empty(entry.shape, dtype=dtype, device="cpu")

@@ -86,14 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     posterior = commands.add_parser(
         "posterior",
         help="log q, posterior mean, score, Fisher trace and ESS for your own files",
-        description="Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors, .pt "
-        "or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes log_prob, mean, "
-        "score, fisher_trace and ess as .npz.",
+        description=(
+            "Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors,"
+            " .pt or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes"
+            " log_prob, mean, score, fisher_trace and ess as .npz."
+        ),
     )
     posterior.add_argument(
         "data",
         metavar="DATA",
-        help="atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file as they are",
+        help=(
+            "atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file"
+            " as they are"
+        ),
     )
     posterior.add_argument(
         "queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype"

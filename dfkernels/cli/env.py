@@ -67,7 +67,10 @@ def table(env: dict[str, object]) -> str:
             ("  flags", native["flags"]),
             (
                 "  torch",
-                f"built with {native['built_with_torch']}, runs with {native['target_torch']} and later",
+                (
+                    f"built with {native['built_with_torch']}, runs with {native['target_torch']}"
+                    " and later"
+                ),
             ),
         ]
     else:

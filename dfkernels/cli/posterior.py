@@ -102,7 +102,8 @@ def _check_shapes(
     go by."""
     if atoms.ndim < 1 or atoms.numel() == 0:
         raise FileError(
-            f"{data}: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(atoms.shape)}"
+            f"{data}: expected shape [N, *E] with N >= 1 and no empty dimension, got"
+            f" {list(atoms.shape)}"
         )
     if prior is not None and prior.shape != atoms.shape[:1]:
         raise FileError(
@@ -112,7 +113,8 @@ def _check_shapes(
     if asked.ndim < 1 or asked.shape[1:] != atoms.shape[1:] or not len(asked):
         expected = ", ".join(["B", *map(str, atoms.shape[1:])])
         raise FileError(
-            f"{queries}: expected shape [{expected}] with B >= 1 to match {data}, got {list(asked.shape)}"
+            f"{queries}: expected shape [{expected}] with B >= 1 to match {data}, got"
+            f" {list(asked.shape)}"
         )
 
 
@@ -149,8 +151,8 @@ def _converted(
                 "; --dtype float64 computes with more digits" if dtype == torch.float32 else ""
             )
             raise FileError(
-                f"{name}: expected numbers that {_short(dtype)} can hold, got {block[tuple(index)].item()} at index "
-                f"{place}{way_out}"
+                f"{name}: expected numbers that {_short(dtype)} can hold, got"
+                f" {block[tuple(index)].item()} at index {place}{way_out}"
             )
     return out
 
@@ -167,7 +169,8 @@ def _check_finite(name: str, x: Tensor, first: int) -> None:
         index = bad.nonzero()[0].tolist()
         place = [first + index[0], *index[1:]]
         raise FileError(
-            f"{name}, row {place[0]}: expected finite values, got {x[tuple(index)].item()} at index {place}"
+            f"{name}, row {place[0]}: expected finite values, got {x[tuple(index)].item()} at index"
+            f" {place}"
         )
 
 

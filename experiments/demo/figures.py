@@ -28,12 +28,12 @@ def draw_all(
 ) -> dict[str, Callable[[], bytes]]:
     """Name -> a call that draws that figure and returns its PNG."""
     figures: dict[str, Callable[[], Figure]] = {
-        f"{s.data.name}": (lambda s=s: images(s, theme)) for s in sweeps
+        f"{s.data.name}": lambda s=s: images(s, theme) for s in sweeps
     }
     figures["noise"] = lambda: noise(sweeps, theme)
     figures["accuracy"] = lambda: accuracy(sweeps, theme)
     figures["speed"] = lambda: speed(speeds, theme)
-    return {name: (lambda draw=draw: png(draw, theme, dpi)) for name, draw in figures.items()}
+    return {name: lambda draw=draw: png(draw, theme, dpi) for name, draw in figures.items()}
 
 
 # ---- images
@@ -112,13 +112,11 @@ def images(sweep: Sweep, theme: Theme) -> Figure:
         fontweight="bold",
     )
     note = (
-        "Directions 1 to 3: eigenvectors of F with the smallest eigenvalues λ, where the posterior of the "
-        "clean image is widest;\n"
-        "below each, the posterior standard deviation along it, σ√(1 − σ²λ). 0: one atom, or a line of "
-        "atoms, holds all the\n"
-        "weight; then λ = 1/σ² and any direction would do. Last row: a direction in which the clean image "
-        "is certain.\n"
-        "x is shown divided by √(1 + σ²)."
+        "Directions 1 to 3: eigenvectors of F with the smallest eigenvalues λ, where the posterior"
+        " of the clean image is widest;\nbelow each, the posterior standard deviation along it,"
+        " σ√(1 − σ²λ). 0: one atom, or a line of atoms, holds all the\nweight; then λ = 1/σ² and"
+        " any direction would do. Last row: a direction in which the clean image is certain.\nx is"
+        " shown divided by √(1 + σ²)."
     )
     figure.text(
         0.1 / size[0],
@@ -253,8 +251,15 @@ def speed(speeds: list[Speed], theme: Theme) -> Figure:
     for axis, result in zip(axes[0], speeds, strict=True):
         for j, name in enumerate(PEERS):
             ms = [row[j] for row in result.ms]
-            axis.plot(result.batch, ms, color=theme.series[j], marker="oso"[j], markersize=4.5, label=name,
-                      linestyle=["-", (0, (4, 2)), (0, (1, 1.5))][j])  # fmt: skip
+            axis.plot(
+                result.batch,
+                ms,
+                color=theme.series[j],
+                marker="oso"[j],
+                markersize=4.5,
+                label=name,
+                linestyle=["-", (0, (4, 2)), (0, (1, 1.5))][j],
+            )
         for b, row in zip(result.batch, result.ms, strict=True):
             place = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center"}
             ratio = f"{min(row[1:]) / row[0]:.1f}×"

@@ -13,27 +13,37 @@ from .sweep import CHECKS, LIMIT, Sweep
 
 _HEAD = ("σ", "log q/d", "σ|s|/√d", "σ²trF/d", "σ²λ min", "ESS")
 _CAPTIONS = {
-    "digits": "The queries are atoms plus noise. At low noise the posterior is one atom: the ideal denoiser "
-    "of a finite data set memorises, C = 0 and F = I/σ². As σ grows, other digits enter, and the leading "
-    "directions show how the candidates differ: first strokes that tell two digits apart, at high noise the "
-    "principal components of the whole set.",
-    "patches": "The query is a patch that is not among the atoms. At low noise the ideal denoiser of the "
-    "finite set returns the nearest atom, which is a different patch: the score of the empirical law is "
-    "exact, and it is not the score of natural images. As σ grows the directions lose detail: edges, then "
-    "gradients, colour and brightness, the principal components of natural patches. Colours are offsets from "
-    "mid-grey.",
-    "noise": "Median and 10–90 % band over the queries. Where ESS = 1 the trace is d/σ² and says nothing "
-    "about the data. Dashed: σ² tr (S + σ²I)⁻¹ / d, exact if the data were Gaussian with the same covariance "
-    "S; the curves meet it at high noise. Middle: below zero, log q is not concave at the query, which lies "
-    "between atoms that compete for it.",
-    "accuracy": "Every point is the largest error over the checked queries, all atoms included, against "
-    "float64: the difference-form reference, autograd for the score, and a second derivative by autograd for "
-    "F v = λv. Units: relative for log q and ESS; per √d for score (× σ) and images; per d for tr F (× σ²); "
-    "of |F|₂ for eigenpairs. The dashed curve is tr F in float32 as d/σ² − (E|y|² − |Ey|²)/σ⁴ with expanded "
-    "logits.",
-    "speed": "One call at σ = 1 in float32: log q, mean, tr F and ESS by dfkernels and by plain PyTorch "
-    "(addmm, softmax, mm); log q and mean only by SDPA. Numbers: time of the faster peer over ours. Medians, "
-    "same inputs, same process.",
+    "digits": (
+        "The queries are atoms plus noise. At low noise the posterior is one atom: the ideal"
+        " denoiser of a finite data set memorises, C = 0 and F = I/σ². As σ grows, other digits"
+        " enter, and the leading directions show how the candidates differ: first strokes that tell"
+        " two digits apart, at high noise the principal components of the whole set."
+    ),
+    "patches": (
+        "The query is a patch that is not among the atoms. At low noise the ideal denoiser of the"
+        " finite set returns the nearest atom, which is a different patch: the score of the"
+        " empirical law is exact, and it is not the score of natural images. As σ grows the"
+        " directions lose detail: edges, then gradients, colour and brightness, the principal"
+        " components of natural patches. Colours are offsets from mid-grey."
+    ),
+    "noise": (
+        "Median and 10–90 % band over the queries. Where ESS = 1 the trace is d/σ² and says nothing"
+        " about the data. Dashed: σ² tr (S + σ²I)⁻¹ / d, exact if the data were Gaussian with the"
+        " same covariance S; the curves meet it at high noise. Middle: below zero, log q is not"
+        " concave at the query, which lies between atoms that compete for it."
+    ),
+    "accuracy": (
+        "Every point is the largest error over the checked queries, all atoms included, against"
+        " float64: the difference-form reference, autograd for the score, and a second derivative"
+        " by autograd for F v = λv. Units: relative for log q and ESS; per √d for score (× σ) and"
+        " images; per d for tr F (× σ²); of |F|₂ for eigenpairs. The dashed curve is tr F in"
+        " float32 as d/σ² − (E|y|² − |Ey|²)/σ⁴ with expanded logits."
+    ),
+    "speed": (
+        "One call at σ = 1 in float32: log q, mean, tr F and ESS by dfkernels and by plain PyTorch"
+        " (addmm, softmax, mm); log q and mean only by SDPA. Numbers: time of the faster peer over"
+        " ours. Medians, same inputs, same process."
+    ),
 }
 _FORMULAS = (
     ("weights", "wᵢ ∝ πᵢ exp(−|uᵢ|²/2),  uᵢ = (x − αyᵢ)/σ"),
@@ -94,9 +104,9 @@ def describe(sweep: Sweep) -> str:
         else f"{data.references} of them at each level"
     )
     return (
-        f"{data.name}: {data.source}; N = {len(data.cloud):,}, d = {data.cloud.d}, {len(data.clean)} "
-        f"queries ({data.queries}); "
-        f"{checked} checked against float64 over all N atoms, eigenpairs on {data.eigen}"
+        f"{data.name}: {data.source}; N = {len(data.cloud):,}, d = {data.cloud.d},"
+        f" {len(data.clean)} queries ({data.queries}); {checked} checked against float64 over all N"
+        f" atoms, eigenpairs on {data.eigen}"
     )
 
 
@@ -126,15 +136,20 @@ def page(
     )
     parts = [
         "<h1>The diffusion Fisher, exactly</h1>",
-        "<p class=lead>A data set blurred by Gaussian noise has a density, a score, an ideal denoiser and a "
-        "Fisher information in closed form. dfkernels computes them in one pass over the data. This page is "
-        "that computation on two real data sets, checked number by number.</p>",
+        (
+            "<p class=lead>A data set blurred by Gaussian noise has a density, a score, an ideal"
+            " denoiser and a Fisher information in closed form. dfkernels computes them in one pass"
+            " over the data. This page is that computation on two real data sets, checked number by"
+            " number.</p>"
+        ),
         html.facts(facts),
         html.definitions(_FORMULAS),
-        "<p>Here α = 1 (variance exploding) and uniform weights πᵢ = 1/N; every schedule is the same picture "
-        "at equal σ/α. Eigenpairs of F are those of the posterior covariance C: <span class=nowrap>Cv = σ²(1 "
-        "− σ²λ)v</span>, so the <em>smallest</em> eigenvalues of F are the directions in which the clean "
-        "image is least certain.</p>",
+        (
+            "<p>Here α = 1 (variance exploding) and uniform weights πᵢ = 1/N; every schedule is the"
+            " same picture at equal σ/α. Eigenpairs of F are those of the posterior covariance C:"
+            " <span class=nowrap>Cv = σ²(1 − σ²λ)v</span>, so the <em>smallest</em> eigenvalues of"
+            " F are the directions in which the clean image is least certain.</p>"
+        ),
     ]
     titles = {
         "digits": "Digits",
@@ -151,8 +166,8 @@ def page(
         for sweep in sweeps:
             if sweep.data.name == name:
                 parts.append(
-                    f"<p class=note>{escape(describe(sweep))}. Left: medians. Right: the largest error "
-                    f"of each quantity.</p>"
+                    f"<p class=note>{escape(describe(sweep))}. Left: medians. Right: the largest"
+                    " error of each quantity.</p>"
                 )
                 parts.append(html.table(sweep_head(), sweep_rows(sweep), rule=len(_HEAD)))
     parts.append("<p class=note>Milliseconds per call.</p>")

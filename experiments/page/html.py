@@ -9,21 +9,25 @@ from collections.abc import Collection, Iterable
 from html import escape
 
 _STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--faint:#646b75;--line:#e6e8eb;--soft:#f6f7f8}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1f2328;--faint:#646b75;--line:#e6e8eb;
+--soft:#f6f7f8}
 @media(prefers-color-scheme:dark){
 :root{--paper:#16191d;--ink:#e6e8ea;--faint:#98a1ac;--line:#2b3037;--soft:#1d2126}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:900px;margin:0 auto;padding:48px 20px 72px}
-h1{font-size:28px;line-height:1.2;margin:0 0 8px}h2{font-size:19px;margin:44px 0 8px}p{max-width:74ch}
+h1{font-size:28px;line-height:1.2;margin:0 0 8px}h2{font-size:19px;margin:44px 0 8px}
+p{max-width:74ch}
 h3{font-size:15px;margin:28px 0 6px}
-.lead{color:var(--faint);margin:0 0 20px}.nowrap{white-space:nowrap}.note{font-size:14px;margin:20px 0 8px}
+.lead{color:var(--faint);margin:0 0 20px}.nowrap{white-space:nowrap}
+.note{font-size:14px;margin:20px 0 8px}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:24px 0}
 .facts div{background:var(--soft);border-radius:8px;padding:12px 14px}
 .facts b{display:block;font-size:22px;line-height:1.25}
 .facts span{display:block;color:var(--faint);font-size:13px;line-height:1.35;margin-top:3px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:16px 0}dt{color:var(--faint)}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:16px 0}
+dt{color:var(--faint)}
 dd{margin:0;font-family:"Cambria Math","STIX Two Math","DejaVu Serif",serif;white-space:pre-wrap}
 figure{margin:16px 0 0}figure img{width:100%;height:auto;display:block}
 figcaption{color:var(--faint);font-size:14px;max-width:80ch;margin-top:8px}
@@ -37,7 +41,8 @@ td.words,th.words{text-align:left;white-space:normal;vertical-align:top}
 td.words:first-child{white-space:nowrap}
 .under{color:var(--faint);font-size:14px;margin:8px 0 0;max-width:80ch}
 .problem{border-left:3px solid #d55e00;margin:8px 0;padding-left:12px}
-footer{margin-top:48px;color:var(--faint);font-size:13px;border-top:1px solid var(--line);padding-top:12px}
+footer{margin-top:48px;color:var(--faint);font-size:13px;border-top:1px solid var(--line);
+padding-top:12px}
 code{font-family:ui-monospace,"DejaVu Sans Mono",monospace;font-size:.92em}
 """
 

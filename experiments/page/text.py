@@ -38,6 +38,7 @@ def processor() -> str:
 def machine() -> str:
     """Versions, and what there is to compute with."""
     return (
-        f"dfkernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        f"dfkernels {__version__}, torch {torch.__version__}, Python {platform.python_version()},"
+        f" {platform.machine()}, {torch.get_num_threads()} threads,"
+        f" {torch.backends.cpu.get_cpu_capability()}"
     )

@@ -25,13 +25,28 @@ from .adjoint_study import (
 )
 from .section import Claim, Section, Table
 
-ROWS = ("vjp", "jvp", "finite-difference", "exact", "isotropic", "identity", "centred", "centred (capped)",
-        "paper", "random")  # fmt: skip
+ROWS = (
+    "vjp",
+    "jvp",
+    "finite-difference",
+    "exact",
+    "isotropic",
+    "identity",
+    "centred",
+    "centred (capped)",
+    "paper",
+    "random",
+)
 ON_MNIST = ("vjp", "finite-difference", "exact", "identity", "centred", "paper", "random")
 STAGES = [
-    *digits.DENOISER, *digits.TRACE["residual"], *digits.CLASSIFIER["guide"], *digits.CLASSIFIER["judge"],
-    *(f"digits: {row}" for row in ROWS), *mnist.STAGES, *(f"MNIST: {row}" for row in ON_MNIST),
-]  # fmt: skip
+    *digits.DENOISER,
+    *digits.TRACE["residual"],
+    *digits.CLASSIFIER["guide"],
+    *digits.CLASSIFIER["judge"],
+    *(f"digits: {row}" for row in ROWS),
+    *mnist.STAGES,
+    *(f"MNIST: {row}" for row in ON_MNIST),
+]
 
 
 def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
@@ -83,16 +98,25 @@ def _gradients(study: Study) -> Table:
     for row, o in study.outcomes.items():
         if row != "random":
             low, middle = o.cosine.quantile(0.1).item(), o.cosine.median().item()
-            rows.append([_label(row), f"{middle:.3f}", f"{low:.2f}", f"{o.length.median().item():.2g}",
-                         str(o.calls), f"{1000 * o.gradient_seconds:.0f}"])  # fmt: skip
+            rows.append(
+                [
+                    _label(row),
+                    f"{middle:.3f}",
+                    f"{low:.2f}",
+                    f"{o.length.median().item():.2g}",
+                    str(o.calls),
+                    f"{1000 * o.gradient_seconds:.0f}",
+                ]
+            )
     return Table(
         f"{setting.name}: the gradient at the noise, dL/dx_T",
         ["F by", "cosine", "lowest tenth", "length", "network calls", "ms"],
         rows,
-        f"L = −log p(wanted class) of the guide at x_0; {len(setting.x)} samples, DDIM path of "
-        f"{len(setting.t) - 1} steps from σ/α = {NOISE[1]:g} to {NOISE[0]:g}. Cosine and length are medians, "
-        "relative to autograd. The path itself is not counted, except for autograd. Calls are of the noise "
-        "network; isotropic and capped forms call the trace network besides, once per step.",
+        f"L = −log p(wanted class) of the guide at x_0; {len(setting.x)} samples, DDIM path of"
+        f" {len(setting.t) - 1} steps from σ/α = {NOISE[1]:g} to {NOISE[0]:g}. Cosine and length"
+        " are medians, relative to autograd. The path itself is not counted, except for autograd."
+        " Calls are of the noise network; isotropic and capped forms call the trace network"
+        " besides, once per step.",
     )
 
 
@@ -123,12 +147,12 @@ def _guidance(study: Study) -> Table:
             "seconds",
         ],
         rows,
-        "log p of the wanted class, means; the judge is a classifier that guidance never saw; right: the "
-        "share in which it sees the wanted class. Nearest: median distance to the nearest training image "
-        f"(held-out images: {held:.2f}). Each step moves x_T by {LR:g} |x_T| against the gradient; of each "
-        "sample the state with the highest log p (guide) counts. Random: the same with random directions, "
-        "what choosing the best alone gives. The standard error of a share is at most "
-        f"{50 / len(setting.x) ** 0.5:.0f} points.",
+        "log p of the wanted class, means; the judge is a classifier that guidance never saw;"
+        " right: the share in which it sees the wanted class. Nearest: median distance to the"
+        f" nearest training image (held-out images: {held:.2f}). Each step moves x_T by {LR:g}"
+        " |x_T| against the gradient; of each sample the state with the highest log p (guide)"
+        " counts. Random: the same with random directions, what choosing the best alone gives. The"
+        f" standard error of a share is at most {50 / len(setting.x) ** 0.5:.0f} points.",
     )
 
 
@@ -139,8 +163,8 @@ def _ends(study: Study) -> Table:
         f"{study.setting.name}: the gradient on paths that end at more noise",
         ["F by", *(f"σ/α = {low:g}" for low in ENDS)],
         [[_label(row), *(f"{c[row]:.2f}" for c in columns)] for row in ROWS if row in columns[0]],
-        f"Median cosine to vjp for paths of {len(study.setting.t) - 1} steps from σ/α = {NOISE[1]:g} to that "
-        "level; the loss is taken there.",
+        f"Median cosine to vjp for paths of {len(study.setting.t) - 1} steps from σ/α ="
+        f" {NOISE[1]:g} to that level; the loss is taken there.",
     )
 
 
@@ -148,8 +172,12 @@ def _quality(x0: Tensor, guide_log_p: Tensor, judge_log_p: Tensor, study: Study)
     setting = study.setting
     with torch.no_grad():
         right = (setting.judge(x0).argmax(1) == setting.wanted).float().mean().item()
-    return [f"{guide_log_p.mean().item():.2f}", f"{judge_log_p.mean().item():.2f}", f"{100 * right:.0f} %",
-            f"{_distance(x0, setting.data):.2f}"]  # fmt: skip
+    return [
+        f"{guide_log_p.mean().item():.2f}",
+        f"{judge_log_p.mean().item():.2f}",
+        f"{100 * right:.0f} %",
+        f"{_distance(x0, setting.data):.2f}",
+    ]
 
 
 def _label(row: str) -> str:
@@ -182,8 +210,8 @@ def _sentences(study: Study) -> str:
     ]
     name = study.setting.name
     return (
-        f"On {name} the judge sees the wanted class in {right['vjp']:.0f} % of the images guided by vjp and "
-        f"in {right['random']:.0f} % after random steps. {'; '.join(found)}."
+        f"On {name} the judge sees the wanted class in {right['vjp']:.0f} % of the images guided by"
+        f" vjp and in {right['random']:.0f} % after random steps. {'; '.join(found)}."
     )
 
 
@@ -195,36 +223,39 @@ def _text(studies: list[Study]) -> list[str]:
     better = "better" if verdict["identity"] > verdict["vjp"] else "no better"
     return [
         (
-            "Noise x_T becomes an image x_0 by DDIM with a small trained network; a classifier says how "
-            "likely x_0 is the wanted digit. Its gradient is carried back to x_T by the adjoint equation "
-            "(eq. 18, in the exact form of the DDIM step), once for every way to apply the Fisher F, and "
-            "x_T follows it. A second classifier, which guidance never sees, judges the result."
+            "Noise x_T becomes an image x_0 by DDIM with a small trained network; a classifier says"
+            " how likely x_0 is the wanted digit. Its gradient is carried back to x_T by the"
+            " adjoint equation (eq. 18, in the exact form of the DDIM step), once for every way to"
+            " apply the Fisher F, and x_T follows it. A second classifier, which guidance never"
+            " sees, judges the result."
         ),
         " ".join(map(_sentences, studies)),
         (
-            "The paper reports that its endpoint approximation makes adjoint optimisation better and "
-            f"cheaper. Cheaper it is: it calls no network. But its gradient has a cosine of {paper:.2f} to "
-            f"the true one ({first.setting.name}), and it blurs the images instead of changing their class: "
-            "x₀x₀ᵀ − ȳȳᵀ is indefinite, depends on where the origin is, and amplifies what it gets wrong at "
-            "every step. The centred form rrᵀ is a covariance, but of rank one, a sample's whole "
-            "uncertainty in one direction; capping |r|² by the trace (DF-TM) changes nothing, since r is "
-            "that of the path's own end. On paths that end at noise about as large as the data's own spread "
-            "(last table) the centred form becomes usable, the paper's does not."
+            "The paper reports that its endpoint approximation makes adjoint optimisation better"
+            " and cheaper. Cheaper it is: it calls no network. But its gradient has a cosine of"
+            f" {paper:.2f} to the true one ({first.setting.name}), and it blurs the images instead"
+            " of changing their class: x₀x₀ᵀ − ȳȳᵀ is indefinite, depends on where the origin is,"
+            " and amplifies what it gets wrong at every step. The centred form rrᵀ is a"
+            " covariance, but of rank one, a sample's whole uncertainty in one direction; capping"
+            " |r|² by the trace (DF-TM) changes nothing, since r is that of the path's own end. On"
+            " paths that end at noise about as large as the data's own spread (last table) the"
+            " centred form becomes usable, the paper's does not."
         ),
         (
-            "What helps most costs nothing: F = I/σ², no correction at all, hands the gradient at x_0 back "
-            "as it is; DF-TM's isotropic form has the same direction, and a length nearer to the true one. "
-            f"With steps of fixed length only the direction counts. Its cosine is {identity:.2f}, and it "
-            f"guides {better} than the true gradient, which has its own weakness: the map from x_T to x_0 "
-            f"stretches some directions {stretch(first.setting):.0f} times more than others (its Jacobian's "
-            "singular values), and that slows steepest descent."
+            "What helps most costs nothing: F = I/σ², no correction at all, hands the gradient at"
+            " x_0 back as it is; DF-TM's isotropic form has the same direction, and a length"
+            " nearer to the true one. With steps of fixed length only the direction counts. Its"
+            f" cosine is {identity:.2f}, and it guides {better} than the true gradient, which has"
+            " its own weakness: the map from x_T to x_0 stretches some directions"
+            f" {stretch(first.setting):.0f} times more than others (its Jacobian's singular"
+            " values), and that slows steepest descent."
         ),
         (
-            "Where the gradient itself is wanted, finite differences of the network give the same as "
-            "forward mode for less; both equal vjp as far as the network's Jacobian is symmetric (cosine "
-            f"{jvp:.2f}), and need neither backward pass nor graph. The exact F of the training images has a "
-            f"cosine of {exact:.2f} only: at small noise it is the Fisher of single points, which the "
-            "network has smoothed over."
+            "Where the gradient itself is wanted, finite differences of the network give the same"
+            " as forward mode for less; both equal vjp as far as the network's Jacobian is"
+            f" symmetric (cosine {jvp:.2f}), and need neither backward pass nor graph. The exact F"
+            f" of the training images has a cosine of {exact:.2f} only: at small noise it is the"
+            " Fisher of single points, which the network has smoothed over."
         ),
     ]
 

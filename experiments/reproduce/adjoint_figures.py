@@ -24,9 +24,9 @@ def pictures(studies: list[Study]) -> list[Picture]:
     images = [
         Picture(
             f"images-{study.setting.name.lower()}",
-            f"{study.setting.name}: samples before guidance and after it, by each form of F; above them the "
-            "wanted class. Framed in green where the judge, a classifier that guidance never saw, sees that "
-            "class.",
+            f"{study.setting.name}: samples before guidance and after it, by each form of F; above"
+            " them the wanted class. Framed in green where the judge, a classifier that guidance"
+            " never saw, sees that class.",
             lambda theme, study=study: _images(study, theme),
         )
         for study in studies
@@ -35,8 +35,9 @@ def pictures(studies: list[Study]) -> list[Picture]:
         *images,
         Picture(
             "quality",
-            "The judge's log-probability of the wanted class, mean over the samples (of each the best state "
-            "so far), against wall time: a marker per step of guidance. Up and to the left is better.",
+            "The judge's log-probability of the wanted class, mean over the samples (of each the"
+            " best state so far), against wall time: a marker per step of guidance. Up and to the"
+            " left is better.",
             lambda theme: _quality(studies, theme),
         ),
     ]

@@ -127,10 +127,16 @@ def classifier(
             )
         else:
             network = nn.Sequential(
-                nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
-                nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten(),
+                nn.Conv2d(1, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(32, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(32, 64, 3, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
                 nn.Linear(1024, 10),
-            )  # fmt: skip
+            )
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         x_0, labels = _batch(data.train, generator, data.train_labels)

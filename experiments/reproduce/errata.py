@@ -63,17 +63,22 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
         name="errata",
         title="Errata: what is printed, what is right",
         text=[
-            "Nine statements of the paper do not hold as printed. Each is evaluated here in float64 as printed "
-            "and in its right form, against autograd on log q, or against the sum or integral itself. The core "
-            "is right as printed, to rounding: the Fisher information and its trace (eq. 11, eq. 16) and the "
-            "adjoint equation (eq. 18).",
-            "Four are slips of notation: eq. 10 sums N + 1 terms of weight 1/N, eq. 14 has a partial derivative "
-            "where the total one along the flow is meant, eq. 15 lacks the component, and Alg. 2, line 2, the "
-            "square. Four change results. In eq. 22 both g² terms have the wrong sign. Alg. 2, line 6, has AᵀB, "
-            "which leads neither to the Jacobian nor to its transpose, where B A belongs, and finds optimal "
-            "transport (0.00 %) for EDM where there is none. The bounds of Prop. 7 and Prop. 8 are broken by the "
-            "examples below. The last is the comparison of costs: reverse mode needs d products for the exact "
-            "trace, but one for an unbiased estimate.",
+            (
+                "Nine statements of the paper do not hold as printed. Each is evaluated here in"
+                " float64 as printed and in its right form, against autograd on log q, or against"
+                " the sum or integral itself. The core is right as printed, to rounding: the Fisher"
+                " information and its trace (eq. 11, eq. 16) and the adjoint equation (eq. 18)."
+            ),
+            (
+                "Four are slips of notation: eq. 10 sums N + 1 terms of weight 1/N, eq. 14 has a"
+                " partial derivative where the total one along the flow is meant, eq. 15 lacks the"
+                " component, and Alg. 2, line 2, the square. Four change results. In eq. 22 both g²"
+                " terms have the wrong sign. Alg. 2, line 6, has AᵀB, which leads neither to the"
+                " Jacobian nor to its transpose, where B A belongs, and finds optimal transport"
+                " (0.00 %) for EDM where there is none. The bounds of Prop. 7 and Prop. 8 are"
+                " broken by the examples below. The last is the comparison of costs: reverse mode"
+                " needs d products for the exact trace, but one for an unbiased estimate."
+            ),
         ],
         tables=[
             _forms(formulas, bounds),
@@ -87,8 +92,9 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
         pictures=[
             Picture(
                 "errors",
-                "Relative error against the truth, as printed and in the right form; float64. Errors of zero "
-                "are drawn at 10⁻¹⁷. The right form of Alg. 2, line 2, leaves out the data's own spread.",
+                "Relative error against the truth, as printed and in the right form; float64."
+                " Errors of zero are drawn at 10⁻¹⁷. The right form of Alg. 2, line 2, leaves out"
+                " the data's own spread.",
                 partial(_draw, formulas),
             )
         ],
@@ -177,10 +183,13 @@ def _eq15() -> Formula:
     jacobian = torch.func.jacrev(eps)(x)
     vector, right = jacobian.sum(1) / sigma, jacobian.trace() / sigma
     return Formula(
-        "eq. 15", "tr F = (1/σ) Σ ∂ε/∂xᵢ", "tr F = (1/σ) Σ ∂⟨ε, eᵢ⟩/∂xᵢ", "tr F, VP, t = 0.3, d = 3",
+        "eq. 15",
+        "tr F = (1/σ) Σ ∂ε/∂xᵢ",
+        "tr F = (1/σ) Σ ∂⟨ε, eᵢ⟩/∂xᵢ",
+        "tr F, VP, t = 0.3, d = 3",
         (number(truth), f"({', '.join(map(number, vector))})", number(right)),
         (((vector - truth).abs().min() / truth.abs()).item(), _off(right, truth)),
-    )  # fmt: skip
+    )
 
 
 def _flow_jacobians(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,10 +215,16 @@ def _flow_errors(schedule: Schedule) -> tuple[list[float], list[float]]:
 def _eq22(ranges: dict[str, tuple[list[float], list[float]]]) -> Formula:
     truth, wrong, right = _flow_jacobians(VP(), _TIMES[2])
     return Formula(
-        "eq. 22", "B = [f − g²/2σ²] I + (α²g²/2σ⁴) C", "B = [f + g²/2σ²] I − (α²g²/2σ⁴) C",
-        "tr B, VP, t = 0.3, d = 3; errors: |B|, all below", tuple(number(b.trace()) for b in (truth, wrong, right)),
-        (min(min(wrong) for wrong, _ in ranges.values()), max(max(right) for _, right in ranges.values())),
-    )  # fmt: skip
+        "eq. 22",
+        "B = [f − g²/2σ²] I + (α²g²/2σ⁴) C",
+        "B = [f + g²/2σ²] I − (α²g²/2σ⁴) C",
+        "tr B, VP, t = 0.3, d = 3; errors: |B|, all below",
+        tuple(number(b.trace()) for b in (truth, wrong, right)),
+        (
+            min(min(wrong) for wrong, _ in ranges.values()),
+            max(max(right) for _, right in ranges.values()),
+        ),
+    )
 
 
 def _start() -> Formula:
@@ -219,9 +234,14 @@ def _start() -> Formula:
     alpha, sigma = EDM()(torch.tensor(80.0, dtype=torch.float64))
     truth = alpha**2 * y.var(0, correction=0).mean() + sigma**2
     return Formula(
-        "Alg. 2, line 2", "x_M ~ N(0, σ_T I)", "x_M ~ N(0, σ_T² I)", "variance of x_T, EDM, T = 80",
-        (number(truth), number(sigma), number(sigma**2)), (_off(sigma, truth), _off(sigma**2, truth)), 1e-3,
-    )  # fmt: skip
+        "Alg. 2, line 2",
+        "x_M ~ N(0, σ_T I)",
+        "x_M ~ N(0, σ_T² I)",
+        "variance of x_T, EDM, T = 80",
+        (number(truth), number(sigma), number(sigma**2)),
+        (_off(sigma, truth), _off(sigma**2, truth)),
+        1e-3,
+    )
 
 
 def _line6() -> Formula:
@@ -308,9 +328,10 @@ def _forms(formulas: list[Formula], bounds: list[errata_bounds.Bound]) -> Table:
         "Printed and right",
         ["where", "printed", "right"],
         [[e.where, e.printed, e.right] for e in (*formulas, *bounds)],
-        "D_y: the largest |y|; δ₁, δ₂: errors of the trace network and of ε_θ (2-norm); ε: the ideal noise "
-        "prediction. Alg. 2, line 6: A is the Jacobian of the map from noise to data. "
-        "The printed eq. 15, Alg. 2, line 2, and Prop. 8 are given by their sense, not to the letter.",
+        "D_y: the largest |y|; δ₁, δ₂: errors of the trace network and of ε_θ (2-norm); ε: the"
+        " ideal noise prediction. Alg. 2, line 6: A is the Jacobian of the map from noise to data."
+        " The printed eq. 15, Alg. 2, line 2, and Prop. 8 are given by their sense, not to the"
+        " letter.",
     )
 
 
@@ -326,7 +347,10 @@ def _flow_table(ranges: dict[str, tuple[list[float], list[float]]]) -> Table:
         for name, (wrong, right) in ranges.items()
     ]
     head = ["schedule", "printed, least", "printed, largest", "right, largest"]
-    note = f"|B − dh/dx|/|dh/dx| at t = {_TIMES[0]:.1f}, ..., {_TIMES[-1]:.1f}; h by autograd of log q."
+    note = (
+        f"|B − dh/dx|/|dh/dx| at t = {_TIMES[0]:.1f}, ..., {_TIMES[-1]:.1f}; h by autograd of"
+        " log q."
+    )
     return Table("Eq. 22: relative error of the flow's Jacobian", head, rows, note)
 
 

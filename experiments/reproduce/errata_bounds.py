@@ -175,15 +175,18 @@ def costs() -> tuple[Table, Claim]:
         ],
     ]
     note = (
-        f"d = {len(x)}, N = {len(y)}, VP, t = 0.5; tr F = {number(truth)}. Errors: relative, of the estimates "
-        "one standard deviation. The paper sets O(d²) against its own O(d); the alternative in use costs one "
-        "product, and has variance instead of bias."
+        f"d = {len(x)}, N = {len(y)}, VP, t = 0.5; tr F = {number(truth)}. Errors: relative, of the"
+        " estimates one standard deviation. The paper sets O(d²) against its own O(d); the"
+        " alternative in use costs one product, and has variance instead of bias."
     )
     table = Table(
         "The trace by vector-Jacobian products", ["method", "VJPs", "tr F", "error"], rows, note
     )
     holds = len(exact) == len(x) and abs(sum(exact) / truth - 1) < LIMIT and off < 4
-    reached = f"d = {len(exact)} VJPs exact; one VJP off by {off:.1f} standard errors over {len(probes)} probes"
+    reached = (
+        f"d = {len(exact)} VJPs exact; one VJP off by {off:.1f} standard errors over {len(probes)}"
+        " probes"
+    )
     return table, Claim("cost of the trace: one VJP is unbiased", reached, "< 4", holds, check=True)
 
 
@@ -203,7 +206,10 @@ def bounds_table(bounds: list[Bound]) -> Table:
         "right bound",
         "error/right, at most",
     ]
-    note = f"Last column: the largest ratio in {_CASES} random cases (8 atoms, d = 4, σ from 0.03 to 3)."
+    note = (
+        f"Last column: the largest ratio in {_CASES} random cases (8 atoms, d = 4, σ from 0.03"
+        " to 3)."
+    )
     return Table("Bounds against the error", head, rows, note)
 
 

@@ -115,14 +115,15 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
         pictures=[
             Picture(
                 "error",
-                "Left: mean absolute error against the exact divergence, and time for all images. Right: "
-                "every image; on the line, both agree.",
+                "Left: mean absolute error against the exact divergence, and time for all images."
+                " Right: every image; on the line, both agree.",
                 partial(figures.error, rows),
             ),
             Picture(
                 "levels",
-                "Bits per dimension of images with noise under the law at that noise level, by the network "
-                "and by the training set's own mixture, which leaves the figure where it memorises.",
+                "Bits per dimension of images with noise under the law at that noise level, by the"
+                " network and by the training set's own mixture, which leaves the figure where it"
+                " memorises.",
                 partial(figures.levels, levels),
             ),
         ],
@@ -255,11 +256,12 @@ def _traces(rows: list[Row], n: int, steps: int) -> Table:
         "Bits per dimension of held-out digits by each trace",
         ["trace", "bits/dim", "mean |error|", "bias", "network calls", "Jacobian products", "time"],
         cells,
-        f"{n} images that no network saw, dequantised once; RK4, {steps} steps in ln(σ/α) from "
-        f"{digits.NOISE[0]:g} to {digits.NOISE[1]:g}. Errors in bits/dim, per image, against the exact "
-        "divergence of the same network, the only definition of this flow's likelihood; bias is their mean. "
-        "Calls are on all images at once; products are per image; the calls of the trace network, one for "
-        "each of the noise network's, are not listed. Time: for all images. 1 bit/dim = 44.4 nats per image.",
+        f"{n} images that no network saw, dequantised once; RK4, {steps} steps in ln(σ/α) from"
+        f" {digits.NOISE[0]:g} to {digits.NOISE[1]:g}. Errors in bits/dim, per image, against the"
+        " exact divergence of the same network, the only definition of this flow's likelihood;"
+        " bias is their mean. Calls are on all images at once; products are per image; the calls"
+        " of the trace network, one for each of the noise network's, are not listed. Time: for all"
+        " images. 1 bit/dim = 44.4 nats per image.",
     )
 
 
@@ -279,8 +281,8 @@ def _solver_table(rows: list[Row], steps: int) -> Table:
         "The same by each solver",
         ["solver", "bits/dim", "largest |error|", "network calls", "time"],
         cells,
-        "Hutchinson's trace with the same K = 4 probes everywhere, so that only the solver differs. Errors "
-        "in bits/dim against the last row; adaptive: tolerances 1e-5.",
+        "Hutchinson's trace with the same K = 4 probes everywhere, so that only the solver differs."
+        " Errors in bits/dim against the last row; adaptive: tolerances 1e-5.",
     )
 
 
@@ -298,15 +300,22 @@ def _level_table(levels: list[Level]) -> Table:
     return Table(
         "By the noise level at which the density is asked for",
         [
-            "σ/α", "network, held out", "data set, held out", "data set, its own", "gap", "ESS",
-            "DF-TM, residual: |error|", "DF-TM, paper's: |error|",
+            "σ/α",
+            "network, held out",
+            "data set, held out",
+            "data set, its own",
+            "gap",
+            "ESS",
+            "DF-TM, residual: |error|",
+            "DF-TM, paper's: |error|",
         ],
         cells,
-        f"Mean bits/dim of q at images with noise σ/α, the network's by the exact divergence; the data set: "
-        f"the mixture over {_COPIES} dequantised copies of the 1500 training images, exactly. Gap: held out "
-        "minus own, 0 for a law that does not memorise. ESS: median effective number of atoms at the "
-        "held-out images. |error|: mean, against the exact divergence, of paths that begin at this level.",
-    )  # fmt: skip
+        "Mean bits/dim of q at images with noise σ/α, the network's by the exact divergence; the"
+        f" data set: the mixture over {_COPIES} dequantised copies of the 1500 training images,"
+        " exactly. Gap: held out minus own, 0 for a law that does not memorise. ESS: median"
+        " effective number of atoms at the held-out images. |error|: mean, against the exact"
+        " divergence, of paths that begin at this level.",
+    )
 
 
 def _text(rows: list[Row], levels: list[Level]) -> list[str]:
@@ -317,40 +326,43 @@ def _text(rows: list[Row], levels: list[Level]) -> list[str]:
     low, unit, high = levels[0], levels[-2], levels[-1]
     return [
         (
-            "The density of an image under a diffusion model is an integral of the trace of the Fisher "
-            "information along the PF-ODE: d log q/d ln s = −σ² tr F with s = σ/α. What is evaluated is the "
-            f"density at s = {digits.NOISE[0]:g}, a twelfth of a grey level's width, at dequantised images; "
-            "its bits are an upper bound of those of the 17 grey levels. The paper has no such experiment; the "
-            "targets are ours."
+            "The density of an image under a diffusion model is an integral of the trace of the"
+            " Fisher information along the PF-ODE: d log q/d ln s = −σ² tr F with s = σ/α. What is"
+            f" evaluated is the density at s = {digits.NOISE[0]:g}, a twelfth of a grey level's"
+            " width, at dequantised images; its bits are an upper bound of those of the 17 grey"
+            " levels. The paper has no such experiment; the targets are ours."
         ),
         (
-            "The residual form of DF-TM needs no derivative of the network and comes within "
-            f"{size[residual.name]} bits/dim per image of the exact divergence, in {share:.0f} times less "
-            f"time; Hutchinson's estimator with one probe, {size[one.name]}. But that is all it gains here: "
-            "the trace network is of the noise network's size, a Jacobian product costs about as much as a "
-            f"call of either, and K = 4 probes, in {four.seconds / residual.seconds:.1f} times DF-TM's time, "
-            f"err by {size[four.name]}. The errors also differ in kind. Hutchinson's is random: it vanishes as "
-            "1/√K, and in the mean over images. DF-TM's has a bias "
-            f"({_signed(residual.error(truth).mean().item())}; spread {spread}) that no averaging removes: it "
-            "learned the trace of the law that the images come from, the divergence is that of the network's "
-            "own field, and the two agree only as far as both networks are right."
+            "The residual form of DF-TM needs no derivative of the network and comes within"
+            f" {size[residual.name]} bits/dim per image of the exact divergence, in {share:.0f}"
+            f" times less time; Hutchinson's estimator with one probe, {size[one.name]}. But that"
+            " is all it gains here: the trace network is of the noise network's size, a Jacobian"
+            " product costs about as much as a call of either, and K = 4 probes, in"
+            f" {four.seconds / residual.seconds:.1f} times DF-TM's time, err by {size[four.name]}."
+            " The errors also differ in kind. Hutchinson's is random: it vanishes as 1/√K, and in"
+            " the mean over images. DF-TM's has a bias"
+            f" ({_signed(residual.error(truth).mean().item())}; spread {spread}) that no averaging"
+            " removes: it learned the trace of the law that the images come from, the divergence"
+            " is that of the network's own field, and the two agree only as far as both networks"
+            " are right."
         ),
         (
-            f"The paper's form is no use at this level (mean |error| {size[paper.name]} bits/dim): eq. 17 "
-            "multiplies the trace network's error by α²d/σ⁴, of which d/s² is left in the integrand, and the "
-            "network starts from a Gaussian's answer here (Table 2 shows a better start). Where "
-            "the noise is of the order of the data's standard deviation it is as good as the other form, as "
-            f"the last table shows: {_number(unit.paper)} against {_number(unit.residual)} from "
-            f"s = {unit.s:g} on."
+            f"The paper's form is no use at this level (mean |error| {size[paper.name]} bits/dim):"
+            " eq. 17 multiplies the trace network's error by α²d/σ⁴, of which d/s² is left in the"
+            " integrand, and the network starts from a Gaussian's answer here (Table 2 shows a"
+            " better start). Where the noise is of the order of the data's standard deviation it"
+            f" is as good as the other form, as the last table shows: {_number(unit.paper)} against"
+            f" {_number(unit.residual)} from s = {unit.s:g} on."
         ),
         (
-            "The exact trace of the data set is exact for another law: the mixture of the training images' "
-            f"own Gaussians. Along the network's flow at low noise it means nothing (mean |error| "
-            f"{size[of_set.name]}). On its own flow it gives that mixture's density to rounding, and whether "
-            f"this is worth having depends on the noise: at s = {low.s:g} the set gives held-out images "
-            f"{_number(low.held, 1)} bits/dim and its own {_number(low.own, 1)}, pure memory; at "
-            f"s = {high.s:g} it gives {_number(high.held, 2)} and the network, {_number(high.network, 2)}. "
-            "It can be trusted where the effective number of atoms is well above one."
+            "The exact trace of the data set is exact for another law: the mixture of the training"
+            " images' own Gaussians. Along the network's flow at low noise it means nothing (mean"
+            f" |error| {size[of_set.name]}). On its own flow it gives that mixture's density to"
+            f" rounding, and whether this is worth having depends on the noise: at s = {low.s:g}"
+            f" the set gives held-out images {_number(low.held, 1)} bits/dim and its own"
+            f" {_number(low.own, 1)}, pure memory; at s = {high.s:g} it gives"
+            f" {_number(high.held, 2)} and the network, {_number(high.network, 2)}. It can be"
+            " trusted where the effective number of atoms is well above one."
         ),
     ]
 
@@ -367,33 +379,50 @@ def _claims(
     gap = abs(levels[-1].network - levels[-1].held)
     return [
         Claim(
-            "flow of the data set = its mixture, at σ/α = 1", f"{identity:.0e} nats apart", "< 1e-3",
-            identity < 1e-3, check=True,
+            "flow of the data set = its mixture, at σ/α = 1",
+            f"{identity:.0e} nats apart",
+            "< 1e-3",
+            identity < 1e-3,
+            check=True,
         ),
         Claim(
-            "Hutchinson, K = 16: mean error", f"{abs(standard):.1f} standard errors", "< 4",
-            abs(standard) < 4, check=True,
+            "Hutchinson, K = 16: mean error",
+            f"{abs(standard):.1f} standard errors",
+            "< 4",
+            abs(standard) < 4,
+            check=True,
         ),
-        Claim("RK4 against four times its steps", f"{solver:.0e} bits/dim", "< 0.01", solver < 0.01),
         Claim(
-            f"network = data set at σ/α = {levels[-1].s:g}, held out", f"{gap:.3f} bits/dim apart", "< 0.05",
+            "RK4 against four times its steps", f"{solver:.0e} bits/dim", "< 0.01", solver < 0.01
+        ),
+        Claim(
+            f"network = data set at σ/α = {levels[-1].s:g}, held out",
+            f"{gap:.3f} bits/dim apart",
+            "< 0.05",
             gap < 0.05,
         ),
         Claim(
-            "DF-TM, residual: mean |error|", f"{size[residual.name]:.3f} bits/dim", "< 0.1",
+            "DF-TM, residual: mean |error|",
+            f"{size[residual.name]:.3f} bits/dim",
+            "< 0.1",
             size[residual.name] < 0.1,
         ),
         Claim(
             "DF-TM, residual, against Hutchinson, K = 1: mean |error|",
-            f"{size[residual.name]:.3f} and {size[one.name]:.3f}", "smaller",
+            f"{size[residual.name]:.3f} and {size[one.name]:.3f}",
+            "smaller",
             size[residual.name] < size[one.name],
         ),
         Claim(
             "DF-TM, paper's form against residual: mean |error|",
-            f"{size[paper.name] / size[residual.name]:.1f} times", "> 2",
+            f"{size[paper.name] / size[residual.name]:.1f} times",
+            "> 2",
             size[paper.name] > 2 * size[residual.name],
         ),
         Claim(
-            "DF-TM, residual, against the exact divergence: speed", f"{speed:.0f} times", "> 10", speed > 10
+            "DF-TM, residual, against the exact divergence: speed",
+            f"{speed:.0f} times",
+            "> 10",
+            speed > 10,
         ),
-    ]  # fmt: skip
+    ]

@@ -29,9 +29,15 @@ def error(rows: list[Row], theme: Theme) -> Figure:
         )
     left.axvline(truth.seconds, color=theme.faint, linestyle="--", linewidth=1)
     left.annotate(
-        "exact divergence ", (truth.seconds, 0.98), xycoords=("data", "axes fraction"), color=theme.faint,
-        rotation=90, ha="right", va="top", fontsize=8,
-    )  # fmt: skip
+        "exact divergence ",
+        (truth.seconds, 0.98),
+        xycoords=("data", "axes fraction"),
+        color=theme.faint,
+        rotation=90,
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
     left.set(
         xscale="log", yscale="log", xlabel="seconds for all images", ylabel="mean |error|, bits/dim"
     )

@@ -70,12 +70,24 @@ def classifier(data: Digits, name: str, out: Path, step: Callable[[str], None]) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2 if name == "guide" else 3)
         if name == "guide":
-            layers = [nn.Flatten(), nn.Linear(_SIZE**2, 256), nn.SiLU(), nn.Linear(256, 128), nn.SiLU(),
-                      nn.Linear(128, 10)]  # fmt: skip
+            layers = [
+                nn.Flatten(),
+                nn.Linear(_SIZE**2, 256),
+                nn.SiLU(),
+                nn.Linear(256, 128),
+                nn.SiLU(),
+                nn.Linear(128, 10),
+            ]
         else:
-            layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-                      nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                      nn.Linear(32 * 49, 10)]  # fmt: skip
+            layers = [
+                nn.Conv2d(1, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(16, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(32 * 49, 10),
+            ]
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         x_0, labels = _batch(data, generator)

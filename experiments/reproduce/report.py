@@ -18,13 +18,13 @@ FIGURES = "reproduction"  # the figures' folder, beside reproduction.md
 
 _TITLE = "The paper's experiments, reproduced"
 _LEAD = (
-    "Efficiently Access Diffusion Fisher: Within the Outer Product Span Space (ICML 2025): what agrees, what "
-    "does not, and why."
+    "Efficiently Access Diffusion Fisher: Within the Outer Product Span Space (ICML 2025): what"
+    " agrees, what does not, and why."
 )
 _HEAD = ["claim", "reached", "target", "verdict"]
 _QUICK = (
-    "A quick run: small samples and short training show that everything works. Its numbers are not the "
-    "results, and no target is judged."
+    "A quick run: small samples and short training show that everything works. Its numbers are not"
+    " the results, and no target is judged."
 )
 _MARKUP = re.compile(r"([\\*~|$]|<(?=[a-zA-Z/!?])|\b_|_\b)")
 _NUMBER = re.compile(r"[<>≤≥≈~+−-]?\s*\d.{,9}$|[–-]?$")  # or an empty cell
@@ -219,7 +219,10 @@ def page(run: Run) -> str:
         parts += _html_section(run, result) if result.section else []
     parts += _claims_html(run, "Checks", checks)
     parts += ["<h2>Time</h2>", _html_table(*_times(run))]
-    made = f"Made by <code>{run.command}</code>, {run.date}. {escape(processor())}, {escape(machine())}."
+    made = (
+        f"Made by <code>{run.command}</code>, {run.date}. {escape(processor())},"
+        f" {escape(machine())}."
+    )
     return html.page(_TITLE, parts, made)
 
 

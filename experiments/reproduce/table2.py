@@ -223,28 +223,33 @@ def _met(rows: dict[float, Row], form: str) -> list[float]:
 
 def _table(clock: str, rows: dict[float, Row], quick: bool) -> Table:
     note = (
-        f"Relative error = mean |estimate − truth| / mean |truth| over {_QUERIES[quick]} points x_t ~ q_t; "
-        "truth: the closed form. VJP: exact divergence of the noise network, d = 2 VJPs; Hutchinson: one "
-        "Rademacher probe. 'size' = (σ²/d) mean |tr F|; 'eps' = root mean square error of the noise network "
-        "per coordinate. Training: "
+        f"Relative error = mean |estimate − truth| / mean |truth| over {_QUERIES[quick]} points x_t"
+        " ~ q_t; truth: the closed form. VJP: exact divergence of the noise network, d = 2 VJPs;"
+        " Hutchinson: one Rademacher probe. 'size' = (σ²/d) mean |tr F|; 'eps' = root mean square"
+        " error of the noise network per coordinate. Training: "
         + ", ".join(f"{name} {_STEPS[form][quick]} steps" for form, name in NETWORKS.items())
-        + f" of {_BATCH[quick]} noisy points, half of them log-uniform in σ over [{NOISE[0]:g}, "
-        f"{NOISE[1]:g}], half over [{MIDDLE[0]:g}, {MIDDLE[1]:g}] with three times the weight; targets "
-        f"averaged over {_ATOMS[quick]} fresh samples; MLPs, {_DEPTH} layers of {_WIDTH[quick]}, trained "
-        "in float32, evaluated in float64."
+        + f" of {_BATCH[quick]} noisy points, half of them log-uniform in σ over [{NOISE[0]:g},"
+        f" {NOISE[1]:g}], half over [{MIDDLE[0]:g}, {MIDDLE[1]:g}] with three times the weight;"
+        f" targets averaged over {_ATOMS[quick]} fresh samples; MLPs, {_DEPTH} layers of"
+        f" {_WIDTH[quick]}, trained in float32, evaluated in float64."
     )
     return Table(
-        title=f"Relative error of tr F, VE with {clock}" + (", cut at σ = 0.01" if "√" in clock else ""),
+        title=f"Relative error of tr F, VE with {clock}"
+        + (", cut at σ = 0.01" if "√" in clock else ""),
         head=["t", "σ", "size", "eps", *METHODS.values(), "paper's DF-TM"],
         rows=[
             [
-                f"{t:.1f}", f"{row.sigma:.3g}", f"{row.size:.3f}", f"{row.off:.4f}",
-                *(percent(row.errors[m]) for m in METHODS), f"{TARGETS[t]:.2f} %",
+                f"{t:.1f}",
+                f"{row.sigma:.3g}",
+                f"{row.size:.3f}",
+                f"{row.off:.4f}",
+                *(percent(row.errors[m]) for m in METHODS),
+                f"{TARGETS[t]:.2f} %",
             ]
             for t, row in rows.items()
         ],
         note=note,
-    )  # fmt: skip
+    )
 
 
 def _claims(rows: dict[float, Row], gap: float) -> list[Claim]:
@@ -291,50 +296,55 @@ def _text(rows: dict[str, dict[float, Row]], curve: list[Row]) -> list[str]:
     wins = sum(row.errors["residual"] < row.errors["vjp"] for row in root.values())
     return [
         (
-            "How far from the truth is the trace of the Fisher information, tr F = −Δ log q_t, computed from "
-            "trained networks? The data are a chessboard in the plane: diffused, it is a product of "
-            "differences of error functions, so that the truth is known at every noise level."
+            "How far from the truth is the trace of the Fisher information, tr F = −Δ log q_t,"
+            " computed from trained networks? The data are a chessboard in the plane: diffused, it"
+            " is a product of differences of error functions, so that the truth is known at every"
+            " noise level."
         ),
         (
-            "The paper prints one relative error per t for VE and defines neither the error nor the noise "
-            "levels. We fixed both before looking at a result: mean |estimate − truth| / mean |truth| over "
-            "samples of q_t, and two clocks of VE. σ = √t on [0, 1] is that of the authors' published code "
-            "(Table 3); against it the paper's numbers are judged. The geometric one, 0.01 to 50, is that of "
-            "score-based models. Both end at σ = 0.01, which stands for t = 0: at σ = 0 there is no trace."
+            "The paper prints one relative error per t for VE and defines neither the error nor the"
+            " noise levels. We fixed both before looking at a result: mean |estimate − truth| /"
+            " mean |truth| over samples of q_t, and two clocks of VE. σ = √t on [0, 1] is that of"
+            " the authors' published code (Table 3); against it the paper's numbers are judged. The"
+            " geometric one, 0.01 to 50, is that of score-based models. Both end at σ = 0.01, which"
+            " stands for t = 0: at σ = 0 there is no trace."
         ),
         (
-            "The paper's form (Algorithm 1, eq. 17) subtracts |ybar|²/d from a learned E|x_0|²/d: two "
-            "numbers of size |x|²/d, for a difference of size σ². Errors of either network enter at first "
-            "order, the noise network's e as 2 |x| e/σ³, the trace network's multiplied by d/σ⁴. Here the trace "
-            "network is spared the worst: it starts from the noise network's own |ybar|²/d and learns the rest, "
-            "of size σ². (In an earlier run of 20,000 steps that started from a Gaussian's answer, its errors "
-            "were about 1.4 times as large from t = 0.2 to 1.0, and 40 times at σ = 0.01.) It is at or below "
-            f"the paper's numbers {at('paper')}; at t = 0.2 it is off by "
-            f"{percent(half.errors['paper'])}, at σ = 0.01 by {percent(least.errors['paper'])}: there its "
-            "regression has noise 2 |x| σ around an answer of size σ², and would need about 10⁵ times the "
-            "samples. We know no reading of '5.81 % at t = 0.0' under which eq. 17 gives it."
+            "The paper's form (Algorithm 1, eq. 17) subtracts |ybar|²/d from a learned E|x_0|²/d:"
+            " two numbers of size |x|²/d, for a difference of size σ². Errors of either network"
+            " enter at first order, the noise network's e as 2 |x| e/σ³, the trace network's"
+            " multiplied by d/σ⁴. Here the trace network is spared the worst: it starts from the"
+            " noise network's own |ybar|²/d and learns the rest, of size σ². (In an earlier run of"
+            " 20,000 steps that started from a Gaussian's answer, its errors were about 1.4 times"
+            " as large from t = 0.2 to 1.0, and 40 times at σ = 0.01.) It is at or below the"
+            f" paper's numbers {at('paper')}; at t = 0.2 it is off by"
+            f" {percent(half.errors['paper'])}, at σ = 0.01 by {percent(least.errors['paper'])}:"
+            " there its regression has noise 2 |x| σ around an answer of size σ², and would need"
+            " about 10⁵ times the samples. We know no reading of '5.81 % at t = 0.0' under which"
+            " eq. 17 gives it."
         ),
         (
-            "The remedies cost nothing. Noise form: the same formula with the origin moved to x_t, so that "
-            f"E|eps|²/d is learned; it is at or below the paper's numbers {at('noise')}. Residual form: with "
-            "the origin moved to the noise network's own prediction, whose errors then count at second order "
-            f"only; {at('residual')}. At σ = 0.01 every form fails: tr F is zero but for the 4 % of the "
-            "points within 2 σ of an edge, and the noise of |eps|² is not. That is a limit of regression, "
-            "not of the network."
+            "The remedies cost nothing. Noise form: the same formula with the origin moved to x_t,"
+            f" so that E|eps|²/d is learned; it is at or below the paper's numbers {at('noise')}."
+            " Residual form: with the origin moved to the noise network's own prediction, whose"
+            f" errors then count at second order only; {at('residual')}. At σ = 0.01 every form"
+            " fails: tr F is zero but for the 4 % of the points within 2 σ of an edge, and the"
+            " noise of |eps|² is not. That is a limit of regression, not of the network."
         ),
         (
-            "VJP differentiates the noise network, and the derivative of a network is further from the truth "
-            "than its values ('eps' in the table). In the paper VJP has the larger errors. "
-            f"Here the residual form is the better one at {wins} of the {len(TIMES)} rows, VJP at small σ, "
-            "where differentiating a good network beats regressing on noise. Hutchinson adds the noise of "
-            "its probe; where F is diagonal, as at straight edges parallel to the axes, its Rademacher "
-            "probes have none."
+            "VJP differentiates the noise network, and the derivative of a network is further from"
+            " the truth than its values ('eps' in the table). In the paper VJP has the larger"
+            f" errors. Here the residual form is the better one at {wins} of the {len(TIMES)} rows,"
+            " VJP at small σ, where differentiating a good network beats regressing on noise."
+            " Hutchinson adds the noise of its probe; where F is diagonal, as at straight edges"
+            " parallel to the axes, its Rademacher probes have none."
         ),
         (
-            "With the geometric clock the first two rows are nearly exact for every method: where the noise "
-            "is far larger than the data, tr F is d/σ². All regressions have Algorithm 1's expected "
-            "gradients; their targets are averaged over a batch of data by one pass of the posterior op, "
-            "which takes most of the noise away at σ above 0.05. Levels and error were fixed beforehand; how "
-            "to train (weights, levels in a batch, steps) was then tried out on these same tables."
+            "With the geometric clock the first two rows are nearly exact for every method: where"
+            " the noise is far larger than the data, tr F is d/σ². All regressions have Algorithm"
+            " 1's expected gradients; their targets are averaged over a batch of data by one pass"
+            " of the posterior op, which takes most of the noise away at σ above 0.05. Levels and"
+            " error were fixed beforehand; how to train (weights, levels in a batch, steps) was"
+            " then tried out on these same tables."
         ),
     ]

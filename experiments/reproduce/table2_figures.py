@@ -29,16 +29,16 @@ def pictures(networks, curve, methods, targets, quick) -> list[Picture]:
     return [
         Picture(
             "table2_fields",
-            "(σ²/d) tr F over the plane, [−5, 5]², at three noise levels: 1 in free noise, 0 where the "
-            "density is locally flat, negative (blue) in the gaps between squares. From the left: the closed "
-            "form, the three forms of DF-TM, the trace of the noise network's Jacobian by VJP. Grey: where "
-            "the density is below 1e-6.",
+            "(σ²/d) tr F over the plane, [−5, 5]², at three noise levels: 1 in free noise, 0 where"
+            " the density is locally flat, negative (blue) in the gaps between squares. From the"
+            " left: the closed form, the three forms of DF-TM, the trace of the noise network's"
+            " Jacobian by VJP. Grey: where the density is below 1e-6.",
             lambda theme: fields(networks, 48 if quick else 120, theme),
         ),
         Picture(
             "table2_error",
-            "Mean error of tr F relative to mean |tr F| against the noise level. Circles: the paper's DF-TM, "
-            "drawn at σ = √t.",
+            "Mean error of tr F relative to mean |tr F| against the noise level. Circles: the"
+            " paper's DF-TM, drawn at σ = √t.",
             lambda theme: error(curve, methods, targets, theme),
         ),
     ]
@@ -105,9 +105,13 @@ def error(curve, methods, targets, theme: Theme) -> Figure:
         )
     shown = {t: value for t, value in targets.items() if t > 0}
     axis.plot(
-        [t**0.5 for t in shown], [v / 100 for v in shown.values()], "o", mfc="none", color=theme.series[1],
+        [t**0.5 for t in shown],
+        [v / 100 for v in shown.values()],
+        "o",
+        mfc="none",
+        color=theme.series[1],
         label="paper's DF-TM (σ = √t)",
-    )  # fmt: skip
+    )
     ticks = {1e-4: "0.01 %", 1e-2: "1 %", 0.1: "10 %", 1.0: "100 %", 1e2: "10⁴ %", 1e4: "10⁶ %"}
     axis.set(xscale="log", yscale="log", xlabel="noise level σ", ylabel="relative error of tr F")
     axis.set_ylim(1e-6, 1e4)

@@ -208,10 +208,11 @@ def _non_affine(
             "true Jacobian, equal levels",
         ],
         rows,
-        f"Mean over {count:,} chains of |A₀ − A₀ᵀ| / (√2 |A₀|), A₀ = A without its diagonal; the same "
-        "starts in every cell. Their grid: M = 1000 levels uniform in t, their schedules (the Jacobian: "
-        "with the consistent sub-VP). Equal levels: 1000 steps uniform in ln(σ/α), from 1 to 0.002 (VE, "
-        "EDM) and from 14.5 to 0.03 (VP, sub-VP). ± is the standard error, about the same in all columns.",
+        f"Mean over {count:,} chains of |A₀ − A₀ᵀ| / (√2 |A₀|), A₀ = A without its diagonal; the"
+        " same starts in every cell. Their grid: M = 1000 levels uniform in t, their schedules"
+        " (the Jacobian: with the consistent sub-VP). Equal levels: 1000 steps uniform in ln(σ/α),"
+        " from 1 to 0.002 (VE, EDM) and from 14.5 to 0.03 (VP, sub-VP). ± is the standard error,"
+        " about the same in all columns.",
     )
 
 
@@ -225,9 +226,10 @@ def _straight(straight: dict[str, dict[str, float]]) -> Table:
         "Where the map is a Monge map: one Gaussian, atoms on a line",
         ["data", "paper", "authors' convention", "slide (AᵀB)", "true Jacobian"],
         rows,
-        "The largest asymmetry of any of 4,096 chains and of the four schedules, M = 1000. Single Gaussian: "
-        "standard deviations 0.77 and 0.32, turned by 37°, in closed form (the authors' code has none). "
-        "Affine: the authors' three atoms on the x₂ axis; turned by 37°, so that nothing vanishes by itself.",
+        "The largest asymmetry of any of 4,096 chains and of the four schedules, M = 1000. Single"
+        " Gaussian: standard deviations 0.77 and 0.32, turned by 37°, in closed form (the authors'"
+        " code has none). Affine: the authors' three atoms on the x₂ axis; turned by 37°, so that"
+        " nothing vanishes by itself.",
     )
 
 
@@ -258,9 +260,10 @@ def _spread(
             "Monge",
         ],
         rows,
-        "Mean, atoms turned: of the asymmetry for the same three atoms turned by 37°. Turn: of the polar "
-        "factor of A. Not positive: the share of chains where A + Aᵀ is not positive definite. Monge: the "
-        "share with asymmetry at most 1e-6 and a positive definite A; an optimal-transport map needs 100 %.",
+        "Mean, atoms turned: of the asymmetry for the same three atoms turned by 37°. Turn: of the"
+        " polar factor of A. Not positive: the share of chains where A + Aᵀ is not positive"
+        " definite. Monge: the share with asymmetry at most 1e-6 and a positive definite A; an"
+        " optimal-transport map needs 100 %.",
     )
 
 
@@ -271,35 +274,37 @@ def _text(
     one = level["EDM"]
     return [
         (
-            "The paper's conclusion holds: on three atoms that do not lie on a line the Jacobian of the "
-            "PF-ODE's map is not symmetric, for every schedule, and the map is no optimal-transport map; for "
-            "one Gaussian and for atoms on a line it is symmetric to rounding. The test that the paper "
-            "leaves out fails too: for some starts near the borders between the atoms' basins the Jacobian "
-            "is not positive definite. But the statistic makes the departure look large: half of the chains "
-            "are turned by less than a degree."
+            "The paper's conclusion holds: on three atoms that do not lie on a line the Jacobian of"
+            " the PF-ODE's map is not symmetric, for every schedule, and the map is no"
+            " optimal-transport map; for one Gaussian and for atoms on a line it is symmetric to"
+            " rounding. The test that the paper leaves out fails too: for some starts near the"
+            " borders between the atoms' basins the Jacobian is not positive definite. But the"
+            " statistic makes the departure look large: half of the chains are turned by less than"
+            " a degree."
         ),
         (
-            "That sub-VP should be nearer to optimal transport (13.84 % in the paper) is an artefact. "
-            "Everything depends on x/α and σ/α only, so that at equal levels σ/α all schedules have the same "
-            "map: VE and EDM agree to rounding, and so do VP and sub-VP. The authors' code gives sub-VP the "
-            "σ of VP and swaps its first and last β. What difference remains between the two pairs is where "
-            "they start, at σ/α = 1 or at 14.5."
+            "That sub-VP should be nearer to optimal transport (13.84 % in the paper) is an"
+            " artefact. Everything depends on x/α and σ/α only, so that at equal levels σ/α all"
+            " schedules have the same map: VE and EDM agree to rounding, and so do VP and sub-VP."
+            " The authors' code gives sub-VP the σ of VP and swaps its first and last β. What"
+            " difference remains between the two pairs is where they start, at σ/α = 1 or at 14.5."
         ),
         (
-            "The authors' code steps A by the B of eq. 22 as printed, where both g² terms have the wrong "
-            "sign: nearly the inverses of the right steps, up to scale. In two dimensions the inverse of a "
-            "symmetric matrix is that matrix turned by a right angle, up to scale, and so their numbers come "
-            "close to the true ones all the same; in three dimensions they would not. Line 6 of Algorithm 2 "
-            "as printed, AᵀB, is another matter: for EDM the last step before t = 0 makes A + Aᵀ of A and so "
-            "reports 0.00 %, a false optimal-transport map."
+            "The authors' code steps A by the B of eq. 22 as printed, where both g² terms have the"
+            " wrong sign: nearly the inverses of the right steps, up to scale. In two dimensions"
+            " the inverse of a symmetric matrix is that matrix turned by a right angle, up to"
+            " scale, and so their numbers come close to the true ones all the same; in three"
+            " dimensions they would not. Line 6 of Algorithm 2 as printed, AᵀB, is another matter:"
+            " for EDM the last step before t = 0 makes A + Aᵀ of A and so reports 0.00 %, a false"
+            " optimal-transport map."
         ),
         (
-            "The number needs many steps and many chains. At the authors' default, M = 20, their convention "
-            f"gives {default}; a single chain, their other default, shows anything from {_percent(one.low)} "
-            f"to {_percent(one.high)} (5 to 95 %). And it is no invariant: turn the same three atoms by 37°, "
-            f"which changes nothing in the question, and {_percent(one.mean)} becomes "
-            f"{_percent(turned['EDM'].mean)} (EDM), because the off-diagonal part that it divides by depends "
-            "on the axes."
+            "The number needs many steps and many chains. At the authors' default, M = 20, their"
+            f" convention gives {default}; a single chain, their other default, shows anything from"
+            f" {_percent(one.low)} to {_percent(one.high)} (5 to 95 %). And it is no invariant:"
+            " turn the same three atoms by 37°, which changes nothing in the question, and"
+            f" {_percent(one.mean)} becomes {_percent(turned['EDM'].mean)} (EDM), because the"
+            " off-diagonal part that it divides by depends on the axes."
         ),
     ]
 

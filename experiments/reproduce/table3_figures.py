@@ -34,23 +34,24 @@ def pictures(y: Tensor, published, sweep, counts, paper) -> list[Picture]:
     return [
         Picture(
             "transport_twist",
-            "Where on the noise plane (σ = 1) the map fails to be optimal transport. Left: the asymmetry of "
-            "the Jacobian at each start, with the three atoms and the borders between their basins. Middle: "
-            "the angle through which the Jacobian turns (its polar factor; an optimal-transport map turns "
-            "nowhere). Right: chains, and at σ = 0.17 the images of small circles about their starts, "
-            "coloured as on the left and rescaled to one size.",
+            "Where on the noise plane (σ = 1) the map fails to be optimal transport. Left: the"
+            " asymmetry of the Jacobian at each start, with the three atoms and the borders between"
+            " their basins. Middle: the angle through which the Jacobian turns (its polar factor;"
+            " an optimal-transport map turns nowhere). Right: chains, and at σ = 0.17 the images of"
+            " small circles about their starts, coloured as on the left and rescaled to one size.",
             lambda theme: twist(y, theme),
         ),
         Picture(
             "transport_distribution",
-            "Share of the chains with an asymmetry below a value, at 999 steps. Of an optimal-transport map "
-            "all chains stand at 0. The slide's convention hides the asymmetry.",
+            "Share of the chains with an asymmetry below a value, at 999 steps. Of an"
+            " optimal-transport map all chains stand at 0. The slide's convention hides the"
+            " asymmetry.",
             lambda theme: distribution(published, theme),
         ),
         Picture(
             "transport_steps",
-            "Mean asymmetry against the number M of time levels on the authors' grid, uniform in t; bars: "
-            "the paper's numbers. At M = 20, their default, nothing has converged.",
+            "Mean asymmetry against the number M of time levels on the authors' grid, uniform in t;"
+            " bars: the paper's numbers. At M = 20, their default, nothing has converged.",
             lambda theme: steps(sweep, counts, paper, theme),
         ),
     ]
