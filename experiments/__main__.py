@@ -12,7 +12,7 @@ from . import NAMES
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="experiments",
+        prog="python -m experiments",
         description="What dfkernels computes on real data, every number checked.",
         epilog=cli.EXIT_CODES.replace("  2  ", "  1    a check failed\n  2  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from dfkernels._io import files
-from experiments import __main__ as cli
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
+from experiments import __main__ as program
 from experiments import demo
 from experiments.demo import data, report
 from experiments.demo.speed import plain, sdpa
@@ -31,7 +31,7 @@ FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"
 def finished(tmp_path_factory):
     """One quick run for all tests."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, cli.main(["demo", "--quick", "--out", str(out)])
+    return out, program.main(["demo", "--quick", "--out", str(out)])
 
 
 def test_every_check_holds(finished):
@@ -113,10 +113,11 @@ def test_table_is_aligned():
 
 def test_missing_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "sklearn" else object())
-    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert program.main(["demo", "--out", str(tmp_path / "out")]) == 2
     assert (
         capsys.readouterr().err
-        == 'experiments demo: error: sklearn not installed: pip install "dfkernels[demo]"\n'
+        == "python -m experiments demo: error: sklearn not installed: pip install"
+        ' "dfkernels[demo]"\n'
     )
     assert not (tmp_path / "out").exists()
 
@@ -124,9 +125,9 @@ def test_missing_extra(tmp_path, monkeypatch, capsys):
 def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(data, "digits", lambda quick: pytest.fail("worked first"))
-    assert cli.main(["demo", "--out", str(tmp_path / "file")]) == 2
+    assert program.main(["demo", "--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith(
-        f"experiments demo: error: {tmp_path}/file: cannot write there: "
+        f"python -m experiments demo: error: {tmp_path}/file: cannot write there: "
     )
 
 
@@ -147,10 +148,11 @@ def test_full_disk_keeps_what_was_computed(tmp_path, monkeypatch, capsys, finish
         real(path, full if path.suffix == ".png" else fill)
 
     monkeypatch.setattr(demo, "write", write)
-    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 2
+    assert program.main(["demo", "--quick", "--out", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert printed.err.endswith(
-        f"experiments demo: error: {tmp_path}/digits.png: cannot write: No space left on device\n"
+        f"python -m experiments demo: error: {tmp_path}/digits.png: cannot write: No space left on"
+        " device\n"
     )
     assert "all checks hold" in printed.out
     assert [p.name for p in tmp_path.iterdir()] == ["results.npz"] and len(
@@ -172,5 +174,5 @@ def test_interrupt(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "sweep", stop)
-    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("\nexperiments demo: interrupted\n")
+    assert program.main(["demo", "--quick", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("\npython -m experiments demo: interrupted\n")

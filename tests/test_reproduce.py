@@ -1,4 +1,5 @@
-"""`python -m experiments reproduce`: a quick run of everything, what is written when something goes wrong, and
+"""`python -m experiments reproduce`: a quick run of everything, what is written when something
+goes wrong, and
 the errata's numbers.
 """
 
@@ -14,7 +15,6 @@ import pytest
 
 from dfkernels._io.files import FileError
 from dfkernels._io.progress import Progress
-from experiments import __main__ as cli
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
@@ -22,7 +22,8 @@ pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]"
 
 from matplotlib import pyplot as plt
 
-from experiments import reproduce
+from experiments import NAMES, reproduce
+from experiments import __main__ as program
 from experiments.page import extra
 from experiments.reproduce import errata, errata_bounds, report
 from experiments.reproduce.section import Claim, Picture, Section, Table
@@ -39,7 +40,7 @@ def finished(tmp_path_factory):
             "step",
             lambda bar, stage="", units=1: (stages.append(stage), step(bar, stage, units)),
         )
-        code = cli.main(["reproduce", "all", "--quick", "--out", str(out)])
+        code = program.main(["reproduce", "all", "--quick", "--out", str(out)])
     return out, code, stages
 
 
@@ -49,7 +50,7 @@ def test_everything_runs(finished):
     text = (out / "reproduction.md").read_text()
     assert code == 0 and "\n- " not in text  # no problem is reported
     rows = re.findall(r"^\| (\w+) \| .* \| (holds|not judged) \|$", text, re.MULTILINE)
-    assert {name for name, _ in rows} == set(reproduce.NAMES)
+    assert {name for name, _ in rows} == set(NAMES)
     assert {verdict for _, verdict in rows} == {"holds", "not judged"}
     assert len([name for name, verdict in rows if (name, verdict) == ("table3", "holds")]) == 7
     assert (
@@ -64,7 +65,7 @@ def test_every_figure_is_there_and_is_shown(finished):
     shown = re.findall(
         r"!\[[^\]]*\]\(reproduction/([^)]+)\)", (out / "reproduction.md").read_text()
     )
-    assert sorted(shown) == figures and {f.split("-")[0] for f in figures} == set(reproduce.NAMES)
+    assert sorted(shown) == figures and {f.split("-")[0] for f in figures} == set(NAMES)
     for figure in figures:
         assert (out / "reproduction" / figure).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (out / "index.html").read_text(encoding="utf-8")
@@ -78,12 +79,12 @@ def test_every_figure_is_there_and_is_shown(finished):
         "index.html",
         "reproduction.md",
         "reproduction",
-        *(f"{n}.md" for n in reproduce.NAMES),
+        *(f"{n}.md" for n in NAMES),
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", reproduce.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_stages_are_counted(finished, name):
     """The bar's length is right: as many steps as STAGES, and one for the figures."""
     module = sys.modules[f"experiments.reproduce.{name}"]
@@ -120,12 +121,12 @@ MISSED = Claim("mean error", "7.1 %", "≤ 5.8 %", False)
 
 
 def names(monkeypatch, *chosen):
-    monkeypatch.setattr(reproduce, "NAMES", chosen)
+    monkeypatch.setattr(program, "NAMES", chosen)
 
 
 def test_a_failing_check_fails_the_command(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "table2", claims=[GOOD, BAD])
-    assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 1
+    assert program.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert (
         "\nCHECK FAILED: table2: error: reached 0.5, target < 1e-10\n1 of 2 checks hold\n"
@@ -139,7 +140,7 @@ def test_a_failing_check_fails_the_command(tmp_path, monkeypatch, capsys):
 
 def test_a_missed_target_is_stated_and_is_no_failure(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "table2", claims=[GOOD, MISSED])
-    assert cli.main(["reproduce", "table2", "--out", str(tmp_path)]) == 0
+    assert program.main(["reproduce", "table2", "--out", str(tmp_path)]) == 0
     line = "target not reached: table2: mean error: reached 7.1 %, target ≤ 5.8 %"
     count = "1 of 1 checks hold; 0 of 1 targets reached"
     assert f"\n{line}\n{count}\n" in capsys.readouterr().out
@@ -150,7 +151,7 @@ def test_a_missed_target_is_stated_and_is_no_failure(tmp_path, monkeypatch, caps
         and f"\n- {line}\n" in text
         and f"<p class=problem>{line}</p>" in (tmp_path / "index.html").read_text()
     )
-    assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 0
+    assert program.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "1 of 1 checks hold; targets are not judged in a quick run\n" in printed
     assert "target not reached" not in printed
@@ -163,7 +164,7 @@ def test_an_experiment_that_raises_loses_nothing_of_the_others(tmp_path, monkeyp
     experiment(monkeypatch, "errata", claims=[GOOD])
     experiment(monkeypatch, "table2", error=ValueError("y: expected\nfinite values"))
     experiment(monkeypatch, "table3", claims=[GOOD])
-    assert cli.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 1
+    assert program.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert (
         "\nFAILED: table2: ValueError: y: expected finite values\n2 of 2 checks hold\n"
@@ -187,7 +188,7 @@ def test_an_experiment_that_raises_loses_nothing_of_the_others(tmp_path, monkeyp
 
 def test_a_figure_that_cannot_be_drawn_keeps_the_numbers(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "table2", claims=[GOOD], draw=lambda theme: 1 / 0)
-    assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 1
+    assert program.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 1
     assert "FAILED: table2: ZeroDivisionError: division by zero" in capsys.readouterr().out
     text = (tmp_path / "table2.md").read_text()
     assert "| 1 | 2.5 |" in text and "![" not in text and not os.listdir(tmp_path / "reproduction")
@@ -198,8 +199,8 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
     experiment(monkeypatch, "errata", claims=[GOOD])
     experiment(monkeypatch, "table2", error=KeyboardInterrupt())
     experiment(monkeypatch, "table3")
-    assert cli.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("\nexperiments reproduce: interrupted\n")
+    assert program.main(["reproduce", "all", "--quick", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("\npython -m experiments reproduce: interrupted\n")
     assert "| 1 | 2.5 |" in (tmp_path / "errata.md").read_text()
     assert "\n- not finished: table2, table3\n" in (tmp_path / "reproduction.md").read_text()
     assert (
@@ -210,12 +211,12 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch, capsys):
 KILLED = """
 import os, signal, sys
 from types import SimpleNamespace
-from experiments import __main__ as cli
-from experiments import reproduce
-reproduce.NAMES = ("errata", "table2")
+from experiments import NAMES, reproduce
+from experiments import __main__ as program
+program.NAMES = ("errata", "table2")
 kill = SimpleNamespace(STAGES=["work"], run=lambda *args: os.kill(os.getpid(), signal.SIGKILL))
 sys.modules["experiments.reproduce.table2"] = kill
-cli.main(["reproduce", "all", "--quick", "--out", sys.argv[1]])
+program.main(["reproduce", "all", "--quick", "--out", sys.argv[1]])
 """
 
 
@@ -238,27 +239,33 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 
     experiment(monkeypatch, "table2", claims=[GOOD])
     monkeypatch.setattr(reproduce, "write", full)
-    assert cli.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 2
+    assert program.main(["reproduce", "table2", "--quick", "--out", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     message = f"{tmp_path}/reproduction/table2-plot.png: cannot write: No space left on device"
     assert (
-        printed.err.endswith(f"experiments reproduce: error: {message}\n")
+        printed.err.endswith(f"python -m experiments reproduce: error: {message}\n")
         and "    2.5\n" in printed.out
     )
 
 
 def test_missing_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(extra, "find_spec", lambda name: None if name == "sklearn" else object())
-    assert cli.main(["reproduce", "errata", "--out", str(tmp_path / "out")]) == 2
-    message = 'experiments reproduce: error: sklearn not installed: pip install "dfkernels[demo]"\n'
+    assert program.main(["reproduce", "errata", "--out", str(tmp_path / "out")]) == 2
+    message = (
+        "python -m experiments reproduce: error: sklearn not installed: pip install"
+        ' "dfkernels[demo]"\n'
+    )
     assert capsys.readouterr().err == message and not (tmp_path / "out").exists()
 
 
 def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     experiment(monkeypatch, "table2", error=AssertionError("worked first"))
-    assert cli.main(["reproduce", "table2", "--out", str(tmp_path / "file")]) == 2
-    start = f"experiments reproduce: error: {tmp_path}/file/reproduction: cannot write there: "
+    assert program.main(["reproduce", "table2", "--out", str(tmp_path / "file")]) == 2
+    start = (
+        f"python -m experiments reproduce: error: {tmp_path}/file/reproduction: cannot write"
+        " there: "
+    )
     assert capsys.readouterr().err.startswith(start)
 
 
@@ -286,7 +293,7 @@ def test_tables_align_numbers_to_the_right():
 
 def test_the_page_says_the_same(tmp_path, monkeypatch):
     experiment(monkeypatch, "table2", claims=[GOOD])
-    assert cli.main(["reproduce", "table2", "--out", str(tmp_path)]) == 0
+    assert program.main(["reproduce", "table2", "--out", str(tmp_path)]) == 0
     page, text = (tmp_path / "index.html").read_text(), (tmp_path / "reproduction.md").read_text()
     assert "It is *so* &lt;b&gt;." in page and r"It is \*so\* \<b>." in text
     assert "A <code>plot</code>." in page and "A `plot`." in text

@@ -111,7 +111,7 @@ def _occupy() -> None:
 
 
 class Console:
-    """`with Console() as console: ...; return console.code(code, "dfkernels demo")`.
+    """`with Console() as console: ...; return console.code(code, "dfkernels env")`.
 
     Inside, sys.stdout and sys.stderr take everything: what their encoding lacks is written in
     ASCII, and what they cannot take is dropped. `code` tells what became of standard output.

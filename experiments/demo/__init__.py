@@ -1,4 +1,4 @@
-"""The main job, `python -m experiments demo`: real data, every quantity over the noise levels, checked and
+"""`python -m experiments demo`: real data, every quantity over the noise levels, checked and
 drawn."""
 
 from __future__ import annotations

@@ -174,5 +174,8 @@ def page(
     parts.append(
         html.table(speed_head(), [row for speed in speeds for row in speed_rows(speed)], rule=2)
     )
-    footer = f"{escape(machine())}. Made by <code>python -m experiments demo</code>; the numbers are in results.npz."
+    footer = (
+        f"{escape(machine())}. Made by <code>python -m experiments demo</code>; the numbers are in"
+        " results.npz."
+    )
     return html.page("dfkernels: the diffusion Fisher on real data", parts, footer)

@@ -1,5 +1,5 @@
-"""`python -m experiments reproduce`: the paper's experiments, each with its tables, figures and checked
-claims."""
+"""`python -m experiments reproduce`: the paper's experiments, each with its tables, figures and
+checked claims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import torch
 from dfkernels._io.files import folder, write
 from dfkernels._io.progress import Progress
 
-from .. import NAMES  # noqa: F401, the names that run takes
 from ..page import extra
 from ..page.text import machine
 
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def run(names: list[str], out: Path, *, quick: bool = False) -> int:
-    """Run the experiments `names` (of NAMES); 0 if every check holds, 1 if not or if an experiment
-    raised.
+    """Run the experiments `names` (of experiments.NAMES); 0 if every check holds, 1 if not or if an
+    experiment raised.
 
     Writes to `out`, each file whole and as soon as it is there: NAME.md and
     reproduction/NAME-FIGURE.png of each experiment when it ends, and then, over all that have
     ended, reproduction.md and index.html. Trained networks are kept under `out`, for quick and full
     runs apart. An experiment that raises is reported, and the next one runs.
 
-    Raises ModuleNotFoundError if the extra is not installed, _files.FileError if `out` cannot be
+    Raises ModuleNotFoundError if the extra is not installed, dfkernels FileError if `out` cannot be
     written.
     """
     extra.require()
