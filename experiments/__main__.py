@@ -63,7 +63,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from . import reproduce
 
-    names = list(reproduce.NAMES) if args.experiment == "all" else [args.experiment]
+    names = list(NAMES) if args.experiment == "all" else [args.experiment]
     return reproduce.run(names, args.out, quick=args.quick)
 
 
