@@ -114,13 +114,15 @@ class DiffusionFisher(FisherOperator):
         parts = self._selected[0]
         for q, kept in parts:
             x, alpha, sigma, *some = (self.x, self.alpha, self.sigma, *v)
+            atoms, counts = (None, None) if kept is None else kept
             if kept is not None or len(parts) > 1:
                 x, alpha, sigma, *some = (t[q] for t in (x, alpha, sigma, *some))
             out = op(
                 *(x, cloud.y, *some, alpha, sigma, prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
-                kept=kept,
+                atoms=atoms,
+                counts=counts,
             )
             outs.append((out,) if isinstance(out, Tensor) else tuple(out))
         if len(parts) == 1:

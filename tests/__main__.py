@@ -22,7 +22,7 @@ KERNELS = (
     "tests/test_reference.py",
     "tests/test_kernels.py",
     "tests/test_accuracy.py",
-    "tests/test_kept.py",
+    "tests/test_lists.py",
     "tests/test_certified.py",
     "tests/test_transport_chain.py",
 )

@@ -76,7 +76,7 @@ def _reference(op, args, options):
     if op in DATA_OPS:
         return (
             _by_query(reference, args, **options)
-            if "kept" in options
+            if "atoms" in options
             else reference(*args.values(), **options)
         )
     like = args["x0" if op == "endpoint_matvec" else "eps"]
@@ -106,9 +106,8 @@ def _reference(op, args, options):
     )
 
 
-def _by_query(reference, args, kept, **options):
+def _by_query(reference, args, atoms, counts, **options):
     """Each query with its own atoms alone; log q is of all."""
-    atoms, counts = kept
     outs = []
     for b, rows in enumerate(atoms.split(counts.tolist())):
         one = {}
@@ -165,10 +164,11 @@ def _clouds():
     yield "scalar", _data(7, 3, 4, ()), {}, ()
     same = _data(8, 2, 3, (3,))
     yield "identical atoms", same | {"y": same["y"][:1].repeat(3, 1)}, {}, ()
-    lists = torch.tensor([1, 2, 3, 0, 0, 2, 3, 4]), torch.tensor([3, 1, 4])
-    yield "kept", _data(10, 3, 5, (4,)), {"kept": lists}, ()
+    atoms, counts = torch.tensor([1, 2, 3, 0, 0, 2, 3, 4]), torch.tensor([3, 1, 4])
+    lists = {"atoms": atoms, "counts": counts}
+    yield "lists", _data(10, 3, 5, (4,)), lists, ()
     image = _data(19, 3, 5, (2, 2)) | {"alpha": 0.8, "log_prior": 2 * _normal(31)(5)}
-    yield "kept prior", image, {"kept": lists, "scale": 0.5, "offset": -0.25}, ()
+    yield "lists prior", image, {**lists, "scale": 0.5, "offset": -0.25}, ()
     yield "affine", _data(9, 2, 5, (3,)), {"scale": 0.5, "offset": -0.25}, ()
 
 

@@ -61,7 +61,7 @@ def _some(x, alpha, sigma, v, y, log_pi, dense):
 
 
 def by_ops(x, y, alpha, sigma, log_prior=None, v=None, *, dense=False, **stored):
-    """The same from dfkernels.ops; stored: scale, offset and kept."""
+    """The same from dfkernels.ops; stored: scale, offset, atoms and counts."""
     out = ops.posterior(x, y, alpha, sigma, log_prior, **stored)._asdict()
     out["diagonal"] = ops.fisher_diagonal(x, y, alpha, sigma, log_prior, **stored)
     if v is not None:

@@ -27,8 +27,7 @@ def cuda(case):
         tensors["log_prior"][list(case.masked)] = -math.inf
     move = lambda t: t.to("cuda") if isinstance(t, torch.Tensor) and t.dim() else t
     options = dict(case.options)
-    if "kept" in options:
-        options["kept"] = tuple(map(move, options["kept"]))
+    options |= {k: move(options[k]) for k in ("atoms", "counts") if k in options}
     return dataclasses.replace(
         case, tensors={k: move(t) for k, t in tensors.items()}, options=options, masked=()
     )

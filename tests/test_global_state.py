@@ -17,7 +17,7 @@ from dfkernels import ops
 
 CASES = {op: next(c for c in table(op) if c.name in ("affine", "paper plain")) for op in OPS}
 KEPT = [
-    next(c for c in table(op) if c.name == "kept prior") for op in ("posterior", "fisher_matvec")
+    next(c for c in table(op) if c.name == "lists prior") for op in ("posterior", "fisher_matvec")
 ]
 
 

@@ -33,14 +33,14 @@ getattr(ops, op)(*args(2, 3))
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
-out = getattr(ops, op)(*args(B, N), kept={kept})
+out = getattr(ops, op)(*args(B, N), **{lists})
 print(resident("VmHWM") - before)
 """
 
 
-def added(kept=None, **call):
+def added(lists="{}", **call):
     """MiB at the peak of a call, beyond inputs and a first small call."""
-    code = CALL.format(alpha=0.9, kept=kept, **call)
+    code = CALL.format(alpha=0.9, lists=lists, **call)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment
@@ -75,8 +75,8 @@ def test_a_call_adds_little_to_the_process(op, B, N, d, K, sigma, limit):
 )
 def test_long_lists_are_not_cut_into_splits_that_fill_the_memory(op, d, K, limit):
     """32 splits would take 128 and 512 MiB of partial sums; outputs are 2 and 8."""
-    kept = "(torch.arange(N).repeat(B), torch.full((B,), N))"
-    assert added(kept, op=op, B=8, N=4096, d=d, K=K, sigma=3.0) < limit
+    lists = "{'atoms': torch.arange(N).repeat(B), 'counts': torch.full((B,), N)}"
+    assert added(lists, op=op, B=8, N=4096, d=d, K=K, sigma=3.0) < limit
 
 
 def available():

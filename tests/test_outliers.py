@@ -48,9 +48,12 @@ def among(p, share, value, log_prior):
     return p | {"y": y, "log_prior": prior}, (~new).nonzero()[:, 0]
 
 
-def outputs(p, kept=None):
+def outputs(p, atoms=None, counts=None):
     return by_ops(
-        *(p[k] for k in ("x", "y", "alpha", "sigma", "log_prior", "v")), dense=True, kept=kept
+        *(p[k] for k in ("x", "y", "alpha", "sigma", "log_prior", "v")),
+        dense=True,
+        atoms=atoms,
+        counts=counts,
     )
 
 
@@ -102,7 +105,7 @@ def test_lists_do_not_see_them_either(b, d, value):
         n = len(more["y"])
         every = torch.arange(n).repeat(b), torch.full((b,), n)
         some = own.repeat(b), torch.full((b,), len(own))
-        assert_alike(outputs(more, every), outputs(more, some), p, rtol=256 * 2.0**-23)
+        assert_alike(outputs(more, *every), outputs(more, *some), p, rtol=256 * 2.0**-23)
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])

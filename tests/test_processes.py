@@ -18,8 +18,9 @@ def results(seed):
     generator, found = torch.Generator().manual_seed(seed), []
     for b, n, d in CASES:
         x, y, v, log_prior = normal(b, d), normal(n, d), normal(b, 2, d), normal(n)
-        kept = torch.arange(0, n, 3).repeat(b), torch.full((b,), len(range(0, n, 3)))
-        for more in ({}, {"kept": kept}):
+        some = torch.arange(0, n, 3)
+        lists = {"atoms": some.repeat(b), "counts": torch.full((b,), len(some))}
+        for more in ({}, lists):
             found += ops.posterior(x, y, 1.0, 0.5, log_prior, **more)
             found.append(ops.fisher_matvec(x, y, v, 1.0, 0.5, log_prior, **more))
             found.append(ops.fisher_diagonal(x, y, 1.0, 0.5, log_prior, **more))

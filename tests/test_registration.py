@@ -16,25 +16,16 @@ CHECKS = {
     "test_faketensor": "SUCCESS",
     "test_aot_dispatch_dynamic": "SUCCESS",
 }
-POINTS = "Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-KEPT = POINTS[:-1] + ", Tensor atoms, Tensor counts)"
+POINTS = (
+    "Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset, "
+    "Tensor? atoms=None, Tensor? counts=None)"
+)
 SCHEMAS = {
     "posterior": f"(Tensor x, Tensor y, {POINTS} -> (Tensor, Tensor, Tensor, Tensor)",
     "fisher_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
     "covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
     "fisher_diagonal": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
     "fisher_dense": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
-    "kept_posterior": f"(Tensor x, Tensor y, {KEPT} -> (Tensor, Tensor, Tensor, Tensor)",
-    "kept_fisher_matvec": f"(Tensor x, Tensor y, Tensor v, {KEPT} -> Tensor",
-    "kept_covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {KEPT} -> Tensor",
-    "kept_fisher_diagonal": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
-    "kept_fisher_dense": f"(Tensor x, Tensor y, {KEPT} -> Tensor",
-    "endpoint_matvec": (
-        "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor"
-    ),
-    "matched_trace": (
-        "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor"
-    ),
     "pair_gradient": "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
 }
 
@@ -46,16 +37,15 @@ def op(name):
 def calls():
     """(name, args) of the inner ops: flat tensors, [B] levels, a vector axis; with without
     gradients."""
-    for plain in (*OPS, "covariance_matvec"):
-        for case in table("fisher_matvec" if plain == "covariance_matvec" else plain):
+    for name in (*OPS, "covariance_matvec"):
+        for case in table("fisher_matvec" if name == "covariance_matvec" else name):
             if (
                 case.name == "identical atoms"
             ):  # no other shapes, dtypes or options than "plain": only other numbers
                 continue
-            name = "kept_" + plain if "kept" in case.options else plain
             t = case.tensors
             like = t.get("x0", t.get("eps", t.get("x")))
-            like = t["x"] if plain in OPS[:4] or plain == "covariance_matvec" else like
+            like = t["x"] if name in OPS[:4] or name == "covariance_matvec" else like
             B, d = like.shape[0], like[:1].numel() if like.shape[0] else like.shape[-1]
             flat = {
                 k: a.reshape(a.shape[0], d)
@@ -73,14 +63,13 @@ def calls():
                 flat["m"] = t["m"]
             options = (
                 {"scale": 1.0, "offset": 0.0, "log_prior": t.get("log_prior"), "x": None}
+                | {"atoms": None, "counts": None}
                 | case.options
                 | flat
             )
             if case.masked:
                 options["log_prior"] = options["log_prior"].clone()
                 options["log_prior"][list(case.masked)] = -torch.inf
-            if "kept" in options:
-                options["atoms"], options["counts"] = options.pop("kept")
             args = tuple(options[a.name] for a in op(name)._schema.arguments)
             yield pytest.param(name, args, id=f"{name}-{case.name}")
 

@@ -164,7 +164,7 @@ def test_narrow_atoms(dtype, fill):
     )
 
 
-def test_kept_lists_with_unlisted_and_masked_nan():
+def test_lists_with_unlisted_and_masked_nan():
     """What a query does not list, and what is masked among what it lists, are alike invisible."""
     tensors, clean, rows = pair_of_clouds("posterior", "masked", "few", math.nan)
     tensors["y"][5] = math.inf  # unlisted, not masked; row 3 of the clean cloud
@@ -172,13 +172,13 @@ def test_kept_lists_with_unlisted_and_masked_nan():
     clean_lists = torch.tensor([0, 1, 2, 0, 2]), torch.tensor([3, 2])
     names = floats(Case("posterior", "", tensors))
 
-    def gradients(tensors, kept, mode):
+    def gradients(tensors, lists, mode):
         def f(*some):
             case = Case(
                 "posterior",
-                "kept",
+                "lists",
                 {**tensors, **dict(zip(names, some, strict=True))},
-                {"kept": kept},
+                dict(zip(("atoms", "counts"), lists, strict=True)),
             )
             return scalar(case.run())
 

@@ -35,8 +35,9 @@ struct Arguments {
   std::optional<Tensor> atoms{}, counts{};  // of every query the atoms that it counts; none: all
 };
 Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
-                std::optional<Tensor> log_prior, double scale, double offset);
-Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts);
+                std::optional<Tensor> log_prior, double scale, double offset,
+                std::optional<Tensor> atoms = std::nullopt,
+                std::optional<Tensor> counts = std::nullopt);
 
 // Arguments as a Problem, all values but y's checked.
 template <class T>

@@ -71,7 +71,10 @@ void sum_priors(Checked<T>& c) {
 }  // namespace
 
 Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
-                std::optional<Tensor> log_prior, double scale, double offset) {
+                std::optional<Tensor> log_prior, double scale, double offset,
+                std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+  STD_TORCH_CHECK(atoms.has_value() == counts.has_value(), atoms ? "counts" : "atoms",
+                  ": expected a tensor to go with ", atoms ? "atoms" : "counts", ", got None");
   const ScalarType type = compute_type("x", x);
   x = expect("x", x, type, {"B", positive("d")});
   const int64_t B = x.size(0), d = x.size(1);
@@ -86,13 +89,9 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
           expect("log_prior", log_prior, type, {y.size(0)}),
           expect("v", v, type, {B, "K", d}),
           scale,
-          offset};
-}
-
-Arguments with_atoms(Arguments a, Tensor atoms, Tensor counts) {
-  a.atoms = expect("atoms", atoms, ScalarType::Long, {"M"});
-  a.counts = expect("counts", counts, ScalarType::Long, {a.x.size(0)});
-  return a;
+          offset,
+          expect("atoms", atoms, ScalarType::Long, {"M"}),
+          expect("counts", counts, ScalarType::Long, {B})};
 }
 
 template <class T>

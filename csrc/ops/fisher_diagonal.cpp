@@ -35,22 +35,15 @@ Tensor run(const Arguments& a) {
 }
 
 Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
-                       std::optional<Tensor> log_prior, double scale, double offset) {
-  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset));
-}
-
-Tensor kept_fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
-                            std::optional<Tensor> log_prior, double scale, double offset,
-                            Tensor atoms, Tensor counts) {
-  return run(
-      with_atoms(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset), atoms, counts));
+                       std::optional<Tensor> log_prior, double scale, double offset,
+                       std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
   m.impl("fisher_diagonal", TORCH_BOX(&fisher_diagonal));
-  m.impl("kept_fisher_diagonal", TORCH_BOX(&kept_fisher_diagonal));
 }
 
 }  // namespace dfk

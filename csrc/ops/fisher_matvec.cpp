@@ -45,38 +45,24 @@ constexpr auto fisher = [](const auto& noise, double vj, double cj) {
 };
 
 Tensor fisher_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
-                     std::optional<Tensor> log_prior, double scale, double offset) {
-  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset), fisher);
-}
-
-Tensor kept_fisher_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
-                          std::optional<Tensor> log_prior, double scale, double offset,
-                          Tensor atoms, Tensor counts) {
-  return run(with_atoms(check(x, y, v, alpha, sigma, log_prior, scale, offset), atoms, counts),
-             fisher);
+                     std::optional<Tensor> log_prior, double scale, double offset,
+                     std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts), fisher);
 }
 
 constexpr auto covariance = [](const auto&, double, double cj) { return cj; };
 
 Tensor covariance_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
-                         std::optional<Tensor> log_prior, double scale, double offset) {
-  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset), covariance);
-}
-
-Tensor kept_covariance_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
-                              std::optional<Tensor> log_prior, double scale, double offset,
-                              Tensor atoms, Tensor counts) {
-  return run(with_atoms(check(x, y, v, alpha, sigma, log_prior, scale, offset), atoms, counts),
-             covariance);
+                         std::optional<Tensor> log_prior, double scale, double offset,
+                         std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+  return run(check(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts), covariance);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
   m.impl("fisher_matvec", TORCH_BOX(&fisher_matvec));
-  m.impl("kept_fisher_matvec", TORCH_BOX(&kept_fisher_matvec));
   m.impl("covariance_matvec", TORCH_BOX(&covariance_matvec));
-  m.impl("kept_covariance_matvec", TORCH_BOX(&kept_covariance_matvec));
 }
 
 }  // namespace dfk

@@ -53,22 +53,13 @@ Results run(const Arguments& a) {
 }
 
 Results posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
-                  double scale, double offset) {
-  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset));
-}
-
-Results kept_posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
-                       std::optional<Tensor> log_prior, double scale, double offset, Tensor atoms,
-                       Tensor counts) {
-  return run(
-      with_atoms(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset), atoms, counts));
+                  double scale, double offset, std::optional<Tensor> atoms,
+                  std::optional<Tensor> counts) {
+  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) {
-  m.impl("posterior", TORCH_BOX(&posterior));
-  m.impl("kept_posterior", TORCH_BOX(&kept_posterior));
-}
+STABLE_TORCH_LIBRARY_IMPL(dfkernels, CPU, m) { m.impl("posterior", TORCH_BOX(&posterior)); }
 
 }  // namespace dfk

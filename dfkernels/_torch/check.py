@@ -317,19 +317,19 @@ def vectors(name, v, other_name, other, d):
     return v if many and v.dim() == 3 else v.reshape(v.shape[0], v.shape[1] if many else 1, d)
 
 
-def lists(name, value, x):
-    """(atoms, counts): int64 [M] and [B], beside x [B, d]."""
-    if not (isinstance(value, tuple) and len(value) == 2):
-        raise _type(name, "a tuple (atoms, counts) of tensors", type(value).__name__)
-    for part, t, shape in (("atoms", value[0], ["M"]), ("counts", value[1], [x.shape[0]])):
-        part = f"{name}: {part}"
-        tensor(part, t)
+def lists(atoms, counts, x):
+    """Lists of atoms: int64 [M] and [B], beside x [B, d]; both or neither."""
+    for name, t, other in (("atoms", atoms, "counts"), ("counts", counts, "atoms")):
+        if t is None:
+            raise mismatch(name, f"a tensor to go with {other}", "None")
+    for name, t, shape in (("atoms", atoms, ["M"]), ("counts", counts, [x.shape[0]])):
+        tensor(name, t)
         if t.dtype != torch.int64:
-            raise _type(part, "int64", _dtype(t))
+            raise _type(name, "int64", _dtype(t))
         if t.dim() != 1 or shape[0] not in ("M", t.shape[0]):
-            raise mismatch(part, f"shape {_shape(shape)}", _shape(t.shape))
+            raise mismatch(name, f"shape {_shape(shape)}", _shape(t.shape))
         if t.device != x.device:
-            raise mismatch(part, f"device {x.device} like x", t.device)
+            raise mismatch(name, f"device {x.device} like x", t.device)
 
 
 def choice(name, value, allowed):
@@ -354,7 +354,7 @@ def call(op, args, **given):
             raise
         if isinstance(known, UnusableValue):
             names = [a.name for a in op._schema.arguments]
-            diagnose({**dict(zip(names, args, strict=True)), **given}, error)
+            diagnose({**dict(zip(names, args, strict=False)), **given}, error)
         raise known from error
 
 

@@ -137,7 +137,7 @@ def _fallback(name, op, fallback, loud):
         with private.without_autocast():
             if not loud or args[0].device.type != "cpu":
                 return fallback(*args)
-            given = dict(zip(names, args, strict=True))
+            given = dict(zip(names, args, strict=False))
             alpha, sigma = given["alpha"], given["sigma"]
             if not bool((torch.isfinite(alpha) & torch.isfinite(sigma) & (sigma > 0)).all()):
                 raise UnusableValue("alpha, sigma: expected finite values, sigma > 0")

@@ -58,7 +58,7 @@ def many_splits(monkeypatch):
 
 
 # lists are taken query by query, by these launchers again
-CASES = [c for op in DATA_OPS for c in table(op) if "kept" not in c.options]
+CASES = [c for op in DATA_OPS for c in table(op) if "atoms" not in c.options]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

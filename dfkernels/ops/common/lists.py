@@ -1,81 +1,115 @@
-"""The data-set ops over lists: every query counts the atoms that it is given, as by `kept_atoms`,
-and no other.
+"""Lists of atoms: two optional arguments of the ops over a data set.
 
-dfkernels::kept_<op> takes what <op> takes and atoms, counts: int64 [M] and [B], the atoms of one
-query after another, ascending. log_prior stays that of all atoms.
+``atoms`` (int64 [M]) holds row numbers of ``y``, those of one query after those of another, each
+query's ascending; ``counts`` (int64 [B]) says how many belong to each query, at least one. A query
+then counts the atoms of its list and no other, while ``log_prior`` is still normalised over all
+atoms. The compiled kernels take the lists themselves. Everywhere else a call with lists is one call
+without them per query, which is what `define` adds to an op.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from ..._torch import check, library
 from ..._torch.errors import UnusableValue
 
-_KEPT = {}  # op -> its kept_ op
 
+def define(
+    name: str,
+    schema: str,
+    *,
+    fallback: Callable,
+    fake: Callable,
+    twin: Callable,
+    cuda: Callable,
+    batch: Callable,
+    fast: Callable | None = None,
+    density: bool = False,
+):
+    """Declares an op over a data set whose last two arguments are ``atoms`` and ``counts``.
 
-def define(op, schema: str, fake: Callable, fast: Callable | None = None, density: bool = False):
-    """Declares kept_<op>; density: the first result is a log-density."""
-    arguments, _, results = schema.partition(")")
-    names = [a.name for a in op._schema.arguments]
-    y, log_prior = names.index("y"), names.index("log_prior")
+    Args:
+        name: Name of the op.
+        schema: Its schema, which ends in ``Tensor? atoms=None, Tensor? counts=None``.
+        fallback, fake, twin, cuda, batch: As in `library.define`, for calls without lists; they
+            never see the two arguments.
+        fast: As in `library.define`; it hands lists on with the other arguments.
+        density: Whether the first result is a log-density.
 
-    def query_by_query(args, prior_of_all, clouds):
-        outs, total = [], prior_of_all.logsumexp(0) if density else None
-        for b, (atoms, prior) in enumerate(clouds):
-            one = [a[b : b + 1] if _is_tensor(a) else a for a in args]
-            one[y], one[log_prior] = atoms, prior
+    Returns:
+        The overload of the op.
+    """
+
+    def query_by_query(args, log_prior, clouds: Iterable[tuple[Tensor, Tensor]]):
+        """The op without lists for each query and its cloud (y, log_prior)."""
+        outs = []
+        for b, (y, prior) in enumerate(clouds):
+            one = [a[b : b + 1] if isinstance(a, Tensor) else a for a in args]
+            one[names.index("y")], one[names.index("log_prior")] = y, prior
             out = op(*one)
-            if density:  # of all atoms, not of those that are left
-                out = (out[0] + prior.logsumexp(0) - total, *out[1:])
+            if density:  # log_prior is normalised over all atoms, not over those of the list
+                out = (out[0] + prior.logsumexp(0) - log_prior.logsumexp(0), *out[1:])
             outs.append(out)
         if not outs:
             return fake(*args)
-        return (
-            torch.cat(outs)
-            if _is_tensor(outs[0])
-            else tuple(map(torch.cat, zip(*outs, strict=True)))
-        )
+        if isinstance(outs[0], Tensor):
+            return torch.cat(outs)
+        return tuple(map(torch.cat, zip(*outs, strict=True)))
 
-    def _log_prior(args):
-        return args[0].new_zeros(args[y].shape[0]) if args[log_prior] is None else args[log_prior]
+    def cloud(args):
+        y, log_prior = (args[names.index(n)] for n in ("y", "log_prior"))
+        return y, y.new_zeros(len(y), dtype=args[0].dtype) if log_prior is None else log_prior
 
-    def in_pytorch(*args):
-        *args, atoms, counts = args
-        prior = _log_prior(args)
-        lists = _lists(atoms, counts, len(prior))
-        return query_by_query(args, prior, ((args[y][rows], prior[rows]) for rows in lists))
+    def by_rows(args, atoms, counts):
+        y, prior = cloud(args)
+        rows = _split(atoms, counts, len(y))
+        return query_by_query(args, prior, ((y[r], prior[r]) for r in rows))
 
-    def twin(*args):
-        """By masks, which can be traced; y as it is, of which derivatives would keep copies."""
-        *args, atoms, counts = args
-        prior = _log_prior(args)
-        masks = _masks(atoms, counts, len(prior))
-        return query_by_query(
-            args, prior, ((args[y], torch.where(mask, prior, -math.inf)) for mask in masks)
-        )
+    def by_masks(args, atoms, counts):
+        """Can be traced, and keeps no copies of ``y`` for the derivatives."""
+        y, prior = cloud(args)
+        masks = _masks(atoms, counts, len(y))
+        masked = (torch.where(mask, prior, -math.inf) for mask in masks)
+        return query_by_query(args, prior, ((y, p) for p in masked))
 
-    name = "kept_" + op._schema.name.removeprefix(library.NAMESPACE + "::")
-    _KEPT[op] = library.define(
+    def choice(plain, with_lists):
+        """`plain` for calls without lists: the dispatcher leaves out arguments that have their
+        default."""
+
+        def implementation(*args):
+            atoms, counts = (*args[len(names) :], None, None)[:2]
+            if atoms is None and counts is None:
+                return plain(*args[: len(names)])
+            if atoms is None or counts is None:
+                raise UnusableValue("atoms, counts: expected both or neither, got None for one")
+            return with_lists(args[: len(names)], atoms, counts)
+
+        return implementation
+
+    def batched(info, in_dims, *args):
+        lists = args[len(names) :]
+        rule = one_by_one if any(a is not None for a in lists) else batch
+        return rule(info, in_dims[: len(args)], *args)
+
+    op = library.define(
         name,
-        f"{arguments}, Tensor atoms, Tensor counts){results}",
-        fallback=in_pytorch,
-        fake=lambda *args: fake(*args[:-2]),
-        twin=twin,
+        schema,
+        fallback=choice(fallback, by_rows),
+        fake=choice(fake, lambda args, *_: fake(*args)),
+        cuda=choice(cuda, by_rows),
+        twin=choice(twin, by_masks),
         fast=fast,
-        batch=library.folded(
-            name, "a" * (len(names) + 2)
-        ),  # one call per element: lists do not fold
+        batch=batched,
     )
-    return _KEPT[op]
-
-
-def _is_tensor(a):
-    return isinstance(a, torch.Tensor)
+    names = [a.name for a in op._schema.arguments][:-2]
+    one_by_one = library.folded(name, "a" * (len(names) + 2))
+    return op
 
 
 def _masks(atoms, counts, N):
@@ -89,8 +123,8 @@ def _masks(atoms, counts, N):
     )
 
 
-def _lists(atoms, counts, N):
-    """The atoms of each query."""
+def _split(atoms, counts, N):
+    """The list of each query, checked."""
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
         raise UnusableValue(
@@ -105,9 +139,33 @@ def _lists(atoms, counts, N):
     return atoms.split(sizes) if sizes else ()
 
 
-def call(op, args, kept: tuple[torch.Tensor, torch.Tensor] | None, **given):
-    """`check.call` of op or, for kept = (atoms, counts), of its kept_ op."""
-    if kept is None:
-        return check.call(op, args, **given)
-    check.lists("kept", kept, args[0])
-    return check.call(_KEPT[op], (*args, *kept), **given)
+def arguments(
+    atoms: Tensor | None, counts: Tensor | None, kept: tuple[Tensor, Tensor] | None, x: Tensor
+) -> tuple[Tensor, ...]:
+    """The checked lists as an op's last arguments: (atoms, counts), or () where there are none.
+
+    Args:
+        atoms, counts: As the caller of a public function gave them.
+        kept: The two as one tuple, under the keyword that they had before; deprecated.
+        x: The queries.
+
+    Raises:
+        ValueError: One is given without the other, or a shape or device is wrong.
+        TypeError: A type or dtype is wrong.
+    """
+    if kept is not None:
+        warnings.warn(
+            "kept=(atoms, counts) is deprecated: write atoms=atoms, counts=counts",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        if atoms is not None or counts is not None:
+            raise check.mismatch("kept", "None beside atoms and counts", "both")
+        if not (isinstance(kept, tuple) and len(kept) == 2):
+            kind = type(kept).__name__
+            raise TypeError(f"kept: expected a tuple (atoms, counts) of tensors, got {kind}")
+        atoms, counts = kept
+    if atoms is None and counts is None:
+        return ()
+    check.lists(atoms, counts, x)
+    return atoms, counts

@@ -35,8 +35,11 @@ def _cuda(*args):
     return launch(*args)
 
 
-_SCHEMA = "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
-op = library.define(
+_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
+)
+op = lists.define(
     "fisher_dense",
     _SCHEMA,
     fallback=_twin,
@@ -45,7 +48,6 @@ op = library.define(
     twin=_twin,
     batch=library.folded("fisher_dense", "qaqqa--"),
 )
-lists.define(op, _SCHEMA, _fake)
 
 
 def fisher_dense(
@@ -57,6 +59,8 @@ def fisher_dense(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    atoms: Tensor | None = None,
+    counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """The diffusion Fisher at each query (Prop. 1, eq. 11), [B, d, d] in x's dtype, d = prod(E).
@@ -65,4 +69,5 @@ def fisher_dense(
     Arguments, errors and derivatives as in `posterior`.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    return lists.call(op, args, kept, x=x, y=y)
+    args += lists.arguments(atoms, counts, kept, args[0])
+    return check.call(op, args, x=x, y=y)

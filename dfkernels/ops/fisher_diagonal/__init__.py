@@ -33,8 +33,11 @@ def _cuda(*args):
     return launch(*args)
 
 
-_SCHEMA = "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset) -> Tensor"
-op = library.define(
+_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
+)
+op = lists.define(
     "fisher_diagonal",
     _SCHEMA,
     fallback=_twin,
@@ -43,7 +46,6 @@ op = library.define(
     twin=_twin,
     batch=library.folded("fisher_diagonal", "qaqqa--"),
 )
-lists.define(op, _SCHEMA, _fake)
 
 
 def fisher_diagonal(
@@ -55,6 +57,8 @@ def fisher_diagonal(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    atoms: Tensor | None = None,
+    counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Diagonal of the diffusion Fisher at each query (Prop. 1, eq. 11), [B, *E] in x's dtype.
@@ -62,5 +66,6 @@ def fisher_diagonal(
     Arguments, errors and derivatives as in `posterior`.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    out = lists.call(op, args, kept, x=x, y=y)
+    args += lists.arguments(atoms, counts, kept, args[0])
+    out = check.call(op, args, x=x, y=y)
     return out if x.dim() == 2 else out.reshape(x.shape)

@@ -57,10 +57,10 @@ def _cuda(fisher):
 
 
 _SCHEMA = (
-    "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-    " -> Tensor"
+    "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
 )
-covariance_matvec = library.define(
+covariance_matvec = lists.define(
     "covariance_matvec",
     _SCHEMA,
     fallback=_covariance_twin,
@@ -70,10 +70,7 @@ covariance_matvec = library.define(
     fast=_symmetric(lambda: covariance_matvec),
     batch=library.folded("covariance_matvec", "qaqqqa--"),
 )
-_kept_covariance = lists.define(
-    covariance_matvec, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_covariance)
-)
-op = library.define(
+op = lists.define(
     "fisher_matvec",
     _SCHEMA,
     fallback=_twin,
@@ -83,7 +80,6 @@ op = library.define(
     fast=_symmetric(lambda: op),
     batch=library.folded("fisher_matvec", "qaqqqa--"),
 )
-_kept_op = lists.define(op, _SCHEMA, _fake, fast=_symmetric(lambda: _kept_op))
 
 
 def fisher_matvec(
@@ -96,13 +92,15 @@ def fisher_matvec(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    atoms: Tensor | None = None,
+    counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """F v for the diffusion Fisher F = -Hessian of log q_t at each query (Prop. 1, eq. 11), without
     forming F.
 
     Args:
-        x, y, alpha, sigma, log_prior, scale, offset, kept: as in `posterior`.
+        x, y, alpha, sigma, log_prior, scale, offset, atoms, counts, kept: as in `posterior`.
         v: [B, *E], or [B, K, *E] for K vectors per query in one pass; dtype of x.
 
     Returns a tensor of v's shape. F is symmetric and at most I/sigma^2; it may be indefinite.
@@ -110,6 +108,7 @@ def fisher_matvec(
 
     Raises ValueError or TypeError naming the argument; see `posterior` for values.
     """
-    flat, atoms, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args = (flat, atoms, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
-    return lists.call(op, args, kept, x=x, y=y, v=v).reshape(v.shape)
+    flat, stored, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
+    args += lists.arguments(atoms, counts, kept, flat)
+    return check.call(op, args, x=x, y=y, v=v).reshape(v.shape)

@@ -146,10 +146,10 @@ def _cuda(*args):
 
 
 _SCHEMA = (
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-op = library.define(
+op = lists.define(
     "posterior",
     _SCHEMA,
     fallback=_fallback,
@@ -157,9 +157,9 @@ op = library.define(
     cuda=_cuda,
     twin=_twin,
     fast=_score("covariance_matvec"),
+    density=True,
     batch=library.folded("posterior", "qaqqa--"),
 )
-lists.define(op, _SCHEMA, _fake, fast=_score("kept_covariance_matvec"), density=True)
 
 
 def posterior(
@@ -171,6 +171,8 @@ def posterior(
     *,
     scale: float = 1.0,
     offset: float = 0.0,
+    atoms: Tensor | None = None,
+    counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Posterior:
     """log q_t, posterior mean, Fisher trace and ESS of a diffused point cloud, in one pass over the
@@ -184,8 +186,10 @@ def posterior(
             alpha = 0 is legal; sigma > 0.
         log_prior: [N] log weights, None = uniform; need not be normalised, by any constant. -inf
             masks an atom: neither results nor derivatives see what it holds, NaN included.
-        kept: (atoms, counts), int64 [M] and [B]: query b counts only counts[b] >= 1 of the atoms;
-            their row numbers, each query's ascending, one query after another. None: all atoms.
+        atoms, counts: int64 [M] and [B], both or neither: query b counts only counts[b] >= 1 of
+            the atoms. atoms holds their row numbers, each query's ascending, one query after
+            another. None: every query counts all atoms.
+        kept: (atoms, counts); deprecated, write the two arguments.
 
     Returns Posterior(log_prob [B], mean [B, *E], fisher_trace [B], ess [B]) (Prop. 5, eq. 16).
     Differentiable to any order in x, y, alpha, sigma and log_prior: log_prob in x costs its
@@ -199,5 +203,6 @@ def posterior(
     memory say, stays what it is.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    log_prob, mean, trace, ess = lists.call(op, args, kept, x=x, y=y)
+    args += lists.arguments(atoms, counts, kept, args[0])
+    log_prob, mean, trace, ess = check.call(op, args, x=x, y=y)
     return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)
