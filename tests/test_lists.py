@@ -214,11 +214,14 @@ def test_the_old_keyword_still_works_and_says_what_to_write(op):
     new = call(atoms=atoms, counts=counts)
     for a, b in zip(*(o if isinstance(o, tuple) else (o,) for o in (old, new)), strict=True):
         assert torch.equal(a, b)
-    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="^kept: expected None"):
+    with (
+        pytest.warns(DeprecationWarning, match="^kept="),
+        pytest.raises(ValueError, match="^kept: expected None"),
+    ):
         call(kept=(atoms, counts), atoms=atoms)
     for wrong in ([atoms, counts], (atoms,)):
         with (
-            pytest.warns(DeprecationWarning),
+            pytest.warns(DeprecationWarning, match="^kept="),
             pytest.raises(TypeError, match="^kept: expected a tuple"),
         ):
             call(kept=wrong)

@@ -3,8 +3,8 @@
 A tensor is [rows, columns, lanes], a lane a chain, so that a thread holds columns of one chain and
 sums over rows stay inside it. A step reads the atoms three times: their largest logit; the mean,
 tiles of atoms along the columns; C about that mean, column by column of it. As in
-csrc/simd/transport_chain.h, chains run about a point among the atoms, and A is multiplied by 2^-e, which is
-exact.
+csrc/simd/transport_chain.h, chains run about a point among the atoms, and A is multiplied by 2^-e,
+which is exact.
 """
 
 from __future__ import annotations
