@@ -251,7 +251,9 @@ def walk(cloud: df.PointCloud, schedule, t: Tensor, x: Tensor, tolerance: float 
     """
     ideal = Denoiser.exact(cloud, schedule, tolerance=tolerance)
     stamps = [time.perf_counter()]
-    path = sample(ideal, x, t, "ddim", step=lambda done, total: stamps.append(time.perf_counter()))
+    path = sample(
+        ideal, x, t, "ddim", callback=lambda done, total: stamps.append(time.perf_counter())
+    )
     found = ideal.denoised(path.x[-1], t[-1])
     stamps.append(time.perf_counter())
     return [b - a for a, b in pairwise(stamps)], path.x, found

@@ -11,16 +11,36 @@ from ._top_k import TopK, top_k
 from .cloud import PointCloud
 from .fisher import DiffusionFisher
 from .linalg.operator import FisherOperator
+from .methods.adjoint import guide
+from .methods.denoiser import Denoiser
+from .methods.grid import time_grid
+from .methods.likelihood import log_prob
+from .methods.samplers import invert, sample
+from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
+from .methods.traces import Divergence, Hutchinson
+from .methods.transport import transport_test
 
 __all__ = [
+    "Denoiser",
     "DiffusionFisher",
+    "Divergence",
     "FisherOperator",
+    "Hutchinson",
+    "MatchedTrace",
     "PointCloud",
     "TopK",
+    "denoising_loss",
+    "guide",
+    "invert",
+    "log_prob",
     "methods",
     "ops",
+    "sample",
     "schedule",
+    "time_grid",
     "top_k",
+    "trace_loss",
+    "transport_test",
 ]
 
 __version__ = "0.1.0"

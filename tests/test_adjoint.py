@@ -253,7 +253,7 @@ def test_the_best_step_is_returned(form):
         lr=0.1,
         cloud=cloud,
         trace=trace,
-        step=lambda i, n: done.append((i, n)),
+        callback=lambda i, n: done.append((i, n)),
     )
     assert done == [(i, 6) for i in range(1, 7)]
     assert result.losses.shape == (7, 4)

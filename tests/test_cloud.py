@@ -138,11 +138,14 @@ def test_to():
         (lambda: PointCloud(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)), TypeError,
          "log_prior: expected a floating dtype, got torch.int64"),
         (lambda: PointCloud(torch.zeros(2, 2), torch.full((2,), -math.inf)), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum of -inf"),
+         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
+         "of -inf"),
         (lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.nan])), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum of nan"),
+         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
+         "of nan"),
         (lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.inf])), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum of inf"),
+         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
+         "of inf"),
     ],
 )  # fmt: skip
 def test_errors(make, kind, message):
@@ -224,10 +227,12 @@ def test_tensors_of_another_kind_are_refused_by_name(make):
     ("value", "kind", "message"),
     [
         (np.ma.masked_values([[0.0, 1.0], [-999.0, 5.0]], -999.0), ValueError,
-         "expected an array without masked entries, got 1 of 4 masked; fill them (np.ma.filled(NAME, ...)), or "
+         "expected an array without masked entries, got 1 of 4 masked; fill them "
+         "(np.ma.filled(NAME, ...)), or "
          "leave out atoms by log_prior = -inf"),
         (np.zeros(4, dtype=[("a", "f4"), ("b", "f4")]), TypeError,
-         "expected an array of numbers, got a structured one with fields ['a', 'b']; take one field, NAME[\"a\"], "
+         "expected an array of numbers, got a structured one with fields ['a', 'b']; take one "
+         "field, NAME[\"a\"], "
          "or numpy.lib.recfunctions.structured_to_unstructured(NAME)"),
         (Frame("to_numpy"), TypeError,
          "expected a torch.Tensor or numpy.ndarray, got Frame; convert it: NAME.to_numpy()"),

@@ -3,7 +3,9 @@ solver."""
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from fractions import Fraction
 
 import pytest
@@ -143,7 +145,8 @@ def test_only_what_is_asked_for_has_to_exist():
                 x, torch.tensor([0.5, 0.0])
             )
         assert str(caught.value) == (
-            "t: x_0 of an 'epsilon' network does not exist where alpha = 0, as at t = 0 of RectifiedFlow()"
+            "t: x_0 of an 'epsilon' network does not exist where alpha = 0, as at t = 0 of "
+            "RectifiedFlow()"
         )
     for kind in PREDICTION_TYPES:
         with pytest.raises(
@@ -186,7 +189,8 @@ def test_an_output_object_with_a_sample_is_explained():
     with pytest.raises(TypeError) as caught:
         Denoiser(lambda x, t: Output(), schedule.EDM()).eps(torch.zeros(2, 3), 0.5)
     assert str(caught.value) == (
-        "network: expected a tensor, got Output; return its .sample, as in lambda x, t: network(x, t).sample"
+        "network: expected a tensor, got Output; return its .sample, as in lambda x, t: "
+        "network(x, t).sample"
     )
 
 
@@ -260,7 +264,8 @@ def test_wrong_networks_are_named():
         (
             (abs, schedule.VP(), "eps"),
             ValueError,
-            "prediction_type: expected 'epsilon' or 'sample' or 'v_prediction' or 'flow', got 'eps'",
+            "prediction_type: expected 'epsilon' or 'sample' or 'v_prediction' or 'flow', got "
+            "'eps'",
         ),
     ],
 )
@@ -312,17 +317,20 @@ def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, st
         ),
         (
             lambda: nodes(schedule.VE(), torch.tensor([1.0, 0.5, 0.0])),
-            "t: expected sigma > 0 at every node, got sigma = 0 at t = 0 of VE(); stop short of it, e.g. with "
+            "t: expected sigma > 0 at every node, got sigma = 0 at t = 0 of VE(); stop short of "
+            "it, e.g. with "
             "time_grid(schedule, steps, noise=(0.002, 80))",
         ),
         (
             lambda: nodes(schedule.RectifiedFlow(), torch.tensor([0.0, 0.5])),
-            "t: expected alpha > 0 at every node, got alpha = 0 at t = 0 of RectifiedFlow(); stop short of it, "
+            "t: expected alpha > 0 at every node, got alpha = 0 at t = 0 of RectifiedFlow(); "
+            "stop short of it, "
             "e.g. with time_grid(schedule, steps, noise=(0.002, 80))",
         ),
         (
             lambda: nodes(schedule.EDM(), torch.tensor([0.1, 0.2])),
-            "t: expected noise sigma/alpha that strictly falls from node to node, got 0.1 at t = 0.1, then 0.2 "
+            "t: expected noise sigma/alpha that strictly falls from node to node, got 0.1 at t = "
+            "0.1, then 0.2 "
             "at t = 0.2",
         ),
         (
@@ -355,3 +363,129 @@ def test_an_alpha_whose_square_float32_does_not_have(kind, dtype):
     denoiser = Denoiser(lambda x, t: out.to(dtype), sch, kind)
     found = denoiser.both((alpha * x0 + sigma * eps).to(dtype), 1.0)
     torch.testing.assert_close(found, (eps, x0), rtol=1e-5, atol=1e-6)
+
+
+class Conditional(torch.nn.Module):
+    """eps = a x + shift[label], with what the calls passed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.register_buffer("shift", torch.arange(3, dtype=torch.float64))
+
+    def forward(self, x, t, label=None):
+        shift = 0.0 if label is None else self.shift[label].view(-1, *[1] * (x.ndim - 1))
+        return self.a * x + shift
+
+
+def conditional():
+    denoiser = Denoiser(Conditional(), schedule.EDM())
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return denoiser, x, torch.tensor([2, 0, 1])
+
+
+def test_a_denoiser_is_a_module_with_its_network_s_parameters():
+    network = Conditional().eval()
+    denoiser = Denoiser(network, schedule.EDM())
+    assert isinstance(denoiser, torch.nn.Module) and not denoiser.training
+    assert [name for name, _ in denoiser.named_parameters()] == ["network.a"]
+    assert next(denoiser.parameters()) is network.a
+    assert list(denoiser.state_dict()) == ["network.a", "network.shift"]
+    assert denoiser.train().network.training and not denoiser.eval().network.training
+    assert denoiser.float() is denoiser and network.a.dtype == torch.float32
+    other = Denoiser(Conditional(), schedule.EDM())
+    other.load_state_dict(denoiser.state_dict())
+    assert other.network.a == network.a
+    assert list(Denoiser(torch.sin, schedule.EDM()).parameters()) == []
+    assert list(Denoiser(torch.sin, schedule.EDM()).state_dict()) == []
+
+
+def test_a_call_returns_the_posterior_mean_and_passes_conditions_on():
+    denoiser, x, label = conditional()
+    t = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    eps = 0.5 * x + label[:, None]
+    mean = x - t[:, None] * eps
+    assert torch.allclose(denoiser(x, t, label=label), mean)
+    assert torch.allclose(denoiser.denoised(x, t, label=label), mean)
+    assert torch.allclose(denoiser.eps(x, t, label=label), eps)
+    assert torch.allclose(denoiser.score(x, t, label=label), -eps / t[:, None])
+    assert all(
+        torch.allclose(a, b)
+        for a, b in zip(denoiser.both(x, t, label=label), (eps, mean), strict=True)
+    )
+    assert torch.allclose(denoiser(x, t), x - t[:, None] * 0.5 * x)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'labels'"):
+        denoiser(x, t, labels=label)
+
+
+def test_a_bound_denoiser_shares_all_but_its_conditions():
+    denoiser, x, label = conditional()
+    bound = denoiser.bind(label=label)
+    assert torch.equal(bound.eps(x, 1.0), denoiser.eps(x, 1.0, label=label))
+    assert torch.equal(bound.eps(x, 1.0, label=None), denoiser.eps(x, 1.0))
+    assert denoiser.bind() is denoiser and denoiser.conditions == {}
+    assert bound.network is denoiser.network and bound.evaluations == denoiser.evaluations == 4
+    assert bound.float().network.a.dtype == denoiser.network.a.dtype == torch.float32
+    denoiser.evaluations = 0
+    assert bound.evaluations == 0
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))])
+def test_copies_of_a_denoiser_share_nothing(again):
+    denoiser, x, label = conditional()
+    cloud = PointCloud(torch.randn(9, 2, dtype=torch.float64))
+    for one in (denoiser.bind(label=label), Denoiser.exact(cloud, schedule.VP())):
+        other = again(one)
+        before = one.evaluations
+        assert torch.equal(other.eps(x, 0.5), one.eps(x, 0.5))
+        assert (one.evaluations, other.evaluations) == (before + 1, before + 1)
+        for p in other.parameters():
+            p.data.zero_()
+        assert all(bool(p) for p in one.parameters())
+
+
+def test_a_denoiser_says_what_it_is():
+    denoiser, _, label = conditional()
+    assert repr(denoiser.bind(label=label)) == (
+        "Denoiser(\n  EDM(), 'epsilon', label\n  (network): Conditional()\n)"
+    )
+    assert repr(Denoiser(torch.sin, schedule.EDM(), "sample")) == "Denoiser(sin, EDM(), 'sample')"
+    cloud = PointCloud(torch.zeros(2, 3))
+    assert repr(Denoiser.exact(cloud, schedule.EDM())) == (
+        f"Denoiser(\n  EDM(), 'sample'\n  (network): PosteriorMean({cloud!r})\n)"
+    )
+
+
+def test_an_exact_denoiser_moves_its_cloud_or_refuses_to():
+    """`.to` reaches the cloud: other devices get a copy, a dtype leaves the storage as it is."""
+    cloud = PointCloud((torch.arange(6).view(3, 2) * 40).to(torch.uint8), scale=0.1)
+    denoiser = Denoiser.exact(cloud, schedule.EDM())
+    assert denoiser.double().half().to("cpu").network.cloud is cloud
+    with pytest.raises(ValueError, match="^y: expected a tensor with values, got .* on meta"):
+        denoiser.to("meta")
+    assert denoiser.network.cloud is cloud
+
+
+def test_a_denoiser_is_compiled_once():
+    """The count of evaluations must not become a constant of the graph."""
+    torch._dynamo.reset()
+    denoiser = Denoiser(Conditional(), schedule.EDM())
+    x = torch.randn(3, 2, dtype=torch.float64)
+    compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            assert torch.equal(compiled(x, 0.5), denoiser(x, 0.5))
+
+
+def test_a_denoiser_under_functional_call_and_per_sample_gradients():
+    denoiser, x, label = conditional()
+    parameters = dict(denoiser.named_parameters())
+
+    def loss(parameters, x, label):
+        mean = torch.func.functional_call(
+            denoiser, parameters, (x[None], 1.0), {"label": label[None]}
+        )
+        return mean.sum()
+
+    got = torch.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, label)
+    assert torch.allclose(got["network.a"], -x.sum(1))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES
 
-from dfkernels import DiffusionFisher, PointCloud, schedule
+from dfkernels import DiffusionFisher, PointCloud, ops, schedule
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.likelihood import Divergence, Hutchinson, exact, log_prob
 from dfkernels.methods.trace_matching import MatchedTrace
@@ -340,7 +340,7 @@ def test_evaluations_products_and_steps_are_counted(source, calls, products, met
         source,
         method=method,
         steps=3,
-        step=lambda *at: done.append(at),
+        callback=lambda *at: done.append(at),
     )
     stages = 3 * stages + 1  # the last for the error estimate
     assert (result.evaluations, result.products) == (stages * calls, stages * products)
@@ -354,7 +354,7 @@ def test_matched_traces_share_the_flow_s_evaluation():
         for method, stages in (("rk4", 13), ("dopri5", None)):
             result = log_prob(
                 trace.denoiser, normal(2, 3), NOISE, trace, method=method, steps=3,
-                step=lambda *at, done=done: done.append(at),
+                callback=lambda *at, done=done: done.append(at),
             )  # fmt: skip
             assert result.products == 0 and (result.evaluations == stages or not stages)
         assert (
@@ -416,7 +416,14 @@ def test_networks_and_traces_that_fail_are_named():
     assert message(good, lambda x, t: x.sum(1).double(), TypeError) == (
         "trace: expected output of dtype torch.float32, got torch.float64"
     )
-    assert message(good, "exact", TypeError) == "trace: expected a callable trace(x, t), got str"
+    assert message(good, 1.0, TypeError) == "trace: expected a callable trace(x, t), got float"
+    assert message(good, "matched") == (
+        "trace: expected 'exact' or 'hutchinson' or 'divergence', got 'matched'"
+    )
+    assert message(good, "exact") == (
+        "trace: expected 'exact' with a Denoiser.exact only, whose data set is known, got the "
+        "denoiser of a network: pass likelihood.exact(cloud, schedule)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -478,3 +485,78 @@ def test_bad_sources_are_named(make, kind, message):
     with pytest.raises(kind) as caught:
         make(torch.Generator())
     assert str(caught.value) == message
+
+
+def test_a_trace_by_name_is_its_source():
+    sch, cloud = schedule.VP(), PointCloud(normal(12, 3, seed=1))
+    denoiser, x = Denoiser.exact(cloud, sch), normal(4, 3)
+    draw = torch.Generator().manual_seed(3)
+    for name, source in (
+        ("exact", exact(cloud, sch)),
+        ("divergence", Divergence()),
+        ("hutchinson", Hutchinson(torch.Generator().manual_seed(0))),
+    ):
+        found, expected = (
+            log_prob(denoiser, x, (0.5, 5.0), t, method="heun", steps=3) for t in (name, source)
+        )
+        assert torch.equal(found.log_prob, expected.log_prob)
+        assert found.products == expected.products
+    state = draw.get_state()
+    other = log_prob(denoiser, x, (0.5, 5.0), "hutchinson", generator=draw, method="heun", steps=3)
+    assert not torch.equal(other.log_prob, found.log_prob)
+    assert not torch.equal(draw.get_state(), state)
+
+
+@pytest.mark.parametrize("trace", ["exact", "source"])
+def test_the_exact_likelihood_reads_the_data_once_per_evaluation(trace, monkeypatch):
+    calls = []
+    posterior = ops.posterior
+    monkeypatch.setattr(ops, "posterior", lambda *a, **k: calls.append(1) or posterior(*a, **k))
+    sch, cloud = schedule.VP(), PointCloud(normal(12, 3, seed=1))
+    source = "exact" if trace == "exact" else exact(cloud, sch)
+    result = log_prob(
+        Denoiser.exact(cloud, sch), normal(4, 3), (0.5, 5.0), source, method="heun", steps=3
+    )
+    assert len(calls) == result.evaluations == 7
+
+
+class Shifted(torch.nn.Module):
+    """The eps of N(shift[label], 1)."""
+
+    shift = torch.tensor([0.0, 2.0, -3.0], dtype=torch.float64)
+
+    def forward(self, x, t, label):
+        t = t[:, None]
+        return t * (x - self.shift[label][:, None]) / (1 + t**2)
+
+
+@pytest.mark.parametrize("trace", ["divergence", "hutchinson", "matched"])
+def test_conditions_reach_the_network_and_the_trace_network(trace):
+    label, x = torch.tensor([2, 0, 1]), normal(3, 4)
+    denoiser, seen = Denoiser(Shifted(), schedule.EDM()), []
+
+    def m(x, t, label):
+        seen.append(label)
+        return 1 / (1 + t**2)
+
+    source = MatchedTrace(m, denoiser) if trace == "matched" else trace
+    result = log_prob(denoiser, x, (0.1, 50.0), source, data_std=1.0, label=label)
+    shift = Shifted.shift[label][:, None]
+    truth = normal_log_prob(x - shift, torch.full((4,), 1 + 0.1**2))
+    prior = normal_log_prob(result.latent - shift, torch.full((4,), 1 + 50.0**2))
+    assert (with_true_prior(result, prior) - truth).abs().max() < 1e-3
+    assert all(torch.equal(one, label) for one in seen) and (trace != "matched" or seen)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'label'"):
+        log_prob(denoiser, x, (0.1, 50.0), "divergence")
+
+
+def test_progress_is_shown_on_stderr_and_reported_to_the_callback(capsys):
+    denoiser, done = gaussian(schedule.VP())[0], []
+    how = {"method": "heun", "steps": 3, "progress": True}
+    log_prob(
+        denoiser, normal(2, 3), NOISE, "divergence", callback=lambda *at: done.append(at), **how
+    )
+    out, err = capsys.readouterr()
+    assert done == [(1, 3), (2, 3), (3, 3)] and out == "" and "log_prob: 100%" in err
+    log_prob(denoiser, normal(2, 3), NOISE, "divergence", **{**how, "progress": False})
+    assert capsys.readouterr().err == ""

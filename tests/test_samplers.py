@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES
 
+import dfkernels as df
 from dfkernels import PointCloud, schedule
+from dfkernels.methods import endpoint
+from dfkernels.methods.adjoint import guide
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.grid import nodes, time_grid
 from dfkernels.methods.samplers import METHODS, invert, sample
@@ -61,7 +64,7 @@ def test_evaluations_steps_and_kept_states(method, evaluations):
     denoiser = gaussian(sch)
     t = time_grid(sch, 7, NOISE)
     x = normal(2, 3)
-    whole = sample(denoiser, x, t, method, step=lambda done, total: calls.append((done, total)))
+    whole = sample(denoiser, x, t, method, callback=lambda done, total: calls.append((done, total)))
     assert denoiser.evaluations == evaluations
     assert calls == [(i, 7) for i in range(1, 8)]
     assert torch.equal(whole.t, t) and len(whole.x) == 8 and whole.x[0] is x
@@ -120,7 +123,9 @@ def test_an_image_that_was_not_sampled_is_inverted_and_found_again(sch):
     cloud = PointCloud(normal(12, 6, seed=1))
     denoiser, t, calls = Denoiser.exact(cloud, sch), time_grid(sch, 30, NOISE, "edm"), []
     image = cloud.y[:4] + 0.1 * normal(4, 6)
-    back = invert(denoiser, image, t, keep=2, step=lambda done, total: calls.append((done, total)))
+    back = invert(
+        denoiser, image, t, keep=2, callback=lambda done, total: calls.append((done, total))
+    )
     assert denoiser.evaluations == 30 and calls == [(i, 30) for i in range(1, 31)]
     path = nodes(sch, t)
     first = path.alpha[-2] / path.alpha[-1] * image + path.alpha[-2] * (
@@ -246,3 +251,62 @@ def test_integer_states_are_named():
         with pytest.raises(TypeError) as caught:
             run(gaussian(schedule.VP()), torch.ones(2, 3, dtype=torch.int64), T)
         assert str(caught.value) == "x: expected float32 or float64, got int64"
+
+
+class Shifted(torch.nn.Module):
+    """The eps of N(shift, 1), per sample; a call without the shift fails."""
+
+    def forward(self, x, t, shift):
+        column = (-1, *[1] * (x.ndim - 1))
+        t = t.view(column)
+        return t * (x - shift.view(column)) / (1 + t**2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_conditions_reach_the_network(method):
+    """Under the flow of N(shift, 1) a sample keeps its place relative to the shift."""
+    denoiser = Denoiser(Shifted(), schedule.EDM())
+    t = time_grid(denoiser.schedule, 6, (0.1, 3.0))
+    shift = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    free = Denoiser(lambda x, t: Shifted()(x, t, torch.zeros(2)), schedule.EDM())
+    got = sample(denoiser, x + shift[:, None], t, method, shift=shift)
+    expected = sample(free, x, t, method)
+    assert torch.allclose(got.x[-1], expected.x[-1] + shift[:, None])
+    back = invert(denoiser, got.x[-1], t, shift=shift).x[-1]
+    assert torch.allclose(back, invert(free, expected.x[-1], t).x[-1] + shift[:, None])
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'shift'"):
+        sample(denoiser, x, t, method)
+
+
+@pytest.mark.parametrize("form", ["vjp", "jvp", "finite-difference", "paper"])
+def test_conditions_reach_the_network_in_guidance_and_its_operators(form):
+    denoiser = Denoiser(Shifted(), schedule.EDM())
+    t = time_grid(denoiser.schedule, 4, (0.1, 3.0))
+    shift, x = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.ones(2, 3).double()
+    loss = lambda x_0: x_0.square().sum(1)
+    guided = guide(loss, x, t, denoiser, form, steps=2, shift=shift)
+    by_hand = guide(loss, x, t, denoiser.bind(shift=shift), form, steps=2)
+    assert torch.equal(guided.losses, by_hand.losses)
+    many = torch.ones(2, 4, 3).double()  # K copies of each query, and of its condition
+    f = endpoint.fisher(form, x, 1.0, denoiser, x0=x, shift=shift)
+    assert torch.allclose((f @ many)[:, 0], f @ many[:, 0])
+
+
+def test_the_package_has_the_daily_functions_themselves():
+    assert df.sample is sample and df.invert is invert and df.guide is guide
+    assert df.Denoiser is df.methods.Denoiser and df.time_grid is time_grid
+    assert df.log_prob is df.methods.likelihood.log_prob
+    assert df.transport_test is df.methods.transport.transport_test
+    assert df.MatchedTrace is df.methods.trace_matching.MatchedTrace
+    assert set(df.__all__) <= set(dir(df))
+
+
+def test_progress_is_shown_on_stderr(capsys):
+    denoiser = Denoiser(lambda x, t: 0 * x, schedule.EDM())
+    t, x = time_grid(denoiser.schedule, 3, (0.1, 3.0)), torch.ones(2, 3)
+    for call, name in ((sample, "sample"), (invert, "invert")):
+        call(denoiser, x, t, progress=True)
+        assert f"{name}: 100%" in capsys.readouterr().err
+    guide(lambda x_0: x_0.sum(1), x, t, denoiser, "paper", steps=2, progress=True)
+    assert "guide: 100%" in capsys.readouterr().err

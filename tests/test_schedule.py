@@ -177,10 +177,12 @@ def test_linear_log_snr_is_reproduced_exactly():
         (lambda: S.Tabulated(linear(10))(9.5),
          "t: expected values in [0, 9] for Tabulated(10 steps), got 9.5"),
         (lambda: S.VP().t_of_log_snr(-20.0),
-         "t_of_log_snr(log_snr): expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got 1.41275"),
+         "t_of_log_snr(log_snr): expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), "
+         "got 1.41275"),
         (lambda: S.Tabulated(torch.tensor([0.5])), "alphas_cumprod: expected shape [T] with T >= 2, got [1]"),
         (lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
-         "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from 0.9 to 0"),
+         "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from 0.9 "
+         "to 0"),
         (lambda: S.VP(2.0, 1.0), "beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got 2.0, 1.0"),
     ],
 )  # fmt: skip

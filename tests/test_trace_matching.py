@@ -352,3 +352,30 @@ def test_wrong_arguments():
         bound(1.0, 0.5, 4, 0.0, 1e-3, form="paper")
     with pytest.raises(ValueError, match="^radius: expected None with form='residual', got 2$"):
         bound(1.0, 0.5, 4, 0.0, 1e-3, radius=2)
+
+
+def test_losses_pass_the_conditions_on_and_refuse_to_mix_them():
+    x_0, label = torch.ones(8, 2), torch.arange(8)
+    seen = []
+
+    def network(x, t, label):
+        seen.append(label)
+        return x
+
+    denoiser = Denoiser(network, schedule.EDM()).bind(label=label)
+    how = {"noise": (0.1, 1.0)}
+    draw = torch.Generator()
+    denoising_loss(denoiser, x_0, draw, **how)
+    trace_loss(lambda x, t, label: seen.append(label) or x.sum(1), denoiser, x_0, draw, **how)
+    assert len(seen) == 3 and all(one is label for one in seen)
+    with pytest.raises(
+        ValueError, match=r"^queries: expected None with conditions \(label\), got 4"
+    ):
+        denoising_loss(denoiser, x_0, draw, queries=4, **how)
+
+
+def test_a_matched_trace_says_what_it_is():
+    trace = MatchedTrace(torch.nn.Identity(), Denoiser(torch.nn.Linear(2, 2), schedule.VE()))
+    assert (
+        repr(trace) == "MatchedTrace(Identity, Denoiser(Linear, VE(), 'epsilon'), form='residual')"
+    )

@@ -47,7 +47,7 @@ def test_it_learns_and_returns_a_frozen_average():
         lr=0.1,
         ema=0.9,
         generator=generator(),
-        step=lambda *a: seen.append(a),
+        callback=lambda *a: seen.append(a),
     )
     assert (average.weight.item(), average.bias.item()) == pytest.approx((3, -1), abs=1e-3)
     assert not average.training
@@ -123,13 +123,13 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
                 generator=generator(),
                 checkpoint=path,
                 every=10,
-                step=stop_at(last),
+                callback=stop_at(last),
             )
     done = []
     other = torch.Generator().manual_seed(5)
     resumed = train(
         VectorNet(2, width=8), wave_loss, steps=40, generator=other, checkpoint=path, every=10,
-        step=lambda i, n: done.append(i),
+        callback=lambda i, n: done.append(i),
     )  # fmt: skip
     assert torch.equal(state(resumed), state(whole))
     assert done == list(range(20, 41))
@@ -157,7 +157,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             from dfkernels.methods.networks import VectorNet
             from dfkernels.methods.training import train
             train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]),
-                  every=1, generator=torch.Generator().manual_seed(0), step=lambda i, n: print(i,
+                  every=1, generator=torch.Generator().manual_seed(0), callback=lambda i, n: print(i,
                   flush=True))
             """)
     )
@@ -189,7 +189,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             generator=generator(),
             checkpoint=path,
             every=1000,
-            step=lambda i, n: steps.append(i),
+            callback=lambda i, n: steps.append(i),
         )
         whole = train(VectorNet(2, width=8), wave_loss, steps=900, generator=generator())
     finally:

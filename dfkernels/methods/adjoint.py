@@ -16,6 +16,7 @@ from torch import Tensor
 from .._torch import check
 from ..cloud import PointCloud
 from ..linalg.operator import FisherOperator
+from ._reporting import Callback, reporting
 from .denoiser import Denoiser
 from .endpoint import FORMS, fisher
 from .grid import Trajectory, nodes
@@ -36,8 +37,11 @@ def adjoint(
     normalise: bool = False,
     cloud: PointCloud | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
+    **conditions: object,
 ) -> Trajectory:
-    """lam_t = M lam_s, M = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t,
+    """Carries the gradient of a loss on x_0 back along a sampler's path:
+
+    lam_t = M lam_s, M = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t,
     back over the steps t -> s.
 
     M is the Jacobian of a DDIM step: on a DDIM path the form "vjp" gives what autograd through the
@@ -51,9 +55,11 @@ def adjoint(
             "centred" take ybar, and x0 beyond the last node, from the path's steps, where
             d(x/alpha)/ds = eps: they call no network.
         order: 1, or 2: eq. 18 by Heun's method, with two products per step, for paths of second
-        order. normalise: scale each sample's lam to largest entry 1 at every node: only directions
-            are kept, and nothing overflows.
+            order.
+        normalise: scale each sample's lam to largest entry 1 at every node: only directions are
+            kept, and nothing overflows.
         cloud, trace: see `endpoint.fisher`.
+        conditions: keyword arguments of the network, as in the sampling.
 
     Returns the gradients at all nodes, in the trajectory's order: the first is dL/dx at the noisy
     end. No graph. Raises ValueError / TypeError naming the argument, RuntimeError where an unstable
@@ -69,6 +75,7 @@ def adjoint(
     order = check.integer("order", order, 1, 2)
     if not callable(form):
         check.choice("form", form, FORMS)
+    denoiser = denoiser.bind(**conditions)
 
     alpha, sigma, s = (level.tolist() for level in path[1:])
     states = [x.detach() for x in trajectory.x]
@@ -134,9 +141,13 @@ def guide(
     order: int = 1,
     cloud: PointCloud | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
-    step: Callable[[int, int], None] = lambda done, total: None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **conditions: object,
 ) -> Guided:
-    """x <- x - lr |x| lam/|lam|, lam = dL/dx by the adjoint along the path from x = x_{t[0]} to
+    """Moves a noisy x so that the x_0 that it becomes has a lower loss, by gradient descent:
+
+    x <- x - lr |x| lam/|lam|, lam = dL/dx by the adjoint along the path from x = x_{t[0]} to
     x_0 = x_{t[-1]}.
 
     Args:
@@ -147,26 +158,31 @@ def guide(
             "paper", "centred", "isotropic" (unless the trace's network does) and "exact".
         lr: length of a step relative to |x|; with normalise=False the step is -lr lam, which asks
             of a form that the gradient's length is right too.
-        method: of `sample`. form, order, cloud, trace: of `adjoint`.
-        step: called as step(done, steps) after each step.
+        method: of `sample`.
+        form, order, cloud, trace: of `adjoint`.
+        callback: called as callback(done, steps) after each step.
+        progress: show a bar on stderr.
+        conditions: keyword arguments of the network.
 
     Raises ValueError / TypeError naming the argument, `loss` for another shape, NaN or inf.
     """
     steps = check.integer("steps", steps, 0)
     lr, before = check.constant("lr", lr), denoiser.evaluations
     check.query("x", x)
+    denoiser = denoiser.bind(**conditions)
+    how = {"order": order, "normalise": normalise, "cloud": cloud, "trace": trace}
     x, losses, best = x.detach(), [], None
-    for i in range(steps + 1):
-        with torch.no_grad():
-            trajectory = sample(denoiser, x, t, method)
-        value, gradient = _value_and_gradient(loss, trajectory.x[-1])
-        losses.append(value)
-        best = _better((value, x, trajectory.x[-1]), best)
-        if i < steps:
-            how = {"order": order, "normalise": normalise, "cloud": cloud, "trace": trace}
-            lam = adjoint(trajectory, gradient, denoiser, form, **how).x[0]
-            x = x - lr * (_norm(x) / _norm(lam) * lam if normalise else lam)
-            step(i + 1, steps)
+    with reporting("guide", callback, progress, steps) as report:
+        for i in range(steps + 1):
+            with torch.no_grad():
+                trajectory = sample(denoiser, x, t, method)
+            value, gradient = _value_and_gradient(loss, trajectory.x[-1])
+            losses.append(value)
+            best = _better((value, x, trajectory.x[-1]), best)
+            if i < steps:
+                lam = adjoint(trajectory, gradient, denoiser, form, **how).x[0]
+                x = x - lr * (_norm(x) / _norm(lam) * lam if normalise else lam)
+                report(i + 1, steps)
     return Guided(*best[1:], torch.stack(losses), denoiser.evaluations - before)
 
 

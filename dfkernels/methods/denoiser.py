@@ -1,8 +1,10 @@
-"""Denoiser: a network of any convention, or the data set itself, as eps, posterior mean and score.
+"""The denoiser: a network of any convention, or the data set itself, as posterior mean, noise
+prediction and score.
 
-With x = alpha x_0 + sigma eps and what the network says of x_0 and eps, each is (p x + q out) m:
+With x = alpha x_0 + sigma eps and an output `out` of the network, the predictions of x_0 and eps
+are each (p x + q out) m:
 
-network         says                            x_0: p, q, m              eps: p, q, m
+network         predicts                        x_0: p, q, m              eps: p, q, m
 epsilon         eps                             1, -sigma, 1/alpha        out itself
 sample          x_0                             out itself                1, -alpha, 1/sigma
 v_prediction    alpha eps - sigma x_0           alpha, -sigma, 1/n        sigma, alpha, 1/n
@@ -15,11 +17,11 @@ included.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._torch import check
 from ..cloud import PointCloud
@@ -31,12 +33,17 @@ __all__ = ["PREDICTION_TYPES", "Denoiser"]
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
 
 
-class Denoiser:
-    """What a network predicts at x_t = alpha x_0 + sigma eps, in every parametrisation.
+class Denoiser(nn.Module):
+    """The posterior mean E[x_0 | x_t], the noise prediction and the score of a trained network, or
+    of a data set, whatever the network was trained to predict.
+
+    >>> denoiser = Denoiser(network, schedule.VP(), "v_prediction")
+    >>> mean = denoiser(x, t, label=label)  # also .eps(x, t, ...), .score(x, t, ...)
 
     Args:
-        network: `network(x, t)` with x [B, *E] and t [B] (the schedule's t, in x's dtype) -> [B,
-            *E]. An output of lower precision than x, as under autocast, is converted to x's dtype.
+        network: `network(x, t, **conditions)` -> [B, *E], for x [B, *E] and t [B] (the schedule's
+            t, in x's dtype): an `nn.Module`, or any callable. An output of lower precision than x,
+            as under autocast, is converted to x's dtype.
         schedule: maps t to alpha, sigma and their derivatives.
         prediction_type: what the network returns:
             "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t =
@@ -44,20 +51,29 @@ class Denoiser:
             & Ho 2022, VP); "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with
             schedule.RectifiedFlow, x_0 - eps).
 
+    It is an `nn.Module`: its parameters and buffers are the network's where that is a Module, and
+    none otherwise (a plain callable is kept as it is, and `.to()` does not move it). Keyword
+    arguments of `forward`, `eps`, `score`, `denoised` and `both` go to the network; `bind` sets
+    them once for all calls.
+
     Each result is computed by the formula that is finite and accurate over the closed range of t.
     Where there is none, asking for it raises ValueError naming t: x_0 of an "epsilon" network at
     alpha = 0, eps of a "sample" network at sigma = 0, eps of a "flow" network where d sigma/dt is
     infinite (VP and VE at t = 0), a score at sigma = 0. Levels are computed in float64, results are
     in x's dtype.
 
-    `evaluations` counts calls of the network. Every result is checked: ValueError naming `network`
-    for another shape, NaN or inf, TypeError for a dtype of higher precision (values are not looked
-    at on an accelerator, under vmap or torch.compile).
+    Every output of the network is checked: ValueError naming `network` for another shape, NaN or
+    inf, TypeError for a dtype of higher precision (values are not looked at on an accelerator,
+    under vmap or torch.compile).
     """
+
+    schedule: Schedule
+    prediction_type: str
+    conditions: dict[str, object]
 
     def __init__(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Callable[..., Tensor],
         schedule: Schedule,
         prediction_type: str = "epsilon",
     ) -> None:
@@ -70,63 +86,113 @@ class Denoiser:
                 f"schedule: expected a dfkernels.schedule, got {type(schedule).__name__}"
             )
         check.choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self.evaluations = 0
+        self.conditions, self._count = {}, _Count()
+        self.training = getattr(network, "training", False)
 
     @classmethod
     def exact(
         cls, cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None
     ) -> Denoiser:
         """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises.
-        tolerance: as in `DiffusionFisher`.
+
+        Args:
+            cloud: the atoms. `.to(device)` moves them, with their index; their storage dtype stays
+                what it is, since computation follows x's.
+            schedule: maps t to alpha and sigma.
+            tolerance: as in `DiffusionFisher`.
         """
         return cls(PosteriorMean(cloud, schedule, tolerance), schedule, "sample")
 
-    def __repr__(self) -> str:
-        return (
-            f"Denoiser({type(self.network).__name__}, {self.schedule!r}, {self.prediction_type!r})"
-        )
+    @property
+    def evaluations(self) -> int:
+        """How often the network has been called, but for calls inside a compiled graph; may be
+        set."""
+        return self._count.calls
+
+    @evaluations.setter
+    def evaluations(self, calls: int) -> None:
+        self._count.calls = calls
+
+    def bind(self, **conditions: object) -> Denoiser:
+        """The same denoiser with keyword arguments that it passes to the network at every call.
+
+        It shares network, parameters and `evaluations` with this one. Arguments given at a call
+        take precedence.
+        """
+        if not conditions:
+            return self
+        bound = copy.copy(self)
+        bound.conditions = {**self.conditions, **conditions}
+        return bound
+
+    def extra_repr(self) -> str:
+        parts = [repr(self.schedule), repr(self.prediction_type), *self.conditions]
+        if not isinstance(self.network, nn.Module):  # which the representation of a Module shows
+            parts.insert(0, self._network_name)
+        return ", ".join(parts)
+
+    @property
+    def _network_name(self) -> str:
+        kind = type(self.network).__name__
+        return getattr(self.network, "__name__", kind)
+
+    @property
+    def short(self) -> str:
+        """A representation in one line, without the network's layers."""
+        return f"Denoiser({self._network_name}, {self.schedule!r}, {self.prediction_type!r})"
 
     def levels(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each [B] in x's dtype, evaluated in float64."""
         alpha, sigma = self.schedule(_time(x, t, self.schedule))
         return alpha.to(x.dtype), sigma.to(x.dtype)
 
-    def eps(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The noise prediction, [B, *E]; the score is -eps/sigma. One call of the network."""
-        t = _time(x, t, self.schedule)
-        return self._eps(x, t, self._call(x, t))
+    def forward(self, x: Tensor, t: float | Tensor, **conditions: object) -> Tensor:
+        """The posterior mean E[x_0 | x_t = x], [B, *E]. One call of the network.
 
-    def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The prediction of x_0, [B, *E], an approximation of the posterior mean. One call of the
-        network."""
+        Args:
+            x: [B, *E], float32 or float64.
+            t: a number, [] or [B], in the schedule's range.
+            conditions: keyword arguments of the network.
+        """
         t = _time(x, t, self.schedule)
-        return self._denoised(x, t, self._call(x, t))
+        return self._denoised(x, t, self._call(x, t, conditions))
 
-    def score(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """-eps/sigma, [B, *E]. One call of the network."""
+    def denoised(self, x: Tensor, t: float | Tensor, **conditions: object) -> Tensor:
+        """The posterior mean, as a call of the denoiser gives it, but past any hooks."""
+        return self.forward(x, t, **conditions)
+
+    def eps(self, x: Tensor, t: float | Tensor, **conditions: object) -> Tensor:
+        """The noise prediction (x - alpha E[x_0 | x])/sigma, [B, *E]. One call of the network."""
+        t = _time(x, t, self.schedule)
+        return self._eps(x, t, self._call(x, t, conditions))
+
+    def score(self, x: Tensor, t: float | Tensor, **conditions: object) -> Tensor:
+        """The gradient of log q_t at x, -eps/sigma, [B, *E]. One call of the network."""
         t = _time(x, t, self.schedule)
         sigma = self.schedule.sigma(t)
         _exists("the score", sigma > 0, "sigma = 0", t, self.schedule)
-        return self._eps(x, t, self._call(x, t)) * _column(-1 / sigma, x)
+        return self._eps(x, t, self._call(x, t, conditions)) * _column(-1 / sigma, x)
 
-    def both(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, denoised) by one call of the network."""
+    def both(self, x: Tensor, t: float | Tensor, **conditions: object) -> tuple[Tensor, Tensor]:
+        """(noise prediction, posterior mean) by one call of the network."""
         t = _time(x, t, self.schedule)
-        out = self._call(x, t)
+        out = self._call(x, t, conditions)
         return self._eps(x, t, out), self._denoised(x, t, out)
 
     def eps_of(self, x: Tensor, t: float | Tensor, out: Tensor) -> Tensor:
-        """eps from what the network returned at x and t: for a caller that has called it by other
-        means. It counts as an evaluation.
+        """The noise prediction from what the network returned at x and t, for a caller that has
+        called it by other means. Counts as an evaluation.
         """
         t = _time(x, t, self.schedule)
-        self.evaluations += 1
+        self._count.add()
         return self._eps(x, t, checked("network", out, x, t))
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        out = self.network(x, t if isinstance(self.network, PosteriorMean) else t.to(x.dtype))
-        self.evaluations += 1
+    def _call(self, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
+        time = t if isinstance(self.network, PosteriorMean) else t.to(x.dtype)
+        out = self.network(x, time, **{**self.conditions, **conditions})
+        self._count.add()
         return checked("network", out, x, t)
 
     def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
@@ -157,24 +223,59 @@ class Denoiser:
         return _combined(x, out, -alpha_rate, alpha, 1 / (alpha * sigma_rate - sigma * alpha_rate))
 
 
-class PosteriorMean(NamedTuple):
-    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype."""
+class _Count:
+    """A number of calls, which a denoiser shares with those that `bind` makes of it."""
 
-    cloud: PointCloud
-    schedule: Schedule
-    tolerance: float | None
+    calls = 0
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def add(self) -> None:
+        # torch.compile takes an integer inside a Module for a constant, and would compile the
+        # denoiser anew at every call
+        if not torch.compiler.is_compiling():
+            self.calls += 1
+
+
+class PosteriorMean(nn.Module):
+    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype, and no conditions.
+
+    A Module without parameters, so that `.to(device)` reaches the cloud.
+    """
+
+    def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
+        super().__init__()
+        self.cloud, self.schedule, self.tolerance = cloud, schedule, tolerance
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.fisher(x, t).denoised
 
-    def fisher(self, x: Tensor, t: Tensor) -> DiffusionFisher:
+    def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
         """Everything that one pass over the data gives at x and t."""
         return DiffusionFisher(x, self.cloud, *self.schedule(t), tolerance=self.tolerance)
 
+    def equals(self, other: object) -> bool:
+        """Whether the other one gives the same results by construction."""
+        return (
+            isinstance(other, PosteriorMean)
+            and self.cloud is other.cloud
+            and (self.schedule, self.tolerance) == (other.schedule, other.tolerance)
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorMean:
+        # what .to(), .cuda() and their like do to every tensor; integers change their device only
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.cloud.device)).device
+        self.cloud = self.cloud.to(device)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
+        return f"{self.cloud!r}{tolerance}"
+
 
 def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
-    """A network's output in the dtype of a tensor that it has to be like. Raises ValueError /
-    TypeError where it is not, or not finite.
+    """A network's output, converted to the dtype of the tensor `like` that it has to resemble.
+
+    Raises ValueError or TypeError naming `name` where shape, dtype or device differ, and where a
+    value is not finite; t [B] tells at which time.
     """
     if not isinstance(out, Tensor):
         hint = f"; return its .sample, as in lambda x, t: {name.replace(' ', '_')}(x, t).sample"
@@ -198,8 +299,8 @@ def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"{name}: returned NaN or inf for {int(bad.sum())} of {len(bad)} samples, first for sample {first} "
-            f"at t = {t[first].item():g}"
+            f"{name}: returned NaN or inf for {int(bad.sum())} of {len(bad)} samples, "
+            f"first for sample {first} at t = {t[first].item():g}"
         )
     return out.to(like.dtype)
 
@@ -234,4 +335,5 @@ def _combined(x: Tensor, out: Tensor, p: Tensor, q: Tensor, m: Tensor) -> Tensor
 
 
 def _column(level: Tensor, x: Tensor) -> Tensor:
+    """[B] as a factor of x [B, *E], in its dtype."""
     return level.to(x.dtype).view(-1, *[1] * (x.ndim - 1))

@@ -17,6 +17,7 @@ from ..fisher import DiffusionFisher
 from ..linalg.operator import FisherOperator
 from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
+from .trace_matching import MatchedTrace
 
 __all__ = ["FORMS", "bound", "fisher"]
 
@@ -33,6 +34,7 @@ def fisher(
     mean: Tensor | None = None,
     cloud: PointCloud | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
+    **conditions: object,
 ) -> FisherOperator:
     """F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one
     of:
@@ -78,6 +80,8 @@ def fisher(
         mean: [B, *E], ybar where it is known already: then the forms "paper" and "centred" call no
         network. cloud: the atoms, event shape E.
         trace: trace(x, t) -> tr F [B], such as a MatchedTrace.
+        conditions: keyword arguments of the network. Where K vectors per query take K copies of x,
+            tensors [B, ...] among them are repeated as x is.
         What a form does not need is ignored.
 
     Returns the operator of the form: `@`, trace(), diagonal() (closed forms for the first four,
@@ -96,13 +100,14 @@ def fisher(
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
     check.query("x", x)
+    denoiser = denoiser.bind(**conditions)
     alpha, sigma = denoiser.levels(x, t)
     if form == "exact":
         _needs("cloud", cloud, "a PointCloud", form)
         return DiffusionFisher(x, cloud, alpha, sigma)
     if form == "isotropic":
         _needs("trace", trace, "trace(x, t) -> tr F [B], e.g. a MatchedTrace,", form)
-        return IsotropicFisher(x, alpha, sigma, _trace(trace, x, t, sigma))
+        return IsotropicFisher(x, alpha, sigma, _trace(trace, x, t, denoiser, sigma))
     if form in ("paper", "centred"):
         _needs("x0", x0, f"the end of the path, shape {list(x.shape)},", form)
         check.like("x0", x0, "x", x)
@@ -110,7 +115,7 @@ def fisher(
             mean = denoiser.denoised(x, t)
         check.like("mean", mean, "x", x)
         if form == "centred" and trace is not None:
-            x0 = _capped(x0, mean, alpha, sigma, _trace(trace, x, t, sigma))
+            x0 = _capped(x0, mean, alpha, sigma, _trace(trace, x, t, denoiser, sigma))
         return EndpointFisher(x, alpha, sigma, x0, mean, form)
     return NetworkFisher(x, alpha, sigma, denoiser, t, form)
 
@@ -222,9 +227,15 @@ class NetworkFisher(FisherOperator):
             t = t.repeat_interleave(k, 0)
         sigma = self.sigma.repeat_interleave(k, 0).view(-1, *[1] * (x.ndim - 1))
         v_rows = rows.reshape(x.shape).contiguous()
+        repeated = {
+            name: value.repeat_interleave(k, 0)
+            for name, value in self.denoiser.conditions.items()
+            if k != 1 and isinstance(value, Tensor) and value.ndim and len(value) == batch
+        }
+        denoiser = self.denoiser.bind(**repeated)
 
         def eps(x: Tensor) -> Tensor:
-            return self.denoiser.eps(x, t)
+            return denoiser.eps(x, t)
 
         if self.form == "vjp":
             (product,) = torch.func.vjp(eps, x)[1](v_rows)
@@ -251,8 +262,10 @@ def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tenso
     return mean + shrink.view(-1, *[1] * (r.ndim - 1)) * r
 
 
-def _trace(trace: Callable, x: Tensor, t: float | Tensor, like: Tensor) -> Tensor:
-    value = trace(x, t)
+def _trace(
+    trace: Callable[..., Tensor], x: Tensor, t: float | Tensor, denoiser: Denoiser, like: Tensor
+) -> Tensor:
+    value = trace(x, t, **(denoiser.conditions if isinstance(trace, MatchedTrace) else {}))
     return checked("trace", value, like, as_tensor("t", t).expand(like.shape))
 
 

@@ -103,14 +103,16 @@ def nodes(schedule: Schedule, t: Tensor) -> Nodes:
         if not bool((level > 0).all()):
             at = t[~(level > 0)][0].item()
             raise ValueError(
-                f"t: expected {name} > 0 at every node, got {name} = 0 at t = {at:g} of {schedule!r}; "
-                "stop short of it, e.g. with time_grid(schedule, steps, noise=(0.002, 80))"
+                f"t: expected {name} > 0 at every node, got {name} = 0 at t = {at:g} of "
+                f"{schedule!r}; stop short of it, e.g. with "
+                "time_grid(schedule, steps, noise=(0.002, 80))"
             )
     s = sigma / alpha
     if bool((s.diff() >= 0).any()):
         i = int((s.diff() >= 0).nonzero()[0])
         raise ValueError(
             "t: expected noise sigma/alpha that strictly falls from node to node, got "
-            f"{s[i].item():g} at t = {t[i].item():g}, then {s[i + 1].item():g} at t = {t[i + 1].item():g}"
+            f"{s[i].item():g} at t = {t[i].item():g}, then {s[i + 1].item():g} at "
+            f"t = {t[i + 1].item():g}"
         )
     return Nodes(t, alpha, sigma, s)

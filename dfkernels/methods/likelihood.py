@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,9 +27,10 @@ from torch import Tensor
 
 from .._torch import check
 from . import solvers
+from ._reporting import Callback, reporting
 from .denoiser import Denoiser, checked
 from .grid import noise_range, time_grid
-from .traces import Divergence, Function, Hutchinson, Source, Trace, exact
+from .traces import Divergence, Hutchinson, Source, Trace, exact, source_of
 
 __all__ = ["METHODS", "Divergence", "Hutchinson", "Likelihood", "exact", "log_prob"]
 
@@ -60,15 +60,16 @@ class Likelihood(NamedTuple):
     latent_log_prob: Tensor  # [B], nats: of latent/alpha under the normal prior at s_max
     evaluations: int  # calls of the network, each on the whole batch
     products: int  # products of the network's Jacobian with a vector, per sample
-    error: Tensor  # [B], nats: estimated error of the integration in log_prob; an estimate, not a bound
+    error: Tensor  # [B], nats: the estimated error of the integration in log_prob; no bound
 
 
 def log_prob(
     denoiser: Denoiser,
     x: Tensor,
     noise: tuple[float, float],
-    trace: Trace | Source,
+    trace: str | Trace | Source,
     *,
+    generator: torch.Generator | None = None,
     method: str = "dopri5",
     steps: int = 64,
     rtol: float = 1e-5,
@@ -76,9 +77,17 @@ def log_prob(
     max_evaluations: int = 5000,
     data_std: float = 0.0,
     width: float = 1.0,
-    step: Callable[[int, int], None] = lambda done, total: None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **conditions: object,
 ) -> Likelihood:
-    """log q_{t_min}(x): the density at s_min, i.e. of alpha (x_0 + s_min noise), not of x_0 itself.
+    """The log-likelihood of x under a diffusion model, by the probability-flow ODE.
+
+    It is log q_{t_min}(x), the density at the lowest noise level s_min, i.e. of
+    alpha (x_0 + s_min noise), not of x_0 itself.
+
+    >>> result = log_prob(denoiser, x, (0.01, 50.0), "hutchinson", progress=True)
+    >>> result.bits_per_dim, result.error
 
     Data x_0 of a continuous law: pass alpha x_0 + sigma eps, a sample of the density that is
     evaluated. Quantised data (8-bit images, say): pass alpha (x_0 + u), u uniform over the bin, and
@@ -89,9 +98,15 @@ def log_prob(
         denoiser: the flow; its schedule must reach `noise`.
         x: [B, *E], float32 or float64: the state at s_min; the computation follows its dtype.
         noise: (s_min, s_max), levels sigma/alpha, 0 < s_min < s_max.
-        trace: (x, t) -> tr F [B], e.g. a `trace_matching.MatchedTrace` or `exact(cloud, schedule)`;
-            or
-            `Hutchinson(generator, ...)`, `Divergence()`, which share the network's evaluation.
+        trace: where tr F comes from:
+            "exact": the data set, for a `Denoiser.exact`;
+            "divergence": all d products with the network's Jacobian, or `Divergence(...)`;
+            "hutchinson": one random product, or `Hutchinson(generator, probes, ...)`;
+            a function (x, t) -> tr F [B], such as a `trace_matching.MatchedTrace`, or
+            `exact(cloud, schedule)`;
+            any `traces.Source`.
+        generator: of the probes of "hutchinson", on x's device; None: seed 0, so that a repeated
+            call gives the same bits.
         method: "dopri5" (order 5, 6 evaluations per step): in steps whose error is at most rtol
             |x/alpha| + atol s in the root mean square over the entries of x/alpha, and rtol d +
             atol nats, for each sample. The batch takes steps together, those of its stiffest
@@ -128,13 +143,15 @@ def log_prob(
     if data_std < 0:
         raise check.mismatch("data_std", "at least 0", data_std)
     width, rtol, atol = _positive(width=width, rtol=rtol, atol=atol)
-    flow, before = _Flow(denoiser, x, noise, trace), denoiser.evaluations
-    if method == "dopri5":
-        error = _LocalErrors(x, rtol, atol)
-        state = _adaptive(flow, x, noise, error, max_evaluations, step)
-    else:
-        error = _LocalErrors(x, 0.0, 0.0)
-        state = _fixed(_FIXED[method], flow, x, noise, error, steps, step)
+    denoiser, before = denoiser.bind(**conditions), denoiser.evaluations
+    flow = _Flow(denoiser, x, noise, source_of(trace, denoiser, x, generator))
+    adaptive = method == "dopri5"
+    error = _LocalErrors(x, rtol, atol) if adaptive else _LocalErrors(x, 0.0, 0.0)
+    with reporting("log_prob", callback, progress, 100 if adaptive else steps) as report:
+        if adaptive:
+            state = _adaptive(flow, x, noise, error, max_evaluations, report)
+        else:
+            state = _fixed(_FIXED[method], flow, x, error, steps, report)
     first, last = flow.levels(math.log(noise[0]))[1], flow.levels(math.log(noise[1]))[1]
     variance = noise[1] ** 2 + data_std**2
     square = state[0].reshape(len(x), d).square().sum(1)
@@ -157,10 +174,10 @@ class _Flow:
     """d(xbar, l)/du at (u, (xbar, l)), u = ln s, l the integral of d log q; `calls` counts."""
 
     def __init__(
-        self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], trace: Trace | Source
+        self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], source: Source
     ) -> None:
-        self.source = trace if isinstance(trace, Source) else Function(trace)
-        self.both = self.source.begin(denoiser, x)
+        self.source = source
+        self.both = source.begin(denoiser, x)
         self.schedule, self.calls = denoiser.schedule, 0
         self.low, self.high = (math.log(level) for level in noise)
 
@@ -230,7 +247,7 @@ def _adaptive(
     noise: tuple[float, float],
     error: _LocalErrors,
     limit: int,
-    report: Callable[[int, int], None],
+    report: Callback,
 ) -> State:
     least = 8 * torch.finfo(x.dtype).eps
     if error.rtol < least:
@@ -246,9 +263,10 @@ def _adaptive(
         )
     except solvers.Unfinished as stop:
         raise RuntimeError(
-            f"log_prob: gave up at noise level {math.exp(stop.u):.4g} of {noise[0]:g} to {noise[1]:g}, after "
-            f"{stop.evaluations} evaluations: {stop.why} in ln s. Raise max_evaluations = {limit} or noise[0], or "
-            'accept the error of steps of equal length (method="rk4")'
+            f"log_prob: gave up at noise level {math.exp(stop.u):.4g} of {noise[0]:g} to "
+            f"{noise[1]:g}, after {stop.evaluations} evaluations: {stop.why} in ln s. "
+            f"Raise max_evaluations = {limit} or noise[0], or accept the error of steps of equal "
+            'length (method="rk4")'
         ) from None
 
 
@@ -256,10 +274,9 @@ def _fixed(
     tableau: solvers.Tableau,
     flow: _Flow,
     x: Tensor,
-    noise: tuple[float, float],
     error: _LocalErrors,
     steps: int,
-    report: Callable[[int, int], None],
+    report: Callback,
 ) -> State:
     """Equal steps. Over each block of up to 4 of them the state's change is compared with a
     Newton-Cotes rule of the slopes, which is of higher order, or of the same and with another
@@ -300,8 +317,9 @@ def _warn(error: Tensor, d: int, method: str) -> None:
     if bool(large.any()):
         how = "smaller rtol and atol" if method == "dopri5" else 'more steps, or method="dopri5"'
         warnings.warn(
-            f"log_prob: the estimated error of the integration is up to {error.max().item():.2g} nats, and large "
-            f"for {int(large.sum())} of {len(error)} samples: take {how}; see Likelihood.error",
+            "log_prob: the estimated error of the integration is up to "
+            f"{error.max().item():.2g} nats, and large for "
+            f"{int(large.sum())} of {len(error)} samples: take {how}; see Likelihood.error",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -47,6 +47,8 @@ class Preconditioned(nn.Module):
     Call it as the network of a Denoiser (prediction_type "epsilon") or of a MatchedTrace.
     """
 
+    denoiser: Denoiser | None
+
     def __init__(
         self,
         body: nn.Module,
@@ -66,13 +68,14 @@ class Preconditioned(nn.Module):
         self.mean, self.std = check.constant("mean", mean), check.constant("std", std)
         if not std > 0:
             raise ValueError(f"std: expected a number > 0, got {std}")
-        self.body, self.schedule, self.predicts, self.denoiser = body, schedule, predicts, denoiser
+        self.body, self.schedule, self.predicts = body, schedule, predicts
+        vars(self)["denoiser"] = denoiser  # no submodule: it is not trained with this network
 
     def extra_repr(self) -> str:
         about = (
             f"{self.schedule!r}, predicts={self.predicts!r}, mean={self.mean:g}, std={self.std:g}"
         )
-        return about if self.denoiser is None else f"{about}, denoiser={self.denoiser!r}"
+        return about if self.denoiser is None else f"{about}, denoiser={self.denoiser.short}"
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (a.to(x.dtype) for a in self.schedule(t))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._torch import check
+from ._reporting import Callback, reporting
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
 from .solvers import EULER, HEUN, Tableau, moved, slopes
@@ -26,7 +27,8 @@ from .solvers import EULER, HEUN, Tableau, moved, slopes
 __all__ = ["METHODS", "invert", "sample"]
 
 METHODS = ("ddim", "heun", "o-belm")
-Step = Callable[[int, int], None]
+_TABLEAUS = {"ddim": EULER, "heun": HEUN}
+Advance = Callable[[int, list[Tensor]], Tensor]
 
 
 def sample(
@@ -37,22 +39,31 @@ def sample(
     *,
     second: Tensor | None = None,
     keep: int | None = None,
-    step: Step = lambda done, total: None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **conditions: object,
 ) -> Trajectory:
-    """From x = x_{t[0]} along the nodes t to x_{t[-1]}.
+    """Samples along the probability-flow ODE, from x = x_{t[0]} over the nodes t to x_{t[-1]}.
+
+    >>> path = sample(denoiser, sigma * noise, t, "heun", label=label)
+    >>> x_0 = denoiser(path.x[-1], path.t[-1], label=label)
 
     Args:
         denoiser: a network, or the ideal one of a data set (`Denoiser.exact`).
         x: [B, *E], float32 or float64; alpha x_0 + sigma eps at t[0], e.g. sigma times normal
-        noise. t: [M + 1], noisiest first, e.g. `grid.time_grid(schedule, steps, noise)`; sigma > 0
-            at the last one too: ask the denoiser for x_0 there.
+            noise.
+        t: [M + 1], noisiest first, e.g. `grid.time_grid(schedule, steps, noise)`; sigma > 0 at the
+            last one too: ask the denoiser for x_0 there.
         method: "ddim" (Song et al. 2021, M evaluations of the network), "heun" (Karras et al. 2022,
             Alg. 1 without churn, 2 M), "o-belm" (Wang et al. 2024, M; with `second`, M - 1).
         second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` it
             returns the way that the inversion came. Default: a DDIM step.
         keep: how many states the trajectory holds, the last ones; default all. `invert` needs 2.
-        step: called as step(done, total) after each of the M steps.
+        callback: called as callback(done, total) after each of the M steps.
+        progress: show a bar on stderr.
+        conditions: keyword arguments of the network, such as class labels.
 
+    Returns the trajectory; its last state, `.x[-1]`, is the sample at the lowest noise level.
     Differentiable through the denoiser; sample under torch.no_grad() otherwise.
 
     Raises ValueError or TypeError naming the argument: sigma = 0 or alpha = 0 at a node, noise that
@@ -69,13 +80,16 @@ def sample(
             raise check.mismatch("second", "None unless method='o-belm' and M >= 1", "a tensor")
         check.like("second", second, "x", x)
         states.append(second)
-    advance = {"ddim": _runge_kutta(EULER), "heun": _runge_kutta(HEUN), "o-belm": _o_belm}[method](
-        denoiser, path
-    )
-    for i in range(len(states) - 1, total):
-        states.append(advance(i, states))
-        del states[: -max(keep, 2)]
-        step(i + 1, total)
+    denoiser = denoiser.bind(**conditions)
+    if method == "o-belm":
+        advance = _o_belm(denoiser, path)
+    else:
+        advance = _runge_kutta(_TABLEAUS[method], denoiser, path)
+    with reporting("sample", callback, progress, total) as report:
+        for i in range(len(states) - 1, total):
+            states.append(advance(i, states))
+            del states[: -max(keep, 2)]
+            report(i + 1, total)
     return Trajectory(path.t[-keep:], states[-keep:])
 
 
@@ -86,14 +100,17 @@ def invert(
     *,
     second: Tensor | None = None,
     keep: int | None = None,
-    step: Step = lambda done, total: None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **conditions: object,
 ) -> Trajectory:
-    """O-BELM backwards, from x = x_{t[-1]} to x_{t[0]}: its recursion solved for the oldest of
-    three states.
+    """Undoes a sampling by O-BELM, from x = x_{t[-1]} back to x_{t[0]}: its recursion, solved for
+    the oldest of the three states.
 
     Args:
-        denoiser, t, keep, step: as for `sample`; the trajectory is in the order of passing,
-        noisiest last. x: [B, *E], the state at t[-1].
+        denoiser, t, keep, callback, progress, conditions: as for `sample`; the trajectory is in the
+            order of passing, noisiest last.
+        x: [B, *E], the state at t[-1].
         second: the state at t[-2]; with `trajectory.x[-2]` of a sample it is the sampling undone.
             Default, for an image that was not sampled: a DDIM step towards the noise.
 
@@ -114,20 +131,21 @@ def invert(
         if second is not None:
             raise check.mismatch("second", "None where t has one node", "a tensor")
         return Trajectory(path.t, states)
+    denoiser = denoiser.bind(**conditions)
     if second is None:
         scale, slope = _euler(path.alpha[-1], path.s[-1], path.alpha[-2], path.s[-2])
         second = scale * x + slope * denoiser.eps(x, path.t[-1])
     check.like("second", second, "x", x)
     states.append(second)
-    step(1, total)
     table = _o_belm_table(path)
-    for i in range(total - 1, 0, -1):
-        older, old, slope = table[i].tolist()
-        states.append(
-            (states[-2] - old * states[-1] - slope * denoiser.eps(states[-1], path.t[i])) / older
-        )
-        del states[: -max(keep, 2)]
-        step(total - i + 1, total)
+    with reporting("invert", callback, progress, total) as report:
+        report(1, total)
+        for i in range(total - 1, 0, -1):
+            older, old, slope = table[i].tolist()
+            eps = denoiser.eps(states[-1], path.t[i])
+            states.append((states[-2] - old * states[-1] - slope * eps) / older)
+            del states[: -max(keep, 2)]
+            report(total - i + 1, total)
     return Trajectory(path.t.flip(0)[-keep:], states[-keep:])
 
 
@@ -160,27 +178,21 @@ def _o_belm_table(path: Nodes) -> Tensor:
     return torch.cat([first, torch.stack([older, old, slope], 1)])
 
 
-def _runge_kutta(
-    tableau: Tableau,
-) -> Callable[[Denoiser, Nodes], Callable[[int, list[Tensor]], Tensor]]:
+def _runge_kutta(tableau: Tableau, denoiser: Denoiser, path: Nodes) -> Advance:
     """Steps in x/alpha against s, for methods whose slopes are all at nodes."""
+    alpha, h = path.alpha.tolist(), path.s.diff().tolist()
 
-    def method(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:
-        alpha, h = path.alpha.tolist(), path.s.diff().tolist()
+    def advance(i: int, states: list[Tensor]) -> Tensor:
+        def eps(c: float, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (denoiser.eps(alpha[i + int(c)] * y[0], path.t[i + int(c)]),)
 
-        def advance(i: int, states: list[Tensor]) -> Tensor:
-            def eps(c: float, y: tuple[Tensor]) -> tuple[Tensor]:
-                return (denoiser.eps(alpha[i + int(c)] * y[0], path.t[i + int(c)]),)
+        y = (states[-1] / alpha[i],)
+        return alpha[i + 1] * moved(y, h[i], tableau.b, slopes(tableau, eps, y, h[i]))[0]
 
-            y = (states[-1] / alpha[i],)
-            return alpha[i + 1] * moved(y, h[i], tableau.b, slopes(tableau, eps, y, h[i]))[0]
-
-        return advance
-
-    return method
+    return advance
 
 
-def _o_belm(denoiser: Denoiser, path: Nodes) -> Callable[[int, list[Tensor]], Tensor]:
+def _o_belm(denoiser: Denoiser, path: Nodes) -> Advance:
     table = _o_belm_table(path)
 
     def advance(i: int, states: list[Tensor]) -> Tensor:

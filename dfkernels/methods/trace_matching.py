@@ -33,7 +33,7 @@ from .networks import gaussian_power
 __all__ = ["FORMS", "MatchedTrace", "Noisy", "bound", "denoising_loss", "diffuse", "trace_loss"]
 
 FORMS = ("residual", "noise", "paper")
-TraceNetwork = Callable[[Tensor, Tensor], Tensor]
+TraceNetwork = Callable[..., Tensor]
 
 
 class Noisy(NamedTuple):
@@ -93,6 +93,20 @@ def diffuse(
     )
 
 
+def _diffused(
+    denoiser: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator,
+    noise: tuple[float, float],
+    queries: int | None,
+) -> Noisy:
+    if queries is not None and denoiser.conditions:
+        # the means would mix rows of different conditions
+        names = ", ".join(denoiser.conditions)
+        raise check.mismatch("queries", f"None with conditions ({names})", queries)
+    return diffuse(denoiser.schedule, x_0, generator, noise, queries)
+
+
 def denoising_loss(
     denoiser: Denoiser,
     x_0: Tensor,
@@ -104,11 +118,13 @@ def denoising_loss(
 ) -> Tensor:
     """mean of w_t |eps_theta(x_t, t) - eps|^2/d, whatever the network predicts; a scalar.
 
+    Conditions of the network: `denoising_loss(denoiser.bind(label=label), x_0, ...)`.
+
     w_t = 1 + sigma^2/(alpha std)^2 is one over the variance of eps given x_t for data of standard
     deviation std (EDM's weighting); std = None: w_t = 1. x_0 [N, *E]: a batch of data; noise: range
     of sigma/alpha; queries: see `diffuse`.
     """
-    at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
+    at = _diffused(denoiser, x_0, generator, noise, queries)
     std = None if std is None else _positive("std", std)
     square = _flat(denoiser.eps(at.x, at.t) - at.eps).square().mean(1)
     weight = 1.0 if std is None else 1 + (at.sigma / (at.alpha * std)) ** 2
@@ -137,7 +153,8 @@ def trace_loss(
     calls it.
 
     Args:
-        network: `network(x, t)`, x [B, *E], t [B] in x's dtype -> m [B].
+        network: `network(x, t)`, x [B, *E], t [B] in x's dtype -> m [B]; it gets the keyword
+            arguments that the denoiser is bound to.
         x_0: [N, *E], a batch of data.
         noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
 
@@ -146,8 +163,8 @@ def trace_loss(
     """
     check.choice("form", form, FORMS)
     mean, std = check.constant("mean", mean), None if std is None else _positive("std", std)
-    at = diffuse(denoiser.schedule, x_0, generator, noise, queries)
-    m = _values(network, at.x, at.t)
+    at = _diffused(denoiser, x_0, generator, noise, queries)
+    m = _values(network, at.x, at.t, denoiser.conditions)
     d = at.x.shape[1:].numel()
     if form == "residual":
         with torch.no_grad():
@@ -167,12 +184,18 @@ def trace_loss(
 
 
 class MatchedTrace:
-    """tr F [B] at x [B, *E], t (a number, [] or [B]) by one call of the trace network.
+    """tr F from one call of a trained trace network, at x [B, *E] and t (a number, [] or [B]).
+
+    >>> trace = MatchedTrace(network, denoiser)
+    >>> trace(x, t)  # tr F, [B]
+    >>> log_prob(denoiser, x, (0.01, 50.0), trace)
 
     Args:
-        network: `network(x, t)` -> m [B], trained by `trace_loss` with the same denoiser and form.
+        network: `network(x, t, **conditions)` -> m [B], trained by `trace_loss` with the same
+            denoiser and form.
         denoiser: what it was trained with. All but the residual form call it once, unless eps is
-        given.
+            given.
+        form: one of FORMS.
 
     An estimate as good as its training: `bound` says how errors of the two networks enter. It
     learns the trace of the law that the training set was drawn from, not that of its atoms, as far
@@ -187,14 +210,28 @@ class MatchedTrace:
         check.choice("form", form, FORMS)
         self.network, self.denoiser, self.form = network, denoiser, form
 
-    def __call__(self, x: Tensor, t: float | Tensor, eps: Tensor | None = None) -> Tensor:
-        """tr F, [B]. eps [B, *E]: the denoiser's at the same x and t, where the caller has it
-        already."""
-        alpha, sigma = self.denoiser.levels(x, t)
-        m = _values(self.network, x, as_tensor("t", t).to(x.device).expand(len(x)))
+    def __repr__(self) -> str:
+        name = getattr(self.network, "__name__", type(self.network).__name__)
+        return f"MatchedTrace({name}, {self.denoiser.short}, form={self.form!r})"
+
+    def __call__(
+        self, x: Tensor, t: float | Tensor, eps: Tensor | None = None, **conditions: object
+    ) -> Tensor:
+        """tr F, [B].
+
+        Args:
+            x: [B, *E], float32 or float64.
+            t: a number, [] or [B].
+            eps: [B, *E], the denoiser's noise prediction at x and t, where it is known already.
+            conditions: keyword arguments of both networks.
+        """
+        denoiser = self.denoiser.bind(**conditions)
+        alpha, sigma = denoiser.levels(x, t)
+        times = as_tensor("t", t).to(x.device).expand(len(x))
+        m = _values(self.network, x, times, denoiser.conditions)
         if self.form == "residual":
             return ops.matched_trace(m, x, alpha, sigma)  # eps would only say what shape x has
-        eps = self.denoiser.eps(x, t) if eps is None else eps
+        eps = denoiser.eps(x, t) if eps is None else eps
         if self.form == "noise":
             return ops.matched_trace(m, eps, alpha, sigma) + _flat(eps).square().sum(1) / sigma**2
         return ops.matched_trace(m, eps, alpha, sigma, x=x, form="paper")
@@ -235,8 +272,9 @@ def bound(
     return d * trace_error / sigma**2 + first + second
 
 
-def _values(network: TraceNetwork, x: Tensor, t: Tensor) -> Tensor:
-    return checked("trace network", network(x, t.to(x.dtype)), x.new_empty(len(x)), t)
+def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
+    out = network(x, t.to(x.dtype), **conditions)
+    return checked("trace network", out, x.new_empty(len(x)), t)
 
 
 def _positive(name: str, value: float) -> float:

@@ -6,6 +6,7 @@ tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,29 +19,43 @@ from ..schedule import Schedule
 from .denoiser import Denoiser, PosteriorMean, checked
 from .trace_matching import MatchedTrace
 
-__all__ = ["KINDS", "MODES", "Divergence", "Exact", "Function", "Hutchinson", "Source", "exact"]
+__all__ = [
+    "KINDS",
+    "MODES",
+    "NAMES",
+    "Divergence",
+    "Exact",
+    "Function",
+    "Hutchinson",
+    "Source",
+    "exact",
+    "source_of",
+]
 
+NAMES = ("exact", "hutchinson", "divergence")
 MODES = ("jvp", "vjp")
 KINDS = ("rademacher", "gaussian")
 Trace = Callable[[Tensor, Tensor], Tensor]
 Both = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Source:
-    """A trace that takes part in the flow's own evaluations."""
+class Source(abc.ABC):
+    """A source of tr F that takes part in the flow's own evaluations. Subclasses define `begin`."""
 
+    @abc.abstractmethod
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        """(x, t) -> (eps, tr F) for one trajectory."""
-        raise NotImplementedError
+        """A function (x, t) -> (noise prediction, tr F) for one trajectory that starts at x."""
 
     def products(self, d: int) -> int:
-        """Jacobian products per sample and evaluation."""
+        """How many Jacobian products a sample costs per evaluation."""
         return 0
 
 
 @dataclass(frozen=True)
 class Function(Source):
-    """Any trace(x, t) -> tr F [B]. A MatchedTrace is given the flow's eps."""
+    """Any function trace(x, t) -> tr F [B]. A MatchedTrace is given the flow's noise prediction and
+    the denoiser's conditions.
+    """
 
     trace: Trace
 
@@ -53,9 +68,9 @@ class Function(Source):
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             eps = denoiser.eps(x, t)
-            return eps, self.trace(x, t, eps) if isinstance(
-                self.trace, MatchedTrace
-            ) else self.trace(x, t)
+            if isinstance(self.trace, MatchedTrace):
+                return eps, self.trace(x, t, eps, **denoiser.conditions)
+            return eps, self.trace(x, t)
 
         return both
 
@@ -72,12 +87,7 @@ class Exact(Source):
         return self.posterior.fisher(x, t).trace()
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        own = denoiser.network
-        if not (
-            isinstance(own, PosteriorMean)
-            and own.cloud is self.posterior.cloud
-            and own == self.posterior
-        ):
+        if not self.posterior.equals(denoiser.network):
             return Function(self).begin(denoiser, x)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +184,31 @@ class Divergence(Source):
 
     def products(self, d: int) -> int:
         return d
+
+
+def source_of(
+    trace: str | Trace | Source, denoiser: Denoiser, x: Tensor, generator: torch.Generator | None
+) -> Source:
+    """The source that `trace` stands for: one of NAMES, a function trace(x, t), or a Source itself.
+
+    Raises ValueError or TypeError naming `trace` for anything else, and for "exact" with the
+    denoiser of a network.
+    """
+    if isinstance(trace, Source):
+        return trace
+    if not isinstance(trace, str):
+        return Function(trace)
+    check.choice("trace", trace, NAMES)
+    if trace == "divergence":
+        return Divergence()
+    if trace == "hutchinson":
+        seeded = torch.Generator(x.device).manual_seed(0) if generator is None else generator
+        return Hutchinson(seeded)
+    if not isinstance(denoiser.network, PosteriorMean):
+        expected = "'exact' with a Denoiser.exact only, whose data set is known"
+        got = "the denoiser of a network: pass likelihood.exact(cloud, schedule)"
+        raise check.mismatch("trace", expected, got)
+    return Exact(denoiser.network)
 
 
 def _quadratic_forms(

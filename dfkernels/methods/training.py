@@ -3,18 +3,21 @@ bits."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .._io import files
 from .._torch import check
+from ._reporting import Callback, reporting
 
 __all__ = ["train"]
 
@@ -34,22 +37,28 @@ def train(
     checkpoint: Path | None = None,
     every: int = 1000,
     configuration: Mapping[str, object] | None = None,
-    step: Callable[[int, int], None] = lambda done, total: None,
+    callback: Callback | None = None,
+    progress: bool = False,
 ) -> nn.Module:
-    """Adam with the rate lr (1 + cos(pi i/steps))/2 and gradients of norm at most `clip`; the
-    average e <- k e + (1 - k) p of the weights, k = min(ema, (1 + i)/(10 + i)).
+    """Trains a module by Adam and returns a copy with averaged weights.
+
+    The learning rate of step i is lr (1 + cos(pi i/steps))/2, gradients are clipped to the norm
+    `clip`, and the average is e <- k e + (1 - k) p, k = min(ema, (1 + i)/(10 + i)).
 
     Args:
         module: trained in place.
-        loss: `loss(module, generator)` -> scalar tensor, one batch; all its randomness from the
-        generator. generator: moved on; with the same one, thread count and torch build, the result
-        is bitwise the same. checkpoint: a file written every `every` steps and at the end, whole or
-            not at all. If it exists, training goes on from it, bitwise as if it had never stopped;
-            a finished one is just read.
+        loss: `loss(module, generator)` -> scalar tensor, one batch; all its randomness comes from
+            the generator.
+        generator: moved on; with the same one, thread count and torch build, the result is bitwise
+            the same.
+        checkpoint: a file written every `every` steps and at the end, whole or not at all. If it
+            exists, training goes on from it, bitwise as if it had never stopped; a finished one is
+            just read.
         configuration: whatever else decides the result (data, network, noise range): numbers,
             strings, lists, dicts. A checkpoint with another configuration, another module or other
             arguments is refused.
-        step: called as step(done, steps) after each step, and once at the start.
+        callback: called as callback(done, steps) after each step, and once at the start.
+        progress: show a bar on stderr.
 
     Returns a copy of the module with the averaged weights, in eval mode, frozen.
 
@@ -59,8 +68,6 @@ def train(
     """
     steps, every = check.integer("steps", steps, 1), check.integer("every", every, 1)
     lr, ema, clip = (check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))
-    average = copy.deepcopy(module).requires_grad_(False)
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
     run = {
         "steps": steps,
         "lr": lr,
@@ -70,29 +77,64 @@ def train(
         **(configuration or {}),
     }
     run = json.loads(json.dumps(run))  # what a checkpoint can hold and compare
-    parts = {"module": module, "average": average, "optimizer": optimizer}
+    state = _State.of(module, steps, lr, ema)
     done = 0
     if checkpoint is not None and checkpoint.exists():
-        done = _resume(checkpoint, run, parts, generator)
+        done = _resume(checkpoint, run, state, generator)
     module.train()
-    step(done, steps)
-    while done < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + math.cos(math.pi * done / steps)) / 2
-        _descend(module, loss, optimizer, generator, clip, f"step {done + 1} of {steps}")
-        keep = min(ema, (1 + done) / (10 + done))
-        _follow(average, module, keep)
-        done += 1
-        if checkpoint is not None and (done % every == 0 or done == steps):
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"configuration": run, "done": done, "generator": generator.get_state()}
-            files.write(checkpoint, lambda file: torch.save(state, file))  # noqa: B023, called at once
-        step(done, steps)
-    return average.eval()
+    with reporting("train", callback, progress, steps) as report:
+        report(done, steps)
+        while done < steps:
+            _descend(module, loss, state.optimizer, generator, clip, f"step {done + 1} of {steps}")
+            state.rate.step()
+            state.average.update_parameters(module)
+            done += 1
+            if checkpoint is not None and (done % every == 0 or done == steps):
+                whole = {name: part.state_dict() for name, part in state._asdict().items()}
+                whole |= {"configuration": run, "done": done, "generator": generator.get_state()}
+                files.write(checkpoint, lambda file: torch.save(whole, file))  # noqa: B023, called at once
+            report(done, steps)
+    return state.average.module.eval()
+
+
+class _State(NamedTuple):
+    """What a checkpoint holds, beside the generator's state."""
+
+    module: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Adam
+    rate: LambdaLR
+
+    @classmethod
+    def of(cls, module: nn.Module, steps: int, lr: float, ema: float) -> _State:
+        optimizer = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
+        cosine = LambdaLR(optimizer, lambda i: (1 + math.cos(math.pi * i / steps)) / 2)
+        with torch.device("cpu"):  # of its count, whatever the default device is
+            average = AveragedModel(module, multi_avg_fn=_average(ema))
+        average.n_averaged.fill_(1)  # the start counts as one: the first update is no plain copy
+        return cls(module, average.requires_grad_(False), optimizer, cosine)
+
+
+def _average(ema: float) -> Callable[..., None]:
+    """The update of AveragedModel with a decay that rises to `ema`."""
+
+    def update(averages: list[Tensor], parameters: list[Tensor], count: Tensor) -> None:
+        done = int(count) - 1
+        get_ema_multi_avg_fn(min(ema, (1 + done) / (10 + done)))(averages, parameters, count)
+
+    return update
 
 
 @torch.enable_grad()
-def _descend(module, loss, optimizer, generator, clip, where) -> None:
+def _descend(
+    module: nn.Module,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    clip: float,
+    where: str,
+) -> None:
+    """One step of the optimizer; `where` names it in errors."""
     optimizer.zero_grad(set_to_none=True)
     try:
         value = loss(module, generator)
@@ -112,16 +154,9 @@ def _descend(module, loss, optimizer, generator, clip, where) -> None:
     optimizer.step()
 
 
-@torch.no_grad()
-def _follow(average: nn.Module, module: nn.Module, keep: float) -> None:
-    for old, new in zip(average.parameters(), module.parameters(), strict=True):
-        old.lerp_(new, 1 - keep)
-    for old, new in zip(average.buffers(), module.buffers(), strict=True):
-        old.copy_(new)
-
-
-def _resume(path: Path, run: dict, parts: dict, generator: torch.Generator) -> int:
-    """Loads the parts' states; the number of steps done. Raises FileError."""
+def _resume(path: Path, run: dict[str, object], whole: _State, generator: torch.Generator) -> int:
+    """Loads the state of a run and returns the number of steps done. Raises FileError."""
+    parts = whole._asdict()
     unreadable = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -140,8 +175,8 @@ def _resume(path: Path, run: dict, parts: dict, generator: torch.Generator) -> i
         there, here = (c.get(key, "nothing") for c in (came, run))
         if there != here:
             raise files.FileError(
-                f"{path}: checkpoint of another configuration: {key}: {there} there, {here} here: delete it, "
-                "or name another file"
+                f"{path}: checkpoint of another configuration: {key}: {there} there, {here} here: "
+                "delete it, or name another file"
             )
     try:
         for name, part in parts.items():

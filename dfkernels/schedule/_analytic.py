@@ -32,7 +32,8 @@ class VP(Schedule):
             object.__setattr__(self, name, check.constant(name, getattr(self, name)))
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
-                f"beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got {self.beta_min}, "
+                f"beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got "
+                f"{self.beta_min}, "
                 f"{self.beta_max}"
             )
 

@@ -36,7 +36,8 @@ class Tabulated(Schedule):
         ok = bool((table > 0).all()) and bool((table < 1).all()) and bool((table.diff() < 0).all())
         if not ok:
             raise ValueError(
-                "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from "
+                "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values "
+                "from "
                 f"{table[0].item():g} to {table[-1].item():g}"
             )
         self.t_range = (0.0, float(table.numel() - 1))
@@ -45,7 +46,8 @@ class Tabulated(Schedule):
         if len(equal):
             i = int(equal[0])
             raise ValueError(
-                f"alphas_cumprod: expected entries whose log-SNR differs in float64, got {table[i].item():g} "
+                f"alphas_cumprod: expected entries whose log-SNR differs in float64, got "
+                f"{table[i].item():g} "
                 f"at {i} and {i + 1} but for rounding"
             )
         self._slope = _monotone_slopes(self._lam)

@@ -173,5 +173,5 @@ def _trained(
         checkpoint=out / f"digits-{kind}{variant and '-'}{variant}.pt",
         every=500,
         configuration={"batch": _BATCH, "noise": NOISE, "held": HELD},
-        step=progress(stages, step),
+        callback=progress(stages, step),
     )

@@ -83,7 +83,9 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
 
     def row(name: str, trace, how=lambda done, total: None) -> Row:
         start = time.perf_counter()
-        result = density(network, images, digits.NOISE[0], trace, data.std, steps=steps, step=how)
+        result = density(
+            network, images, digits.NOISE[0], trace, data.std, steps=steps, callback=how
+        )
         seconds = time.perf_counter() - start
         return Row(name, result.bits_per_dim, seconds, result.evaluations, result.products)
 

@@ -122,5 +122,5 @@ def _trained(
         checkpoint=out / f"mnist-{name}.pt",
         every=500,
         configuration={"batch": _BATCH, "noise": NOISE, "held": _HELD, "size": _SIZE},
-        step=progress(stages, step),
+        callback=progress(stages, step),
     )

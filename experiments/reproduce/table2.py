@@ -153,7 +153,7 @@ def network(
             "denoiser": _STEPS["epsilon"][quick],
             **how,
         },
-        step=progress(_PARTS * [f"training the {NETWORKS[form]}"], step),
+        callback=progress(_PARTS * [f"training the {NETWORKS[form]}"], step),
     )
 
 
