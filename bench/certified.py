@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 import dfkernels as df
-from dfkernels._io.progress import Progress
 from dfkernels._torch import native
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.samplers import sample
 from experiments.page import extra
+from experiments.progress import Progress
 
 from . import table
 from .__main__ import machine

@@ -20,10 +20,10 @@ from dfkernels import __version__, cli, ops
 from dfkernels._io import arrays as _arrays
 from dfkernels._io import files
 from dfkernels._io.console import Console
-from dfkernels._io.progress import Progress
 from dfkernels._torch import native
 from dfkernels.cli import posterior
 from experiments import __main__ as experiments
+from experiments.progress import Progress
 
 
 @pytest.fixture
@@ -179,30 +179,17 @@ BAD = [
     ("two.pt", "two.pt: holds 2 arrays (a, b): name one as two.pt:KEY"),
     ("two.pt:c", "two.pt: holds 2 arrays (a, b), none of them named c"),
     ("short.pt", "short.pt: truncated or unreadable: "),
-    (
-        "short.safetensors",
+    *(
         (
-            "short.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 1200,"
-            " the file ends at 100"
-        ),
-    ),
-    (
-        "lie.safetensors",
-        (
-            "lie.safetensors: truncated or unreadable: tensor y [50, 2, 3] needs bytes 0 to 100,"
-            " the file ends at 100"
-        ),
-    ),
-    (
-        "head.safetensors",
-        (
-            "head.safetensors: truncated or unreadable: the header needs 1099511627776 bytes, the"
-            " file has 10"
-        ),
-    ),
-    (
-        "json.safetensors",
-        "json.safetensors: truncated or unreadable: Expecting value: line 1 column 1 (char 0)",
+            f"{name}.safetensors",
+            f"{name}.safetensors: truncated or unreadable: Error while deserializing header: {why}",
+        )
+        for name, why in (
+            ("short", "incomplete metadata, file not fully covered"),
+            ("lie", "invalid shape, data type, or offset for tensor"),
+            ("head", "header too large"),
+            ("json", "invalid JSON in header: expected"),
+        )
     ),
     ("nan.npy", "nan.npy: y: expected finite values, got nan at index [4, 1, 2]"),
     (
@@ -483,7 +470,21 @@ def test_the_bar_makes_room_for_printing(monkeypatch):
     with Progress("reproduce", 4) as bar:
         bar.step("one")
         bar.clear()
-        assert re.search(r"reproduce ━{7} +25 % +0 s  one\r\x1b\[2K$", sys.stderr.getvalue())
+        assert re.search(r"reproduce \S+ +25 %  00:00, one\r +\r$", sys.stderr.getvalue())
+
+
+def test_the_bar_of_posterior(here, monkeypatch):
+    """It is drawn on terminals only, and nothing of it is left at the end."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert cli.main([*POSTERIOR, "--chunk", "2"]) == 0
+        shown = stream.getvalue()
+        assert re.fullmatch("\rposterior: 0 queries.*\r +\r" if stream.isatty() else "", shown)
 
 
 def test_version_and_env(capsys):

@@ -282,25 +282,30 @@ GOOD = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"y": GOOD | {"data_offsets": [-48, 0]}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"data_offsets": [48, 0]}}, r"tensor y \[4, 3\] needs bytes 48 to 0"),
-        ({"y": GOOD | {"data_offsets": [0, 44]}}, r"tensor y \[4, 3\] needs bytes 0 to 44"),
-        ({"y": GOOD | {"data_offsets": [1, 49]}}, "the file ends at 48"),
-        ({"y": GOOD | {"shape": [-4, -3]}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"shape": [2**62, 2**62]}}, "needs bytes 0 to 48"),
-        ({"y": GOOD | {"shape": [2**64, 0]}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"shape": [4.0, 3]}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"shape": [True, 12]}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"shape": "12"}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"dtype": 4}}, "tensor y has no dtype, shape"),
-        ({"y": GOOD | {"dtype": "F4"}}, "tensor y has dtype F4, expected one of F64"),
-        ({"y": [4, 3]}, "tensor y has no dtype, shape"),
-        ({"y": GOOD, "z": GOOD}, "tensor z overlaps another one"),
-        ({"y": GOOD, "__metadata__": 3}, "metadata"),
-        ([1, 2], "the header is a list"),
-        (b'{"y": 1, "y": 2}', "has a name twice"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"\xff": 1}', "utf-8"),
+        ({"y": GOOD | {"data_offsets": [-48, 0]}}, "invalid value: integer `-48`"),
+        ({"y": GOOD | {"data_offsets": [48, 0]}}, "invalid offset for tensor `y`"),
+        ({"y": GOOD | {"data_offsets": [0, 44]}}, "invalid shape, data type, or offset"),
+        ({"y": GOOD | {"data_offsets": [1, 49]}}, "invalid offset for tensor `y`"),
+        ({"y": GOOD | {"data_offsets": [0, 96], "shape": [8, 3]}}, "incomplete metadata"),
+        ({"y": GOOD | {"shape": [-4, -3]}}, "invalid value: integer `-4`"),
+        ({"y": GOOD | {"shape": [2**62, 2**62]}}, "overflow computing buffer size"),
+        ({"y": GOOD | {"shape": [2**64, 0]}}, "invalid type: floating point"),
+        ({"y": GOOD | {"shape": [4.0, 3]}}, "invalid type: floating point `4.0`"),
+        ({"y": GOOD | {"shape": [True, 12]}}, "invalid type: boolean"),
+        ({"y": GOOD | {"shape": "12"}}, "invalid type: string"),
+        ({"y": GOOD | {"dtype": 4}}, "invalid JSON in header"),
+        ({"y": GOOD | {"dtype": "F128"}}, "unknown variant `F128`"),
+        (
+            {"y": GOOD | {"dtype": "F4", "shape": [96]}},
+            "tensor y has dtype F4, expected one of F64",
+        ),
+        ({"y": [4, 3]}, "invalid type: integer `4`"),
+        ({"y": GOOD, "z": GOOD}, "invalid offset for tensor"),
+        ({"y": GOOD, "__metadata__": 3}, "invalid type: integer `3`, expected a map"),
+        ([1, 2], "invalid type: sequence"),
+        (b'{"y": 1, "y": 2}', "invalid type: integer `1`"),
+        (b"[" * 100_000, "invalid type: sequence"),
+        (b'{"\xff": 1}', "invalid UTF-8 in header"),
         (b"{" + b"9" * 10_000, "truncated or unreadable"),
     ],
 )
@@ -318,7 +323,7 @@ def test_safetensors_headers_that_lie(header, message):
 def test_a_safetensors_header_longer_than_its_file():
     for length in (1 << 60, (1 << 64) - 1, 3):
         Path("h.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
-        with pytest.raises(FileError, match=f"the header needs {length} bytes, the file has 10"):
+        with pytest.raises(FileError, match="header too large|invalid header length"):
             arrays.load("h.safetensors")
 
 

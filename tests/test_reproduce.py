@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from dfkernels._io.files import FileError
-from dfkernels._io.progress import Progress
+from experiments.progress import Progress
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")

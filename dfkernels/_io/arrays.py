@@ -130,11 +130,8 @@ def _npz(path: Path) -> _Held:
 
 
 def _safetensors(path: Path) -> _Held:
-    entries, _ = files.safetensors_header(path)
-    return {
-        name: lambda entry=entry: files.mapped(path, entry, writable=False)
-        for name, entry in entries.items()
-    }
+    held, _ = files.open_tensors(path, mode="r")
+    return dict(held)
 
 
 def _torch_file(path: Path) -> _Held:

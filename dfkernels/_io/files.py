@@ -1,4 +1,4 @@
-"""Results to files, whole or not at all; .safetensors files, read without trusting them."""
+"""Files written whole or not at all, and .safetensors files, read without trusting them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -154,14 +155,15 @@ def _replace(
             # until then.
             rights = 0o666 if found is None else 0o600
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, rights)
-            with open(descriptor, "wb") as file:
+            mode = (os.fstat(descriptor) if found is None else found).st_mode & 0o777
+            with open(temporary, "wb", opener=lambda *_: descriptor) as file:
+                fill(file)
+            with open(temporary, "rb") as file:  # which `fill` may have replaced, given its name
                 if found is not None:
                     with suppress(PermissionError):  # only root may give files away
-                        os.fchown(descriptor, found.st_uid, found.st_gid)
-                    os.fchmod(descriptor, found.st_mode & 0o777)
-                fill(file)
-                file.flush()
-                os.fsync(descriptor)
+                        os.fchown(file.fileno(), found.st_uid, found.st_gid)
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
             with suppress(OSError):
@@ -222,168 +224,106 @@ _DTYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own readers
-
-
-class Entry(NamedTuple):
-    """Where a tensor lies in a .safetensors file."""
-
-    name: str
-    dtype: str  # as the format calls it
-    shape: list[int]
-    begin: int  # bytes from the start of the file
-    end: int
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A .safetensors file, whole or not at all; every tensor at a multiple of 64 bytes, with its
-    checksum."""
-    names = {dtype: name for name, dtype in _DTYPES.items()}
+    """Write a .safetensors file, whole or not at all, with the checksum of every tensor in its
+    metadata.
+
+    Raises:
+        FileError: as `write` does.
+    """
+    from safetensors import torch as safetensors
+
     arrays = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header, end = {"__metadata__": metadata | {"crc32": json.dumps(_checksums(arrays))}}, 0
-    for name, t in arrays.items():
-        begin, end = end, end + t.numel() * t.element_size()
-        header[name] = {
-            "dtype": names[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)
+    checksums = {name: checksum(t) for name, t in arrays.items()}
+    metadata = metadata | {"crc32": json.dumps(checksums)}
 
     def fill(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for t in arrays.values():
-            file.write(_bytes(t))
+        if hasattr(file, "name"):  # in place of the file, without a copy of all tensors in memory
+            safetensors.save_file(arrays, file.name, metadata)
+        else:
+            file.write(safetensors.save(arrays, metadata))
 
     write(path, fill)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_tensors` wrote, memory-mapped, checksums compared.
+    """The tensors and metadata of a file that `save_tensors` wrote, with their checksums verified.
 
-    Writing to a tensor leaves the file as it is. Raises FileError.
+    The tensors are memory-mapped; writing to one of them leaves the file as it is.
+
+    Raises:
+        FileError: no such file, truncated, damaged, or without checksums.
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
-        entries, metadata = safetensors_header(path)
-        arrays = {name: mapped(path, entry, writable=True) for name, entry in entries.items()}
+        held, metadata = open_tensors(path, mode="c")
+        arrays = {name: read() for name, read in held.items()}
         checksums = dict(json.loads(metadata["crc32"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except FileError:
+        raise
+    except Exception as error:  # parsers of damaged files raise whatever comes to their mind
         raise FileError(f"{path}: truncated or unreadable: {first_sentence(error)}") from None
-    for name, found in _checksums(arrays).items():
-        if found != checksums.get(name):
+    for name, t in arrays.items():
+        if (found := checksum(t)) != checksums.get(name):
             raise FileError(
                 f"{path}: damaged: the checksum of {name} is {found}, not {checksums.get(name)}"
             )
     return arrays, metadata
 
 
-def safetensors_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """(tensors, metadata) of a file: header length (uint64, little endian), JSON {name: {dtype,
-    shape, data_offsets}}, tensor bytes.
+def open_tensors(
+    path: Path, *, mode: Literal["c", "r"]
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """The metadata of any .safetensors file, and for each of its tensors a call that maps it.
 
-    Raises ValueError unless each tensor has its own bytes of the file, as many as its dtype and
-    shape need.
+    Args:
+        path: The file, which is not trusted.
+        mode: "r" for tensors that must not be written to and may be larger than the memory; "c" for
+            tensors whose changes stay in memory.
+
+    Raises:
+        Exception: whatever safetensors raises of a header that is wrong. A call raises FileError
+            where torch does not have the tensor's dtype.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
+    from safetensors import safe_open
+
+    # Checks the header: each tensor has its own bytes, as many as its dtype and shape need, and
+    # together they fill the file. It is not asked for tensors, which it would copy.
+    with safe_open(path, framework="numpy"), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError(f"the header needs {length} bytes, the file has {size}")
-        if length > _LONGEST_HEADER:
-            raise ValueError(f"the header has {length} bytes, the format allows {_LONGEST_HEADER}")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-        except RecursionError:
-            raise ValueError("the header is nested too deeply") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"the header is a {type(header).__name__}, no object")
+        header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise ValueError("the header's metadata are no object")
-    entries = {name: _entry(name, given, 8 + length, size) for name, given in header.items()}
-    last = 0
-    for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
-        if entry.begin < last and entry.end > entry.begin:
-            raise ValueError(f"tensor {entry.name} overlaps another one")
-        last = max(last, entry.end)
-    return entries, metadata
+    place = lambda given: (8 + length + given["data_offsets"][0], given["dtype"], given["shape"])
+    return {
+        name: partial(_mapped, path, name, *place(given), mode) for name, given in header.items()
+    }, metadata
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("the header has a name twice")
-    return found
-
-
-def _entry(name: str, given: object, start: int, size: int) -> Entry:
-    """One tensor of a header, checked; `start` is where the tensors' bytes begin, `size` that of
-    the file."""
-    given = given if isinstance(given, dict) else {}
-    dtype, shape, offsets = (given.get(k) for k in ("dtype", "shape", "data_offsets"))
-    if (
-        not isinstance(dtype, str)
-        or not _counts(shape)
-        or not _counts(offsets)
-        or len(offsets) != 2
-    ):
-        raise ValueError(f"tensor {name} has no dtype, shape [...] and data_offsets [begin, end]")
-    begin, end = offsets
-    known = _DTYPES.get(dtype)
-    needs = None if known is None else math.prod(shape) * known.itemsize
-    if not begin <= end <= size - start or needs not in (None, end - begin):
-        raise ValueError(
-            f"tensor {name} {shape} needs bytes {begin} to {end}, the file ends at {size - start}"
-        )
-    return Entry(name, dtype, shape, start + begin, start + end)
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
-
-
-def mapped(path: Path, entry: Entry, *, writable: bool) -> Tensor:
-    """A tensor of a .safetensors file, memory-mapped.
-
-    `writable`: it may be written to, and the file stays as it is; else it must not be written to,
-    and may be larger than the memory. Raises FileError for a dtype that torch does not have.
-    """
-    dtype = _DTYPES.get(entry.dtype)
+def _mapped(
+    path: Path, name: str, begin: int, dtype_name: str, shape: list[int], mode: Literal["c", "r"]
+) -> Tensor:
+    dtype = _DTYPES.get(dtype_name)
     if dtype is None:
         raise FileError(
-            f"{path}: tensor {entry.name} has dtype {entry.dtype}, expected one of"
-            f" {', '.join(_DTYPES)}"
+            f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)}"
         )
-    if entry.end == entry.begin:
-        return torch.empty(entry.shape, dtype=dtype, device="cpu")
-    raw = np.memmap(
-        path,
-        np.uint8,
-        "c" if writable else "r",
-        offset=entry.begin,
-        shape=(entry.end - entry.begin,),
-    )
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    raw = np.memmap(path, np.uint8, mode, offset=begin, shape=(size,))
     if raw.ctypes.data % dtype.itemsize:
         raw = np.array(raw)  # the format does not promise alignment
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(raw).view(dtype).view(entry.shape)
+        return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def checksum(t: Tensor) -> int:
     """CRC-32 of a contiguous tensor's bytes."""
-    return zlib.crc32(_bytes(t))
-
-
-def _bytes(t: Tensor) -> memoryview:
-    return memoryview(t.flatten().view(torch.uint8).numpy())
-
-
-def _checksums(arrays: dict[str, Tensor]) -> dict[str, int]:
-    return {name: checksum(t) for name, t in arrays.items()}
+    return zlib.crc32(t.flatten().view(torch.uint8).numpy())
 
 
 def first_sentence(error: BaseException) -> str:

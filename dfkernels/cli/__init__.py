@@ -13,7 +13,6 @@ from .. import __version__
 from .._io import arrays, files
 from .._io.console import BROKEN_PIPE, Console
 from .._io.files import FileError
-from .._io.progress import Progress
 
 EXIT_CODES = f"""exit codes:
   0    done
@@ -135,13 +134,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _posterior(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     from . import posterior as evaluate
 
     if not args.force:
         _refuse_inputs(args)
     files.prepare(args.out)
     try:
-        with Progress("posterior", 1) as bar:
+        with tqdm(desc="posterior", unit=" queries", disable=None, leave=False) as bar:
+
+            def step(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
             results = evaluate.evaluate(
                 args.data,
                 args.queries,
@@ -152,7 +158,7 @@ def _posterior(args: argparse.Namespace) -> int:
                 offset=args.offset,
                 dtype=getattr(torch, args.dtype),
                 chunk=args.chunk,
-                step=bar.at,
+                step=step,
             )
     except ValueError as error:  # names the file or the argument at fault
         raise FileError(str(error)) from None

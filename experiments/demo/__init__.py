@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dfkernels._io.files import folder, write
-from dfkernels._io.progress import Progress
 
 from ..page import extra
 from ..page.text import machine, text_table
+from ..progress import Progress
 from .speed import Speed, speed
 from .sweep import LIMIT, Sweep, sweep
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfkernels._io.files import folder, write
-from dfkernels._io.progress import Progress
 
 from ..page import extra
 from ..page.text import machine
+from ..progress import Progress
 
 if TYPE_CHECKING:
     from .report import Result, Run
