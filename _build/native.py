@@ -33,8 +33,15 @@ FLAGS = [
     "-fno-trapping-math",
     "-fvisibility=hidden",
 ]  # never -ffast-math: its start-up code sets flush-to-zero for the whole process
-ISAS = {"base": [], "v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+ISAS = {
+    "base": [],
+    "v3": ["-march=x86-64-v3"],
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
 MULTI = "simd/kernels.cpp"
+
+
+CONSTANTS = ROOT / "dfkernels/_constants.py"
 
 
 class NoNative(Exception):
@@ -86,7 +93,9 @@ def compiler() -> list[str]:
         if words and shutil.which(words[0]):
             return words
     raise NoNative(
-        f"CXX={chosen}: no such program" if chosen else "no C++ compiler (c++, g++, clang++) on PATH"
+        f"CXX={chosen}: no such program"
+        if chosen
+        else "no C++ compiler (c++, g++, clang++) on PATH"
     )
 
 
@@ -119,6 +128,25 @@ def system_headers(*paths: Path | str) -> list[str]:
     return [word for path in paths for word in ("-isystem", str(path))]
 
 
+def generated_headers() -> dict[str, str]:
+    """The C++ headers that the build writes, by name: the constants that Python shares."""
+    text = CONSTANTS.read_text(encoding="utf-8")
+    constants = re.findall(r"^([A-Z_]+) = (\d+)  # (.+)$", text, re.M)
+    lines = [f"inline constexpr int64_t {n.lower()} = {v};  // {what}" for n, v, what in constants]
+    head = "// Written by _build/native.py; do not edit.\n#pragma once\n#include <stdint.h>\n\n"
+    return {"constants.h": head + "\n".join(["namespace dfk {", *lines, "}  // namespace dfk", ""])}
+
+
+def write_headers(directory: Path) -> None:
+    """Writes the generated headers; one that is unchanged keeps its time, so that nothing is compiled
+    again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in generated_headers().items():
+        path = directory / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
 def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) -> str:
     """build.ninja that links `output`; headers are tracked through depfiles, flags through ninja's
     log."""
@@ -129,9 +157,12 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
 
     levels = isa_levels(cxx)
     flags = FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
-    flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(f"-DDFK_HAVE_{isa.upper()}=1" for isa in levels)]
+    flags += [
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        *(f"-DDFK_HAVE_{isa.upper()}=1" for isa in levels),
+    ]
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
-    flags += [f"-I{ROOT / 'csrc'}"]
+    flags += [f"-I{ROOT / 'csrc'}", "-I."]  # the build directory has generated/
     # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own,
     # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only host/module.cpp binds, and it
     # needs none of torch's; an isolated build has pybind11 at a new path every time, and would else
@@ -139,7 +170,12 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     tensors = system_headers(torch / "include")
     module = system_headers(pybind11.get_include(), sysconfig.get_path("include"))
     module += [f'-DDFK_BUILD_{key}="{value}"' for key, value in info.items()]
-    link = ["-shared", "-pthread", *shlex.split(os.environ.get("LDFLAGS", "")), f"-L{torch / 'lib'}"]
+    link = [
+        "-shared",
+        "-pthread",
+        *shlex.split(os.environ.get("LDFLAGS", "")),
+        f"-L{torch / 'lib'}",
+    ]
     # No rpath: `import dfkernels` loads torch first, and the loader takes the libtorch_cpu that is
     # there.
     libraries = ["-Wl,--as-needed", "-ltorch_cpu"]
@@ -181,14 +217,20 @@ def build(destination: Path, build_dir: Path) -> Path:
     cxx = compiler()
     found = find_torch()
     if found is None:
-        raise NoNative(f"no torch >= {'.'.join(map(str, TORCH_MIN))} with its headers in the environment")
+        raise NoNative(
+            f"no torch >= {'.'.join(map(str, TORCH_MIN))} with its headers in the environment"
+        )
     program = ninja()
     output = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
     build_dir.mkdir(parents=True, exist_ok=True)
+    write_headers(build_dir / "generated")
     (build_dir / "build.ninja").write_text(ninja_text(cxx, *found, output), encoding="utf-8")
     jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
     run = subprocess.run(
-        [program, "-C", str(build_dir), *jobs], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [program, "-C", str(build_dir), *jobs],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     print(run.stdout, flush=True)
     if run.returncode != 0:

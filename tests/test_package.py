@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import dfkernels
+from dfkernels import _constants
 from dfkernels._torch import native as _native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,6 +227,18 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert not [
         flag for flag in native.FLAGS if flag.startswith("-march")
     ]  # a binary runs beyond the machine that built it
+
+
+def test_constants_reach_cpp(native, tmp_path):
+    """Each constant of Python stands in the header, and what did not change is not written again."""
+    values = {k: v for k, v in vars(_constants).items() if k.isupper()}
+    native.write_headers(tmp_path)
+    written = (tmp_path / "constants.h").read_text()
+    found = dict(re.findall(r"^inline constexpr int64_t (\w+) = (\d+);", written, re.M))
+    assert found == {k.lower(): str(v) for k, v in values.items()} and values
+    before = (tmp_path / "constants.h").stat().st_mtime_ns
+    native.write_headers(tmp_path)
+    assert (tmp_path / "constants.h").stat().st_mtime_ns == before
 
 
 def test_a_pybind11_that_torch_carries_is_never_used(native, tmp_path):

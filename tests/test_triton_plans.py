@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+from dfkernels._constants import CHAIN_MOST_D
 from dfkernels.ops.common.triton import device as _triton
 from dfkernels.ops.endpoint_matvec import triton as endpoint
 from dfkernels.ops.matched_trace import triton as matched
-from dfkernels.ops.transport_chain import KERNEL_MAX_D
 from dfkernels.ops.transport_chain import triton as chains
 
 H200 = _triton.DEVICES[90]
@@ -80,10 +80,9 @@ def test_matched_trace_covers_every_shape(device, clusters, itemsize):
 
 def test_chains():
     """A column of a chain to a thread, or a chain; as many columns of atoms as of A."""
-    assert chains.MOST_D == KERNEL_MAX_D
     assert chains.sizes(2) == {"D": 2, "WIDTH": 1, "ATOMS": 4, "LANES": 32, "num_warps": 1}
     assert chains.sizes(13) == {"D": 16, "WIDTH": 16, "ATOMS": 16, "LANES": 8, "num_warps": 4}
-    for d in range(1, chains.MOST_D + 1):
+    for d in range(1, CHAIN_MOST_D + 1):
         s = chains.sizes(d)
         assert d <= s["D"] < 2 * d and s["ATOMS"] == max(4, s["D"])
         assert s["WIDTH"] * s["LANES"] == 32 * s["num_warps"] and s["WIDTH"] in (1, s["D"])

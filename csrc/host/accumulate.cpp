@@ -115,8 +115,8 @@ std::vector<Union> unions(const Arguments& a, const Problem<T>& p) {
   const int64_t* const end = atoms + a.atoms->size(0);
   std::vector<Union> out;
   std::vector<uint8_t> wanted(size_t(N) + 8);  // read 8 at a time
-  for (int64_t b0 = 0; b0 < B; b0 += block) {
-    for (int64_t b = b0; b < std::min(b0 + block, B); ++b) {
+  for (int64_t b0 = 0; b0 < B; b0 += query_group) {
+    for (int64_t b = b0; b < std::min(b0 + query_group, B); ++b) {
       STD_TORCH_CHECK(
           counts[b] >= 1 && counts[b] <= end - atoms,
           "counts: expected at least one atom per query, as many in all as atoms has, got ",
@@ -160,8 +160,8 @@ std::vector<Block<T>> listed_blocks(const Problem<T>& p, const std::vector<Union
   for (const Union& u : unions) {
     Problem<T> one = p;
     one.rows = u.rows.data(), one.wanted = u.wanted.data(), one.N = int64_t(u.rows.size());
-    const int64_t b = int64_t(out.size()) * block;
-    out.emplace_back(one, b, std::min(b + block, p.B),
+    const int64_t b = int64_t(out.size()) * query_group;
+    out.emplace_back(one, b, std::min(b + query_group, p.B),
                      std::clamp<int64_t>(one.N / enough, 1, most));
   }
   return out;

@@ -1,9 +1,8 @@
 #include "host/isa.h"
 
-#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
-#include <thread>
+#include <string>
 
 extern "C" {
 const dfk::KernelTable* dfk_kernels_base();
@@ -19,7 +18,7 @@ namespace dfk {
 namespace {
 
 // The instruction sets to choose from, best last.
-std::string there() {
+std::string usable() {
   std::string out = "base";
 #ifdef DFK_HAVE_V3
   if (__builtin_cpu_supports("x86-64-v3")) out += ", v3";
@@ -44,7 +43,7 @@ const KernelTable* choose() {
   if (want.empty() || want == "base") return dfk_kernels_base();
   throw std::runtime_error("DFKERNELS_ISA is '" + want +
                            "', which is none of the instruction sets that were " +
-                           "compiled and that this CPU has: " + there());
+                           "compiled and that this CPU has: " + usable());
 }
 
 }  // namespace
@@ -52,26 +51,6 @@ const KernelTable* choose() {
 const KernelTable& kernels() {
   static const KernelTable* table = choose();
   return *table;
-}
-
-std::string isa() { return kernels().isa; }
-
-double exp_rate(int threads) {
-  const KernelTable& table = kernels();
-  const auto run = [&table](std::int64_t repeats) { table.exp_rate(repeats); };
-  const std::int64_t repeats = 200000;
-  double best = 0;
-  for (int attempt = 0; attempt < 3; ++attempt) {
-    const auto start = std::chrono::steady_clock::now();
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(run, repeats);
-    run(repeats);
-    for (auto& thread : others) thread.join();
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    const double rate = 1024.0 * double(repeats) * threads / took.count();
-    best = rate > best ? rate : best;
-  }
-  return best;
 }
 
 }  // namespace dfk

@@ -1,8 +1,5 @@
-// Which instruction set's kernels this process uses.
+// The table of kernels of the instruction set that this process uses.
 #pragma once
-#include <string>
-#include <vector>
-
 #include "simd/problem.h"
 
 namespace dfk {
@@ -21,10 +18,5 @@ template <>
 inline const Kernels<double>& kernels_for<double>() {
   return kernels().f64;
 }
-
-std::string isa();
-
-// float exps per second of the library's own exp on `threads` threads.
-double exp_rate(int threads);
 
 }  // namespace dfk

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "host/isa.h"
 #include "host/probe.h"
 
 namespace py = pybind11;

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "host/isa.h"
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -93,6 +95,19 @@ double read_bandwidth(int threads, std::size_t bytes, int repeats) {
     const double seconds =
         timed(threads, [&](int i) { sink[i] = read(data.get() + i * floats, floats); });
     best = std::max(best, part * threads / seconds * 1e-9);
+  }
+  return best;
+}
+
+std::string isa() { return kernels().isa; }
+
+double exp_rate(int threads) {
+  const KernelTable& table = kernels();  // may throw, which a thread must not
+  const std::int64_t repeats = 200000;
+  double best = 0;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    const double seconds = timed(threads, [&](int) { table.exp_rate(repeats); });
+    best = std::max(best, 1024.0 * double(repeats) * threads / seconds);
   }
   return best;
 }

@@ -17,8 +17,6 @@
 namespace dfk {
 namespace {
 
-constexpr int64_t most_d = 16;
-
 struct Levels {
   const double *alpha, *sigma, *rates;  // [M + 1], [M + 1], [M, 2] or null
   int64_t M;
@@ -131,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> transport_chain(Tensor x, Tensor y, Tensor al
   const ScalarType type = compute_type("x", x);
   x = expect("x", x, type, {"B", positive("d")});
   const int64_t B = x.size(0), d = x.size(1);
-  STD_TORCH_CHECK(d <= most_d, "x: expected shape [B, d] with d <= ", most_d, ", got ",
+  STD_TORCH_CHECK(d <= chain_most_d, "x: expected shape [B, d] with d <= ", chain_most_d, ", got ",
                   shape_text(x));
   y = expect("y", y, type, {positive("N"), d});
   alpha = expect("alpha", alpha, ScalarType::Double, {positive("M + 1")});

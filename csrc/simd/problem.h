@@ -5,8 +5,11 @@
 #include <stdint.h>
 
 #include "certified/screen_kernels.h"
+#include "generated/constants.h"
 
 namespace dfk {
+
+inline constexpr int64_t block = query_group;
 
 enum class Storage : int { f32, f64, bf16, f16, u8 };
 
@@ -77,8 +80,6 @@ struct Chains {
   int64_t B, N, d, M;
   bool transposed;
 };
-
-inline constexpr int64_t block = 8;  // queries of kept_atoms, and of lists, that share what is read
 
 enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._constants import CHAIN_MOST_D
 from ..._torch import check, library
 from ..._torch.errors import Unsupported
 from ..posterior import op as posterior_op
@@ -27,8 +28,6 @@ from .reference import advance, coefficients, normalised
 from .reference import transport_chain as reference
 
 __all__ = ["Chain", "reference", "transport_chain"]
-
-KERNEL_MAX_D = 16  # most_d in csrc/ops/transport_chain.cpp, MOST_D in triton.py
 
 
 class Chain(NamedTuple):
@@ -152,6 +151,6 @@ def transport_chain(
     args = (flat, atoms.to(x.dtype), alpha, sigma, log_prior, rates, bool(transposed))
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         _no_derivative()
-    run = op if flat.shape[1] <= KERNEL_MAX_D else stepwise
+    run = op if flat.shape[1] <= CHAIN_MOST_D else stepwise
     end, A, log_norm = check.call(run, args, x=x, y=y)
     return Chain(end.reshape(x.shape), A, log_norm)

@@ -15,11 +15,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ..._constants import CHAIN_MOST_D
 from ..common.triton import device
 from ..common.triton.functions import LOG2E, along
 from .reference import coefficients
 
-MOST_D = 16
 CHAIN = tl.constexpr(128)  # tiles, or atoms, summed in one chain of additions
 COLUMNS = tl.constexpr(6)  # of `steps`
 
@@ -164,8 +164,10 @@ def middle(y, real):
 def launch(x, y, alpha, sigma, log_prior, rates, transposed):
     """As the op."""
     (B, d), N, M = x.shape, y.shape[0], alpha.shape[0] - 1
-    if d > MOST_D:
-        raise RuntimeError(f"x: expected shape [B, d] with d <= {MOST_D}, got {list(x.shape)}")
+    if d > CHAIN_MOST_D:
+        raise RuntimeError(
+            f"x: expected shape [B, d] with d <= {CHAIN_MOST_D}, got {list(x.shape)}"
+        )
     device.expect(
         x, y=(y, (N, d)), **({} if log_prior is None else {"log_prior": (log_prior, (N,))})
     )
