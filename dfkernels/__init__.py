@@ -9,8 +9,8 @@ from __future__ import annotations
 from . import methods, ops, schedule
 from ._top_k import TopK, top_k
 from .cloud import PointCloud
-from .fisher import DiffusionFisher
-from .linalg.operator import FisherOperator
+from .fisher import DiffusionFisher, FisherOperator
+from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
 from .methods.denoiser import Denoiser
 from .methods.grid import time_grid
@@ -26,6 +26,7 @@ __all__ = [
     "Divergence",
     "FisherOperator",
     "Hutchinson",
+    "LinearOperator",
     "MatchedTrace",
     "PointCloud",
     "TopK",

@@ -45,7 +45,9 @@ class PointCloud(Object):
     is not finite.
     """
 
-    y, log_prior, _index = Watched(), Watched(), Watched()
+    y = Watched[Tensor]()
+    log_prior = Watched["Tensor | None"]()
+    _index = Watched["index.CloudIndex | None"]()
     scale: float
     offset: float
 

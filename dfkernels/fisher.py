@@ -1,5 +1,5 @@
-"""DiffusionFisher: F = -Hessian of log q_t at the queries, as a batch of linear operators, with
-what else the pass gives.
+"""The Fisher information F = -Hessian of log q_t at the queries, as a batch of linear operators,
+with what else one pass over the atoms gives.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from . import ops
 from ._torch import check
-from ._torch.objects import cached, cached_without_graph, ordinary
+from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
 from .certified.search import op as kept_atoms
 from .cloud import PointCloud
-from .linalg.operator import FisherOperator
+from .linalg.cg import power_of_two
+from .linalg.operator import LinearOperator
 
-__all__ = ["DiffusionFisher"]
+__all__ = ["DiffusionFisher", "FisherOperator"]
 
 # a cloud of fewer numbers, or of shorter atoms, is read as fast as it is searched
 _NUMBERS, _LENGTH = 1 << 21, 512
@@ -29,6 +30,76 @@ class _Part(NamedTuple):
 
     queries: slice | Tensor
     kept: tuple[Tensor, Tensor] | None
+
+
+class FisherOperator(Object, LinearOperator):
+    """A Fisher information F [d, d] for each query x at noise level sigma: the base of all its
+    forms, `DiffusionFisher` and those of `methods.endpoint`.
+
+    A subclass defines `apply`, and `parameters` and `rebuild` for derivatives of `solve`, as for
+    any `LinearOperator`. Vectors have the shape of the queries, and 1/sigma^2 is taken for the size
+    of F.
+
+    Args:
+        x: [B, *E], float32 or float64; the computation follows its dtype.
+        alpha, sigma: float, 0-d or [B]; sigma > 0.
+
+    Raises TypeError / ValueError naming the argument.
+    """
+
+    x, alpha, sigma = Watched[Tensor](), Watched[Tensor](), Watched[Tensor]()
+
+    def __init__(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> None:
+        check.query("x", x)
+        self.x = x
+        # with its graph also under no_grad: results may be differentiated later
+        with plain(x.device), torch.set_grad_enabled(True):
+            self.alpha, self.sigma = check.level("alpha", alpha, x), check.level("sigma", sigma, x)
+
+    @property
+    def _x(self) -> Tensor:
+        """x for its shape, dtype and device, which a change in place leaves."""
+        return FisherOperator.x.peek(self)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, d, d)."""
+        return torch.Size((self._x.shape[0], self.d, self.d))
+
+    @property
+    def d(self) -> int:
+        """prod(E)."""
+        return self._x.shape[1:].numel()
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """E."""
+        return self._x.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._x.device
+
+    @property
+    def T(self) -> FisherOperator:
+        """The transpose: F itself."""
+        return self
+
+    @property
+    def _like(self) -> tuple[str, Tensor]:
+        return "x", self.x
+
+    @property
+    def _unit(self) -> Tensor:
+        return power_of_two(self.sigma.detach())[:, None]
+
+    @property
+    def _size_in_units(self) -> Tensor:
+        return (self._unit / self.sigma[:, None]).square()
 
 
 class DiffusionFisher(FisherOperator):
@@ -89,11 +160,10 @@ class DiffusionFisher(FisherOperator):
         super()._unchanged()
         self.cloud._unchanged()
 
-    @property
-    def _given(self) -> tuple[Tensor, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         return self.x, self.alpha, self.sigma
 
-    def _with(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> DiffusionFisher:
+    def rebuild(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> DiffusionFisher:
         return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
     @cached_without_graph
@@ -211,13 +281,14 @@ class DiffusionFisher(FisherOperator):
         return f"DiffusionFisher(shape={shape}, {self.dtype}, {self.device}, {self.cloud!r}{tolerance})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """F v for v [B, *E], or for K vectors per query at the cost of one pass over the data, v
-        [B, K,
-        *E].
-        """
-        check.vectors("v", v, "x", self.x, self.d)
+        """F v for v [B, *E], or for K vectors per query, v [B, K, *E], at the cost of one pass."""
+        self._rows("v", v)
         self._unchanged()
         return self._compute(ops.fisher_matvec, ordinary(v))[0]
+
+    def apply(self, v: Tensor) -> Tensor:
+        """F v on flat vectors, [B, K, d] -> [B, K, d]."""
+        return (self @ v.view(*v.shape[:2], *self.event_shape)).reshape(v.shape)
 
     def trace(self) -> Tensor:
         """tr F, [B] (Prop. 5, eq. 16)."""

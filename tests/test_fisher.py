@@ -399,18 +399,15 @@ class Product(FisherOperator):
         super().__init__(x, 1.0, 0.5)
         self.matrix, self.slope = matrix, slope
 
-    @property
-    def _given(self):
+    def parameters(self):
         return (self.x,)
 
-    def _with(self, x):
+    def rebuild(self, x):
         return Product(x, self.matrix, self.slope)
 
-    def __matmul__(self, v):
-        rows, x = v.reshape(len(self.x), -1, self.d), self.x.reshape(len(self.x), 1, self.d)
-        return (rows @ self.matrix.mT + self.slope * (rows * x).sum(-1, keepdim=True) * x).reshape(
-            v.shape
-        )
+    def apply(self, v):
+        x = self.x.reshape(len(self.x), 1, self.d)
+        return v @ self.matrix.mT + self.slope * (v * x).sum(-1, keepdim=True) * x
 
 
 def product(d=7, event=(7,), batch=3, seed=0, slope=0.0):

@@ -29,16 +29,15 @@ STATES = {
 class Plain(FisherOperator):
     """diag(2, 1, ...) + x x^T by matrix products, which autocast would reach."""
 
-    @property
-    def _given(self):
+    def parameters(self):
         return (self.x,)
 
-    def _with(self, x):
+    def rebuild(self, x):
         return Plain(x, self.alpha, self.sigma)
 
-    def __matmul__(self, v):
-        rows, x = v.reshape(len(self.x), -1, self.d), self.x.flatten(1)[:, None]
-        return (rows + (rows @ x.mT) @ x).reshape(v.shape)
+    def apply(self, v):
+        x = self.x.flatten(1)[:, None]
+        return v + (v @ x.mT) @ x
 
 
 DRAW = torch.Generator().manual_seed(0)
@@ -61,7 +60,7 @@ def gradients(f):
     """Of a solve, by backward inside the state where it records a graph."""
     x = f.x.clone().requires_grad_()
     with torch.inference_mode(False), torch.enable_grad():
-        solution = f._with(x, *f._given[1:]).solve(BATCH, 50.0)
+        solution = f.rebuild(x, *f.parameters()[1:]).solve(BATCH, 50.0)
         return torch.autograd.grad(solution.sum(), x)
 
 

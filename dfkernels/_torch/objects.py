@@ -8,9 +8,13 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def plain(device: torch.device) -> contextlib.AbstractContextManager:
@@ -37,15 +41,15 @@ def _without(autocast: str | None, inference: bool) -> Iterator[None]:
         yield
 
 
-def unaffected(method: Callable) -> Callable:
-    """A method that gives the same result whatever torch's global state: it runs inside `plain`."""
+def unaffected(method: F) -> F:
+    """Makes a method give the same result whatever torch's global state: it runs inside `plain`."""
 
     @functools.wraps(method)
-    def wrapped(self, *args, **kwargs):
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         with plain(self.device):
             return method(self, *args, **kwargs)
 
-    return wrapped
+    return wrapped  # pyrefly: ignore[bad-return]  # of the signature that wraps() has copied
 
 
 def ordinary(t: Tensor) -> Tensor:
@@ -56,15 +60,16 @@ def ordinary(t: Tensor) -> Tensor:
         return t.clone()
 
 
-def _members(value: object, name: str) -> list[tuple[str, Tensor]]:
-    """The tensors of a watched value with their names: of a tensor, a NamedTuple of tensors, or
-    None."""
+def _members(value: Any, name: str) -> list[tuple[str, Tensor]]:
+    """The tensors of a watched value (a tensor, a NamedTuple of tensors, or None), with their
+    names.
+    """
     if isinstance(value, Tensor):
         return [(name, value)]
     return [] if value is None else [(f"{name}.{field}", t) for field, t in value._asdict().items()]
 
 
-class Watched:
+class Watched(Generic[T]):
     """An attribute for tensors that an object was made from or hands out itself: refused with a
     RuntimeError that names it if it has been changed in place since it was set.
 
@@ -73,17 +78,22 @@ class Watched:
     which has no counter, a copy is kept.
     """
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __set_name__(self, owner: type[Object], name: str) -> None:
         self.name = name
-        owner._watched = (*getattr(owner, "_watched", ()), name)
+        owner._watched = (*owner._watched, name)
 
-    def __set__(self, obj: object, value: object) -> None:
-        if isinstance(value, Tensor):
-            value = ordinary(value)
-        members = [(t, t._version, name) for name, t in _members(value, self.name.strip("_"))]
-        vars(obj)[self.name] = value, members
+    def __set__(self, obj: object, value: T) -> None:
+        kept = ordinary(value) if isinstance(value, Tensor) else value
+        members = [(t, t._version, name) for name, t in _members(kept, self.name.strip("_"))]
+        vars(obj)[self.name] = kept, members
 
-    def __get__(self, obj: object, owner: type | None = None) -> object:
+    @overload
+    def __get__(self, obj: None, owner: type | None = None) -> Watched[T]: ...
+
+    @overload
+    def __get__(self, obj: object, owner: type | None = None) -> T: ...
+
+    def __get__(self, obj: object | None, owner: type | None = None) -> Watched[T] | T:
         if obj is None:
             return self
         value, members = self._entry(obj)
@@ -96,39 +106,47 @@ class Watched:
                 )
         return value
 
-    def peek(self, obj: object) -> object:
+    def peek(self, obj: object) -> T:
         """The value, changed or not: for its shape, dtype and device."""
         return self._entry(obj)[0]
 
-    def _entry(self, obj: object) -> tuple[object, list[tuple[Tensor, int, str]]]:
+    def _entry(self, obj: object) -> tuple[T, list[tuple[Tensor, int, str]]]:
         try:
             return vars(obj)[self.name]
         except KeyError:
             raise AttributeError(f"{type(obj).__name__} has no {self.name} yet") from None
 
 
-class cached:
-    """A result of an object, computed when first asked for: a method without arguments, read as an
-    attribute.
+class cached(Generic[T]):
+    """A method without arguments that is read as an attribute and computed when first asked for, of
+    an object with `parameters()` and `_unchanged()`.
 
-    What it gives is the object's own: it leaves as a copy. A result that has no graph, since it was
+    The result is the object's own: what leaves the object is a copy of it. A result that has no graph, since it was
     asked for under no_grad or before an input required a gradient, is computed again when one is
     needed.
     """
 
-    def __init__(self, compute: Callable, graph: bool = True) -> None:
+    def __init__(self, compute: Callable[[Any], T], graph: bool = True) -> None:
         self.compute, self.graph = compute, graph
         self.__doc__ = compute.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, obj: Object, owner: type | None = None) -> object:
+    @overload
+    def __get__(self, obj: None, owner: type | None = None) -> cached[T]: ...
+
+    @overload
+    def __get__(self, obj: object, owner: type | None = None) -> T: ...
+
+    def __get__(self, obj: Any, owner: type | None = None) -> cached[T] | T:
         if obj is None:
             return self
         obj._unchanged()
         needs_graph = (
-            self.graph and torch.is_grad_enabled() and any(t.requires_grad for t in obj._given)
+            self.graph
+            and torch.is_grad_enabled()
+            and any(t.requires_grad for t in obj.parameters())
         )
         results = vars(obj).setdefault("_results", {})
         found = results.get((self.name, needs_graph))
@@ -140,15 +158,15 @@ class cached:
         return found
 
 
-def cached_without_graph(compute: Callable) -> cached:
-    """`cached` for a result that never has a graph."""
+def cached_without_graph(compute: Callable[[Any], T]) -> cached[T]:
+    """As `cached`, for a result that never has a graph."""
     return cached(compute, graph=False)
 
 
-def _detached(value: object) -> object:
-    return (
-        value.detach() if isinstance(value, Tensor) else type(value)(*(t.detach() for t in value))
-    )
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return type(value)(*(t.detach() for t in value))
 
 
 class Object:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._torch import check
 from ..cloud import PointCloud
-from ..linalg.operator import FisherOperator
+from ..fisher import FisherOperator
 from ._reporting import Callback, reporting
 from .denoiser import Denoiser
 from .endpoint import FORMS, fisher

@@ -13,8 +13,7 @@ from .. import ops
 from .._torch import check
 from .._torch.objects import Watched
 from ..cloud import PointCloud
-from ..fisher import DiffusionFisher
-from ..linalg.operator import FisherOperator
+from ..fisher import DiffusionFisher, FisherOperator
 from ..schedule._base import as_tensor
 from .denoiser import Denoiser, checked
 from .trace_matching import MatchedTrace
@@ -140,24 +139,38 @@ def bound(
 
 
 class EndpointFisher(FisherOperator):
-    """F = I/sigma^2 - (alpha^2/sigma^4) C, C = x0 x0^T - mean mean^T or (x0 - mean)(x0 -
-    mean)^T."""
+    """F = I/sigma^2 - (alpha^2/sigma^4) C with C = x0 x0^T - mean mean^T ("paper") or
+    (x0 - mean)(x0 - mean)^T ("centred").
+    """
 
-    x0, mean = Watched(), Watched()
+    x0, mean = Watched[Tensor](), Watched[Tensor]()
 
-    def __init__(self, x, alpha, sigma, x0, mean, form) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        x0: Tensor,
+        mean: Tensor,
+        form: str,
+    ) -> None:
         super().__init__(x, alpha, sigma)
         self.x0, self.mean, self.form = x0, mean, form
 
-    @property
-    def _given(self) -> tuple[Tensor, ...]:
+    def __repr__(self) -> str:
+        return _with_form(super().__repr__(), self.form)
+
+    def parameters(self) -> tuple[Tensor, ...]:
         return self.x0, self.mean, self.alpha, self.sigma
 
-    def _with(self, x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor) -> FisherOperator:
+    def rebuild(self, x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor) -> EndpointFisher:
         return EndpointFisher(self.x, alpha, sigma, x0, mean, self.form)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         return ops.endpoint_matvec(v, self.x0, self.mean, self.alpha, self.sigma, self.form)
+
+    def apply(self, v: Tensor) -> Tensor:
+        return (self @ v.view(*v.shape[:2], *self.event_shape)).reshape(v.shape)
 
     def diagonal(self) -> Tensor:
         alpha, sigma = (
@@ -173,22 +186,22 @@ class EndpointFisher(FisherOperator):
 class IsotropicFisher(FisherOperator):
     """F = (tr F/d) I."""
 
-    _trace = Watched()
+    _trace = Watched[Tensor]()
 
-    def __init__(self, x, alpha, sigma, trace) -> None:
+    def __init__(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, trace: Tensor
+    ) -> None:
         super().__init__(x, alpha, sigma)
         self._trace = trace
 
-    @property
-    def _given(self) -> tuple[Tensor, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         return (self._trace,)
 
-    def _with(self, trace: Tensor) -> FisherOperator:
+    def rebuild(self, trace: Tensor) -> IsotropicFisher:
         return IsotropicFisher(self.x, self.alpha, self.sigma, trace)
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        rows = check.vectors("v", v, "x", self.x, self.d)
-        return (self._trace[:, None, None] / self.d * rows).reshape(v.shape)
+    def apply(self, v: Tensor) -> Tensor:
+        return self._trace[:, None, None] / self.d * v
 
     def trace(self) -> Tensor:
         return self._trace.clone()
@@ -198,41 +211,38 @@ class IsotropicFisher(FisherOperator):
 
 
 class NetworkFisher(FisherOperator):
-    """F v = J_eps v/sigma or J_eps^T v/sigma, J_eps = d eps/dx of the denoiser."""
+    """F v = J v/sigma or J^T v/sigma, J = d eps/dx of the denoiser."""
 
-    def __init__(self, x, alpha, sigma, denoiser, t, form) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        denoiser: Denoiser,
+        t: float | Tensor,
+        form: str,
+    ) -> None:
         super().__init__(x, alpha, sigma)
         self.denoiser, self.t, self.form = denoiser, t, form
 
-    @property
-    def _given(self) -> tuple[Tensor, ...]:
+    def __repr__(self) -> str:
+        return _with_form(super().__repr__(), self.form)
+
+    def parameters(self) -> tuple[Tensor, ...]:
         return (self.x,)
 
-    def _with(self, x: Tensor) -> FisherOperator:
+    def rebuild(self, x: Tensor) -> NetworkFisher:
         return NetworkFisher(x, self.alpha, self.sigma, self.denoiser, self.t, self.form)
 
     @property
-    def T(self) -> FisherOperator:
+    def T(self) -> NetworkFisher:
+        """The transpose: "jvp" and "vjp" swapped."""
         form = "jvp" if self.form == "vjp" else "vjp"
         return NetworkFisher(self.x, self.alpha, self.sigma, self.denoiser, self.t, form)
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        rows = check.vectors("v", v, "x", self.x, self.d)
-        batch, k = rows.shape[:2]  # K vectors per query: K copies of it in one call of the network
-        x = (
-            self.x.contiguous() if k == 1 else self.x.repeat_interleave(k, 0)
-        )  # torch.func.jvp needs it
-        t = self.t
-        if isinstance(t, Tensor) and t.ndim and k != 1:
-            t = t.repeat_interleave(k, 0)
-        sigma = self.sigma.repeat_interleave(k, 0).view(-1, *[1] * (x.ndim - 1))
-        v_rows = rows.reshape(x.shape).contiguous()
-        repeated = {
-            name: value.repeat_interleave(k, 0)
-            for name, value in self.denoiser.conditions.items()
-            if k != 1 and isinstance(value, Tensor) and value.ndim and len(value) == batch
-        }
-        denoiser = self.denoiser.bind(**repeated)
+    def apply(self, v: Tensor) -> Tensor:
+        x, t, sigma, denoiser = self._repeated(v.shape[1])
+        v_rows = v.reshape(x.shape).contiguous()
 
         def eps(x: Tensor) -> Tensor:
             return denoiser.eps(x, t)
@@ -244,12 +254,33 @@ class NetworkFisher(FisherOperator):
         else:
             # the largest entry of h v is u^(1/3) sigma: truncation and rounding are then both
             # u^(2/3)
-            size = (
-                v_rows.abs().reshape(batch * k, self.d).amax(1).clamp_min(torch.finfo(x.dtype).tiny)
-            )
+            size = v.abs().amax(2).flatten().clamp_min(torch.finfo(x.dtype).tiny)
             h = torch.finfo(x.dtype).eps ** (1 / 3) * sigma / size.view(sigma.shape)
             product = (eps(x + h * v_rows) - eps(x - h * v_rows)) / (2 * h)
         return (product / sigma).reshape(v.shape)
+
+    def _repeated(self, k: int) -> tuple[Tensor, float | Tensor, Tensor, Denoiser]:
+        """K copies of each query, time, sigma [B K, 1, ...] and condition, for one call of
+        the network.
+        """
+        if k == 1:  # torch.func.jvp needs it contiguous
+            x, t, denoiser = self.x.contiguous(), self.t, self.denoiser
+        else:
+            x, t = self.x.repeat_interleave(k, 0), self.t
+            if isinstance(t, Tensor) and t.ndim:
+                t = t.repeat_interleave(k, 0)
+            per_query = {
+                name: value.repeat_interleave(k, 0)
+                for name, value in self.denoiser.conditions.items()
+                if isinstance(value, Tensor) and value.ndim and len(value) == len(self.x)
+            }
+            denoiser = self.denoiser.bind(**per_query)
+        sigma = self.sigma.repeat_interleave(k, 0).view(-1, *[1] * (x.ndim - 1))
+        return x, t, sigma, denoiser
+
+
+def _with_form(representation: str, form: str) -> str:
+    return f"{representation[:-1]}, form={form!r})"
 
 
 def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tensor) -> Tensor:
