@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 
 from dfkernels import ops
+from tools.op_table import TABLE
 
 SIZES = [
     (1, 50_000, 3072),
@@ -28,7 +29,6 @@ SIZES = [
 NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
 CHAINS = [(4096, 3, 2), (4096, 64, 16)]
 STEPS = 1000
-ACCUMULATING_PRODUCTS = {"posterior": 2, "fisher_matvec": 3}  # logits, mean; logits, <y, v>, C v
 
 
 @dataclass
@@ -68,16 +68,15 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """y once, x and the result once."""
-        return 4 * (self.N * self.d + 2 * self.B * self.d)
+        return TABLE[self.op].bytes(self.B, self.N, self.d, 1)
 
     @property
     def flops(self) -> int:
-        return 2 * ACCUMULATING_PRODUCTS[self.op] * self.B * self.N * self.d
+        return TABLE[self.op].flops(self.B, self.N, self.d, 1)
 
     @property
     def exps(self) -> int:
-        return self.B * self.N
+        return TABLE[self.op].exps(self.B, self.N, 1)
 
 
 @dataclass
@@ -110,22 +109,15 @@ class ChainCase:
 
     @property
     def bytes(self) -> int:
-        """y once; x, the result and its Jacobian once."""
-        return 4 * (self.N * self.d + 2 * self.B * self.d + self.B * self.d**2)
+        return TABLE[self.op].bytes(self.B, self.N, self.d, STEPS)
 
     @property
     def flops(self) -> int:
-        """Logits, mean, the symmetric covariance, C A."""
-        return (
-            2
-            * STEPS
-            * self.B
-            * (2 * self.N * self.d + self.N * self.d * (self.d + 1) // 2 + self.d**3)
-        )
+        return TABLE[self.op].flops(self.B, self.N, self.d, STEPS)
 
     @property
     def exps(self) -> int:
-        return STEPS * self.B * self.N
+        return TABLE[self.op].exps(self.B, self.N, STEPS)
 
 
 def atoms(N: int, d: int) -> torch.Tensor:

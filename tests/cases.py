@@ -1,33 +1,17 @@
-"""One table of sample inputs per op; every file of tests runs the whole of it."""
+"""Samples of the ops in tools/op_table.py; every file of tests runs all of them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from importlib import import_module
 
 import torch
 
 from dfkernels import ops
+from tools.op_table import DATA_OPS, OPS, TABLE
 
-OPS = (
-    "posterior",
-    "fisher_matvec",
-    "fisher_diagonal",
-    "fisher_dense",
-    "endpoint_matvec",
-    "matched_trace",
-)
-DATA_OPS = OPS[:4]
-ORDER = {
-    "posterior": ("x", "y", "alpha", "sigma", "log_prior"),
-    "fisher_matvec": ("x", "y", "v", "alpha", "sigma", "log_prior"),
-    "fisher_diagonal": ("x", "y", "alpha", "sigma", "log_prior"),
-    "fisher_dense": ("x", "y", "alpha", "sigma", "log_prior"),
-    "endpoint_matvec": ("v", "x0", "mean", "alpha", "sigma"),
-    "matched_trace": ("m", "eps", "alpha", "sigma", "x"),
-}
-REFERENCES = {name: import_module(f"dfkernels.ops.{name}").reference for name in OPS}
+ORDER = {name: TABLE[name].arguments for name in OPS}
+REFERENCES = {name: TABLE[name].reference for name in OPS}
 
 
 @dataclass
@@ -194,7 +178,7 @@ def table(op):
         ]
     cases = []
     for i, (name, tensors, options, masked) in enumerate(_clouds()):
-        if op == "fisher_matvec":
+        if "v" in ORDER[op]:
             tensors = _vectors(tensors, i % 2 == 1, 20 + i)
         cases.append(Case(op, name, tensors, options, masked))
     return cases

@@ -9,6 +9,7 @@ import math
 import torch
 
 from dfkernels import ops
+from tools.op_table import TABLE
 
 EPS = 2.0**-23  # float32
 
@@ -100,12 +101,7 @@ def far(p, got):
     return {k: pair for k, pair in pairs.items() if not pair[0] <= pair[1]}
 
 
-NAMES = {
-    "posterior": ("log_prob", "mean", "fisher_trace", "ess"),
-    "fisher_matvec": ("matvec",),
-    "fisher_diagonal": ("diagonal",),
-    "fisher_dense": ("dense",),
-}
+NAMES = {name: spec.exact for name, spec in TABLE.items() if spec.exact}
 
 
 def in_batches(p, together, ops, call):

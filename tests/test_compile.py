@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import OPS, floats, table
+from cases import DATA_OPS, OPS, floats, table
 from test_transforms import close, scalar
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
@@ -21,7 +21,7 @@ def _fresh_dynamo():
 
 
 def _case(op):
-    return table(op)[1 if op in OPS[:4] else 0]
+    return table(op)[1 if op in DATA_OPS else 0]
 
 
 def _more_queries(case, tensors, size):

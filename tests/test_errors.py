@@ -9,6 +9,7 @@ import torch
 from torch.func import vmap
 
 from dfkernels import ops
+from tools.op_table import DATA_OPS, TABLE
 
 x, y, v = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, 3)
 nan, inf = float("nan"), float("inf")
@@ -142,14 +143,13 @@ BAD_POINTS = {
         "y: expected finite values, got nan at index [3, 0]",
     ),
 }
-DATA_OPS = ("posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense")
 
 
 def _data_op(op, change):
     args = dict(x=x, y=y, alpha=0.9, sigma=0.5) | change
-    positional = [args.pop("x"), args.pop("y")] + ([v] if op == "fisher_matvec" else [])
-    if op == "fisher_matvec" and getattr(positional[0], "shape", None) == (2, 0):
-        positional[2] = v[:, :0]
+    positional = [args.pop("x"), args.pop("y")]
+    if "v" in TABLE[op].arguments:
+        positional.append(v[:, :0] if getattr(positional[0], "shape", None) == (2, 0) else v)
     return getattr(ops, op)(*positional, args.pop("alpha"), args.pop("sigma"), **args)
 
 

@@ -19,6 +19,7 @@ from difference import EPS, by_ops, difference_form, errors
 
 from dfkernels import ops
 from dfkernels._torch import native
+from tools.op_table import DATA_OPS
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
@@ -375,7 +376,7 @@ def test_one_unmasked_atom(b, d):
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
-@pytest.mark.parametrize("op", ["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"])
+@pytest.mark.parametrize("op", DATA_OPS)
 @pytest.mark.parametrize("b, d", [(1, 1), (3, 5), (3, 16), (20, 17), (4, 48), (20, 48), (2, 65)])
 def test_one_bad_number_is_found_wherever_it_is(op, b, d):
     """In any corner of any argument, beside a masked atom too, which alone may hold anything; and
@@ -504,7 +505,7 @@ def test_never_nan_or_inf_without_a_word(name, b, d):
         p[k] = torch.full_like(p[k], value) if k in ("alpha", "sigma") else p[k].clone()
         p[k][0] = value
     bad = []
-    for op in ("posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"):
+    for op in DATA_OPS:
         names = [
             k
             for k in ("x", "y", "v", "alpha", "sigma", "log_prior")

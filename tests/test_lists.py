@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dfkernels import ops
 from dfkernels._torch import native
 from dfkernels.ops.posterior.reference import posterior as reference
+from tools.op_table import DATA_OPS
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -43,7 +44,7 @@ def close(case, tensors, rtol):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"]),
+    st.sampled_from(DATA_OPS),
     st.integers(1, 20),
     st.integers(1, 90),
     st.integers(1, 40),
@@ -201,7 +202,7 @@ def test_errors(atoms, counts, error, message):
         ops.posterior(*problem(2, 4, 3, 0.5).values(), atoms=atoms, counts=counts)
 
 
-@pytest.mark.parametrize("op", ["posterior", "fisher_matvec", "fisher_diagonal", "fisher_dense"])
+@pytest.mark.parametrize("op", DATA_OPS)
 def test_the_old_keyword_still_works_and_says_what_to_write(op):
     tensors = problem(3, 40, 33, 0.5)
     if op == "fisher_matvec":

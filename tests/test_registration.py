@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import OPS, table
+from cases import table
 
 from dfkernels.ops.common.moments import KINDS
+from tools.op_table import DATA_OPS, OPS, TABLE
 
 CHECKS = {
     "test_schema": "SUCCESS",
@@ -16,16 +17,8 @@ CHECKS = {
     "test_faketensor": "SUCCESS",
     "test_aot_dispatch_dynamic": "SUCCESS",
 }
-POINTS = (
-    "Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, float offset, "
-    "Tensor? atoms=None, Tensor? counts=None)"
-)
-SCHEMAS = {
-    "posterior": f"(Tensor x, Tensor y, {POINTS} -> (Tensor, Tensor, Tensor, Tensor)",
-    "fisher_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
-    "covariance_matvec": f"(Tensor x, Tensor y, Tensor v, {POINTS} -> Tensor",
-    "fisher_diagonal": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
-    "fisher_dense": f"(Tensor x, Tensor y, {POINTS} -> Tensor",
+SCHEMAS = {name: spec.schema for name, spec in TABLE.items()} | {
+    "covariance_matvec": TABLE["fisher_matvec"].schema,
     "pair_gradient": "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
 }
 
@@ -45,7 +38,7 @@ def calls():
                 continue
             t = case.tensors
             like = t.get("x0", t.get("eps", t.get("x")))
-            like = t["x"] if name in OPS[:4] or name == "covariance_matvec" else like
+            like = t["x"] if name in (*DATA_OPS, "covariance_matvec") else like
             B, d = like.shape[0], like[:1].numel() if like.shape[0] else like.shape[-1]
             flat = {
                 k: a.reshape(a.shape[0], d)

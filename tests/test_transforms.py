@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import ALL, OPS, Case, floats, table
+from cases import ALL, DATA_OPS, OPS, Case, floats, table
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,14 +96,14 @@ def _small(case):
     ids=["jacrev", "jacfwd", "hessian", "fwd-fwd", "rev-rev", "rev-fwd"],
 )
 def test_nested(op, transform):
-    case = _small(table(op)[1]) if op in OPS[:4] else table(op)[0]
+    case = _small(table(op)[1]) if op in DATA_OPS else table(op)[0]
     names = floats(case)
     close(*both(case, lambda f: transform(f, argnums=tuple(range(len(names)))), names))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_third_order(op):
-    case = table(op)[-1 if op in OPS[:4] else 1]
+    case = table(op)[-1 if op in DATA_OPS else 1]
     names = [k for k in floats(case) if k not in case.unused][:1]
     close(*both(case, lambda f: jacrev(hessian(f)), names))
 
@@ -354,7 +354,7 @@ def test_matvec_backward_in_v_is_the_op_itself(case):
     close(torch.autograd.grad(out, v, g)[0], case.run({"v": g})[0], 1e-12)
 
 
-@pytest.mark.parametrize("op", OPS[:4])
+@pytest.mark.parametrize("op", DATA_OPS)
 def test_masked_atom_has_no_gradient(op):
     """log_prior = -inf gives zeros, not NaN, in y, in log_prior and at second order."""
     case = next(c for c in table(op) if c.name == "prior")

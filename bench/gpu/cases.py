@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tools.op_table import TABLE
+
 from ..cases import NOISE
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
@@ -47,27 +49,16 @@ class Case:
     @property
     def bytes(self) -> int:
         """Every input read once, the result written once."""
-        if self.op == "endpoint_matvec":
-            return 4 * self.d * self.B * (2 * self.K + 2)
-        if self.op == "matched_trace":
-            return 4 * self.d * self.B * 2
-        width = {"fisher_dense": self.d, "fisher_matvec": 2 * self.K, "transport_chain": 1 + self.d}
-        out = width.get(self.op, 1) * self.B * self.d
-        return ITEMSIZE[self.storage] * self.N * self.d + 4 * (self.B * self.d + out)
+        return TABLE[self.op].bytes(self.B, self.N, self.d, self.K, ITEMSIZE[self.storage])
 
     @property
     def flops(self) -> int:
-        """Products with the atoms: logits, and one for every sum over them; a chain's symmetric C,
-        and C A."""
-        if self.op == "transport_chain":
-            N, d = self.N, self.d
-            return 2 * self.K * self.B * (2 * N * d + N * d * (d + 1) // 2 + d**3)
-        products = {"posterior": 2, "fisher_matvec": 1 + 2 * self.K, "fisher_diagonal": 3}
-        return 2 * products.get(self.op, 1 + self.d) * self.B * self.N * self.d
+        """Of products with the atoms."""
+        return TABLE[self.op].flops(self.B, self.N, self.d, self.K)
 
     @property
     def exps(self) -> int:
-        return self.B * self.N * (self.K if self.op == "transport_chain" else 1)
+        return TABLE[self.op].exps(self.B, self.N, self.K)
 
     def within(self, memory: int) -> Case:
         """With as many atoms as a quarter of the GPU's memory holds."""
@@ -82,21 +73,14 @@ class Case:
             torch.ones(self.B, device=device),
             torch.full((self.B,), self.sigma, device=device),
         )
-        if self.op == "endpoint_matvec":
+        if not self.N:
+            sizes = {"v": (self.B, self.K, self.d), "m": (self.B,), "alpha": None, "sigma": None}
             found = {
-                "v": normal(self.B, self.K, self.d),
-                "x0": normal(self.B, self.d),
-                "mean": normal(self.B, self.d),
+                name: normal(*sizes.get(name, (self.B, self.d)))
+                for name in TABLE[self.op].arguments
+                if sizes.get(name, ()) is not None
             }
             return {**found, "alpha": alpha, "sigma": sigma}
-        if self.op == "matched_trace":
-            found = {
-                "m": normal(self.B),
-                "eps": normal(self.B, self.d),
-                "alpha": alpha,
-                "sigma": sigma,
-            }
-            return {**found, "x": normal(self.B, self.d)}
         if self.op == "transport_chain":
             sigma = torch.logspace(
                 0, math.log10(self.sigma), self.K + 1, dtype=torch.float64, device=device
@@ -111,7 +95,7 @@ class Case:
         y = random_atoms(self, device)
         index = torch.randint(self.N, (self.B,), device=device, generator=generator)
         found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
-        if self.op == "fisher_matvec":
+        if "v" in TABLE[self.op].arguments:
             found["v"] = normal(self.B, self.K, self.d)
         return {**found, "alpha": alpha, "sigma": sigma}
 
@@ -160,10 +144,7 @@ def grid() -> list[Case]:
     rest += [
         Case("grid", "fisher_matvec", 16, 50_000, 3072, K=8),
         Case("grid", "fisher_matvec", 1, 1_280_000, 4096, storage="bfloat16"),
-        Case("grid", "fisher_diagonal", 64, 50_000, 784),
-        Case("grid", "fisher_diagonal", 1024, 10_000, 64),
-        Case("grid", "fisher_dense", 16, 50_000, 784),
-        Case("grid", "fisher_dense", 256, 10_000, 64),
+        *(Case("grid", op, *size) for op, spec in TABLE.items() for size in spec.gpu_sizes),
         Case("network", "endpoint_matvec", 64, 0, 3 * 64 * 64, K=8, form="paper"),
     ]
     chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]

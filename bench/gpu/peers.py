@@ -17,9 +17,7 @@ from functools import partial
 import torch
 
 import dfkernels as df
-from dfkernels.ops.endpoint_matvec import reference as endpoint_reference
-from dfkernels.ops.matched_trace import reference as trace_reference
-from dfkernels.ops.transport_chain import reference as chain_reference
+from tools.op_table import TABLE
 
 
 def mm(a, b):
@@ -127,11 +125,7 @@ def flash_sd_kde(x, y, alpha, sigma, y_norm):
 
 
 PLAIN = {f.__name__: f for f in (posterior, fisher_matvec, fisher_diagonal, fisher_dense)}
-REFERENCES = {
-    "endpoint_matvec": endpoint_reference,
-    "matched_trace": trace_reference,
-    "transport_chain": chain_reference,
-}
+REFERENCES = {op: spec.reference for op, spec in TABLE.items() if op not in PLAIN}
 ELSEWHERE = {  # name: (module, what makes the function, which d)
     "keops": ("pykeops", keops, lambda d: d <= 100),
     "flash-sinkhorn": ("flash_sinkhorn", flash_sinkhorn, lambda d: d <= 1024),

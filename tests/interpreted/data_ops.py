@@ -4,6 +4,7 @@ values."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,30 +15,22 @@ from dfkernels._torch import check
 from dfkernels.ops.common.triton import launch
 from dfkernels.ops.common.triton import logits as _triton_logits
 from dfkernels.ops.common.triton.problem import gap_of, problem
-from dfkernels.ops.fisher_dense import triton as dense
-from dfkernels.ops.fisher_diagonal import triton as diagonal
 from dfkernels.ops.fisher_matvec import triton as matvec
-from dfkernels.ops.posterior import triton as posterior
+from tools.op_table import TABLE
 
-LAUNCH = {
-    "posterior": posterior.launch,
-    "fisher_matvec": lambda *a: matvec.launch(*a, fisher=True),
-    "fisher_diagonal": diagonal.launch,
-    "fisher_dense": dense.launch,
-}
+LAUNCH = {op: partial(TABLE[op].launch, **TABLE[op].launch_options[0]) for op in DATA_OPS}
 
 
 def run(op, x, y, alpha, sigma, log_prior=None, v=None, *, scale=1.0, offset=0.0):
     """The launcher behind the public function's checks; outputs in their public shapes."""
     flat, atoms, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args = (flat, atoms, *rest)
-    if op == "fisher_matvec":
+    if "v" in ORDER[op]:
         args = (flat, atoms, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
         return (LAUNCH[op](*args).reshape(v.shape),)
     out = LAUNCH[op](*args)
-    if op == "posterior":
-        return out[0], out[1].reshape(x.shape), out[2], out[3]
-    return (out.reshape(x.shape) if op == "fisher_diagonal" else out,)
+    outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+    return tuple(o.reshape(x.shape) if o.shape == flat.shape else o for o in outs)
 
 
 def by_launchers(p, together, ops, *, y=None, **stored):
