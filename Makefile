@@ -48,6 +48,16 @@ $(VENV)/compiled: $(VENV)/installed $(shell find csrc -type f)
 	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
+# The documentation as a static site, in build/docs. A warning is an error.
+.PHONY: docs
+docs: $(VENV)/docs $(VENV)/compiled
+	$(PY) -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+$(VENV)/docs: docs/requirements.txt $(VENV)/installed
+	$(PIP) install -r docs/requirements.txt
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info dfkernels/_C.*.so dfkernels/_no_native.txt .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,7 @@
 minutes.
 
 All contenders of a case run in turn, round after round, in this process; a row reports medians. A
-case whose result is wrong is refused. Writes bench/results/cpu.csv and the tables of README.md.
+case whose result is wrong is refused. Writes bench/results/cpu.csv and the tables of the documents.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, RESULTS)
-        table.write_readme()
+        table.write_pages()
 
 
 if __name__ == "__main__":

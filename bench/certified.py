@@ -4,7 +4,7 @@ CPU.
 log_prob, denoised and tr F of batches of noisy atoms at nine noise levels, by DiffusionFisher with
 tolerance=None and tolerance=1e-6, in turn, batch after batch; the k nearest atoms by faiss-cpu (if
 installed) on the same batches; sampling trajectories; and what the index costs. A wrong result is
-refused. Writes bench/results/certified.csv, docs/images/certified-*.png and README's block; Ctrl-C
+refused. Writes bench/results/certified.csv, docs/images/certified-*.png and the tables of docs/guide/certified.md; Ctrl-C
 leaves the rows so far in certified.part.csv.
 """
 
@@ -411,10 +411,10 @@ def main() -> None:
         "--quick", action="store_true", help="small sizes, seconds; writes to out/certified"
     )
     parser.add_argument(
-        "--out", type=Path, help="a folder for CSV and figures; README stays as it is"
+        "--out", type=Path, help="a folder for CSV and figures; no document changes"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--draw", action="store_true", help="only figures and README, from the CSV")
+    parser.add_argument("--draw", action="store_true", help="only figures and tables, from the CSV")
     args = parser.parse_args()
     if not native.available:
         sys.exit(f"the compiled part is not loaded: {native.reason}")
@@ -431,7 +431,7 @@ def main() -> None:
     draw(rows, images)
     print(f"{csv_path}, {images / 'certified-*.png'}")
     if out is None:
-        table.write_readme()
+        table.write_pages()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README's tables from bench/results/certified.csv."""
+"""The tables of docs/guide/certified.md, from bench/results/certified.csv."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def path_table(rows: list[dict]) -> list[str]:
 
 
 def markdown(rows: list[dict]) -> str:
-    """What stands in README between <!-- certified --> and <!-- /certified -->."""
+    """What stands in docs/guide/certified.md between <!-- certified --> and <!-- /certified -->."""
     about, clouds, indexed = rows[0], {}, []
     for r in rows:
         if r["kind"] == "level":

@@ -1,5 +1,5 @@
-"""README's tables from bench/results/*.csv and docs/reproduction.md. `python -m bench.table`
-rewrites them; a test compares."""
+"""The documents' tables, made of bench/results/*.csv. `python -m bench.table` writes them; a test
+compares."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from . import certified_table
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu.csv"
 CERTIFIED = ROOT / "bench" / "results" / "certified.csv"
-REPRODUCTION = ROOT / "docs" / "reproduction.md"
-README = ROOT / "README.md"
+PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --> stands
+    "speed": ROOT / "README.md",
+    "bench": ROOT / "docs" / "guide" / "speed.md",
+    "certified": ROOT / "docs" / "guide" / "certified.md",
+}
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
 
 
@@ -86,35 +89,45 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def summary_of(document: str) -> str:
-    """A reproduction's summary: what made it, and every target with what was reached."""
-    return (
-        re.search(r"<!-- summary -->(.*?)<!-- /summary -->", document, flags=re.S).group(1).strip()
-    )
-
-
-def with_tables(text: str, rows: list[dict], document: str, certified: list[dict]) -> str:
-    """`text` with what stands between <!-- bench --> and <!-- /bench --> made anew, and <!--
-    reproduction -->, and <!-- certified -->."""
-    bodies = {
-        "bench": markdown(rows),
-        "reproduction": summary_of(document),
-        "certified": certified_table.markdown(certified),
-    }
-    for mark, body in bodies.items():
-        block = f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
-        text = re.sub(
-            f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _, block=block: block, text, flags=re.S
+def overview(rows: list[dict]) -> str:
+    """One line per operator and noise level: how many times faster than the best peer."""
+    lines = [
+        "| operator | noise | cases | times as fast as the best peer |",
+        "| --- | --- | --: | --: |",
+    ]
+    for (op, noise), part in groups(rows).items():
+        ratios = [float(r["speedup"]) for r in part]
+        lines.append(
+            f"| `{op}` | {noise} | {len(part)} | **{geometric_mean(part, 'speedup'):.1f}** "
+            f"({min(ratios):.1f} to {max(ratios):.1f}) |"
         )
-    return text
+    about = rows[0]
+    machine = f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}"
+    return "\n".join([*lines, "", f"Geometric mean and range; {machine}, {about['date']}."])
 
 
-def write_readme() -> None:
-    """From the results that are there."""
-    README.write_text(
-        with_tables(README.read_text(), read_rows(), REPRODUCTION.read_text(), read_rows(CERTIFIED))
-    )
+def with_block(text: str, mark: str, body: str) -> str:
+    """`text` with `body` in place of what stands between <!-- mark --> and <!-- /mark -->."""
+    block = f"<!-- {mark} -->\n{body}\n<!-- /{mark} -->"
+    return re.sub(f"<!-- {mark} -->.*?<!-- /{mark} -->", lambda _: block, text, flags=re.S)
+
+
+def bodies() -> dict[str, str]:
+    """The table for each mark, from the results that are there."""
+    rows = read_rows()
+    return {
+        "speed": overview(rows),
+        "bench": markdown(rows),
+        "certified": certified_table.markdown(read_rows(CERTIFIED)),
+    }
+
+
+def write_pages() -> None:
+    """Write all tables into their pages."""
+    for mark, body in bodies().items():
+        page = PAGES[mark]
+        page.write_text(with_block(page.read_text(), mark, body))
 
 
 if __name__ == "__main__":
-    write_readme()
+    write_pages()

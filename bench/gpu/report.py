@@ -1,5 +1,5 @@
 """What a run found: the file, the targets, the tables. `python -m bench.gpu.report` puts them into
-README."""
+docs/guide/gpu.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .cases import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "guide" / "gpu.md"
 CONTENDERS = (
     "dfkernels",
     "torch",
@@ -119,7 +119,7 @@ def summary(result: dict) -> list[str]:
 
 
 def markdown(result: dict) -> str:
-    """The tables for README."""
+    """The tables for docs/guide/gpu.md."""
     about, rates = result["machine"], result["rates"]
     names = [n for n in CONTENDERS if any(ms(row, n) for row in result["rows"])]
     lines = [
@@ -166,4 +166,4 @@ def read_results() -> list[dict]:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(), read_results()))
+    PAGE.write_text(with_tables(PAGE.read_text(), read_results()))

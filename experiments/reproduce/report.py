@@ -141,7 +141,7 @@ def section_file(run: Run, result: Result) -> str:
 
 
 def document(run: Run) -> str:
-    """The whole reproduction. What stands between the `summary` marks is repeated in the README."""
+    """The whole reproduction."""
     targets = [[name, *run.claim_row(c)] for name, c in run.claims(check=False)]
     checks = [[name, *run.claim_row(c)] for name, c in run.claims(check=True)]
     head = ["experiment", *_HEAD]
