@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "mathml",
     "plain_docstrings",
+    "repository_pages",
 ]
 
 # Pages are Markdown as GitHub shows it: ```math fences, $ for inline formulas, anchors of headings.
@@ -31,6 +32,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page may begin below the top level, as an included one does
 
 autodoc_default_options = {"members": True, "undoc-members": True}
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

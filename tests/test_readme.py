@@ -15,13 +15,17 @@ import experiments.__main__
 from dfkernels import cli
 
 TEXT = README.read_text()
-MAKE_TARGETS = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)).split()
+MAKE_TARGETS = " ".join(
+    re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+).split()
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 
 
 def commands(text: str) -> list[str]:
     """Every command line in a page, its comment taken off."""
-    lines = [line.split("  #")[0].strip() for block in blocks(text, "sh") for line in block.splitlines()]
+    lines = [
+        line.split("  #")[0].strip() for block in blocks(text, "sh") for line in block.splitlines()
+    ]
     spans = [s for s in code_spans(text) if re.match(r"(make|python -m|pip|dfkernels) ", s)]
     return [line for line in lines if line] + spans
 
@@ -103,7 +107,9 @@ def test_readme_is_short():
 
 
 def test_the_pictures_are_small():
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT) + re.findall(r'(?:src|srcset)="([^"]+)"', TEXT)
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT) + re.findall(
+        r'(?:src|srcset)="([^"]+)"', TEXT
+    )
     assert len(pictures) == 3
     for picture in pictures:
         assert 20_000 < (ROOT / picture).stat().st_size <= 400_000

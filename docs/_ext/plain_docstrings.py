@@ -15,6 +15,9 @@ _SECTION = re.compile(
 )
 
 
+_ITEM = re.compile(r"(-|\d+\.) ")
+
+
 def _escaped(line: str) -> str:
     """The line with the characters escaped that reStructuredText would read as markup."""
     parts = re.split(r"(``.+?``)", line)
@@ -25,14 +28,19 @@ def _escaped(line: str) -> str:
 def plain(lines: list[str]) -> list[str]:
     """The docstring's lines as reStructuredText that reads as they do."""
     made: list[str] = []
-    section = literal = False
-    for number, line in enumerate(lines):
+    section = listed = literal = False
+    for line in lines:
         indented, blank = line.startswith(" "), not line.strip()
-        if not blank and not indented:
+        if blank:
+            listed = False
+        elif not indented:
+            if literal and made[-1].strip():
+                made.append("")
             section, literal = bool(_SECTION.match(line)), False
-        elif not blank and not section and not literal and not lines[number - 1].strip():
+            listed = listed or bool(_ITEM.match(line))
+        elif not (section or listed or literal):
             literal = True
-            made += ["::", ""]
+            made += ["", "::", ""]
         made.append(line if blank or literal else _escaped(line))
     return made
 
@@ -42,7 +50,7 @@ def _process(
 ) -> None:
     lines[:] = plain(lines)
     if what in ("attribute", "property"):
-        lines.insert(0, "")  # or napoleon would take "Score: ..." for a type and its description
+        lines[:0] = ["..", ""]  # or napoleon would take "Score: ..." for a type and a description
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
