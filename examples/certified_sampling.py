@@ -41,9 +41,8 @@ def main(count: int = 8000) -> None:
     cloud = df.PointCloud(patches(count), scale=2 / 255, offset=-1)  # values in [-1, 1]
     begin = time.perf_counter()
     cloud.index()
-    print(
-        f"{len(cloud):,} atoms of {cloud.d} numbers; index built in {time.perf_counter() - begin:.1f} s"
-    )
+    seconds = time.perf_counter() - begin
+    print(f"{len(cloud):,} atoms of {cloud.d} numbers; index built in {seconds:.1f} s")
 
     # 1. One denoising step at several levels: atoms read, and a bound on what was left out.
     generator = torch.Generator().manual_seed(1)
@@ -54,10 +53,9 @@ def main(count: int = 8000) -> None:
         dense = df.DiffusionFisher(x, cloud, 1.0, sigma)
         sparse = df.DiffusionFisher(x, cloud, 1.0, sigma, tolerance=TOLERANCE)
         error = (sparse.denoised - dense.denoised).flatten(1).norm(dim=1).max()
-        print(
-            f"{sigma:5.2f} {sparse.atoms_read.double().mean():19.1f} {sparse.dropped_mass.max():17.1e} "
-            f"{error:19.1e} {sparse.mean_error.max():11.1e}"
-        )
+        read, left_out = sparse.atoms_read.double().mean(), sparse.dropped_mass.max()
+        print(f"{sigma:5.2f} {read:19.1f} {left_out:17.1e} ", end="")
+        print(f"{error:19.1e} {sparse.mean_error.max():11.1e}")
 
     # 2. The low-noise part of a trajectory, dense and certified, from the same noisy images.
     schedule = df.schedule.EDM()
