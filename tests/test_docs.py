@@ -1,5 +1,5 @@
-"""The documents keep their word: code runs and prints what it says, links lead somewhere, tables are
-the committed results, and the site builds without a warning."""
+"""The documents keep their word: code runs and prints what it says, links lead somewhere, tables
+are the committed results, and the site builds without a warning."""
 
 from __future__ import annotations
 

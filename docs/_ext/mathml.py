@@ -1,4 +1,4 @@
-"""Formulas as MathML, made when the site is built: browsers show it without a script or a network."""
+"""Formulas as MathML, made when the site is built: no script, no network."""
 
 from __future__ import annotations
 
