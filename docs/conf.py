@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -18,9 +19,9 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
-    "mathml",
     "plain_docstrings",
     "repository_pages",
 ]
@@ -53,11 +54,13 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = "dfkernels"
-html_static_path = ["_static"]
+# MathJax stands in the site itself: a single file, which draws formulas without any font.
+MATHJAX = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax"
+mathjax_path = "tex-svg.js"
+html_static_path = ["_static", str(MATHJAX / "es5" / "tex-svg.js")]
 html_css_files = ["style.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
-html_math_renderer = "mathml"
 exclude_patterns = ["requirements.txt"]
 copybutton_exclude = ".linenos, .gp, .go"

@@ -134,7 +134,7 @@ class _Page(HTMLParser):
 
 @pytest.mark.slow
 def test_the_site_builds_and_every_link_leads_somewhere(tmp_path):
-    needed = ("sphinx", "furo", "myst_parser", "sphinx_copybutton", "latex2mathml")
+    needed = ("sphinx", "furo", "myst_parser", "sphinx_copybutton", "mathjax")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         pytest.skip(f"docs/requirements.txt is not installed: no {missing[0]}")
     site = tmp_path / "site"

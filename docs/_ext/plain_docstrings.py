@@ -1,4 +1,4 @@
-"""Docstrings are plain text with Google's sections: only ``double backticks`` are markup.
+"""Docstrings are plain text with Google's sections: only `backticks`, single or double, are markup.
 
 Formulas such as |x - alpha y|^2 and shapes such as [B, *E] would otherwise be reStructuredText. An
 indented block of a docstring's text is shown as it stands, line by line.
@@ -20,8 +20,9 @@ _ITEM = re.compile(r"(-|\d+\.) ")
 
 def _escaped(line: str) -> str:
     """The line with the characters escaped that reStructuredText would read as markup."""
-    parts = re.split(r"(``.+?``)", line)
+    parts = re.split(r"(``.+?``|`[^`]+`)", line)
     parts[::2] = [re.sub(r"[\\*|`]|_(?=\W|$)", r"\\\g<0>", part) for part in parts[::2]]
+    parts[1::2] = [f"``{part.strip('`')}``" for part in parts[1::2]]
     return "".join(parts)
 
 
@@ -53,6 +54,14 @@ def _process(
         lines[:0] = ["..", ""]  # or napoleon would take "Score: ..." for a type and a description
 
 
+def _skip(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Fields of a NamedTuple without a text of their own: its docstring says what they are."""
+    return True if (getattr(obj, "__doc__", "") or "").startswith("Alias for field ") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon's 500
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
