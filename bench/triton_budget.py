@@ -71,13 +71,14 @@ CALLS = {
         *(((4096, 3, d, 1), dtype) for d in (2, 4) for dtype in (SINGLE, DOUBLE)),
         *(((4096, 64, d, 1), dtype) for d in (8, 16) for dtype in (SINGLE, DOUBLE)),
     ],
-    "kept_atoms": [
+    "select_atoms": [
         ((64, 1_000_000, 3072, 1), SINGLE, SINGLE, True),
         ((64, 1_000_000, 3072, 1), SINGLE, SINGLE, False),
         ((64, 50_000, 48, 1), SINGLE, torch.uint8, False),
     ],
 }
-LAUNCHERS = {"kept_atoms": "screen"}  # what comes after it needs a device
+MODULES = {"select_atoms": "dfkernels.certified.triton"}
+LAUNCHERS = {"select_atoms": "search"}  # what comes after it needs a device
 
 
 class Launch(NamedTuple):
@@ -116,34 +117,31 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False)
         y = new(shape[1], d, dtype=storage)
         affine = (0.5, 1.0) if storage == torch.uint8 else (1.0, 0.0)
         log_prior = new(shape[1]) if prior else None
-        if op == "kept_atoms":
-            yield screened(new, x, y, level, log_prior, *affine)
+        if op == "select_atoms":
+            yield search_arguments(new, x, y, level, log_prior, *affine)
             return
         yield (x, y, *((v,) if op == "fisher_matvec" else ()), level, level, log_prior, *affine)
 
 
-def screened(new, x, y, level, log_prior, scale, offset):
-    """What `screen` takes: queries and the tensors of an index of y."""
-    from dfkernels.certified.cascade import Queries
-    from dfkernels.certified.fields import FIELDS, TILE
-    from dfkernels.certified.index import has_tail
+def search_arguments(new, x, y, level, log_prior, scale, offset):
+    """What `search` takes: queries with an index of y, and k."""
+    from dfkernels._constants import CODE_TILE
+    from dfkernels.certified.bounds import Queries
+    from dfkernels.certified.index import FIELDS, CloudIndex, has_fine_level
 
-    (N, d), long = y.shape, has_tail(y.shape[1], y.element_size())
+    (N, d), fine = y.shape, has_fine_level(y.shape[1], y.element_size())
     sizes = {
         "N": N,
         "d": d,
         "K": min(32, d // 4),
-        "tiles": triton.cdiv(N, TILE),
-        "levels": 1 + long,
+        "tiles": triton.cdiv(N, CODE_TILE),
+        "levels": 1 + fine,
     }
-    sizes |= {"tails": N * long, "padded": d * long}
-    index = {
-        name: new(*(sizes.get(n, n) for n in field.shape), dtype=field.dtype)
-        for name, field in FIELDS.items()
-    }
-    s = Queries(x, y, level, level, log_prior, scale, offset, index, 24.0)
-    names = ("basis", "step", "first", "tail", "size", "scales", "rest", "shift")
-    return s, 1, *(index[name] for name in names)
+    sizes |= {"rows": N * fine, "padded": d * fine}
+    index = CloudIndex(
+        *(new(*(sizes.get(n, n) for n in f.shape), dtype=f.dtype) for f in FIELDS.values())
+    )
+    return Queries(x, y, level, level, log_prior, scale, offset, index, 24.0), 1
 
 
 def kind(value) -> str:
@@ -187,7 +185,7 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
     devices = {90: device.DEVICES[cc]}  # the one of tensors that are on no GPU
     with mock.patch.object(JITFunction, "run", run), mock.patch.dict(device.DEVICES, devices):
         for op, calls in CALLS.items():
-            module = importlib.import_module(f"dfkernels.ops.{op}.triton")
+            module = importlib.import_module(MODULES.get(op, f"dfkernels.ops.{op}.triton"))
             launcher = getattr(module, LAUNCHERS.get(op, "launch"))
             both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
             for i, call in enumerate(calls):

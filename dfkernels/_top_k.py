@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._torch import check
 from ._torch.objects import plain
-from .certified.heaviest import error_bound, first_k, heaviest, logits
+from .certified.heaviest import error_bound, heaviest, k_largest, logits
 from .cloud import PointCloud
 from .fisher import DiffusionFisher, select
 
@@ -70,7 +70,7 @@ def top_k(
 
 def _of_all(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     """(index [B, k], log weight [B, k], float64) among all atoms."""
-    given = (*_in_double(fisher), fisher.cloud._atoms(), fisher.cloud._about())
+    given = (*_in_double(fisher), fisher.cloud._atoms(), fisher.cloud._distances())
     half = torch.full_like(
         given[1], torch.finfo(fisher.dtype).eps / 2
     )  # an error of half a rounding goes unseen
@@ -107,7 +107,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
             alpha[left],
             sigma[left],
             cloud._atoms(),
-            cloud._about(),
+            cloud._distances(),
             k,
             alpha[left] + math.inf,
         )
@@ -116,7 +116,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
             torch.cat([atom, found.index.flatten()]),
             torch.cat([logit, found.logit.flatten()]),
         )
-    _, atom, logit = first_k(query, atom, logit, len(x), k)
+    _, atom, logit = k_largest(query, atom, logit, len(x), k)
     atom, logit = atom.view(-1, k), logit.view(-1, k)
     wide = DiffusionFisher(fisher.x.double(), cloud, alpha, sigma, tolerance=fisher.tolerance)
     total = _log_total(wide)
@@ -126,7 +126,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     if len(rough):  # the kernel's logits are not those above: a weight could be anything
         half = torch.full_like(alpha[rough], torch.finfo(fisher.dtype).eps / 2)
         found = heaviest(
-            x[rough], alpha[rough], sigma[rough], cloud._atoms(), cloud._about(), k, half
+            x[rough], alpha[rough], sigma[rough], cloud._atoms(), cloud._distances(), k, half
         )
         total[rough] = found.log_total
     return atom, logit - total[:, None]
@@ -137,7 +137,7 @@ def _rounding(x: Tensor, alpha: Tensor, sigma: Tensor, cloud: PointCloud, best: 
     them to another, [B]: what rounds alpha y is at most `lost` of the difference x - alpha y, of
     norm r, in units of sigma.
     """
-    eps, far = torch.finfo(torch.float64).eps, cloud.index().facts[2]
+    eps, far = torch.finfo(torch.float64).eps, cloud.index().named_limits.coordinate_norm
     lost = eps * (x.norm(dim=1) + alpha.abs() * far) / sigma
     r = (-2 * best).clamp_min(0).sqrt() + lost
     return 2 * lost * r + (x.shape[1] + 8) * eps * r**2

@@ -14,7 +14,8 @@ from torch import Tensor
 from ._io import files
 from ._torch import check
 from ._torch.objects import Object, Watched, plain
-from .certified import heaviest, index
+from .certified import build, heaviest, index_file
+from .certified.index import CloudIndex
 
 __all__ = ["PointCloud"]
 
@@ -131,11 +132,11 @@ class PointCloud(Object):
         prior = None if self.log_prior is None else self.log_prior.to(y.device)
         moved = PointCloud(y, prior, scale=self.scale, offset=self.offset)
         if self._index is not None and y.dtype == self.dtype:
-            found = index.CloudIndex(*[part.to(y.device) for part in self._index])
+            found = CloudIndex(*[part.to(y.device) for part in self._index])
             object.__setattr__(moved, "_index", found)
         return moved
 
-    def index(self, path: str | Path | None = None, *, seed: int = 0) -> index.CloudIndex:
+    def index(self, path: str | Path | None = None, *, seed: int = 0) -> CloudIndex:
         """The index of the atoms that `tolerance=` works with: built when first asked for, then
         kept.
 
@@ -164,20 +165,22 @@ class PointCloud(Object):
             object.__setattr__(self, "_index", found)
         return self._index
 
-    def _indexed(self, path: Path | None, seed: int) -> index.CloudIndex:
+    def _indexed(self, path: Path | None, seed: int) -> CloudIndex:
         flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)
-        of = None if path is None else index.fingerprint(flat, self.scale, self.offset)
+        of = None if path is None else index_file.fingerprint(flat, self.scale, self.offset)
         mask = []
         if masked is not None:
             mask = [masked.cpu()]
             of = of and f"{of} masked crc32={files.checksum(mask[0].to(torch.uint8))}"
         if path is not None and path.exists():
-            found = index.load_index(path, of)
+            found = index_file.load_index(path, of)
         else:
-            found = self._index or index.build(flat.cpu(), self.scale, self.offset, seed, *mask)
+            found = self._index or build.build_index(
+                flat.cpu(), self.scale, self.offset, seed, *mask
+            )
             if path is not None:
-                index.save(path, found, of)
-        return index.CloudIndex(*[t.to(self.device) for t in found])
+                index_file.save_index(path, found, of)
+        return CloudIndex(*[t.to(self.device) for t in found])
 
     def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
         """The log weights, normalised in float64, then rounded to a dtype: so a constant that all
@@ -203,13 +206,13 @@ class PointCloud(Object):
             ).expand(len(self))
         return heaviest.Atoms(y, log_pi, self.scale, self.offset)
 
-    def _about(self) -> heaviest.About:
-        """What such a search has to know of all atoms; kept."""
+    def _distances(self) -> heaviest.Distances:
+        """The atoms' distances from a centre, for such a search; computed once."""
         atoms, results = self._atoms(), vars(self).setdefault("_results", {})
-        if "about" not in results:
+        if "distances" not in results:
             with plain(self.device):
-                results["about"] = heaviest.about(atoms)
-        return results["about"]
+                results["distances"] = heaviest.distances(atoms)
+        return results["distances"]
 
     def __repr__(self) -> str:
         parts = [

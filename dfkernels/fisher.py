@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ops
 from ._torch import check
 from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
-from .certified.search import op as kept_atoms
+from .certified.search import op as select_atoms
 from .cloud import PointCloud
 from .linalg.cg import power_of_two
 from .linalg.operator import LinearOperator
@@ -232,7 +232,7 @@ class DiffusionFisher(FisherOperator):
             return self.dropped_mass
         mean = self._posterior.mean.detach().flatten(1).double()
         found = self.cloud.index()
-        return (mean - found.centre).norm(dim=1) + found.facts[1]
+        return (mean - found.centre).norm(dim=1) + found.named_limits.radius
 
     @property
     def mean_error(self) -> Tensor:
@@ -367,4 +367,4 @@ def select(
         gap,
         k or 1,
     )
-    return check.call(kept_atoms, args, x=x, y=y)
+    return check.call(select_atoms, args, x=x, y=y)

@@ -21,7 +21,7 @@ import dfkernels as df
 from dfkernels import fisher
 from dfkernels._torch import native
 from dfkernels.certified import search
-from dfkernels.certified.cascade import Screen, cascade
+from dfkernels.certified.pytorch import Search, search_in_pytorch
 from dfkernels.certified.reference import logits
 
 EPS = 1e-6
@@ -90,7 +90,7 @@ def queries(y, sigma, kind, B=11, seed=5):
 
 
 def check(x, cloud, alpha, sigma, tolerance=EPS, path="op"):
-    """The certificate, against all logits; returns how many atoms are kept of each query, -1:
+    """The certificate, against all logits; returns how many atoms each query has, -1:
     all."""
     B, N = len(x), len(cloud)
     level = lambda a: torch.as_tensor(a, dtype=x.dtype).expand(B)
@@ -101,7 +101,7 @@ def check(x, cloud, alpha, sigma, tolerance=EPS, path="op"):
     if path == "op":
         atoms, counts, dropped = search.op(*args, *cloud.index(), gap, 1)
     else:
-        atoms, counts, dropped = search.in_pytorch(*args, *cloud.index(), gap, 1)
+        atoms, counts, dropped = search_in_pytorch(*args, *cloud.index(), gap, 1)
     assert atoms.dtype == counts.dtype == torch.int64 and dropped.dtype == torch.float64
     w = logits(*args).softmax(1)
     lists = iter(atoms.split(counts.clamp_min(0).tolist()))
@@ -139,8 +139,9 @@ def test_what_is_left_out_weighs_less_than_it_says(make, N, d, path):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(CLOUDS), st.integers(1, 300), st.integers(8, 300), st.floats(-3, 2), st.floats(-1.5, 1.5),
-    st.sampled_from(["noisy", "atom", "outside"]), st.booleans(), st.floats(-9, -0.1), st.integers(0, 10**6),
+    st.sampled_from(CLOUDS), st.integers(1, 300), st.integers(8, 300), st.floats(-3, 2),
+    st.floats(-1.5, 1.5), st.sampled_from(["noisy", "atom", "outside"]), st.booleans(),
+    st.floats(-9, -0.1), st.integers(0, 10**6),
 )  # fmt: skip
 def test_any_cloud(make, N, d, log_sigma, alpha, kind, masked, log_eps, seed):
     y, sigma = make(N, d, seed), 10.0**log_sigma
@@ -314,7 +315,8 @@ def test_the_same_certificate_on_other_instruction_sets(isa, threads):
         "import torch, math; from tests import test_certified as t; import dfkernels as df;"
         f"torch.set_num_threads({threads});"
         "cloud = df.PointCloud(t.gaussian(900, 800)); cloud.index();"
-        "print([int(t.check(t.queries(cloud.y, s, 'noisy'), cloud, 1.0, s).sum()) for s in (0.01, 0.1, 0.4)])"
+        "print([int(t.check(t.queries(cloud.y, s, 'noisy'), cloud, 1.0, s).sum())"
+        " for s in (0.01, 0.1, 0.4)])"
     )
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run(
@@ -343,18 +345,18 @@ def test_every_level_bounds_every_logit():
     exact = logits(x, cloud.y, alpha, sigma, None, 1.0, 0.0)
     index, seen = cloud.index(), []
 
-    class Watched(Screen):
-        def drop(self, product, norm, width):
-            t = cloud.y[self.atoms].double() - index.centre.double()
+    class Watched(Search):
+        def bounds(self, atoms, product, norm_square, error):
+            t = cloud.y[atoms].double() - index.centre.double()
             true = self.z @ t.T
-            assert bool(((true - product).abs() <= width).all())
-            seen.append(float(((true - product).abs() / width).max()))
-            return super().drop(product, norm, width)
+            assert bool(((true - product).abs() <= error).all())
+            seen.append(float(((true - product).abs() / error).max()))
+            return super().bounds(atoms, product, norm_square, error)
 
-    s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index._asdict(), math.log(1400 / EPS), 1)
-    cascade(s, **index._asdict())
+    s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index, math.log(1400 / EPS), 1)
+    s.run()
     assert len(seen) == 2 and min(seen) > 0.02  # both levels; neither is idle
-    assert bool((exact.softmax(1)[~s.kept()] <= EPS).all())
+    assert bool((exact.softmax(1)[~s.selected()] <= EPS).all())
 
 
 def test_index_needs_an_index():
@@ -373,9 +375,9 @@ def test_index_needs_an_index():
             df.DiffusionFisher(x, cloud, 1.0, 0.1, tolerance=wrong)
     with pytest.raises(TypeError, match="tolerance: expected a number, got str"):
         df.DiffusionFisher(x, cloud, 1.0, 0.1, tolerance="small")
+    bad = torch.zeros(1, 40).index_fill(1, torch.tensor(3), math.nan)
     with pytest.raises(ValueError, match=r"x: expected finite values, got nan at index \[0, 3\]"):
-        df.DiffusionFisher(torch.full((1, 40), 0.0).index_fill(1, torch.tensor(3), math.nan), cloud, 1.0, 0.1,
-                           tolerance=EPS).denoised  # fmt: skip
+        _ = df.DiffusionFisher(bad, cloud, 1.0, 0.1, tolerance=EPS).denoised
 
 
 def test_transforms_say_that_they_are_not_there():
@@ -416,6 +418,7 @@ def test_masked_atoms_are_not_read():
         for a, b in zip(
             df.ops.posterior(x, y, 1.0, 0.5, mask),
             df.ops.posterior(x, y[few], 1.0, 0.5, prior[few]),
+            strict=True,
         )
     )
     for op in (df.ops.fisher_matvec, lambda x, y, v, *a: df.ops.fisher_dense(x, y, *a)):

@@ -12,7 +12,7 @@ from test_certified import gaussian, normal, queries
 from test_certified_masked import PATHS, both_paths, found
 
 import dfkernels as df
-from dfkernels.certified import index
+from dfkernels.certified.build import build_index
 from dfkernels.certified.search import op
 
 
@@ -26,16 +26,16 @@ def assert_same_with_an_index(x, cloud, alpha, sigma, k):
 @both_paths
 @pytest.mark.parametrize("N", [1, 2, 50, 300])
 def test_a_search_for_the_heaviest_atom_keeps_it(N, path):
-    """No mass may go in a search for atoms: all that remained were left out as the lightest."""
+    """No weight may go in a search for atoms: all that remained were left out as the lightest."""
     y = gaussian(N, 40)
     x = queries(y, 0.3, "noisy", B=9)
     atoms, counts, _ = found(path, x, y, 1.0, 0.3, gap=0.0)
     assert bool(((counts > 0) | (counts == -1)).all())
     heaviest = torch.cdist(x.double(), y.double()).argmin(1)
-    for kept, nearest, n in zip(
+    for selected, nearest, n in zip(
         atoms.split(counts.clamp_min(0).tolist()), heaviest, counts, strict=True
     ):
-        assert n < 0 or nearest in kept
+        assert n < 0 or nearest in selected
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -43,7 +43,7 @@ def test_a_search_for_the_heaviest_atom_keeps_it(N, path):
 def test_log_weights_that_float32_rounds_to_the_same(k, path, monkeypatch):
     """The order is that of the float64 weights, which a search in float32 does not see."""
     monkeypatch.setattr(
-        "dfkernels.fisher.kept_atoms", op if path == "compiled" else in_pytorch(path)
+        "dfkernels.fisher.select_atoms", op if path == "compiled" else in_pytorch(path)
     )
     y = normal(1, 40) + 1e-5 * normal(200, 40, seed=1)
     prior = -10 + 1e-7 * normal(200, seed=2, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_an_index_of_atoms_that_differ_in_their_last_digits():
     for seed in range(40):
         two = 1 + normal(1, 512, seed=seed, dtype=torch.float64).expand(2, -1)
         y = two + 1e-9 * normal(2, 512, seed=seed + 1, dtype=torch.float64)
-        assert all(bool(t.isfinite().all()) for t in index.build(y, 1.0, 0.0))
+        assert all(bool(t.isfinite().all()) for t in build_index(y, 1.0, 0.0))
 
 
 def test_an_index_that_float32_cannot_hold_says_so():
@@ -95,4 +95,4 @@ def test_an_index_that_float32_cannot_hold_says_so():
         ValueError, match=r"^index: expected atoms whose distances float32 can hold"
     ):
         df.PointCloud(1e100 * normal(30, 40, dtype=torch.float64)).index()
-    assert math.isfinite(df.PointCloud(1e30 * normal(30, 40)).index().facts[1])
+    assert math.isfinite(df.PointCloud(1e30 * normal(30, 40)).index().named_limits.radius)

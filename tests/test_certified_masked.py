@@ -12,10 +12,12 @@ import torch
 from test_certified import EPS, gaussian, normal, queries
 
 from dfkernels._torch import native
-from dfkernels.certified import index, search
+from dfkernels.certified import search
+from dfkernels.certified.build import build_index
+from dfkernels.certified.pytorch import search_in_pytorch
 from dfkernels.certified.reference import logits
 
-PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
 N, D = 600, 160
 both_paths = pytest.mark.parametrize("path", PATHS)
 
@@ -23,7 +25,7 @@ both_paths = pytest.mark.parametrize("path", PATHS)
 def found(path, x, y, alpha, sigma, prior=None, of=None, gap=None, k=1):
     level = lambda a: torch.as_tensor(a, dtype=x.dtype).expand(len(x)).contiguous()
     masked = None if prior is None else prior == -math.inf
-    of = index.build(y, 1.0, 0.0, 0, masked) if of is None else of
+    of = build_index(y, 1.0, 0.0, 0, masked) if of is None else of
     gap = math.log(len(y) / EPS) if gap is None else gap
     return PATHS[path](x, y, level(alpha), level(sigma), prior, 1.0, 0.0, *of, gap, k)
 
@@ -54,12 +56,11 @@ def test_masked_atoms_may_hold_anything(held, share, path):
     y[masked], prior[masked] = held, -math.inf
     few = (~masked).nonzero()[:, 0]
     x = queries(y[few], 0.05, "noisy", B=9)
-    of = index.build(y, 1.0, 0.0, 0, masked)
-    alone = index.build(y[few], 1.0, 0.0)
-    assert torch.isfinite(of.facts).all() and torch.isfinite(of.size).all()
-    assert float(of.facts[1]) <= 1.01 * float(alone.facts[1]) and float(
-        of.facts[2]
-    ) <= 1.01 * float(alone.facts[2])
+    of = build_index(y, 1.0, 0.0, 0, masked)
+    alone = build_index(y[few], 1.0, 0.0)
+    assert torch.isfinite(of.limits).all() and torch.isfinite(of.atom_norm).all()
+    for both in zip(of.named_limits[1:3], alone.named_limits[1:3], strict=True):
+        assert float(both[0]) <= 1.01 * float(both[1])
     out = found(path, 0.9 * x, y, 0.9, 0.05, prior, of)
     assert int(out[1].min()) >= 1 and int(out[1].max()) <= len(few)
     assert not bool(masked[out[0]].any())
@@ -72,7 +73,7 @@ def test_an_index_of_a_mask_serves_another_mask(path):
     """Of what it knows nothing it says so: all atoms are taken."""
     y, prior = gaussian(N, D), normal(N, seed=2)
     prior[::7] = -math.inf
-    of, x = index.build(y, 1.0, 0.0, 0, prior == -math.inf), queries(y, 0.05, "noisy", B=9)
+    of, x = build_index(y, 1.0, 0.0, 0, prior == -math.inf), queries(y, 0.05, "noisy", B=9)
     assert found(path, x, y, 1.0, 0.05, None, of)[1].tolist() == [-1] * 9
     prior[3] = -math.inf  # one more
     out = found(path, x, y, 1.0, 0.05, prior, of)
@@ -88,8 +89,8 @@ def test_a_few_far_atoms_do_not_end_the_search(far, many, path):
     x = queries(y, 0.05, "noisy", B=9)
     plain = [len(a) for a in lists(found(path, x, y, 1.0, 0.05))]
     y[5 : 5 + many] = far * normal(many, D, seed=4).sign()
-    of = index.build(y, 1.0, 0.0)
-    assert int(of.facts[4]) == many and float(of.facts[1]) <= 10.0
+    of = build_index(y, 1.0, 0.0)
+    assert int(of.named_limits.remote_count) == many and float(of.named_limits.radius) <= 10.0
     out = found(path, x, y, 1.0, 0.05, None, of)
     counts = [len(a) for a in lists(out)]
     assert int(out[1].min()) >= 1 and sum(counts) <= 1.2 * sum(plain) + 9
@@ -117,14 +118,14 @@ def test_far_atoms_count_by_their_size_in_what_is_dropped(path):
     y, ratio, prior = gaussian(N, D), [], torch.full((N,), -60.0)
     prior[:12] = 0.0
     y[9] = 64 * y.norm(dim=1).max() * torch.eye(D)[3]
-    of, x, mask = index.build(y, 1.0, 0.0), torch.zeros(1, D), torch.arange(N) == 9
-    assert int(of.facts[4]) == 1
+    of, x, mask = build_index(y, 1.0, 0.0), torch.zeros(1, D), torch.arange(N) == 9
+    assert int(of.named_limits.remote_count) == 1
     for sigma in torch.linspace(40, 80, 41).tolist():
         atoms, counts, dropped = found(path, x, y, 1.0, sigma, prior, of, math.log(N / 0.5))
         w = logits(x, y, torch.ones(1), torch.full((1,), sigma), prior, 1.0, 0.0).softmax(1)[0]
         if int(counts) >= 0 and 9 not in atoms.tolist():
             mean = (w[atoms, None] * y[atoms].double()).sum(0) / w[atoms].sum()
-            R = float((mean - of.centre).norm() + of.facts[1])
+            R = float((mean - of.centre).norm() + of.named_limits.radius)
             ratio.append(float(w[mask] * (y[9] - mean).square().sum()) / float(dropped) / R**2)
     assert 0.02 <= max(ratio) <= 1
 

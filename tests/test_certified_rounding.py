@@ -16,10 +16,12 @@ import torch
 from test_certified import gaussian, normal
 
 from dfkernels._torch import native
-from dfkernels.certified import index, search
-from dfkernels.certified.cascade import Queries, Screen
+from dfkernels.certified import rounding, search
+from dfkernels.certified.bounds import Queries
+from dfkernels.certified.build import build_index
+from dfkernels.certified.pytorch import Search, search_in_pytorch
 
-PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
 U = Exact(2) ** -53
 
 
@@ -58,11 +60,11 @@ class Truth:
     """What an index says of its atoms, and what is true of them."""
 
     def __init__(self, y):
-        self.of = of = index.build(y, 1.0, 0.0)
+        self.of = of = build_index(y, 1.0, 0.0)
         N, d = y.shape
         self.y, self.V, self.centre = exact(y), exact(of.basis), exact(of.centre)
-        self.step, scales = exact(of.step), exact(of.scales)
-        q = of.first.transpose(1, 2).reshape(-1, len(of.basis))[:N].tolist()
+        self.step, scales = exact(of.axis_scale), exact(of.code_scale)
+        q = of.coarse_codes.transpose(1, 2).reshape(-1, len(of.basis))[:N].tolist()
         self.t = [minus(row, self.centre) for row in self.y]
         self.h = [[dot(v, t) for v in self.V] for t in self.t]
         self.code = [
@@ -73,10 +75,10 @@ class Truth:
             minus(t, combined(code, self.V)) for t, code in zip(self.t, self.code, strict=True)
         ]
         self.levels = [(self.left, [minus(h, c) for h, c in zip(self.h, self.code, strict=True)])]
-        if len(of.tail):
+        if len(of.fine_codes):
             tail = [
                 [n * scale for n in row]
-                for row, scale in zip(of.tail[:, :d].tolist(), scales[1], strict=True)
+                for row, scale in zip(of.fine_codes[:, :d].tolist(), scales[1], strict=True)
             ]
             left = [minus(e, row) for e, row in zip(self.left, tail, strict=True)]
             self.levels.append((left, [[dot(v, r) for v in self.V] for r in left]))
@@ -88,9 +90,9 @@ def truth(request):
 
 
 def test_what_the_codes_leave_over(truth):
-    """`rest` and `shift`: rounded up, and with what sums in double may have lost."""
+    """`remainder_norm` and `axis_error`: rounded up, and with what sums in double may have lost."""
     for level, (left, along) in enumerate(truth.levels):
-        rest, shift = exact(truth.of.rest[level]), exact(truth.of.shift[level])
+        rest, shift = exact(truth.of.remainder_norm[level]), exact(truth.of.axis_error[level])
         assert all(r**2 >= square(e) for r, e in zip(rest, left, strict=True))
         assert all(s**2 >= square(v) for s, v in zip(shift, along, strict=True))
 
@@ -101,7 +103,7 @@ def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
     """
     d, K = len(truth.y[0]), len(truth.V)
     for level, (left, along) in enumerate(truth.levels):
-        rest, shift = truth.of.rest[level], truth.of.shift[level]
+        rest, shift = truth.of.remainder_norm[level], truth.of.axis_error[level]
         for i, t in enumerate(truth.t):
             worst = float(U) * d * K**0.5 * math.sqrt(square(t))
             assert float(shift[i]) >= (math.sqrt(square(along[i])) + worst) * (1 - 1e-9)
@@ -116,12 +118,12 @@ def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
 def test_rounding_up():
     """Never below, also where the nearest float would be."""
     t = normal(1000, dtype=torch.float64).abs() * (1 + 2.0**-30)
-    assert bool((index._up(t).double() > t).all())
+    assert bool((rounding.round_up(t).double() > t).all())
 
 
-def test_facts(truth):
+def test_limits(truth):
     """How far the axes are from orthonormal, and the largest sizes."""
-    skew, radius, far, _, _ = (Exact(float(f)) for f in truth.of.facts)
+    skew, radius, far, _, _ = (Exact(float(f)) for f in truth.of.limits)
     gram = [[dot(v, w) - (v is w) for w in truth.V] for v in truth.V]
     assert skew**2 >= sum(square(row) for row in gram) > 0
     assert all(radius**2 >= square(t) for t in truth.t)
@@ -142,27 +144,38 @@ def queries_of(truth):
 
 def screened(truth, x, y, alpha=1.0, sigma=1.0):
     level = torch.ones(len(x), dtype=torch.float64)
-    return Screen(x, y, alpha * level, sigma * level, None, 1.0, 0.0, truth.of._asdict(), 10.0, 1)
+    return Search(x, y, alpha * level, sigma * level, None, 1.0, 0.0, truth.of, 10.0, 1)
+
+
+def upper_bounds(s, a, product):
+    """`Queries.bounds` of all atoms at the coarse level."""
+    of = s.index
+    size = of.atom_norm.double()
+    error = s.coarse_error(a).bound(size, of.remainder_norm[0].double(), of.axis_error[0].double())
+    return s.bounds(s.atoms, product, size**2, error)
 
 
 def test_what_is_left_of_a_query(truth):
-    """`reach` is at least |z - V^T a|, and `code` at least what two skewed axes, and a sum of K
-    codes, may make."""
+    """`query_remainder` is at least |z - V^T a|, and `code_error` at least what two skewed axes and
+    a sum of K codes may make.
+    """
     x, y = queries_of(truth)
     s = screened(truth, x, y)
     a = s.z @ truth.of.basis.double().T
-    width, K, d = s.of_axes(a), len(truth.V), len(truth.y[0])
+    error, K, d = s.coarse_error(a), len(truth.V), len(truth.y[0])
     for q, z in enumerate(exact(s.z)):
         left = square(minus(z, combined(exact(a[q]), truth.V)))
-        assert Exact(float(width.reach[q])) ** 2 >= left
+        assert Exact(float(error.query_remainder[q])) ** 2 >= left
         worst = float(U) * d * K**0.5 * math.sqrt(square(z))  # of a = V z
-        assert float(width.code[q]) >= worst
-        assert float(width.code[q]) >= float(truth.of.facts[0]) * float(width.along[q])
+        assert float(error.code_error[q]) >= worst
+        assert float(error.code_error[q]) >= float(truth.of.named_limits.axis_skew) * float(
+            error.query_on_axes[q]
+        )
         most = (
             8 * (1 + K / d) * worst
         )  # the table's: that of a sum in any order, of each of its roundings
-        assert float(s.of_tail(a).code[q]) >= 4 * most * (1 - 1e-9)
-        assert float(width.reach[q]) ** 2 >= float(left) + worst * math.sqrt(square(z))
+        assert float(s.fine_error(a).code_error[q]) >= 4 * most * (1 - 1e-9)
+        assert float(error.query_remainder[q]) ** 2 >= float(left) + worst * math.sqrt(square(z))
 
 
 def test_upper_ends_are_above_the_logits(truth):
@@ -170,36 +183,35 @@ def test_upper_ends_are_above_the_logits(truth):
     x, y = queries_of(truth)
     s, of = screened(truth, x, y, alpha=0.5), truth.of
     a, K = s.z @ of.basis.double().T, len(of.basis)
-    codes = of.first.transpose(1, 2).reshape(-1, K)[: len(y)].double()
-    product = (a * of.step) @ codes.T * of.scales[0].double()
-    size, rest, shift = of.size.double(), of.rest[0].double(), of.shift[0].double()
-    _, up = s.ends(product, size**2, s.of_axes(a).at(size, rest, shift))
+    codes = of.coarse_codes.transpose(1, 2).reshape(-1, K)[: len(y)].double()
+    product = (a * of.axis_scale) @ codes.T * of.code_scale[0].double()
+    _, up = upper_bounds(s, a, product)
     for q, z in enumerate(exact(s.z)):
         true = [dot(z, t) / 2 - square(t) / 8 for t in truth.t]
-        assert all(Exact(float(u)) >= l for u, l in zip(up[q], true, strict=True))
+        assert all(Exact(float(u)) >= logit for u, logit in zip(up[q], true, strict=True))
 
 
 def test_exact_logits_are_below_the_truth(truth):
     x, y = queries_of(truth)
-    s = Queries(x, y, torch.ones(5), torch.ones(5), None, 1.0, 0.0, truth.of._asdict(), 1.0)
-    found = s.exact(torch.arange(len(y)).expand(5, -1))
+    s = Queries(x, y, torch.ones(5), torch.ones(5), None, 1.0, 0.0, truth.of, 1.0)
+    found = s.exact_logits(torch.arange(len(y)).expand(5, -1))
     for q, point in enumerate(exact(x)):
         size = square(minus(point, truth.centre))
         true = [(size - square(minus(point, row))) / 2 for row in truth.y]
         assert all(
-            Exact(float(f)) <= l + Exact(float(s.margin[q])) / 4
-            for f, l in zip(found[q], true, strict=True)
+            Exact(float(f)) <= logit + Exact(float(s.coordinate_error[q])) / 4
+            for f, logit in zip(found[q], true, strict=True)
         )
         worst = [float(U) * (size + square(minus(point, row))) * len(point) for row in truth.y]
-        short = [float(l - Exact(float(f))) for f, l in zip(found[q], true, strict=True)]
+        short = [float(a - Exact(float(f))) for f, a in zip(found[q], true, strict=True)]
         assert all(have >= need for have, need in zip(short, worst, strict=True))
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_coordinates_that_are_large_beside_their_differences(path):
-    """`margin`: alpha times a centre of 2^40 is rounded by 10^-4, in every coordinate alike, which
-    makes 0.01 of a logit's square of sigma; float32 holds the centre exactly, so that nothing else
-    is that large.
+    """`coordinate_error`: alpha times a centre of 2^40 is rounded by 10^-4, in every coordinate
+    alike, which makes 0.01 of a logit's square of sigma; float32 holds the centre exactly, so that
+    nothing else is that large.
     """
     N, d, alpha = 40, 64, 0.9
     sign = torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0).double()[:, None]
@@ -210,7 +222,7 @@ def test_coordinates_that_are_large_beside_their_differences(path):
         alpha * 2.0**40
         + torch.linspace(-0.01, 0.01, 5, dtype=torch.float64)[:, None].expand(5, d).contiguous()
     )
-    of, level = index.build(y, 1.0, 0.0), torch.ones(5, dtype=torch.float64)
+    of, level = build_index(y, 1.0, 0.0), torch.ones(5, dtype=torch.float64)
     assert torch.equal(of.centre, torch.full((d,), 2.0**40))
     sigma, gap = 1e-3, math.log(N / 1e-6)
     atoms, counts, dropped = PATHS[path](
@@ -222,57 +234,58 @@ def test_coordinates_that_are_large_beside_their_differences(path):
     for q, n in enumerate(counts.tolist()):
         far = [square([p - a * c for p, c in zip(points[q], row, strict=True)]) for row in rows]
         gaps = [float((far[i] - min(far)) / 2 / Exact(sigma) ** 2) for i in range(N)]
-        kept = set(next(lists).tolist())
+        selected = set(next(lists).tolist())
         if n >= 0:
-            left_out = sum(math.exp(-g) for i, g in enumerate(gaps) if i not in kept)
-            assert left_out <= float(dropped[q]) * sum(math.exp(-gaps[i]) for i in kept) * (
+            left_out = sum(math.exp(-g) for i, g in enumerate(gaps) if i not in selected)
+            assert left_out <= float(dropped[q]) * sum(math.exp(-gaps[i]) for i in selected) * (
                 1 + 1e-9
             )
 
 
-def test_the_margin_covers_what_large_coordinates_lose():
+def test_the_coordinate_error_covers_what_large_coordinates_lose():
     """As above, of the bounds themselves: upper ends and exact logits are apart by less than they
     should be."""
     N, d, alpha = 40, 64, 0.9
     sign = torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0).double()[:, None]
     y = 2.0**40 + sign * torch.ones(d, dtype=torch.float64)
     x = torch.full((1, d), alpha * 2.0**40 + 0.01, dtype=torch.float64)
-    of, level = index.build(y, 1.0, 0.0), torch.ones(1, dtype=torch.float64)
-    s = Screen(x, y, alpha * level, level, None, 1.0, 0.0, of._asdict(), 1.0, 1)
+    of, level = build_index(y, 1.0, 0.0), torch.ones(1, dtype=torch.float64)
+    s = Search(x, y, alpha * level, level, None, 1.0, 0.0, of, 1.0, 1)
     a, K, a_exact = s.z @ of.basis.double().T, len(of.basis), Exact(alpha)
-    codes = of.first.transpose(1, 2).reshape(-1, K)[:N].double()
-    size, rest, shift = of.size.double(), of.rest[0].double(), of.shift[0].double()
-    product = (a * of.step) @ codes.T * of.scales[0].double()
-    _, up = s.ends(product, size**2, s.of_axes(a).at(size, rest, shift))
-    best = s.exact(torch.arange(N)[None])
+    codes = of.coarse_codes.transpose(1, 2).reshape(-1, K)[:N].double()
+    product = (a * of.axis_scale) @ codes.T * of.code_scale[0].double()
+    _, up = upper_bounds(s, a, product)
+    best = s.exact_logits(torch.arange(N)[None])
     far = [
         square([p - a_exact * c for p, c in zip(exact(x[0]), row, strict=True)])
         for row in exact(y[:2])
     ]
     true = (far[1] - far[0]) / 2  # how much heavier the first is than the second
     for i, j, gap in ((0, 1, true), (1, 0, -true)):
-        assert Exact(float(up[0, i] + s.margin[0, 0])) - Exact(float(best[0, j])) >= gap
-        assert float(s.margin) <= 1.0
+        assert Exact(float(up[0, i] + s.coordinate_error[0, 0])) - Exact(float(best[0, j])) >= gap
+        assert float(s.coordinate_error) <= 1.0
     # each of x, alpha y, and the centre's multiple may lose a unit of its own size, in both logits
     coordinates = float(x.norm() + alpha * y.norm(dim=1).max())
-    assert float(s.margin) >= 4 * float(U) * coordinates * float(s.size + alpha * of.size.max())
+    assert float(s.coordinate_error) >= 4 * float(U) * coordinates * float(
+        s.z_norm + alpha * of.atom_norm.max()
+    )
     assert abs(float(Exact(float(best[0, 0] - best[0, 1])) - true)) > 1e-5  # rounding is at work
 
 
 def test_sums_that_cancel_in_the_first_level():
     """Along one coordinate the axes are exact and the codes leave a 10^-14th of |t|^2, which is
     found as the difference of sums of the size of |t|^2: their rounding is the larger part of
-    `rest`.
+    `remainder_norm`.
     """
     y = torch.zeros(6, 130, dtype=torch.float64)
     y[:, 0] = normal(6, seed=5, dtype=torch.float64)
     truth = Truth(y)
-    d, K, skew = 130, len(truth.V), float(truth.of.facts[0])
+    d, K, skew = 130, len(truth.V), float(truth.of.named_limits.axis_skew)
     for i, t in enumerate(truth.t):
         size, code = float(square(t)), float(square(truth.code[i]))
         sums = 8 * float(U) * (d + K) * K**0.5 * (size + code)
         assert sums > float(square(truth.left[i]))
         allowed = float(square(truth.left[i])) + skew * code + sums
         assert (
-            float(truth.of.rest[0, i]) ** 2 >= 0.99 * allowed
+            float(truth.of.remainder_norm[0, i]) ** 2 >= 0.99 * allowed
         )  # the sums themselves have lost a little

@@ -11,7 +11,7 @@ from test_certified import no_cloud_is_small, normal  # noqa: F401
 import dfkernels as df
 from dfkernels import fisher
 from dfkernels._torch import native
-from dfkernels.certified import search
+from dfkernels.certified.pytorch import search_in_pytorch
 
 PATHS = ["PyTorch"] + ["compiled"] * native.available
 N, D, EPS = 700, 512, 1e-3
@@ -20,13 +20,13 @@ N, D, EPS = 700, 512, 1e-3
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     if request.param == "PyTorch":
-        monkeypatch.setattr(fisher, "kept_atoms", search.in_pytorch)
+        monkeypatch.setattr(fisher, "select_atoms", search_in_pytorch)
 
 
 def shells(alpha, sigma, seed=0):
     """(cloud, x): an atom at the middle, and others around it at distances at which weights fall by
-    a third of a tenth from one to the next; those that will be kept on one side, the others on the
-    other.
+    a third of a tenth from one to the next; those that will be selected on one side, the others
+    on the other.
     """
     logit = torch.cat([torch.zeros(1), -3 - 0.03 * torch.arange(N - 1)]).double()
     r = (-2 * logit).sqrt() * sigma / alpha

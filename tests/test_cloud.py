@@ -13,7 +13,7 @@ import torch
 
 from dfkernels import DiffusionFisher, PointCloud, ops, top_k
 from dfkernels import cloud as cloud_module
-from dfkernels.certified import index
+from dfkernels.certified import build
 
 
 def test_keeps_what_it_is_given():
@@ -335,14 +335,14 @@ def test_a_masked_atom_may_hold_anything(value, dtype, monkeypatch):
 
 
 def test_an_index_file_belongs_to_a_mask(tmp_path, monkeypatch):
-    real = index.build
+    real = build.build_index
     masks = []
 
-    def build(y, scale, offset, seed, masked=None):
+    def watched(y, scale, offset, seed, masked=None):
         masks.append(masked)
         return real(y, scale, offset, seed)
 
-    monkeypatch.setattr(index, "build", build)
+    monkeypatch.setattr(build, "build_index", watched)
     y, prior = torch.randn(64, 40), torch.zeros(64)
     prior[3] = -math.inf
     path = tmp_path / "y.safetensors"

@@ -16,7 +16,8 @@ from test_certified import gaussian, no_cloud_is_small, queries  # noqa: F401
 
 import dfkernels as df
 from dfkernels._io import files
-from dfkernels.certified.index import has_tail
+from dfkernels.certified.index import has_fine_level
+from dfkernels.certified.index_file import FORMAT
 from dfkernels.certified.reference import logits
 
 
@@ -38,15 +39,21 @@ def test_size(storage, most, d):
 
 
 @pytest.mark.parametrize(
-    "storage, d, axes, tail", [(torch.float32, 3072, 32, True), (torch.uint8, 3072, 32, True), (torch.float32, 64, 16, False),
-                               (torch.uint8, 200, 32, False), (torch.bfloat16, 200, 32, True)]
-)  # fmt: skip
-def test_levels(storage, d, axes, tail):
+    "storage, d, axes, fine",
+    [
+        (torch.float32, 3072, 32, True),
+        (torch.uint8, 3072, 32, True),
+        (torch.float32, 64, 16, False),
+        (torch.uint8, 200, 32, False),
+        (torch.bfloat16, 200, 32, True),
+    ],
+)
+def test_levels(storage, d, axes, fine):
     found = df.PointCloud((30 * gaussian(1000, d) + 128).clamp(0, 255).to(storage)).index()
-    assert len(found.basis) == axes and (len(found.tail) > 0) == tail == has_tail(
+    assert len(found.basis) == axes and (len(found.fine_codes) > 0) == fine == has_fine_level(
         d, storage.itemsize
     )
-    assert len(found.rest) == len(found.shift) == len(found.scales) == 1 + tail
+    assert len(found.remainder_norm) == len(found.axis_error) == len(found.code_scale) == 1 + fine
 
 
 def test_built_once_and_kept():
@@ -143,10 +150,11 @@ def test_one_byte_is_another(tmp_path, at):
 def test_of_another_version_or_kind(tmp_path):
     path = tmp_path / "a.safetensors"
     of_cloud = cloud().index()._asdict()
-    for metadata in ({"format": "dfkernels index 0", "cloud": "x"}, {"cloud": "x"}):
+    for metadata in ({"format": "dfkernels index 3", "cloud": "x"}, {"cloud": "x"}):
         files.save_tensors(path, of_cloud, metadata)
         with pytest.raises(
-            files.FileError, match="expected 'dfkernels index 3', got '(dfkernels index 0|another)"
+            files.FileError,
+            match="expected 'dfkernels index 4', got '(dfkernels index 3|another).*: remove it and",
         ):
             cloud().index(path)
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -178,7 +186,7 @@ def test_the_file_is_ordinary_safetensors(tmp_path):
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    assert header.pop("__metadata__")["format"] == "dfkernels index 3"
+    assert header.pop("__metadata__")["format"] == FORMAT
     for name, entry in header.items():
         assert (8 + length + entry["data_offsets"][0]) % other[name].dtype.itemsize == 0
 

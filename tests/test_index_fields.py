@@ -17,15 +17,16 @@ from dfkernels._io import files
 from dfkernels._io.files import FileError
 from dfkernels._torch import native
 from dfkernels.certified import search
-from dfkernels.certified.fields import FIELDS
-from dfkernels.certified.index import CloudIndex
+from dfkernels.certified.index import FIELDS, CloudIndex
+from dfkernels.certified.index_file import FORMAT
+from dfkernels.certified.pytorch import search_in_pytorch
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
 N, D = 300, 160
-PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,10 @@ def index(y):
     return df.PointCloud(y).index()
 
 
-def found(path, y, index, gap=math.log(N / 1e-6), k=1, **changed):
+GAP = math.log(N / 1e-6)
+
+
+def found(path, y, index, gap=GAP, k=1, **changed):
     x = queries(y, 0.1, "noisy", B=3)
     level = x.new_ones(3)
     return PATHS[path](x, y, level, 0.1 * level, None, 1.0, 0.0, *index._replace(**changed), gap, k)
@@ -100,7 +104,7 @@ def test_another_layout_in_memory_is_the_same_index(name, path, y, index):
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
 def test_a_number_that_no_index_has_is_refused(name, value, path, y, index):
-    if value == -1.0 and FIELDS[name].least is None:
+    if value == -1.0 and FIELDS[name].minimum is None:
         return
     for at in (0, -1):
         t = getattr(index, name).clone()
@@ -111,11 +115,16 @@ def test_a_number_that_no_index_has_is_refused(name, value, path, y, index):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_other_numbers_that_no_index_has(path, y, index):
-    steps = torch.zeros_like(index.step)
+    scales = torch.zeros_like(index.axis_scale)
     axes = torch.zeros(33, D)
-    facts = index.facts.clone()
-    facts[4] = N + 1
-    for name, t in (("step", steps), ("basis", axes), ("basis", axes[:0]), ("facts", facts)):
+    limits = index.limits.clone()
+    limits[4] = N + 1
+    for name, t in (
+        ("axis_scale", scales),
+        ("basis", axes),
+        ("basis", axes[:0]),
+        ("limits", limits),
+    ):
         with pytest.raises(RuntimeError, match=f"{name}: expected "):
             found(path, y, index, **{name: t})
     for name, value in (
@@ -137,7 +146,7 @@ def test_tensors_that_are_not_dense_or_elsewhere(path, y, index):
 
 
 def written(path: Path, index: dict, of: str) -> None:
-    files.save_tensors(path, index, {"format": "dfkernels index 3", "cloud": of})
+    files.save_tensors(path, index, {"format": FORMAT, "cloud": of})
 
 
 def of_file(path: Path) -> str:
@@ -154,7 +163,7 @@ def test_a_file_with_a_wrong_tensor_is_refused(name, tmp_path, y):
     wrong = [t.to(dtype) for dtype in DTYPES if dtype != t.dtype] + list(wrong_shapes(t))
     if t.is_floating_point():
         wrong += [torch.where(t == t.view(-1)[-1], value, t) for value in (math.nan, math.inf)]
-        wrong += [] if FIELDS[name].least is None else [t - 2 * t.max() - 1]
+        wrong += [] if FIELDS[name].minimum is None else [t - 2 * t.max() - 1]
     for one in wrong:
         written(path, right | {name: one}, of)
         with pytest.raises(

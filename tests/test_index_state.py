@@ -13,10 +13,12 @@ from test_certified import gaussian, queries
 from torch_state import default_dtype, deterministic
 
 from dfkernels._torch import native
-from dfkernels.certified import index, search
+from dfkernels.certified import index_file, search
+from dfkernels.certified.build import build_index
+from dfkernels.certified.pytorch import search_in_pytorch
 
 N, D = 300, 160
-PATHS = {"PyTorch": search.in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
 
 
 STATES = {
@@ -44,9 +46,9 @@ def y(request):
 @pytest.mark.parametrize("state", STATES)
 def test_built_and_used_under_another_state(state, y):
     mask = torch.arange(N) % 5 == 0
-    right = index.build(y, 0.5, 0.25, 0, mask)
+    right = build_index(y, 0.5, 0.25, 0, mask)
     with STATES[state]():
-        built = index.build(y, 0.5, 0.25, 0, mask)
+        built = build_index(y, 0.5, 0.25, 0, mask)
     assert same(right, built)
     assert not any(t.is_inference() or t.requires_grad for t in built)
 
@@ -56,7 +58,7 @@ def test_built_and_used_under_another_state(state, y):
 def test_queries_under_another_state(state, path):
     y = gaussian(N, D)
     x, alpha, sigma = queries(y, 0.1, "noisy", B=3), torch.ones(3), torch.full((3,), 0.1)
-    args = (x, y, alpha, sigma, None, 1.0, 0.0, *index.build(y, 1.0, 0.0), math.log(N / 1e-6), 1)
+    args = (x, y, alpha, sigma, None, 1.0, 0.0, *build_index(y, 1.0, 0.0), math.log(N / 1e-6), 1)
     right = PATHS[path](*args)
     assert bool((right[1] > 0).all())
     with STATES[state]():
@@ -69,11 +71,11 @@ def test_queries_under_another_state(state, path):
 )
 def test_saved_and_loaded_under_another_state(state, tmp_path):
     y = gaussian(N, D)
-    right, of = index.build(y, 1.0, 0.0), index.fingerprint(y, 1.0, 0.0)
-    index.save(tmp_path / "a.safetensors", right, of)
+    right, of = build_index(y, 1.0, 0.0), index_file.fingerprint(y, 1.0, 0.0)
+    index_file.save_index(tmp_path / "a.safetensors", right, of)
     with STATES[state]():
-        index.save(tmp_path / "b.safetensors", right, of)
-        loaded = index.load_index(tmp_path / "a.safetensors", of)
+        index_file.save_index(tmp_path / "b.safetensors", right, of)
+        loaded = index_file.load_index(tmp_path / "a.safetensors", of)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert same(right, loaded) and not any(t.is_inference() for t in loaded)
 
@@ -82,7 +84,7 @@ def test_built_in_inference_mode_and_used_outside():
     """Copied, pickled, and part of something that is differentiated."""
     with torch.inference_mode():
         y = gaussian(N, D) + 0
-        built = index.build(y, 1.0, 0.0)
+        built = build_index(y, 1.0, 0.0)
     assert same(built, copy.deepcopy(built)) and same(built, pickle.loads(pickle.dumps(built)))
     w = torch.ones(D, requires_grad=True)
     ((built.centre * w).sum() ** 2).backward()
@@ -91,4 +93,4 @@ def test_built_in_inference_mode_and_used_outside():
 
 def test_atoms_that_require_grad():
     y = gaussian(N, D).requires_grad_()
-    assert same(index.build(y, 1.0, 0.0), index.build(y.detach(), 1.0, 0.0))
+    assert same(build_index(y, 1.0, 0.0), build_index(y.detach(), 1.0, 0.0))

@@ -134,13 +134,13 @@ def test_what_an_object_hands_out_itself_is_watched():
 
 def test_an_index_changed_in_place_is_named(found_by_index):
     f = found_by_index()
-    f.cloud.index().size.mul_(0)
+    f.cloud.index().atom_norm.mul_(0)
     for use in (
         lambda: f.log_prob,
         lambda: f.cloud.index(),
         lambda: df.top_k(f.x, f.cloud, 1, 1, 1, tolerance=0.1),
     ):
-        with pytest.raises(RuntimeError, match="^index.size: changed in place"):
+        with pytest.raises(RuntimeError, match="^index.atom_norm: changed in place"):
             use()
 
 

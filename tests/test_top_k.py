@@ -51,7 +51,9 @@ def check(x, cloud, alpha, sigma, k):
 @pytest.fixture(params=[None, (200, 300, 50)], ids=["blocks as they are", "small blocks"])
 def blocks(request, monkeypatch):
     if request.param:
-        for name, value in zip(("_BLOCK", "_ESTIMATES", "_PAIRS"), request.param, strict=True):
+        for name, value in zip(
+            ("_BLOCK_NUMBERS", "_ESTIMATES", "_PAIRS"), request.param, strict=True
+        ):
             monkeypatch.setattr(heaviest, name, value)
 
 
@@ -141,7 +143,7 @@ def test_estimates_lie_within_their_bound(name, sigma):
     x = load(cloud.y[:4], torch.float64, cloud.scale, cloud.offset) + gaussian(4, 12, 8)
     level = torch.full((4,), sigma, dtype=torch.float64)
     search = heaviest._Search(
-        x, level * 0 + 0.9, level, cloud._atoms(), cloud._about(), 3, torch.ones_like(level)
+        x, level * 0 + 0.9, level, cloud._atoms(), cloud._distances(), 3, torch.ones_like(level)
     )
     estimate, delta = search._estimate(slice(0, len(cloud)))
     error = (estimate + search.shared - everything(x, cloud, 0.9, level)).abs().amax(1)

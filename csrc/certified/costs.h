@@ -1,106 +1,76 @@
-// Exact logits of a few atoms, and which queries are worth searching for: of each by itself,
-// whatever the queries beside it are.
+// Which queries are worth searching for, by fitted times: each query by itself, as if all queries
+// of its group were like it, so that the answer does not depend on those that stand beside it.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <vector>
 
-#include "certified/asked.h"
-#include "host/tensors.h"
+#include "certified/query_bounds.h"
+#include "simd/problem.h"
 
 namespace dfk {
 
-// Logits by differences in double.
-template <class T>
-class ExactLogits {
- public:
-  ExactLogits(const Problem<T>& p, const Index& index) : p_(p), in_(index) {
-    wide_.y = p.y, wide_.scale = p.scale, wide_.offset = p.offset;
-    wide_.d = p.d, wide_.ldy = p.ldy, wide_.storage = p.storage;
-  }
-  const Problem<T>& problem() const { return p_; }
-  const Index& index() const { return in_; }
-
-  bool masked(int64_t atom) const { return p_.log_prior && p_.log_prior[atom] == -INFINITY; }
-  // Relative to the largest; -inf for an atom without codes.
-  double log_prior(int64_t atom) const {
-    if (in_.uncoded(atom)) return -INFINITY;
-    return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.prior_top) : 0;
-  }
-  void read(int64_t atom, std::vector<double>& y) const {
-    y.resize(p_.d);
-    kernels().f64.read_reference(wide_, atom, y.data());
-  }
-  // A logit, less what rounding may have added to it.
-  double operator()(const Asked& q, int64_t atom, const std::vector<double>& y) const {
-    const double prior = q.variance * log_prior(atom);
-    if (std::isinf(prior)) return prior;
-    const double square = kernels().screen.square_distance(q.x.data(), q.alpha, y.data(), p_.d);
-    const double error = 0x1p-51 * (double(p_.d) + 8) * (square + q.square + std::fabs(prior));
-    return prior + (q.square - square) / 2 - error;
-  }
-
- private:
-  const Problem<T>& p_;
-  const Index& in_;
-  Problem<double> wide_{};  // to read atoms in double
+// Times per atom of the cloud, in units of what the dense kernel takes to read an atom. A "pair" is
+// a query with one of its atoms; Q queries share what is read. `python -m bench.fit_costs` measures
+// these times and prints what fits them. The values here are from photographs (d = 3072) and digits
+// (d = 784) on two AVX-512 cores of an x86-64 server, and rounded.
+struct FittedCosts {
+  double dense_query = 0.13;   // dense kernel: 1 + dense_query Q
+  double dense_shared = 0.6;   // times this where more than two groups share what it reads
+  double dense_margin = 0.95;  // a search has to be faster by so much
+  double fine_rows = 0.4;      // fine level: fine_rows (1 - exp(-fine_decay pairs))
+  double fine_decay = 0.6;     //   + (fine_pair + fine_pair_start / d) pairs
+  double fine_pair = 0.02, fine_pair_start = 40;
+  double list_row = 0.8, list_row_start = 300;    // kernel over lists: (list_row + .. / d) rows
+  double list_pair = 0.27, list_pair_start = 80;  //   + (list_pair + .. / d) pairs
 };
 
-// Times per atom, in units of what reading one takes: fitted to photographs (d = 3072) and digits
-// (d = 784). A block of queries is taken to consist of queries like the one in question, so that
-// the answer does not depend on those that happen to stand beside it.
 class Costs {
  public:
   Costs(int64_t B, int64_t N, int64_t d)
-      : Q_(double(std::min(B, block))), N_(double(N)), d_(double(d)) {
-    shared_ = B > 2 * block ? 0.6 : 1;  // many queries share what the dense kernel reads
+      : Q_(double(std::min(B, query_group))),
+        N_(double(N)),
+        d_(double(d)),
+        many_(B > 2 * query_group) {}
+
+  // Whether a search that leaves so many candidates, as far as one knows, is cheaper than taking
+  // all atoms; without `candidates`: before the search.
+  bool worth(const QueryBounds& q, int64_t k, int64_t candidates) const {
+    return list_time(q, k) + fine_time(Q_ * double(candidates) / N_) <= dense_time();
   }
-  // Whether a search that leaves so many atoms, as far as one knows, is cheaper than taking all of
-  // them.
-  bool worth(const Asked& q, int64_t k, int64_t left) const {
-    return kept_time(q, k) + tail_time(Q_ * double(left) / N_) <= dense_time();
-  }
-  bool worth(const Asked& q, int64_t k) const { return kept_time(q, k) <= dense_time(); }
+  bool worth(const QueryBounds& q, int64_t k) const { return list_time(q, k) <= dense_time(); }
 
  private:
-  double dense_time() const { return 0.95 * shared_ * (1 + 0.13 * Q_); }
-  double tail_time(double pairs) const {
-    return 0.4 * (1 - std::exp(-0.6 * pairs)) + (0.02 + 40 / d_) * pairs;
+  double dense_time() const {
+    return fit_.dense_margin * (many_ ? fit_.dense_shared : 1) * (1 + fit_.dense_query * Q_);
   }
-  // Of the kernel that reads what is kept, by the sample. While nothing else is known, the k best
-  // of the sample itself are what the others are compared with, and tell nothing.
-  double kept_time(const Asked& q, int64_t k) const {
+  double fine_time(double pairs) const {
+    return fit_.fine_rows * (1 - std::exp(-fit_.fine_decay * pairs)) +
+           (fit_.fine_pair + fit_.fine_pair_start / d_) * pairs;
+  }
+  double list_time(const QueryBounds& q, int64_t k) const {
+    const double share = selected_share(q, k);
+    const double rows = 1 - std::pow(1 - share, Q_), pairs = Q_ * share;
+    return (fit_.list_row + fit_.list_row_start / d_) * rows +
+           (fit_.list_pair + fit_.list_pair_start / d_) * pairs;
+  }
+  // The share of the sample that will be selected. While nothing else is known, the k best of the
+  // sample itself are what the others are compared with, and tell nothing.
+  double selected_share(const QueryBounds& q, int64_t k) const {
     std::vector<double> sorted = q.sample;
-    const int64_t size = int64_t(sorted.size()), first = std::min(k, size);
-    std::nth_element(sorted.begin(), sorted.begin() + (first - 1), sorted.end(), std::greater<>());
-    const double least = std::max(q.best, sorted[first - 1]) - q.gap;
-    const int64_t tell_nothing = q.best > -INFINITY ? 0 : std::min(first, size - 1);
-    const int64_t needed = std::count_if(sorted.begin(), sorted.end(),
-                                         [least](double logit) { return logit >= least; });
-    const double part =
-        double(std::max<int64_t>(needed - tell_nothing, 0)) / double(size - tell_nothing);
-    const double rows = 1 - std::pow(1 - part, Q_), pairs = Q_ * part;
-    return (0.8 + 300 / d_) * rows + (0.27 + 80 / d_) * pairs;
+    const int64_t size = int64_t(sorted.size()), best = std::min(k, size);
+    std::nth_element(sorted.begin(), sorted.begin() + (best - 1), sorted.end(), std::greater<>());
+    const double threshold = std::max(q.kth_logit, sorted[best - 1]) - q.gap;
+    const int64_t tell_nothing = q.kth_logit > -INFINITY ? 0 : std::min(best, size - 1);
+    const int64_t above = std::count_if(sorted.begin(), sorted.end(),
+                                        [=](double logit) { return logit >= threshold; });
+    return double(std::max<int64_t>(above - tell_nothing, 0)) / double(size - tell_nothing);
   }
 
-  double Q_, N_, d_, shared_;
+  FittedCosts fit_;
+  double Q_, N_, d_;
+  bool many_;
 };
-
-// Queries [b0, b1), each with the exact logits of a few atoms.
-template <class T>
-std::vector<Asked> asked(const ExactLogits<T>& exact, double gap, int64_t b0, int64_t b1) {
-  constexpr int64_t size = 32;
-  const Problem<T>& p = exact.problem();
-  std::vector<Asked> out;
-  for (int64_t b = b0; b < b1; ++b) {
-    out.emplace_back(exact.index(), p.x + b * p.d, double(p.alpha[b]), double(p.sigma[b]), gap);
-    out.back().sample.resize(size);
-  }
-  each(size, (b1 - b0) * p.d, [&](int64_t s) {
-    const int64_t atom = s * p.N / size;
-    std::vector<double> y;
-    exact.read(atom, y);
-    for (Asked& q : out) q.sample[s] = exact(q, atom, y);
-  });
-  return out;
-}
 
 }  // namespace dfk

@@ -2,7 +2,7 @@
 // pointers: an inline function of the standard library or of torch, instantiated here with wide
 // instructions, could be the copy that the linker keeps for the whole process, and crash it on an
 // older CPU.
-#include "certified/screen.h"
+#include "certified/simd.h"
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
 #include "simd/sweep_expanded.h"
@@ -49,7 +49,7 @@ constexpr Kernels<T> kernels{W<T>,
                              transport<T>,
                              prior_sum<T>,
                              ChainGroup<T>::lanes};
-constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, screen_kernels,
+constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, certified_kernels,
                             exp_rate};
 
 }  // namespace

@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "certified/screen_kernels.h"
+#include "certified/kernels.h"
 #include "generated/constants.h"
 
 namespace dfk {
@@ -124,7 +124,7 @@ struct KernelTable {
   const char* isa;
   Kernels<float> f32;
   Kernels<double> f64;
-  ScreenKernels screen;
+  CertifiedKernels certified;
   double (*exp_rate)(int64_t repeats);  // how many float exps were done: the probe times it
 };
 

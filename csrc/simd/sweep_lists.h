@@ -1,4 +1,4 @@
-// A sweep over atoms of which every query counts some, known beforehand (kept_atoms): each is
+// A sweep over atoms of which every query counts some, known beforehand (select_atoms): each is
 // evaluated by differences for the queries that asked for it, while it is in the cache, and for no
 // other.
 #pragma once

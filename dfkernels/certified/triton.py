@@ -1,163 +1,196 @@
-"""kept_atoms on CUDA: bounds on all logits from the first level, then from the tail on those that
-are left.
+"""``select_atoms`` on CUDA: bounds on all logits from the coarse codes, then from the fine codes on
+those of the candidates.
 
-The tail is launched without a look at what is left; a tile of atoms that no query asks for costs
-the reading of its bounds. Only the end synchronises: how much the op returns depends on the data,
-so that no CUDA graph can capture it.
+The fine level is launched without a look at which candidates are left; a tile of atoms that no
+query needs costs the reading of its bounds. Only the end synchronises: the size of the result
+depends on the data, so that no CUDA graph can capture the op.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 from torch.nn.functional import pad
 
+from .._constants import CODE_TILE, QUERY_GROUP
 from ..ops.common.moments import load
-from .cascade import BLOCK, Queries
-from .fields import FIELDS, TILE, check_layout, check_values
-from .triton_bounds import add_tail, first_level
+from . import triton_bounds
+from .bounds import ProductError, Queries, expect_gap_and_k
+from .index import CloudIndex, check_layout, check_values
+from .rounding import FEW_ROUNDINGS, float_sums, round_down, round_up
+
+kernels: Any = triton_bounds  # launches have no types
 
 PAIRS = 2**25  # pairs of queries and atoms at once, or numbers of atoms for their exact logits
 SAMPLE = 64  # atoms that tell whether most are needed
-SPAN = (
-    2**17 - 128
-)  # coordinates whose products of digits, 2^14 each at most, cannot overflow 32 bits
-MOST = 127 * 2**24  # the leading digit fits 8 bits
+SPAN = 2**17 - 128  # coordinates whose products of digits, 2^14 at most, do not overflow int32
+LARGEST = 127 * 2**24  # the largest integer for a coordinate: its leading digit fits 8 bits
+BUCKETS = 256  # of upper bounds, each a quarter of a nat wide
 
 
-def _digits(v):
-    """v [Q, n] in units of `unit`: digits to base 256, [Q, 4, n]; unit [Q, 1]; what they lose of
-    v."""
-    unit = (v.abs().amax(1, keepdim=True) / MOST).clamp_min(1e-300)
+class Bounds(NamedTuple):
+    """Upper bounds of the logits of all pairs, and what they are compared with."""
+
+    upper: Tensor  # [Q, N]
+    threshold: Tensor  # [Q, 1]
+    takes_all: Tensor  # bool [Q, 1]: the queries for which all atoms are cheaper
+
+
+def search(q: Queries, k: int) -> Bounds:
+    """Goes through both levels of the index without a synchronisation."""
+    index, (Q, d), N = q.index, q.x.shape, len(q.y)
+    K = len(index.basis)
+    groups = triton.cdiv(Q, QUERY_GROUP)
+    a = q.z @ index.basis.double().T
+    in_float = float_sums(K, a.norm(dim=1, keepdim=True), q.z_norm)
+    prior = q.log_prior.float()
+    product, estimate, upper = (index.atom_norm.new_empty(Q, N) for _ in range(3))
+
+    def known(level: int, error: ProductError, in_float: Tensor) -> list[Any]:
+        """What both kernels take of the queries and of the index."""
+        exact = torch.cat([q.alpha, q.alpha**2 / 2, q.variance], 1).float()
+        code_error = error.code_error + in_float
+        rounded_up = torch.cat([error.query_remainder, error.query_on_axes, code_error], 1)
+        remainder_norm, axis_error = index.remainder_norm[level], index.axis_error[level]
+        coefficients = torch.cat([exact, round_up(rounded_up)], 1)
+        return [coefficients, index.atom_norm, remainder_norm, axis_error, prior]
+
+    kernels.bound_from_coarse[(triton.cdiv(N, 256) * groups,)](
+        *(index.coarse_codes, index.code_scale[0], (a * index.axis_scale).float()),
+        *known(0, q.coarse_error(a), in_float),
+        *(product, estimate, upper, Q, N),
+        K=K,
+        TILE=CODE_TILE,
+        ATOMS=256,
+        QUERIES=QUERY_GROUP,
+        num_warps=2,
+    )
+    threshold = _threshold(q, k, estimate, upper)
+    takes_all = _all_is_cheaper(q, upper, threshold)
+    if len(index.fine_codes):
+        padded = index.fine_codes.shape[1]
+        digits, unit, lost = _digits(pad(q.z, (0, padded - d)))
+        in_float = 4 * (in_float + lost.norm(dim=1, keepdim=True))
+        kernels.bound_from_fine[(triton.cdiv(N, 128) * groups,)](
+            *(index.fine_codes, index.code_scale[1], digits, unit.float()),
+            *known(1, q.fine_error(a), in_float),
+            threshold.masked_fill(takes_all, torch.inf),
+            *(product, estimate, upper, Q, N, padded),
+            ATOMS=128,
+            D=128,
+            SPAN=SPAN,
+            QUERIES=QUERY_GROUP,
+            num_warps=8,
+        )
+        threshold = _threshold(q, k, estimate, upper)
+    return Bounds(upper, threshold, takes_all)
+
+
+def _digits(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v [Q, n] as integer multiples of a unit [Q, 1], in digits to base 256.
+
+    Returns (digits int8 [Q, 4, n], unit, what rounding to integers takes off v).
+    """
+    unit = (v.abs().amax(1, keepdim=True) / LARGEST).clamp_min(1e-300)
     m = (v / unit).round()
     signed = (m.long() + 0x808080).int() ^ 0x808080  # bytes from -128 to 127
     return signed.view(torch.int8).unflatten(1, (-1, 4)).mT.contiguous(), unit, v - m * unit
 
 
-def _below(s, k, mid, up):
-    """Above which an upper end has to lie: [Q, 1]."""
-    for by in (mid, up):  # right in much noise; right where the query almost is an atom
-        s.improve(by.argmax(1, keepdim=True) if k == 1 else by.topk(k, 1).indices)
-    return torch.nextafter(s.least.float(), torch.full_like(mid[:, :1], -math.inf))
+def _threshold(q: Queries, k: int, estimate: Tensor, upper: Tensor) -> Tensor:
+    """The float32 threshold [Q, 1], with the logits of the most promising atoms known exactly.
 
-
-def _dense(s, up, below):
-    """[Q, 1]: the queries for which all atoms are cheaper, in a block of queries like each, or with
-    numbers out of range of float.
+    The largest estimates are right in much noise, the largest upper bounds where a query almost is
+    an atom.
     """
-    N, blocks = up.shape[1], triton.cdiv(len(up), BLOCK)
-    rows = torch.arange(SAMPLE, device=up.device, dtype=torch.int64) * N // SAMPLE
-    t = load(s.y[rows], torch.float64, s.scale, s.offset) - s.centre
+    for key in (estimate, upper):
+        q.raise_kth_logit(key.argmax(1, keepdim=True) if k == 1 else key.topk(k, 1).indices)
+    return round_down(q.threshold)
+
+
+def _all_is_cheaper(q: Queries, upper: Tensor, threshold: Tensor) -> Tensor:
+    """bool [Q, 1]: queries that should take all atoms, were their group made of queries like them.
+
+    So should queries with numbers out of the range of float32.
+    """
+    N, groups = upper.shape[1], -(-len(upper) // QUERY_GROUP)
+    rows = torch.arange(SAMPLE, device=upper.device, dtype=torch.int64) * N // SAMPLE
+    t = load(q.y[rows], torch.float64, q.scale, q.offset) - q.index.centre
     t = t.nan_to_num(0.0)  # a masked atom may hold anything
-    logits = (
-        s.alpha * (s.z @ t.T) - s.alpha**2 / 2 * t.square().sum(1) + s.variance * s.log_prior[rows]
-    )
-    read = BLOCK * (logits >= s.least).double().mean(1, keepdim=True)
-    left = (~(up < below)).double().mean(1, keepdim=True)
-    # the rows kept are read, written side by side, and read again, query by query
-    copies = 3 * min(blocks, 8)
+    logits = q.alpha * (q.z @ t.T) - q.alpha**2 / 2 * t.square().sum(1)
+    logits = logits + q.variance * q.log_prior[rows]
+    read = QUERY_GROUP * (logits >= q.threshold).double().mean(1, keepdim=True)
+    left = (~(upper < threshold)).double().mean(1, keepdim=True)
+    # the selected rows are read, written side by side, and read again, query by query
+    copies = 3 * min(groups, 8)
     costly = (left > 0.25) & (copies * read + 0.4 * left >= 0.9)
-    size = (1 + s.alpha**2) * (1 + (s.size + s.radius) ** 2)
-    usable = (s.variance > 1e-24) & (s.gap + 100 * s.variance < 1e24) & (size < 1e24)
+    size = (1 + q.alpha**2) * (1 + (q.z_norm + q.limits.radius) ** 2)
+    usable = (q.variance > 1e-24) & (q.gap + 100 * q.variance < 1e24) & (size < 1e24)
     return costly | ~usable
 
 
-def screen(s, k, basis, step, first, tail, size, scales, rest, shift, **others):
-    """(up [Q, N], below [Q, 1], dense [Q, 1]) of Queries: both levels, without a
-    synchronisation."""
-    Q, N, K = len(s.x), len(s.y), len(basis)
-    a = s.z @ basis.double().T
-    # sums of the first level, and at most five roundings where the tail is added
-    floats = 2.0**-24 * (K + 4) * a.norm(dim=1, keepdim=True) + 2.0**-21 * s.size
-    prior = s.log_prior.float()
-    product, mid, up = (size.new_empty(Q, N) for _ in range(3))
-    blocks = triton.cdiv(Q, BLOCK)
+def _without_the_lightest(
+    q: Queries, upper: Tensor, dropped: Tensor, rows: Tensor, atoms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(which pairs (row, atom) stay, dropped [Q]) when as many of the lightest go as may.
 
-    def known(level, width, floats):
-        above = torch.cat([width.reach, width.along, width.code + floats], 1).float()
-        above = torch.nextafter(above, torch.full_like(above, math.inf))
-        exact = torch.cat([s.alpha, s.alpha**2 / 2, s.variance], 1).float()
-        return torch.cat([exact, above], 1), size, rest[level], shift[level], prior
-
-    first_level[(triton.cdiv(N, 256) * blocks,)](
-        *(
-            first,
-            scales[0],
-            (a * step).float(),
-            *known(0, s.of_axes(a), floats),
-            product,
-            mid,
-            up,
-            Q,
-            N,
-        ),
-        K=K,
-        TILE=TILE,
-        ATOMS=256,
-        QUERIES=BLOCK,
-        num_warps=2,
-    )
-    below = _below(s, k, mid, up)
-    dense = _dense(s, up, below)
-    if len(tail):
-        digits, unit, lost = _digits(pad(s.z, (0, tail.shape[1] - s.z.shape[1])))
-        floats = 4 * (floats + lost.norm(dim=1, keepdim=True))
-        add_tail[(triton.cdiv(N, 128) * blocks,)](
-            *(tail, scales[1], digits, unit.float(), *known(1, s.of_tail(a), floats)),
-            *(below.masked_fill(dense, math.inf), product, mid, up, Q, N, tail.shape[1]),
-            ATOMS=128,
-            D=128,
-            SPAN=SPAN,
-            QUERIES=BLOCK,
-            num_warps=8,
-        )
-        below = _below(s, k, mid, up)
-    return up, below, dense
-
-
-def _trim(s, up, dropped, rows, atoms):
-    """(which pairs to keep, dropped [Q]): without the lightest, as many as may go; gap allows for
-    all atoms at its edge. By distance from the best, in quarters of a nat: `trim` in
-    csrc/certified/cascade.h.
+    `gap` allows for all N atoms at its edge. Pairs go by their distance from the k-th logit, in
+    quarters of a nat, as in csrc/certified/.
     """
-    Q, N, buckets = *up.shape, 256
-    below = ((s.best - s.margin)[rows, 0] - up[rows, atoms]) / s.variance[rows, 0]
-    bucket = (4 * below).nan_to_num(0.0).clamp(0, buckets - 1).long()
-    counts = torch.bincount(rows * buckets + bucket, minlength=Q * buckets).view(Q, buckets)
-    mass = counts * torch.exp(torch.arange(buckets, device=up.device, dtype=torch.float64) / -4)
-    beyond = pad(mass.flip(1).cumsum(1).flip(1), (0, 1))
-    room = N * torch.exp(-s.gap / s.variance)[:, 0] * (1 - 1e-6) - dropped
-    cut = (beyond > room[:, None]).sum(1).clamp(1, buckets)
-    return bucket < cut[rows], dropped + beyond.gather(1, cut[:, None])[:, 0] * (1 + 1e-9)
+    Q, N = upper.shape
+    below = ((q.kth_logit - q.coordinate_error)[rows, 0] - upper[rows, atoms]) / q.variance[rows, 0]
+    bucket = (4 * below).nan_to_num(0.0).clamp(0, BUCKETS - 1).long()
+    counts = torch.bincount(rows * BUCKETS + bucket, minlength=Q * BUCKETS).view(Q, BUCKETS)
+    edges = torch.arange(BUCKETS, device=upper.device, dtype=torch.float64) / -4
+    weight = counts * torch.exp(edges)
+    beyond = pad(weight.flip(1).cumsum(1).flip(1), (0, 1))
+    allowed = N * torch.exp(-q.gap / q.variance)[:, 0] * (1 - 1e-6) - dropped
+    cut = (beyond > allowed[:, None]).sum(1).clamp(1, BUCKETS)
+    return bucket < cut[rows], dropped + beyond.gather(1, cut[:, None])[:, 0] * FEW_ROUNDINGS
 
 
-def launch(x, y, alpha, sigma, log_prior, scale, offset, *rest):
-    """The op for at least one query."""
-    *index, gap, k = rest
-    index, found = {name: t.contiguous() for name, t in zip(FIELDS, index, strict=True)}, []
-    check_layout(index, *y.shape, x.device)
-    if not (0 <= gap < math.inf and 1 <= k <= len(y)):
-        raise RuntimeError(
-            f"gap, k: expected finite numbers >= 0 and from 1 to {len(y)}, got {gap}, {k}"
-        )
-    step = max(BLOCK, PAIRS // max(len(y), k * y.shape[1]) // BLOCK * BLOCK)
+def _select(q: Queries, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The op for some queries."""
+    upper, threshold, takes_all = search(q, k)
+    takes_all |= q.takes_all()
+    gone = upper < threshold
+    weight = ((upper - (q.kth_logit - q.coordinate_error)) / q.variance).exp_()
+    dropped = weight.masked_fill_(~gone, 0).sum(1)
+    dropped = (dropped + q.remote_weight()[:, 0]) * FEW_ROUNDINGS
+    rows, atoms = (~(gone | takes_all)).nonzero().unbind(1)
+    if k == 1:
+        stays, dropped = _without_the_lightest(q, upper, dropped, rows, atoms)
+        rows, atoms = rows[stays], atoms[stays]
+    takes_all = takes_all[:, 0]
+    counts = torch.bincount(rows, minlength=len(upper)).masked_fill(takes_all, -1)
+    return atoms, counts, dropped.masked_fill(takes_all, 0)
+
+
+def launch(
+    x: Tensor,
+    y: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_prior: Tensor | None,
+    scale: float,
+    offset: float,
+    *rest,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op for at least one query; `rest`: index, gap and k."""
+    *tensors, gap, k = rest
+    index = CloudIndex(*(t.contiguous() for t in tensors))
+    check_layout(index, y.shape, x.device)
+    expect_gap_and_k(gap, k, len(y))
+    step = max(QUERY_GROUP, PAIRS // max(len(y), k * y.shape[1]) // QUERY_GROUP * QUERY_GROUP)
+    found = []
     with torch.cuda.device_of(x):
         for b in range(0, len(x), step):
-            some = slice(b, b + step)
-            s = Queries(x[some], y, alpha[some], sigma[some], log_prior, scale, offset, index, gap)
-            up, below, dense = screen(s, k, **index)
-            dense |= s.takes_all()
-            gone = up < below
-            mass = ((up - (s.best - s.margin)) / s.variance).exp_().masked_fill_(~gone, 0).sum(1)
-            mass = (mass + s.mass_apart()[:, 0]) * (1 + 1e-9)
-            rows, atoms = (~(gone | dense)).nonzero().unbind(1)
-            if k == 1:
-                keep, mass = _trim(s, up, mass, rows, atoms)
-                rows, atoms = rows[keep], atoms[keep]
-            dense = dense[:, 0]
-            counts = torch.bincount(rows, minlength=len(up)).masked_fill(dense, -1)
-            found.append((atoms, counts, mass.masked_fill(dense, 0)))
+            part = slice(b, b + step)
+            q = Queries(x[part], y, alpha[part], sigma[part], log_prior, scale, offset, index, gap)
+            found.append(_select(q, k))
     check_values(index)  # now that the device is waited for anyway
-    return tuple(torch.cat(t) for t in zip(*found, strict=True))
+    atoms, counts, dropped = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return atoms, counts, dropped

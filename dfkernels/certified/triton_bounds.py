@@ -1,8 +1,10 @@
-"""Bounds on logits from the codes of an index, for `kept_atoms`.
+# pyrefly: ignore-errors
+# (Triton's language has no types.)
+"""Triton kernels that bound logits from the codes of an index, for ``select_atoms``.
 
-The first level's sums are float32, one coordinate after another. Those of the tail are exact: a
-query comes as integers of 32 bits, four digits to base 256, and tensor cores add up products of
-8-bit integers.
+Products with the coarse codes are summed in float32, one axis after another. Those with the fine
+codes are exact: a query comes as integers of 32 bits, four digits to base 256, and tensor cores add
+up products of 8-bit integers.
 """
 
 from __future__ import annotations
@@ -10,45 +12,60 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import rounding
 
-@triton.jit
-def _bounds(c, q, i, here, coefs, size, rest, shift, prior, Q):
-    """Middle and upper end of the logits of atoms i for queries q: struct Bound in
-    csrc/certified/screen_kernels.h."""
-    of_query = coefs + q * 6
-    alpha = tl.load(of_query, mask=q < Q, other=0.0)
-    reach = tl.load(of_query + 3, mask=q < Q, other=0.0)
-    along = tl.load(of_query + 4, mask=q < Q, other=0.0)
-    code = tl.load(of_query + 5, mask=q < Q, other=0.0)
-    s = tl.load(size + i, mask=here, other=0.0)
-    wrong = tl.load(shift + i, mask=here, other=0.0)
-    width = reach * tl.load(rest + i, mask=here, other=0.0) + along * wrong + code * (s + wrong)
-    width *= tl.abs(alpha)
-    square = tl.load(of_query + 1, mask=q < Q, other=0.0) * (s * s)
-    logit = alpha * c - square
-    sizes = tl.abs(alpha * c) + square + width
-    p = tl.load(of_query + 2, mask=q < Q, other=1.0) * tl.load(prior + i, mask=here, other=0.0)
-    logit += p
-    sizes += tl.where(p > -float("inf"), tl.abs(p), 0.0)
-    return (
-        logit,
-        logit + width + 1.9073486e-6 * sizes,
-    )  # 2^-19: 32 roundings, of what is stored and of these
+FLOAT_BOUND = tl.constexpr(rounding.FLOAT_BOUND)
 
 
 @triton.jit
-def first_level(
-    codes,  # int16 [tiles, K, TILE]
-    scale,  # [N]; size, rest, shift, prior as well
-    query,  # [Q, K]
-    coefs,  # [Q, 6]: alpha, alpha^2 / 2, sigma^2, reach, along, code
-    size,
-    rest,
-    shift,
-    prior,
-    product,  # out [Q, N]: of codes and query
-    mid,  # out [Q, N]
-    up,  # out [Q, N]
+def _bounds(
+    b_product,  # [QUERIES, ATOMS]
+    q,  # queries, [QUERIES, 1] or [1, QUERIES]
+    i,  # atoms, across
+    real,  # mask of the atoms
+    p_coefficients,
+    p_atom_norm,
+    p_remainder_norm,
+    p_axis_error,
+    p_log_prior,
+    Q,
+):
+    """Estimate and upper bound of the logits of atoms i for queries q: `Queries.bounds`."""
+    p_q = p_coefficients + q * 6
+    alpha = tl.load(p_q, mask=q < Q, other=0.0)
+    half_alpha_square = tl.load(p_q + 1, mask=q < Q, other=0.0)
+    variance = tl.load(p_q + 2, mask=q < Q, other=1.0)
+    query_remainder = tl.load(p_q + 3, mask=q < Q, other=0.0)
+    query_on_axes = tl.load(p_q + 4, mask=q < Q, other=0.0)
+    code_error = tl.load(p_q + 5, mask=q < Q, other=0.0)
+    b_norm = tl.load(p_atom_norm + i, mask=real, other=0.0)
+    b_axis_error = tl.load(p_axis_error + i, mask=real, other=0.0)
+    b_remainder = tl.load(p_remainder_norm + i, mask=real, other=0.0)
+    b_error = query_remainder * b_remainder + query_on_axes * b_axis_error
+    b_error += code_error * (b_norm + b_axis_error)
+    b_error *= tl.abs(alpha)
+    b_half_square = half_alpha_square * (b_norm * b_norm)
+    b_logit = alpha * b_product - b_half_square
+    b_sizes = tl.abs(alpha * b_product) + b_half_square + b_error
+    b_prior = variance * tl.load(p_log_prior + i, mask=real, other=0.0)
+    b_logit += b_prior
+    b_sizes += tl.where(b_prior > -float("inf"), tl.abs(b_prior), 0.0)
+    return b_logit, b_logit + b_error + FLOAT_BOUND * b_sizes
+
+
+@triton.jit
+def bound_from_coarse(
+    p_codes,  # int16 [tiles, K, TILE]
+    p_scale,  # [N], as atom_norm, remainder_norm, axis_error and log_prior
+    p_query,  # [Q, K], V z times axis_scale
+    p_coefficients,  # [Q, 6]: alpha, alpha^2 / 2, sigma^2, then those of ProductError
+    p_atom_norm,
+    p_remainder_norm,
+    p_axis_error,
+    p_log_prior,
+    p_product,  # out [Q, N]: approximate <z, t>
+    p_estimate,  # out [Q, N]
+    p_upper,  # out [Q, N]
     Q,
     N,
     K: tl.constexpr,
@@ -56,39 +73,43 @@ def first_level(
     ATOMS: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
-    blocks = tl.cdiv(Q, QUERIES)
-    begin = (tl.program_id(0) // blocks).to(tl.int64) * ATOMS
-    q = (tl.program_id(0) % blocks).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
+    """The coarse level, for ATOMS atoms and a group of QUERIES queries."""
+    groups = tl.cdiv(Q, QUERIES)
+    i_begin = (tl.program_id(0) // groups).to(tl.int64) * ATOMS
+    q = (tl.program_id(0) % groups).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
     j = tl.arange(0, ATOMS)
-    column = codes + begin * K + j // TILE * (TILE * K) + j % TILE
-    c = tl.zeros((QUERIES, ATOMS), tl.float32)
+    p_column = p_codes + i_begin * K + j // TILE * (TILE * K) + j % TILE
+    b_product = tl.zeros((QUERIES, ATOMS), tl.float32)
     for k in tl.static_range(K):
-        code = tl.load(column + k * TILE, mask=j < N - begin, other=0).to(tl.float32)
-        c += tl.load(query + q * K + k, mask=q < Q, other=0.0) * code[None, :]
-    i = begin + j[None, :]
-    c *= tl.load(scale + i, mask=i < N, other=0.0)
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q)
+        b_code = tl.load(p_column + k * TILE, mask=j < N - i_begin, other=0).to(tl.float32)
+        b_product += tl.load(p_query + q * K + k, mask=q < Q, other=0.0) * b_code[None, :]
+    i = i_begin + j[None, :]
+    b_product *= tl.load(p_scale + i, mask=i < N, other=0.0)
+    b_estimate, b_upper = _bounds(
+        b_product, q, i, i < N, p_coefficients,
+        p_atom_norm, p_remainder_norm, p_axis_error, p_log_prior, Q,
+    )  # fmt: skip
     real = (q < Q) & (i < N)
-    tl.store(product + q * N + i, c, mask=real)
-    tl.store(mid + q * N + i, logit, mask=real)
-    tl.store(up + q * N + i, end, mask=real)
+    tl.store(p_product + q * N + i, b_product, mask=real)
+    tl.store(p_estimate + q * N + i, b_estimate, mask=real)
+    tl.store(p_upper + q * N + i, b_upper, mask=real)
 
 
 @triton.jit
-def add_tail(
-    codes,  # int8 [N, n]
-    scale,
-    digits,  # int8 [Q, 4, n]: of the query in units of `unit`, the last digit first
-    unit,  # [Q]
-    coefs,
-    size,
-    rest,
-    shift,
-    prior,
-    below,  # [Q]: atoms with a smaller `up` are left out
-    product,  # [Q, N]: of the first level
-    mid,  # out, of the atoms that are left
-    up,  # out as well
+def bound_from_fine(
+    p_codes,  # int8 [N, n]
+    p_scale,  # [N], as atom_norm, remainder_norm, axis_error and log_prior
+    p_digits,  # int8 [Q, 4, n]: the queries in units of `unit`, the last digit first
+    p_unit,  # [Q]
+    p_coefficients,
+    p_atom_norm,
+    p_remainder_norm,
+    p_axis_error,
+    p_log_prior,
+    p_threshold,  # [Q]: atoms with a smaller `upper` are no candidates
+    p_product,  # [Q, N]: from the coarse level
+    p_estimate,  # out, for the candidates
+    p_upper,  # in and out, for the candidates
     Q,
     N,
     n,
@@ -97,32 +118,36 @@ def add_tail(
     D: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    blocks = tl.cdiv(Q, QUERIES)
-    block = (tl.program_id(0) % blocks).to(tl.int64)
-    atom = (tl.program_id(0) // blocks).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
-    i = atom[:, None]
-    q = block * QUERIES + tl.arange(0, QUERIES)[None, :]
+    """The fine level, for those of ATOMS atoms that are candidates of a group of queries."""
+    groups = tl.cdiv(Q, QUERIES)
+    i_group = (tl.program_id(0) % groups).to(tl.int64)
+    b_atom = (tl.program_id(0) // groups).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
+    i = b_atom[:, None]
+    q = i_group * QUERIES + tl.arange(0, QUERIES)[None, :]
     real = (q < Q) & (i < N)
-    least = tl.load(below + q, mask=q < Q, other=0.0)
-    left = real & ~(tl.load(up + q * N + i, mask=real, other=0.0) < least)  # nan is left
-    asked = tl.max(left.to(tl.int32), 1)
-    row = block * (4 * QUERIES) + tl.arange(0, 4 * QUERIES)
+    b_threshold = tl.load(p_threshold + q, mask=q < Q, other=0.0)
+    b_upper = tl.load(p_upper + q * N + i, mask=real, other=0.0)
+    candidate = real & ~(b_upper < b_threshold)  # nan is a candidate
+    b_needed = tl.max(candidate.to(tl.int32), 1)
+    row = i_group * (4 * QUERIES) + tl.arange(0, 4 * QUERIES)
     power = 8 * tl.arange(0, 4).to(tl.int64)[None, None, :]
-    exact = tl.zeros((ATOMS, QUERIES), tl.int64)
-    length = tl.where(tl.max(asked, 0) > 0, n, 0)
+    b_exact = tl.zeros((ATOMS, QUERIES), tl.int64)
+    length = tl.where(tl.max(b_needed, 0) > 0, n, 0)
     for begin in range(0, length, SPAN):
-        sums = tl.zeros((ATOMS, 4 * QUERIES), tl.int32)
+        b_sums = tl.zeros((ATOMS, 4 * QUERIES), tl.int32)
         for k0 in tl.range(begin, tl.minimum(begin + SPAN, length), D, num_stages=3):
             k = k0 + tl.arange(0, D)[None, :]
-            y = tl.load(codes + i * n + k, mask=(asked > 0)[:, None] & (k < n), other=0)
-            v = tl.load(
-                digits + row[:, None] * n + k, mask=(row < 4 * Q)[:, None] & (k < n), other=0
-            )
-            sums = tl.dot(y, tl.trans(v), sums, out_dtype=tl.int32)
-        exact += tl.sum(tl.reshape(sums, (ATOMS, QUERIES, 4)).to(tl.int64) << power, 2)
-    c = tl.load(product + q * N + i, mask=left, other=0.0)
-    factor = tl.load(unit + q, mask=q < Q, other=0.0) * tl.load(scale + i, mask=i < N, other=0.0)
-    c += exact.to(tl.float32) * factor
-    logit, end = _bounds(c, q, i, i < N, coefs, size, rest, shift, prior, Q)
-    tl.store(mid + q * N + i, logit, mask=left)
-    tl.store(up + q * N + i, end, mask=left)
+            b_y = tl.load(p_codes + i * n + k, mask=(b_needed > 0)[:, None] & (k < n), other=0)
+            digit_mask = (row < 4 * Q)[:, None] & (k < n)
+            b_z = tl.load(p_digits + row[:, None] * n + k, mask=digit_mask, other=0)
+            b_sums = tl.dot(b_y, tl.trans(b_z), b_sums, out_dtype=tl.int32)
+        b_exact += tl.sum(tl.reshape(b_sums, (ATOMS, QUERIES, 4)).to(tl.int64) << power, 2)
+    b_product = tl.load(p_product + q * N + i, mask=candidate, other=0.0)
+    b_unit = tl.load(p_unit + q, mask=q < Q, other=0.0)
+    b_product += b_exact.to(tl.float32) * (b_unit * tl.load(p_scale + i, mask=i < N, other=0.0))
+    b_estimate, b_upper = _bounds(
+        b_product, q, i, i < N, p_coefficients,
+        p_atom_norm, p_remainder_norm, p_axis_error, p_log_prior, Q,
+    )  # fmt: skip
+    tl.store(p_estimate + q * N + i, b_estimate, mask=candidate)
+    tl.store(p_upper + q * N + i, b_upper, mask=candidate)

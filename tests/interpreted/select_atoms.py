@@ -1,4 +1,4 @@
-"""kept_atoms' launcher on CPU tensors: its bounds, and what follows from them, against all logits
+"""select_atoms' launcher on CPU tensors: its bounds, and what follows from them, against all logits
 in float64."""
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ import pytest
 import torch
 from test_certified import CLOUDS, gaussian, normal, queries
 
-from dfkernels.certified import index, search
+from dfkernels.certified import search
 from dfkernels.certified import triton as kernels
-from dfkernels.certified.cascade import Queries
-from dfkernels.certified.fields import FIELDS
+from dfkernels.certified.bounds import Queries
+from dfkernels.certified.build import build_index
+from dfkernels.certified.index import CloudIndex
+from dfkernels.certified.pytorch import search_in_pytorch
 from dfkernels.certified.reference import logits
 
 EPS = 1e-6
-LEVELS = pytest.mark.parametrize("N, d", [(70, 40), (130, 150)])  # without the tail, and with it
+LEVELS = pytest.mark.parametrize(
+    "N, d", [(70, 40), (130, 150)]
+)  # without the fine level, and with it
 
 
 def arguments(x, y, alpha=1.0, sigma=1.0, prior=None, scale=1.0, offset=0.0, gap=None, k=1):
     level = lambda a: torch.as_tensor(a, dtype=x.dtype).expand(len(x))
     gap = math.log(len(y) / EPS) if gap is None else gap
-    built = index.build(y, scale, offset)
+    built = build_index(y, scale, offset)
     return (x, y, level(alpha), level(sigma), prior, scale, offset, *built, gap, k)
 
 
-def kept(args, launch=kernels.launch):
+def selected(args, launch=kernels.launch):
     """[B, N], counts [B], dropped [B]."""
     atoms, counts, dropped = launch(*args)
     assert atoms.dtype == counts.dtype == torch.int64 and dropped.dtype == torch.float64
@@ -42,7 +46,7 @@ def kept(args, launch=kernels.launch):
 
 def check(args):
     """What is left out weighs no more than it says, and less than EPS of all."""
-    found, counts, dropped = kept(args)
+    found, counts, dropped = selected(args)
     weight = logits(*args[:7]).softmax(1)
     left_out = weight.masked_fill(found, 0).sum(1)
     assert bool((left_out <= dropped * (1 + 1e-9) + 1e-15).all()) and bool((dropped <= EPS).all())
@@ -71,32 +75,37 @@ def test_every_level_bounds_every_logit(make, level, monkeypatch):
     no higher than in float64, but for the roundings of float32.
     """
     monkeypatch.setattr(
-        kernels, "_below", lambda s, k, mid, up: torch.full_like(up[:, :1], -math.inf)
+        kernels,
+        "_threshold",
+        lambda q, k, estimate, upper: torch.full_like(upper[:, :1], -math.inf),
     )
     monkeypatch.setattr(
-        kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool)
+        kernels,
+        "_all_is_cheaper",
+        lambda q, upper, least: torch.zeros_like(least, dtype=torch.bool),
     )
     y, prior = make(130, 200), normal(130, seed=3)
     for alpha, x in ((0.9, queries(y, 0.3, "noisy", B=5)), (-0.7, queries(y, 0.3, "outside", B=5))):
         args = arguments(x, y, alpha, 0.3, prior)
-        found = dict(zip(FIELDS, args[7:-2], strict=True))
-        s = Queries(*args[:7], found, 0.0)
+        found = CloudIndex(*args[7:-2])
         if level == 0:
-            found["tail"] = found["tail"][:0]
-        up, _, _ = kernels.screen(s, args[-1], **found)
-        width = (s.of_tail if level else s.of_axes)(s.z @ found["basis"].double().T)
-        size, rest, shift = (
-            t.double() for t in (found["size"], found["rest"][level], found["shift"][level])
+            found = found._replace(fine_codes=found.fine_codes[:0])
+        s = Queries(*args[:7], found, 0.0)
+        up, _, _ = kernels.search(s, args[-1])
+        error = (s.fine_error if level else s.coarse_error)(s.z @ found.basis.double().T)
+        size = found.atom_norm.double()
+        width = error.bound(
+            size, found.remainder_norm[level].double(), found.axis_error[level].double()
         )
-        width = s.alpha.abs() * width.at(size, rest, shift)
-        true = s.variance * logits(*args[:4], s.log_prior, 1.0, 0.0) + s.size**2 / 2
+        width = s.alpha.abs() * width
+        true = s.variance * logits(*args[:4], s.log_prior, 1.0, 0.0) + s.z_norm**2 / 2
         sizes = (
-            s.alpha.abs() * s.size * size
+            s.alpha.abs() * s.z_norm * size
             + s.alpha**2 / 2 * size**2
             + (s.variance * s.log_prior).abs()
         )
-        assert bool((up + s.margin >= true).all())
-        high = up > true + 2.001 * width + 2.0**-16 * sizes + 16 * s.margin
+        assert bool((up + s.coordinate_error >= true).all())
+        high = up > true + 2.001 * width + 2.0**-16 * sizes + 16 * s.coordinate_error
         assert not bool((high & s.coded).any())  # those set apart are at -inf
 
 
@@ -106,9 +115,11 @@ def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
     cancel; alpha so small that norms do not count.
     """
     monkeypatch.setattr(
-        kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool)
+        kernels,
+        "_all_is_cheaper",
+        lambda q, upper, least: torch.zeros_like(least, dtype=torch.bool),
     )
-    N, K, T = 640, 32, kernels.TILE
+    N, K, T = 640, 32, kernels.CODE_TILE
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (N, d), generator=generator)
     x, y, no = normal(8, d), codes.float(), torch.zeros
@@ -120,22 +131,23 @@ def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
     levels, rest = 1 + (d > K), codes[:, K:].double().norm(dim=1).float()
     first = codes[:, :K].to(torch.int16).view(-1, T, K).mT.contiguous()
     size, rest = y.double().norm(dim=1).float(), torch.stack([rest, 0 * rest])[:levels]
-    facts = torch.zeros(5, dtype=torch.float64)
+    limits = torch.zeros(5, dtype=torch.float64)
     made = (no(d), torch.eye(d)[:K], torch.ones(K), first, tail, size, torch.ones(levels, N), rest)
-    found = dict(zip(FIELDS, (*made, no(levels, N), facts), strict=True))
+    found = CloudIndex(*made, no(levels, N), limits)
     args = (x, y, torch.full((8,), 1e-9), torch.ones(8), None, 1.0, 0.0)
     s = Queries(*args, found, math.inf)
-    up, _, _ = kernels.screen(s, 1, **found)
+    up, _, _ = kernels.search(s, 1)
     true = 1e-9 * (x.double() @ y.double().T) - 0.5e-18 * y.double().square().sum(1)
     assert (
-        bool((up >= true).all()) and float(((up - true) / (s.alpha * s.size * size)).max()) <= 1e-4
+        bool((up >= true).all())
+        and float(((up - true) / (s.alpha * s.z_norm * size)).max()) <= 1e-4
     )
 
 
 def test_thresholds_are_rounded_down():
     least = normal(100, 1).double()
-    s = SimpleNamespace(least=least, improve=lambda atoms: None)
-    below = kernels._below(s, 1, least.float(), least.float())
+    s = SimpleNamespace(threshold=least, raise_kth_logit=lambda atoms: None)
+    below = kernels._threshold(s, 1, least.float(), least.float())
     assert below.dtype == torch.float32 and bool(
         (below < least).all() and (below > least - 1e-6).all()
     )
@@ -148,7 +160,7 @@ def test_little_is_kept_in_little_noise(N, d):
     y = gaussian(3 * N, d)
     for sigma, most in ((0.002, 2), (0.05, 20)):
         args = arguments(queries(y, sigma, "noisy"), y, 1.0, sigma)
-        counts, plain = check(args), kept(args, search.in_pytorch)[1]
+        counts, plain = check(args), selected(args, search_in_pytorch)[1]
         assert int(counts.min()) >= 1 and float(counts.double().mean()) <= most
         assert bool((counts <= plain + 2).all())
 
@@ -156,12 +168,14 @@ def test_little_is_kept_in_little_noise(N, d):
 def test_the_lightest_go_as_far_as_the_tolerance_allows(monkeypatch):
     """The gap alone, from exact logits, would keep twice as many at least."""
     monkeypatch.setattr(
-        kernels, "_dense", lambda s, up, below: torch.zeros_like(below, dtype=torch.bool)
+        kernels,
+        "_all_is_cheaper",
+        lambda q, upper, least: torch.zeros_like(least, dtype=torch.bool),
     )
     y = gaussian(400, 150)
     args = arguments(queries(y, 0.3, "noisy", B=8), y, 1.0, 0.3)
     assert int(check(args).min()) >= 1
-    assert 2 * int(kept(args)[0].sum()) <= int(search.reference(*args[:7], args[-2], 1).sum())
+    assert 2 * int(selected(args)[0].sum()) <= int(search.reference(*args[:7], args[-2], 1).sum())
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
@@ -184,14 +198,14 @@ def test_masks_and_levels_of_noise_side_by_side():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("k", [1, 4, 400])
-def test_the_k_heaviest_are_kept(k, masked):
+def test_the_k_heaviest_are_selected(k, masked):
     y, prior = gaussian(400, 150), None
     if masked:
         prior = normal(400)
         prior[::2] = -math.inf
     for sigma in (0.01, 0.05):
         args = arguments(queries(y, sigma, "noisy", B=8), y, 1.0, sigma, prior, gap=0.0, k=k)
-        found = kept(args)[0]
+        found = selected(args)[0]
         assert bool((found | ~search.reference(*args[:7], 0.0, k)).all())
         assert k > 4 or float(found.double().mean()) < 0.5
 
@@ -211,13 +225,12 @@ def test_queries_that_need_most_atoms_take_all():
 )
 def test_numbers_that_float_cannot_hold_take_all(name, value):
     y = gaussian(200, 150)
-    args = dict(
-        zip(("x", "y", "alpha", "sigma"), arguments(queries(y, 0.01, "noisy"), y, 1.0, 0.01))
-    )
+    given = arguments(queries(y, 0.01, "noisy"), y, 1.0, 0.01)
+    args = dict(zip(("x", "y", "alpha", "sigma"), given[:4], strict=True))
     changed = args[name].clone()
     changed.view(len(changed), -1)[9, 0] = value
     given = args | {name: changed}
-    _, counts, dropped = kept((*given.values(), *arguments(args["x"], y)[4:]))
+    _, counts, dropped = selected((*given.values(), *arguments(args["x"], y)[4:]))
     assert int(counts[9]) == -1 and float(dropped[9]) == 0.0
     assert int(counts[torch.arange(11) != 9].min()) >= 1  # each query by itself
 
