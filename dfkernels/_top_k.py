@@ -94,6 +94,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     """The same through the cloud's index, which may leave some queries to be answered from all
     atoms."""
     cloud, levels = fisher.cloud, (fisher.alpha, fisher.sigma)
+    assert fisher.tolerance is not None
     atom, counts, _ = select(fisher.x, cloud, *levels, fisher.tolerance, k)
     x, alpha, sigma = _in_double(fisher)
     query = torch.arange(len(x), dtype=torch.int64, device=x.device).repeat_interleave(

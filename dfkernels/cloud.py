@@ -47,8 +47,8 @@ class PointCloud(Object):
     """
 
     y = Watched[Tensor]()
-    log_prior = Watched["Tensor | None"]()
-    _index = Watched["index.CloudIndex | None"]()
+    log_prior: Watched[Tensor | None] = Watched()
+    _index: Watched[CloudIndex | None] = Watched()
     scale: float
     offset: float
 
@@ -154,16 +154,17 @@ class PointCloud(Object):
         """
         if self.y.element_size() * self.d < 32:
             raise ValueError(
-                f"index: expected atoms of at least 32 bytes, got "
-                f"{self.y.element_size() * self.d} (d = {self.d}, "
-                f"{self.dtype}): these are read as fast as an index"
+                "index: expected atoms of at least 32 bytes, got "
+                f"{self.y.element_size() * self.d} (d = {self.d}, {self.dtype}): "
+                "these are read as fast as an index"
             )
         seed = check.integer("seed", seed)
-        if self._index is None or path is not None:
+        found = self._index
+        if found is None or path is not None:
             with plain(self.device):
                 found = self._indexed(None if path is None else Path(path), seed)
             object.__setattr__(self, "_index", found)
-        return self._index
+        return found
 
     def _indexed(self, path: Path | None, seed: int) -> CloudIndex:
         flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)

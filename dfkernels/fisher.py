@@ -54,7 +54,7 @@ class FisherOperator(Object, LinearOperator):
         self.x = x
         # with its graph also under no_grad: results may be differentiated later
         with plain(x.device), torch.set_grad_enabled(True):
-            self.alpha, self.sigma = check.level("alpha", alpha, x), check.level("sigma", sigma, x)
+            self.alpha, self.sigma = check.alpha(alpha, x), check.sigma(sigma, x)
 
     @property
     def _x(self) -> Tensor:
@@ -62,7 +62,7 @@ class FisherOperator(Object, LinearOperator):
         return FisherOperator.x.peek(self)
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self) -> torch.Size:  # pyrefly: ignore[bad-override]  # follows from x
         """(B, d, d)."""
         return torch.Size((self._x.shape[0], self.d, self.d))
 
@@ -77,11 +77,11 @@ class FisherOperator(Object, LinearOperator):
         return self._x.shape[1:]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:  # pyrefly: ignore[bad-override]  # follows from x
         return self._x.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyrefly: ignore[bad-override]  # follows from x
         return self._x.device
 
     @property
@@ -163,7 +163,8 @@ class DiffusionFisher(FisherOperator):
     def parameters(self) -> tuple[Tensor, ...]:
         return self.x, self.alpha, self.sigma
 
-    def rebuild(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> DiffusionFisher:
+    def rebuild(self, *parameters: Tensor) -> DiffusionFisher:
+        x, alpha, sigma = parameters
         return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
     @cached_without_graph
@@ -197,7 +198,7 @@ class DiffusionFisher(FisherOperator):
             outs.append((out,) if isinstance(out, Tensor) else tuple(out))
         if len(parts) == 1:
             return outs[0]
-        order = torch.cat([q for q, _ in parts]).argsort()
+        order = torch.cat([q for q, _ in parts if isinstance(q, Tensor)]).argsort()
         return tuple(torch.cat(o)[order] for o in zip(*outs, strict=True))
 
     @cached
@@ -277,8 +278,7 @@ class DiffusionFisher(FisherOperator):
 
     def __repr__(self) -> str:
         tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
-        shape = tuple(self.shape)
-        return f"DiffusionFisher(shape={shape}, {self.dtype}, {self.device}, {self.cloud!r}{tolerance})"
+        return f"{super().__repr__()[:-1]}, {self.cloud!r}{tolerance})"
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """F v for v [B, *E], or for K vectors per query, v [B, K, *E], at the cost of one pass."""
@@ -350,7 +350,9 @@ def select(
     prior = cloud._log_pi(x.dtype)
     if k is None:
         gap = math.log(len(cloud) / tolerance)
-    else:  # logits in float64 and with the priors in float64 may come in another order by two roundings of a prior
+    else:
+        # logits in float64 and with the priors in float64 may come in another order, by two
+        # roundings of a prior
         most = (
             math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
         )

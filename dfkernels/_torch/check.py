@@ -1,10 +1,17 @@
-"""Argument errors in one style: "name: expected what, got what". Shapes, dtypes and devices before
-the call; values after it.
+"""Checks of arguments, and their errors in one style: "name: expected what, got what".
 
-Looking at every value first would cost a pass over y. The CPU kernels raise an error when they meet
-a value that they cannot use; `call` then looks for the culprit, under vmap, grad and jvp in the
-tensors behind what these hand on. On CUDA values are never looked at, nor from a compiled graph or
-in a backward pass: there the kernels' own words, which name the argument as well, are the error.
+Who checks what:
+
+* A public op or object checks type, dtype, shape, device and plain numbers of its arguments before
+  it does anything, by the functions below (`query`, `alpha`, `sigma`, `points`, `vectors`, ...). An
+  object passes what it has checked to an op, which checks again: of tensors in order this takes
+  about a microsecond each, and an op can be called by anybody.
+* Values inside tensors (NaN, inf, sigma <= 0) are found by the kernels in what they compute, since
+  to look at every value first would cost a pass over y. Where a CPU kernel has raised an error,
+  `call` looks for the culprit (`diagnose`), under vmap, grad and jvp in the tensors behind what
+  these hand on. On CUDA values are never looked at, nor from a compiled graph or in a backward
+  pass: there the kernels' own words, which name the argument as well, are the error.
+* A wrong sigma is refused by `sigma` if it is a number, else by the kernels and `diagnose`.
 """
 
 from __future__ import annotations
@@ -13,6 +20,8 @@ import math
 import operator
 import struct
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,24 +34,29 @@ _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 _BLOCK = 1 << 22  # elements of y that diagnose looks at together
 
 
-def mismatch(name, expected, got):
+def mismatch(name: str, expected: str, got: object) -> ValueError:
+    """The error for an argument of the right type whose shape, device or value is wrong."""
     return ValueError(f"{name}: expected {expected}, got {got}")
 
 
-def _type(name, expected, got):
+def _type(name: str, expected: str, got: object) -> TypeError:
     return TypeError(f"{name}: expected {expected}, got {got}")
 
 
-def _shape(shape) -> str:
+def _shape(shape: Sequence[object]) -> str:
     return str(list(shape)).replace("'", "")
 
 
-def _dtype(t) -> str:
-    return str(t.dtype).removeprefix("torch.")
+def _dtype(t: Tensor) -> str:
+    return _name(t.dtype)
 
 
-def tensor(name, t):
-    """A plain dense tensor. The error says how to make one of what came instead."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(name: str, t: object) -> None:
+    """Refuses what is no plain dense tensor; the error says how to make one of what came."""
     if not isinstance(t, Tensor):
         if type(t).__module__.partition(".")[0] == "numpy":
             unmasked(name, t)
@@ -65,36 +79,36 @@ def tensor(name, t):
             )
 
 
-def stored(name, t):
-    """A plain dense tensor that has values, to be kept: none of the meta device, no FakeTensor."""
+def stored(name: str, t: Tensor) -> None:
+    """Refuses what cannot be kept: no plain dense tensor, or one without values (meta, fake)."""
     tensor(name, t)
     if not torch.compiler.is_compiling() and private.is_fake(t):
         raise mismatch(name, "a tensor with values", f"{type(t).__name__} without, on {t.device}")
 
 
-def values_hidden(*tensors) -> bool:
-    """Whether the values of these tensors must not be looked at. On an accelerator one would wait
-    for them; while a graph is traced, under vmap at any nesting, and of meta and fake tensors it
-    cannot be done.
+def values_hidden(*tensors: object) -> bool:
+    """Whether the values of these tensors must not be looked at: on an accelerator one would wait
+    for them; while a graph is traced, under vmap at any nesting, and of meta and fake tensors there
+    are none.
     """
     if torch.compiler.is_compiling():
         return True
-    tensors = [t for t in tensors if isinstance(t, Tensor)]
-    if any(t.device.type != "cpu" or private.is_vmapped(t) for t in tensors):
+    given = [t for t in tensors if isinstance(t, Tensor)]
+    if any(t.device.type != "cpu" or private.is_vmapped(t) for t in given):
         return True
-    return private.is_fake(*tensors)
+    return private.is_fake(*given)
 
 
-def unmasked(name, a):
-    """Refuses NumPy's masked arrays: whoever reads their data drops the mask."""
+def unmasked(name: str, a: object) -> None:
+    """Refuses NumPy's masked arrays, since whoever reads their data drops the mask."""
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(a, masked.MaskedArray):
         way_out = "fill or leave out what is masked: .filled, .compressed"
         raise _type(name, "no masked array", f"{_kind(a)}: {way_out}")
 
 
-def query(name, x):
-    """A [B, *E] tensor in a compute dtype. -> flat [B, d]"""
+def query(name: str, x: Tensor) -> Tensor:
+    """Queries [B, *E] in a compute dtype, as flat [B, d]."""
     tensor(name, x)
     if x.dtype not in _COMPUTE:
         raise _type(name, "float32 or float64", _dtype(x))
@@ -105,8 +119,8 @@ def query(name, x):
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def like(name, t, other_name, other):
-    """A tensor of the shape, dtype and device of another. -> flat [B, d]"""
+def like(name: str, t: Tensor, other_name: str, other: Tensor) -> Tensor:
+    """A tensor of the shape, dtype and device of another, as flat [B, d]."""
     tensor(name, t)
     if t.shape != other.shape:
         raise mismatch(name, f"shape {_shape(other.shape)} like {other_name}", _shape(t.shape))
@@ -114,51 +128,71 @@ def like(name, t, other_name, other):
     return t if t.dim() == 2 else t.reshape(t.shape[0], math.prod(t.shape[1:]))
 
 
-def same(name, t, other_name, other):
+def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses another dtype or device than that of `other`."""
     if t.dtype != other.dtype:
         raise _type(name, f"{_dtype(other)} like {other_name}", _dtype(t))
     if t.device != other.device:
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)
 
 
-def level(name, a, x):
-    """alpha or sigma, a number of any library, 0-d or [B], a tensor or a NumPy array. -> [B] in x's
-    dtype"""
-    if isinstance(a, Tensor):
-        if (
-            type(a) is Tensor
-            and a.dtype == x.dtype
-            and a.layout == torch.strided
-            and not a.is_nested
-            and a.shape == x.shape[:1]
-            and a.device == x.device
-        ):
-            return a
-        tensor(name, a)
-        if a.dtype.is_complex or a.dtype == torch.bool:
-            raise _type(name, "a real number or tensor", _dtype(a))
-        if a.dim() and a.shape != x.shape[:1]:
-            raise mismatch(
-                name, f"a number, shape [] or [{x.shape[0]}]", f"shape {_shape(a.shape)}"
-            )
-        if a.device != x.device and (a.dim() or a.is_meta):
-            raise mismatch(name, f"device {x.device} like x", a.device)
-        return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
-    if torch.compiler.is_compiling() and not isinstance(a, (bool, str)):
-        if isinstance(a, (int, float, torch.SymFloat, torch.SymInt)):
-            return x.new_ones(x.shape[0]) * a  # a may be symbolic
-        return level(
-            name, torch.as_tensor(a, dtype=x.dtype, device=x.device), x
-        )  # of NumPy, which is traced
-    if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
-        return level(name, of_numpy(name, a).to(x.device), x)
-    if isinstance(a, (bool, str)) or not hasattr(a, "__float__"):
-        raise _type(name, "a number or a tensor", _kind(a))
-    return x.new_full((x.shape[0],), _in_range(name, a, x.dtype))
+def alpha(value: float | Tensor, x: Tensor) -> Tensor:
+    """alpha for queries x [B, *E], as [B] in x's dtype: see `per_query`."""
+    return per_query("alpha", value, x)
 
 
-def of_numpy(name, a) -> Tensor:
-    """A NumPy array of real numbers as a float64 tensor, without a loss."""
+def sigma(value: float | Tensor, x: Tensor) -> Tensor:
+    """sigma > 0 for queries x [B, *E], as [B] in x's dtype: see `per_query`.
+
+    A wrong sigma is refused here, but for values inside a tensor: those the kernels find.
+    """
+    return per_query("sigma", value, x, positive=True)
+
+
+def per_query(name: str, value: Any, x: Tensor, positive: bool = False) -> Tensor:
+    """One number for each query x [B, *E], as [B] in x's dtype: a number of any library, a tensor
+    or NumPy array, 0-d or [B].
+
+    Raises TypeError or ValueError naming the argument; for a number also where it is not finite, or
+    not positive, in x's dtype.
+    """
+    if isinstance(value, Tensor):
+        return _per_query_tensor(name, value, x)
+    if torch.compiler.is_compiling() and not isinstance(value, (bool, str)):
+        if isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+            # a product, since the number may be symbolic, of which torch's own hints know nothing
+            return torch.mul(x.new_ones(x.shape[0]), value)  # pyrefly: ignore[bad-argument-type]
+        traced = torch.as_tensor(value, dtype=x.dtype, device=x.device)  # of NumPy
+        return _per_query_tensor(name, traced, x)
+    if type(value).__module__.partition(".")[0] == "numpy" and getattr(value, "ndim", 0):
+        return _per_query_tensor(name, of_numpy(name, value).to(x.device), x)
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise _type(name, "a number or a tensor", _kind(value))
+    return x.new_full((x.shape[0],), _in_range(name, value, x.dtype, positive))
+
+
+def _per_query_tensor(name: str, a: Tensor, x: Tensor) -> Tensor:
+    if (
+        type(a) is Tensor
+        and a.dtype == x.dtype
+        and a.layout == torch.strided
+        and not a.is_nested
+        and a.shape == x.shape[:1]
+        and a.device == x.device
+    ):
+        return a
+    tensor(name, a)
+    if a.dtype.is_complex or a.dtype == torch.bool:
+        raise _type(name, "a real number or tensor", _dtype(a))
+    if a.dim() and a.shape != x.shape[:1]:
+        raise mismatch(name, f"a number, shape [] or [{x.shape[0]}]", f"shape {_shape(a.shape)}")
+    if a.device != x.device and (a.dim() or a.is_meta):
+        raise mismatch(name, f"device {x.device} like x", a.device)
+    return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+
+
+def of_numpy(name: str, a: Any) -> Tensor:
+    """A NumPy array of real numbers as a float64 tensor, without loss."""
     unmasked(name, a)
     if a.dtype.kind not in "fiu":
         raise _type(name, "a real number or tensor", _kind(a) + f" and dtype {a.dtype}")
@@ -171,27 +205,29 @@ def of_numpy(name, a) -> Tensor:
     return torch.from_numpy(wide)
 
 
-def _in_range(name, a, dtype) -> float:
-    """A level's number, finite and, if it is sigma, positive; in this dtype as well."""
-    expected = "a finite value > 0" if name == "sigma" else "a finite value"
+def _in_range(name: str, number: Any, dtype: torch.dtype, positive: bool) -> float:
+    """A number that is finite and, where it has to be, positive: in this dtype as well."""
+    expected = "a finite value > 0" if positive else "a finite value"
     try:
-        value = constant(name, a)
+        value = constant(name, number)
     except ValueError as error:
         raise mismatch(name, expected, str(error).rpartition("got ")[2]) from None
-    if name == "sigma" and value <= 0:
+    if positive and value <= 0:
         raise mismatch(name, expected, value)
     try:
-        there = struct.unpack("f", struct.pack("f", value))[0] if dtype == torch.float32 else value
+        narrow = struct.unpack("f", struct.pack("f", value))[0] if dtype == torch.float32 else value
     except OverflowError:
-        there = math.inf
-    if not math.isfinite(there) or (name == "sigma" and there == 0):
-        raise mismatch(name, f"{expected} in {str(dtype).removeprefix('torch.')}", value)
+        narrow = math.inf
+    if not math.isfinite(narrow) or (positive and narrow == 0):
+        raise mismatch(name, f"{expected} in {_name(dtype)}", value)
     return value
 
 
-def constant(name, a):
+def constant(name: str, a: Any) -> float:
     """A finite number of any library, as a Python float: int, float, a NumPy scalar, a 0-d array or
     tensor, whatever has `__float__`. bool, complex and arrays of one entry are no numbers.
+
+    Raises TypeError or ValueError naming the argument.
     """
     if torch.compiler.is_compiling() and isinstance(a, (int, float)) and not isinstance(a, bool):
         return 1.0 * a  # may be symbolic: nothing to look at
@@ -199,9 +235,8 @@ def constant(name, a):
         raise _type(name, "a number", _kind(a))
     unmasked(name, a)
     dtype = getattr(a, "dtype", None)
-    text_or_time = getattr(dtype, "kind", "") in tuple(
-        "SUMm"
-    )  # of NumPy: float would read them, or raise
+    # of NumPy: float would read them, or raise
+    text_or_time = getattr(dtype, "kind", "") in ("S", "U", "M", "m")
     if text_or_time or str(dtype).removeprefix("torch.").startswith(("bool", "complex")):
         raise _type(name, "a real number", f"{_kind(a)} of {dtype}")
     if isinstance(a, Tensor) and private.is_differentiated(a):
@@ -223,9 +258,10 @@ def constant(name, a):
     return value
 
 
-def integer(name, a, least=None, most=None):
+def integer(name: str, a: Any, least: int | None = None, most: int | None = None) -> int:
     """A whole number of any library (whatever has `__index__`) from least to most, as a Python
-    int."""
+    int.
+    """
     try:
         if isinstance(a, bool) or str(getattr(a, "dtype", "")).removeprefix("torch.") == "bool":
             raise TypeError
@@ -238,19 +274,36 @@ def integer(name, a, least=None, most=None):
     return value
 
 
-def _kind(a) -> str:
-    """What came, in an error's words: the type, with the shape of an array."""
+def _kind(a: object) -> str:
+    """The type of what came, with the shape of an array, for an error."""
     shape = None if isinstance(a, Tensor) and a.is_nested else getattr(a, "shape", None)
     return type(a).__name__ + (
         f" of shape {_shape(shape)}" if isinstance(shape, tuple) and shape else ""
     )
 
 
-def points(x, y, alpha, sigma, log_prior, scale, offset):
-    """Arguments that every data-set op shares, flat and expanded: (x, y, alpha, sigma, log_prior,
-    scale, offset).
-    """
+def points(
+    x: Tensor,
+    y: Tensor,
+    alpha: float | Tensor,
+    sigma: float | Tensor,
+    log_prior: Tensor | None,
+    scale: float,
+    offset: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float, float]:
+    """The arguments that every op over a data set shares, checked, flat and expanded."""
     flat = query("x", x)
+    y = _atoms(x, y)
+    if log_prior is not None:
+        log_prior = _log_prior(x, y, log_prior)
+    if not (type(scale) is type(offset) is float and scale == 1.0 and offset == 0.0):
+        scale, offset = constant("scale", scale), constant("offset", offset)
+    levels = per_query("alpha", alpha, x), per_query("sigma", sigma, x, positive=True)
+    return flat, y, *levels, log_prior, scale, offset
+
+
+def _atoms(x: Tensor, y: Tensor) -> Tensor:
+    """Atoms [N, *E] beside queries x [B, *E], as flat [N, d]."""
     tensor("y", y)
     if (
         y.dtype != x.dtype
@@ -270,32 +323,30 @@ def points(x, y, alpha, sigma, log_prior, scale, offset):
         )
     if y.shape[0] == 0:
         raise mismatch("y", "at least one atom", f"shape {_shape(y.shape)}")
-    if flat.shape[1] == 0:
+    d = math.prod(x.shape[1:])
+    if d == 0:
         raise mismatch("x", "at least one number per query", f"shape {_shape(x.shape)}")
     if y.device != x.device:
         raise mismatch("y", f"device {x.device} like x", y.device)
-    if y.dim() != 2:
-        y = y.reshape(y.shape[0], flat.shape[1])
-    if log_prior is not None:
-        tensor("log_prior", log_prior)
-        if log_prior.shape != y.shape[:1]:
-            raise mismatch(
-                "log_prior", f"shape [{y.shape[0]}], one entry per atom", _shape(log_prior.shape)
-            )
-        if not log_prior.dtype.is_floating_point:
-            raise _type("log_prior", "a floating dtype", _dtype(log_prior))
-        if log_prior.device != x.device:
-            raise mismatch("log_prior", f"device {x.device} like x", log_prior.device)
-        if log_prior.dtype != x.dtype:
-            log_prior = _narrowed(log_prior, x.dtype)
-    if not (type(scale) is type(offset) is float and scale == 1.0 and offset == 0.0):
-        scale, offset = constant("scale", scale), constant("offset", offset)
-    return flat, y, level("alpha", alpha, x), level("sigma", sigma, x), log_prior, scale, offset
+    return y if y.dim() == 2 else y.reshape(y.shape[0], d)
 
 
-def _narrowed(log_prior, dtype):
-    """log_prior in another dtype. The largest is taken off before: a constant means nothing, but in
-    float32 a large one would cost the digits of what differs.
+def _log_prior(x: Tensor, y: Tensor, log_prior: Tensor) -> Tensor:
+    """Log weights [N], in x's dtype."""
+    tensor("log_prior", log_prior)
+    if log_prior.shape != y.shape[:1]:
+        expected = f"shape [{y.shape[0]}], one entry per atom"
+        raise mismatch("log_prior", expected, _shape(log_prior.shape))
+    if not log_prior.dtype.is_floating_point:
+        raise _type("log_prior", "a floating dtype", _dtype(log_prior))
+    if log_prior.device != x.device:
+        raise mismatch("log_prior", f"device {x.device} like x", log_prior.device)
+    return log_prior if log_prior.dtype == x.dtype else _narrowed(log_prior, x.dtype)
+
+
+def _narrowed(log_prior: Tensor, dtype: torch.dtype) -> Tensor:
+    """log_prior in another dtype, its largest entry taken off before: a constant means nothing, but
+    in float32 a large one would cost the digits of what differs.
     """
     if log_prior.dtype.itemsize > dtype.itemsize:
         top = log_prior.detach().amax()
@@ -303,8 +354,8 @@ def _narrowed(log_prior, dtype):
     return log_prior.to(dtype)
 
 
-def vectors(name, v, other_name, other, d):
-    """[B, *E] or [B, K, *E] beside a [B, *E] tensor. -> [B, K, d]"""
+def vectors(name: str, v: Tensor, other_name: str, other: Tensor, d: int) -> Tensor:
+    """Vectors [B, *E] or [B, K, *E] beside a tensor `other` [B, *E], as [B, K, d]."""
     tensor(name, v)
     same(name, v, other_name, other)
     event = other.shape[1:]
@@ -317,13 +368,14 @@ def vectors(name, v, other_name, other, d):
     return v if many and v.dim() == 3 else v.reshape(v.shape[0], v.shape[1] if many else 1, d)
 
 
-def lists(atoms, counts, x):
-    """Lists of atoms: int64 [M] and [B], beside x [B, d]; both or neither."""
+def lists(atoms: Tensor | None, counts: Tensor | None, x: Tensor) -> None:
+    """Refuses lists of atoms for queries x [B, d] that are not both int64, [M] and [B]."""
     for name, t, other in (("atoms", atoms, "counts"), ("counts", counts, "atoms")):
         if t is None:
             raise mismatch(name, f"a tensor to go with {other}", "None")
     for name, t, shape in (("atoms", atoms, ["M"]), ("counts", counts, [x.shape[0]])):
         tensor(name, t)
+        assert t is not None
         if t.dtype != torch.int64:
             raise _type(name, "int64", _dtype(t))
         if t.dim() != 1 or shape[0] not in ("M", t.shape[0]):
@@ -332,17 +384,21 @@ def lists(atoms, counts, x):
             raise mismatch(name, f"device {x.device} like x", t.device)
 
 
-def choice(name, value, allowed):
+def choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuses a value that is not one of the names allowed."""
     if value not in allowed:
         raise mismatch(name, " or ".join(map(repr, allowed)), repr(value))
 
 
-def call(op, args, **given):
-    """op(*args); a value that the kernel could not use becomes a ValueError: it names the argument
+def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor) -> Any:
+    """op(*args). A value that the kernel could not use becomes a ValueError that names the argument
     or, where each is finite and together they overflow, says in the kernel's words what did.
 
-    `given`: the arguments that were reshaped, as the caller gave them, so that the index in the
-    message is theirs.
+    Args:
+        op: an operator of torch.ops.dfkernels.
+        args: its arguments.
+        given: those that were reshaped, as the caller gave them: the index in the message is
+            theirs.
     """
     if torch.compiler.is_compiling():
         return op(*args)
@@ -353,14 +409,14 @@ def call(op, args, **given):
         if known is None:
             raise
         if isinstance(known, UnusableValue):
-            names = [a.name for a in op._schema.arguments]
+            names = [a.name for a in op._schema.arguments]  # pyrefly: ignore[missing-attribute]
             diagnose({**dict(zip(names, args, strict=False)), **given}, error)
         raise known from error
 
 
-def diagnose(args, cause):
-    """Raises ValueError for the first of the named arguments whose values explain `cause`; returns
-    if there is none.
+def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
+    """Raises ValueError for the first of the named arguments whose values explain `cause`, an error
+    of a kernel: NaN, inf, a sigma that is not positive. Returns if there is none.
     """
     plain = {
         name: private.fully_unwrapped(a.detach())
@@ -382,8 +438,8 @@ def diagnose(args, cause):
             finite(name, a, cause, _unread(a, plain) if name == "y" else None)
 
 
-def _unread(y, args):
-    """[N]: the atoms that no query counts, which may hold anything; None if there are none."""
+def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
+    """bool [N]: the atoms that no query counts, which may hold anything; None if there are none."""
     prior, atoms = args.get("log_prior"), args.get("atoms")
     unread = None
     if prior is not None and prior.shape == y.shape[:1]:
@@ -395,9 +451,12 @@ def _unread(y, args):
     return unread
 
 
-def finite(name, a, cause=None, unread=None):
-    """Raises ValueError for the first NaN or inf in a [n, ...] tensor, rows that are unread, [n],
-    left out."""
+def finite(
+    name: str, a: Tensor, cause: Exception | None = None, unread: Tensor | None = None
+) -> None:
+    """Raises ValueError for the first NaN or inf of a tensor [n, ...], in rows that are not
+    `unread` [n].
+    """
     step = max(1, _BLOCK // max(1, a[:1].numel()))
     for start in range(0, a.shape[0], step):
         block = a[start : start + step]
@@ -407,7 +466,15 @@ def finite(name, a, cause=None, unread=None):
         _first(name, block, bad, "finite values", cause, start)
 
 
-def _first(name, a, bad, expected, cause, start=0):
+def _first(
+    name: str,
+    a: Tensor,
+    bad: Tensor,
+    expected: str,
+    cause: Exception | None,
+    start: int = 0,
+) -> None:
+    """Raises ValueError for the first entry that is bad; `start`: the number of a's first row."""
     if bool(bad.any()):
         index = torch.nonzero(bad)[0].tolist()
         raise mismatch(

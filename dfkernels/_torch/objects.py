@@ -121,9 +121,9 @@ class cached(Generic[T]):
     """A method without arguments that is read as an attribute and computed when first asked for, of
     an object with `parameters()` and `_unchanged()`.
 
-    The result is the object's own: what leaves the object is a copy of it. A result that has no graph, since it was
-    asked for under no_grad or before an input required a gradient, is computed again when one is
-    needed.
+    The result is the object's own: what leaves the object is a copy of it. A result that has no
+    graph, since it was asked for under no_grad or before an input required a gradient, is computed
+    again when one is needed.
     """
 
     def __init__(self, compute: Callable[[Any], T], graph: bool = True) -> None:

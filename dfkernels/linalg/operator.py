@@ -114,12 +114,10 @@ class LinearOperator(abc.ABC):
         tol: float | None = None,
         max_iter: int | None = None,
     ) -> Tensor:
-        """(A + damping I)^{-1} b by conjugate gradients, b [B, *event_shape] or [B, K, *event_shape].
-
-        All systems share each product.
+        """(A + damping I)^{-1} b by conjugate gradients; all systems share each product.
 
         Args:
-            b: the right-hand sides.
+            b: [B, *event_shape] or [B, K, *event_shape], the right-hand sides.
             damping: number or [B], >= 0. Where A <= I/sigma^2, as for the exact Fisher information,
                 a value above (d - 1)/sigma^2 - tr A is always enough.
             tol: bound on |b - A x| / |b|; default eps^(2/3) of the dtype (2.4e-5, 3.7e-11).
@@ -158,7 +156,7 @@ class LinearOperator(abc.ABC):
         self._unchanged()
         rows = ordinary(self._rows("b", b))
         check.finite("b", b.detach())
-        shift = check.level("damping", damping, self._like[1])
+        shift = check.per_query("damping", damping, self._like[1])
         usable = (shift >= 0) & shift.isfinite()
         if not bool(usable.all()):
             came = shift[~usable][0].item()
@@ -272,6 +270,7 @@ class LinearOperator(abc.ABC):
 
     def _unchanged(self) -> None:
         """Raises RuntimeError where a tensor that the operator was made from has been changed."""
+        return
 
     @property
     def _like(self) -> tuple[str, Tensor]:
@@ -322,7 +321,8 @@ class _Implicit(torch.autograd.Function):
         return solution
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         with plain(grad.device):  # of the mode in which backward was called
             return _Implicit._cotangents(ctx, grad)
 

@@ -171,29 +171,34 @@ def guide(
     check.query("x", x)
     denoiser = denoiser.bind(**conditions)
     how = {"order": order, "normalise": normalise, "cloud": cloud, "trace": trace}
-    x, losses, best = x.detach(), [], None
+    x, losses = x.detach(), []
+    best: tuple[Tensor, Tensor, Tensor] | None = None  # (loss, x, x_0)
     with reporting("guide", callback, progress, steps) as report:
         for i in range(steps + 1):
             with torch.no_grad():
                 trajectory = sample(denoiser, x, t, method)
             value, gradient = _value_and_gradient(loss, trajectory.x[-1])
             losses.append(value)
-            best = _better((value, x, trajectory.x[-1]), best)
+            new = (value, x, trajectory.x[-1])
+            best = new if best is None else _better(new, best)
             if i < steps:
                 lam = adjoint(trajectory, gradient, denoiser, form, **how).x[0]
                 x = x - lr * (_norm(x) / _norm(lam) * lam if normalise else lam)
                 report(i + 1, steps)
-    return Guided(*best[1:], torch.stack(losses), denoiser.evaluations - before)
+    assert best is not None  # there is at least one
+    return Guided(best[1], best[2], torch.stack(losses), denoiser.evaluations - before)
 
 
-def _better(new: tuple[Tensor, ...], best: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    """(loss, x, x_0), each sample's from the one with the lower loss."""
-    if best is None:
-        return new
+def _better(
+    new: tuple[Tensor, Tensor, Tensor], best: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sample's (loss, x, x_0) from the one with the lower loss."""
     lower = new[0] < best[0]
-    return tuple(
-        torch.where(lower.view(-1, *[1] * (a.ndim - 1)), a, b)
-        for a, b in zip(new, best, strict=True)
+    column = lower.view(-1, *[1] * (new[1].ndim - 1))
+    return (
+        torch.where(lower, new[0], best[0]),
+        torch.where(column, new[1], best[1]),
+        torch.where(column, new[2], best[2]),
     )
 
 

@@ -294,7 +294,7 @@ def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
     bad = (
         ~out.detach().isfinite().reshape(len(out), -1).all(1)
         if len(out)
-        else out.new_zeros(0, dtype=bool)
+        else out.new_zeros(0, dtype=torch.bool)
     )
     if bool(bad.any()):
         first = int(bad.nonzero()[0])

@@ -5,6 +5,7 @@ own, the exact one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .trace_matching import MatchedTrace
 
 __all__ = ["FORMS", "bound", "fisher"]
 
+T = TypeVar("T")
 FORMS = ("paper", "centred", "isotropic", "exact", "jvp", "finite-difference", "vjp")
 
 
@@ -102,13 +104,12 @@ def fisher(
     denoiser = denoiser.bind(**conditions)
     alpha, sigma = denoiser.levels(x, t)
     if form == "exact":
-        _needs("cloud", cloud, "a PointCloud", form)
-        return DiffusionFisher(x, cloud, alpha, sigma)
+        return DiffusionFisher(x, _given("cloud", cloud, "a PointCloud", form), alpha, sigma)
     if form == "isotropic":
-        _needs("trace", trace, "trace(x, t) -> tr F [B], e.g. a MatchedTrace,", form)
+        trace = _given("trace", trace, "trace(x, t) -> tr F [B], e.g. a MatchedTrace,", form)
         return IsotropicFisher(x, alpha, sigma, _trace(trace, x, t, denoiser, sigma))
     if form in ("paper", "centred"):
-        _needs("x0", x0, f"the end of the path, shape {list(x.shape)},", form)
+        x0 = _given("x0", x0, f"the end of the path, shape {list(x.shape)},", form)
         check.like("x0", x0, "x", x)
         if mean is None:
             mean = denoiser.denoised(x, t)
@@ -163,7 +164,8 @@ class EndpointFisher(FisherOperator):
     def parameters(self) -> tuple[Tensor, ...]:
         return self.x0, self.mean, self.alpha, self.sigma
 
-    def rebuild(self, x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor) -> EndpointFisher:
+    def rebuild(self, *parameters: Tensor) -> EndpointFisher:
+        x0, mean, alpha, sigma = parameters
         return EndpointFisher(self.x, alpha, sigma, x0, mean, self.form)
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -197,8 +199,8 @@ class IsotropicFisher(FisherOperator):
     def parameters(self) -> tuple[Tensor, ...]:
         return (self._trace,)
 
-    def rebuild(self, trace: Tensor) -> IsotropicFisher:
-        return IsotropicFisher(self.x, self.alpha, self.sigma, trace)
+    def rebuild(self, *parameters: Tensor) -> IsotropicFisher:
+        return IsotropicFisher(self.x, self.alpha, self.sigma, *parameters)
 
     def apply(self, v: Tensor) -> Tensor:
         return self._trace[:, None, None] / self.d * v
@@ -231,7 +233,8 @@ class NetworkFisher(FisherOperator):
     def parameters(self) -> tuple[Tensor, ...]:
         return (self.x,)
 
-    def rebuild(self, x: Tensor) -> NetworkFisher:
+    def rebuild(self, *parameters: Tensor) -> NetworkFisher:
+        (x,) = parameters
         return NetworkFisher(x, self.alpha, self.sigma, self.denoiser, self.t, self.form)
 
     @property
@@ -300,6 +303,8 @@ def _trace(
     return checked("trace", value, like, as_tensor("t", t).expand(like.shape))
 
 
-def _needs(name: str, value: object, expected: str, form: str) -> None:
+def _given(name: str, value: T | None, expected: str, form: str) -> T:
+    """An argument that the form needs."""
     if value is None:
         raise check.mismatch(name, f"{expected} for form {form!r}", "None")
+    return value

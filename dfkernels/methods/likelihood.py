@@ -36,7 +36,7 @@ __all__ = ["METHODS", "Divergence", "Hutchinson", "Likelihood", "exact", "log_pr
 
 METHODS = ("heun", "rk4", "dopri5")
 _FIXED = {"heun": solvers.HEUN, "rk4": solvers.RK4}
-State = tuple[Tensor, Tensor]
+State = solvers.State  # (x/alpha [B, *E], the integral of d log q [B])
 
 # above both, an estimated error is worth a warning
 _WARN_NATS, _WARN_BITS = 0.1, 0.01

@@ -261,15 +261,17 @@ def bound(
     if (radius is None) == (form != "residual"):
         expected = "a number" if radius is None else "None"
         raise check.mismatch("radius", f"{expected} with form={form!r}", radius)
-    second = eps_error**2 / sigma**2
-    if form == "paper":
-        return (
-            alpha**2 * d * trace_error / sigma**4
-            + 2 * alpha * radius * eps_error / sigma**3
-            + second
-        )
-    first = 0.0 if radius is None else 2 * radius * eps_error / sigma**2
-    return d * trace_error / sigma**2 + first + second
+    second_order = eps_error**2 / sigma**2
+    if radius is None:
+        return d * trace_error / sigma**2 + second_order
+    first_order = 2 * radius * eps_error / sigma**2
+    if form == "noise":
+        return d * trace_error / sigma**2 + first_order + second_order
+    return (
+        (alpha / sigma) ** 2 * d * trace_error / sigma**2
+        + alpha / sigma * first_order
+        + (second_order)
+    )
 
 
 def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:

@@ -220,17 +220,18 @@ def _quadratic_forms(
     def network(x: Tensor) -> Tensor:
         return denoiser.eps(x, t)
 
+    # pyrefly: ignore[bad-unpacking]  # two values, since has_aux is False
+    eps, pull = torch.func.vjp(network, x) if mode == "vjp" else (x, None)
     forms = []
-    if mode == "vjp":
-        eps, pull = torch.func.vjp(network, x)
     for v in stacks:
-        if mode == "vjp":
+        if pull is not None:
             products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
         else:
             push = torch.func.vmap(
-                lambda v: torch.func.jvp(network, (x,), (v,)), out_dims=(None, 0)
+                lambda v: torch.func.jvp(network, (x,), (v,)),
+                out_dims=(None, 0),  # pyrefly: ignore[bad-argument-type]  # None: not mapped
             )
-            eps, products = push(v)
+            eps, products = push(v)  # pyrefly: ignore[bad-unpacking]  # as above
         forms.append((v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2))
     checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func
     return eps, torch.cat(forms)

@@ -17,9 +17,11 @@ SLACK = 16
 
 
 class Schedule:
-    """Base class. A subclass gives `t_range`, `_alpha`, `_sigma`, `_f`, `_g2`, `_log_snr`,
-    `_t_of_log_snr`, and `_rates` where the formula by f and g2 is not finite and accurate over the
-    closed range.
+    """The base class of the noise schedules x_t = alpha_t x_0 + sigma_t eps.
+
+    A subclass defines `t_range`, `_alpha`, `_sigma`, `_f`, `_g2`, `_log_snr` and `_t_of_log_snr`,
+    which get checked tensors, and `_rates` where the formula by f and g2 is not finite and accurate
+    over the closed range.
 
     >>> alpha, sigma = VP()(torch.tensor([0.1, 0.5]))
     """
@@ -91,7 +93,10 @@ class Schedule:
     def _alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    _sigma = _f = _g2 = _log_snr = _t_of_log_snr = _alpha
+    _sigma = _f = _g2 = _log_snr = _alpha
+
+    def _t_of_log_snr(self, lam: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         f, sigma = self._f(t), self._sigma(t)

@@ -59,7 +59,7 @@ def endpoint_matvec(
     flat_mean = check.like("mean", mean, "x0", x0)
     v3 = check.vectors("v", v, "x0", x0, flat.shape[1])
     check.choice("form", form, ("paper", "centred"))
-    alpha, sigma = check.level("alpha", alpha, flat), check.level("sigma", sigma, flat)
+    alpha, sigma = check.alpha(alpha, flat), check.sigma(sigma, flat)
     return check.call(op, (v3, flat, flat_mean, alpha, sigma, form), v=v, x0=x0, mean=mean).reshape(
         v.shape
     )

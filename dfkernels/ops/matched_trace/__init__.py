@@ -66,5 +66,5 @@ def matched_trace(
             "None" if x is None else "a tensor",
         )
     flat_x = None if x is None else check.like("x", x, "eps", eps)
-    alpha, sigma = check.level("alpha", alpha, flat), check.level("sigma", sigma, flat)
+    alpha, sigma = check.alpha(alpha, flat), check.sigma(sigma, flat)
     return check.call(op, (m, flat, flat_x, alpha, sigma, form), eps=eps, x=x)

@@ -43,7 +43,7 @@ class Posterior(NamedTuple):
 
 
 def _per_query(name, a, x):
-    return check.level(name, a, x).reshape(-1, *[1] * (x.dim() - 1))
+    return check.per_query(name, a, x, positive=name == "sigma").reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _log_pi(log_prior, x, y):
