@@ -42,6 +42,7 @@ autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # or an attribute with an annotation would have two entries
 napoleon_use_param = False  # types stand in the signature
 
 # A reference to a name that nothing documents is an error, except other libraries' names: their
@@ -49,7 +50,7 @@ napoleon_use_param = False  # types stand in the signature
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|pathlib|collections|typing|argparse|abc)\..*"),
-    (r"py:class", r"Tensor|np\..*|dfkernels\._.*"),
+    (r"py:class", r"Tensor|np\..*|dfkernels\._.*|dfkernels\.methods\.denoiser\.PosteriorMean"),
 ]
 
 html_theme = "furo"
