@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import dfkernels as df
 from dfkernels import __version__, cli, ops
 from dfkernels._io import arrays as _arrays
 from dfkernels._io import files
@@ -485,6 +486,41 @@ def test_the_bar_of_posterior(here, monkeypatch):
         assert cli.main([*POSTERIOR, "--chunk", "2"]) == 0
         shown = stream.getvalue()
         assert re.fullmatch("\rposterior: 0 queries.*\r +\r" if stream.isatty() else "", shown)
+
+
+def test_index(here, capsys):
+    """What the command writes, a program reads; a file that is there is checked, never replaced."""
+    y = np.random.default_rng(1).standard_normal((300, 16)).astype(np.float32)
+    np.save("large.npy", y)
+    argv = ["index", "large.npy", "--log-prior", "prior.npy", "--scale", "0.5"]
+    np.save("prior.npy", np.where(np.arange(300) == 7, -np.inf, 0.0))
+    assert cli.main([*argv, "--out", "r/large.safetensors"]) == 0
+    assert capsys.readouterr().out.endswith("written: r/large.safetensors\n")
+    written = Path("r/large.safetensors").stat()
+    cloud = df.PointCloud(torch.from_numpy(y), torch.from_numpy(np.load("prior.npy")), scale=0.5)
+    found, built = cloud.index("r/large.safetensors"), cloud.index()
+    assert all(torch.equal(a, b) for a, b in zip(found, built, strict=True))
+    assert cli.main([*argv, "--out", "r/large.safetensors"]) == 0
+    assert "is the index of these atoms" in capsys.readouterr().out
+    assert Path("r/large.safetensors").stat().st_mtime_ns == written.st_mtime_ns
+    for wrong in (
+        ["index", "large.npy", "--out", "r/large.safetensors"],
+        [*argv, "--out", "y.npy"],
+    ):
+        assert cli.main(wrong) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dfkernels index: error: {wrong[-1]}: ") and "anew" in error
+    np.save("small.npy", y[:, :2])
+    assert cli.main(["index", "small.npy", "--out", "small.safetensors"]) == 2
+    assert "expected atoms of at least 32 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "reproduce"])
+def test_commands_that_left_the_package_say_where_they_are(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--quick"])
+    message = f"dfkernels: error: in a checkout: python -m experiments {command}\n"
+    assert stop.value.code == 2 and capsys.readouterr().err == message
 
 
 def test_version_and_env(capsys):

@@ -24,7 +24,11 @@ EXIT_CODES = f"""exit codes:
 def main(argv: list[str] | None = None) -> int:
     """Run `dfkernels ARGV`; returns the exit code. Raises SystemExit for --help and for bad
     arguments."""
-    return run(_parser(), argv)
+    parser = _parser()
+    command = next(iter(sys.argv[1:] if argv is None else argv), "")
+    if command in ("demo", "reproduce"):  # they were commands before they left the package
+        parser.exit(2, f"{parser.prog}: error: in a checkout: python -m experiments {command}\n")
+    return run(parser, argv)
 
 
 def run(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
@@ -91,26 +95,12 @@ def _parser() -> argparse.ArgumentParser:
             " log_prob, mean, score, fisher_trace and ess as .npz."
         ),
     )
-    posterior.add_argument(
-        "data",
-        metavar="DATA",
-        help=(
-            "atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file"
-            " as they are"
-        ),
-    )
+    _add_data(posterior)
     posterior.add_argument(
         "queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype"
     )
     posterior.add_argument("--sigma", type=_positive, required=True, help="noise level, > 0")
     posterior.add_argument("--alpha", type=_number, default=1.0, help="signal level (default: 1)")
-    posterior.add_argument(
-        "--log-prior", metavar="FILE", help="log weights of the atoms, [N] (default: uniform)"
-    )
-    posterior.add_argument(
-        "--scale", type=_number, default=1.0, help="atoms are scale * DATA + offset (default: 1)"
-    )
-    posterior.add_argument("--offset", type=_number, default=0.0, help="(default: 0)")
     posterior.add_argument(
         "-o", "--out", type=Path, default=Path("out.npz"), help="result (default: out.npz)"
     )
@@ -128,9 +118,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     posterior.set_defaults(run=_posterior)
 
+    index = commands.add_parser(
+        "index",
+        help="the index of your own file, for certified evaluation of large data sets",
+        description=(
+            "Builds the index of the atoms of DATA [N, ...], files as for posterior, and writes it"
+            " as .safetensors. A program reads it by cloud.index(FILE), where cloud is a PointCloud"
+            " of the same atoms. A file that is there already is checked and kept."
+        ),
+    )
+    _add_data(index)
+    index.add_argument("--out", type=Path, required=True, metavar="FILE", help="the index")
+    index.set_defaults(run=_index)
+
     env = commands.add_parser("env", help="what is loaded, what is not, and why")
     env.set_defaults(run=_env)
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what the atoms are."""
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help=(
+            "atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file"
+            " as they are"
+        ),
+    )
+    parser.add_argument(
+        "--log-prior", metavar="FILE", help="log weights of the atoms, [N] (default: uniform)"
+    )
+    parser.add_argument(
+        "--scale", type=_number, default=1.0, help="atoms are scale * DATA + offset (default: 1)"
+    )
+    parser.add_argument("--offset", type=_number, default=0.0, help="(default: 0)")
 
 
 def _posterior(args: argparse.Namespace) -> int:
@@ -183,6 +205,21 @@ def _refuse_inputs(args: argparse.Namespace) -> None:
             raise FileError(
                 f"{args.out}: is the input {path}: name another result, or --force to replace it"
             )
+
+
+def _index(args: argparse.Namespace) -> int:
+    from . import inputs
+
+    cloud = inputs.cloud(args.data, args.log_prior, args.scale, args.offset)
+    files.prepare(args.out)
+    there = args.out.exists()
+    try:
+        built = cloud.index(args.out)
+    except ValueError as error:
+        raise FileError(str(error)) from None
+    print(f"{built.nbytes / cloud.y.nbytes:.2f} of the size of {args.data}")
+    print(f"{'is the index of these atoms' if there else 'written'}: {args.out}")
+    return 0
 
 
 def _env(args: argparse.Namespace) -> int:

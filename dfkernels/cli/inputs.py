@@ -1,0 +1,140 @@
+"""Atoms and queries that people have in files: read, converted without loss, with errors that name
+the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .._io import arrays
+from .._io.files import FileError
+from ..cloud import PointCloud
+
+_BLOCK = 1 << 22  # numbers converted together
+EXACT = {  # integers up to here are numbers of that dtype
+    torch.float32: 1 << 24,
+    torch.float64: 1 << 53,
+}
+
+
+def cloud(
+    data: str,
+    log_prior: str | None,
+    scale: float,
+    offset: float,
+    dtype: torch.dtype | None = None,
+) -> PointCloud:
+    """The cloud of the atoms in a file.
+
+    They stay in their file (memory-mapped) and their dtype where that is float32, float16, bfloat16
+    or uint8, or float64 and ``dtype`` too; others are converted to ``dtype``, integers only where
+    nothing is lost.
+
+    Args:
+        data: FILE or FILE:KEY of atoms [N, *E], as `arrays.load` reads them.
+        log_prior: The same for log weights [N]; None for equal ones.
+        scale, offset: Atoms are ``scale * data + offset``.
+        dtype: float32 or float64; None for the atoms' own, or float32 where that is an integer.
+
+    Raises:
+        FileError: Anything wrong with a file or its contents.
+    """
+    atoms = arrays.load(data)
+    prior = None if log_prior is None else arrays.load(log_prior)
+    if atoms.ndim < 1 or atoms.numel() == 0:
+        raise FileError(
+            f"{data}: expected shape [N, *E] with N >= 1 and no empty dimension, got"
+            f" {list(atoms.shape)}"
+        )
+    if log_prior is not None and prior is not None:
+        if prior.shape != atoms.shape[:1]:
+            raise FileError(
+                f"{log_prior}: expected shape [{len(atoms)}], one log weight per atom of {data},"
+                f" got {list(prior.shape)}"
+            )
+        prior = converted(log_prior, prior, torch.float64)
+    if dtype is None:
+        dtype = torch.float64 if atoms.dtype == torch.float64 else torch.float32
+    if atoms.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.uint8, dtype):
+        atoms = converted(data, atoms, dtype, masked=None if prior is None else prior == -math.inf)
+    with blaming({"y": data, "log_prior": log_prior}):
+        return PointCloud(atoms, prior, scale=scale, offset=offset)
+
+
+def converted(
+    name: str, t: Tensor, dtype: torch.dtype, first: int = 0, masked: Tensor | None = None
+) -> Tensor:
+    """`t` [n, ...], whose row 0 is row `first` of the file, in `dtype`. Numbers with a fraction are
+    rounded.
+
+    Raises FileError for integers that `dtype` does not have and for numbers beyond its range, but
+    for those in the rows that are `masked` [n], whose values do not matter.
+    """
+    if t.dtype == dtype:
+        return t
+    out = torch.empty(t.shape, dtype=dtype, device="cpu")
+    rows = max(1, _BLOCK // max(1, t[:1].numel()))
+    for start in range(0, len(t), rows):
+        block, into = t[start : start + rows], out[start : start + rows]
+        into.copy_(block)
+        if block.is_floating_point():
+            lost = into.isinf() & ~block.to(torch.float64).isinf()
+        else:
+            most = EXACT[dtype]
+            values = block.numpy()
+            if -most <= int(values.min()) and int(values.max()) <= most:
+                continue
+            lost = torch.from_numpy((values < -most) | (values > most))
+        if masked is not None:
+            lost[masked[start : start + rows]] = False
+        if bool(lost.any()):
+            index = lost.nonzero()[0].tolist()
+            place = [first + start + index[0], *index[1:]]
+            way_out = (
+                "; --dtype float64 computes with more digits" if dtype == torch.float32 else ""
+            )
+            raise FileError(
+                f"{name}: expected numbers that {short(dtype)} can hold, got"
+                f" {block[tuple(index)].item()} at index {place}{way_out}"
+            )
+    return out
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_finite(name: str, x: Tensor, first: int) -> None:
+    """Raises FileError for the first NaN or inf of x [n, ...], whose row 0 is row `first` of the
+    file."""
+    bad = ~x.isfinite()
+    if bool(bad.any()):
+        index = bad.nonzero()[0].tolist()
+        place = [first + index[0], *index[1:]]
+        raise FileError(
+            f"{name}, row {place[0]}: expected finite values, got {x[tuple(index)].item()} at index"
+            f" {place}"
+        )
+
+
+@contextmanager
+def blaming(names: dict[str, str | None], otherwise: str | None = None) -> Iterator[None]:
+    """An error that begins with the name of an argument is that of the argument's file; one that
+    begins with another name (a number that the caller gave, an environment variable) stays as it
+    is; any other is put down to `otherwise`.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except (TypeError, ValueError) as error:
+        argument, colon, _ = str(error).partition(":")
+        named = bool(colon) and argument.isidentifier()
+        name = names.get(argument) if named else otherwise
+        if name is None:
+            raise
+        raise FileError(f"{name}: {error}") from None
