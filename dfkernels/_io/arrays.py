@@ -26,7 +26,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
 # What a file holds: for each name a call that reads that array. None is the name of an array that
 # has none.
-_Held = dict[str | None, Callable[[], object]]
+_Held = dict[str | None, Callable[[], Tensor | np.ndarray]]
 
 
 def load(name: str) -> Tensor:
@@ -95,7 +95,7 @@ def _check_kind(path: Path) -> None:
     )
 
 
-def _pick(path: Path, key: str | None, held: _Held) -> Callable[[], object]:
+def _pick(path: Path, key: str | None, held: _Held) -> Callable[[], Tensor | np.ndarray]:
     """The array `key` of a file; without a key, the only one."""
     if key in held:
         return held[key]
@@ -105,7 +105,7 @@ def _pick(path: Path, key: str | None, held: _Held) -> Callable[[], object]:
         raise FileError(f"{path}: holds one array, which has no name: leave out :{key}")
     if not held:
         raise FileError(f"{path}: holds no arrays")
-    names = ", ".join(list(held)[:12]) + (", ..." if len(held) > 12 else "")
+    names = ", ".join(map(str, list(held)[:12])) + (", ..." if len(held) > 12 else "")
     what = f"holds {len(held)} array{'s' if len(held) > 1 else ''} ({names})"
     if key is None:
         raise FileError(f"{path}: {what}: name one as {path.name}:KEY")
@@ -131,7 +131,7 @@ def _npz(path: Path) -> _Held:
 
 def _safetensors(path: Path) -> _Held:
     held, _ = files.open_tensors(path, mode="r")
-    return dict(held)
+    return {**held}
 
 
 def _torch_file(path: Path) -> _Held:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 BROKEN_PIPE = 141
 _ASCII = {
@@ -47,7 +47,8 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     one = UnicodeEncodeError(
         error.encoding, error.object, error.start, error.start + 1, error.reason
     )
-    return codecs.backslashreplace_errors(one)
+    text, end = codecs.backslashreplace_errors(one)
+    return str(text), end
 
 
 codecs.register_error("dfkernels", _plain)
@@ -57,40 +58,42 @@ class _Stream:
     """A text stream that takes everything: after the first failure it drops what it is given."""
 
     def __init__(self, inner: TextIO | None) -> None:
-        self.inner, self.failure = inner, None
+        self.inner = inner
+        self.failure: OSError | ValueError | None = None
         self.errors = getattr(inner, "errors", None)
         if hasattr(inner, "reconfigure"):
-            self._guarded(lambda: inner.reconfigure(errors="dfkernels"))
+            self._guarded(lambda inner: inner.reconfigure(errors="dfkernels"))
 
     def write(self, text: str) -> int:
-        self._guarded(lambda: self.inner.write(text))
+        self._guarded(lambda inner: inner.write(text))
         return len(text)
 
     def flush(self) -> None:
-        self._guarded(lambda: self.inner.flush())
+        self._guarded(lambda inner: inner.flush())
 
     def isatty(self) -> bool:
-        return bool(self._guarded(lambda: self.inner.isatty()))
+        return bool(self._guarded(lambda inner: inner.isatty()))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.inner, name)
 
-    def _guarded(self, call: Callable[[], object]) -> object:
+    def _guarded(self, call: Callable[[Any], object]) -> object:
         if self.inner is None or self.failure is not None:
             return None
         try:
-            return call()
+            return call(self.inner)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
-            self._discard()
+            self._discard(self.inner)
             return None
 
-    def _discard(self) -> None:
+    @staticmethod
+    def _discard(inner: TextIO) -> None:
         """What is left in the buffers goes nowhere: Python flushes them at exit, and would fail
         again."""
         try:
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.inner.fileno())
+            os.dup2(null, inner.fileno())
             os.close(null)
         except (OSError, ValueError):
             pass
@@ -99,7 +102,7 @@ class _Stream:
         """Flush, and give the inner stream back as it was."""
         self.flush()
         if self.failure is None and hasattr(self.inner, "reconfigure"):
-            self._guarded(lambda: self.inner.reconfigure(errors=self.errors))
+            self._guarded(lambda inner: inner.reconfigure(errors=self.errors))
 
 
 def _occupy() -> None:

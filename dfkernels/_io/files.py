@@ -323,7 +323,7 @@ def _mapped(
 
 def checksum(t: Tensor) -> int:
     """CRC-32 of a contiguous tensor's bytes."""
-    return zlib.crc32(t.flatten().view(torch.uint8).numpy())
+    return zlib.crc32(t.flatten().view(torch.uint8).numpy().data)
 
 
 def first_sentence(error: BaseException) -> str:

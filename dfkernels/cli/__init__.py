@@ -41,7 +41,7 @@ def run(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> int:
         try:
             args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:
-            raise SystemExit(console.code(stop.code or 0, parser.prog)) from None
+            raise SystemExit(console.code(int(stop.code or 0), parser.prog)) from None
         command = f"{parser.prog} {args.command}"
         try:
             code = args.run(args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def _cuda_devices() -> list[str]:
     return devices
 
 
-def environment() -> dict[str, object]:
+def environment() -> dict[str, Any]:
     """Versions, hardware, the compiled part and every backend, fit for JSON.
 
     backends maps each name to "" where it can run here, else to the reason why not.
@@ -49,7 +50,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def table(env: dict[str, object]) -> str:
+def table(env: dict[str, Any]) -> str:
     """`environment()` as lines of two columns."""
     native = env["native"]
     rows = [

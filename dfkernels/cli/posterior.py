@@ -30,19 +30,24 @@ def evaluate(
     chunk: int = 1024,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
-    """log_prob [B], mean [B, *E], score [B, *E], fisher_trace [B], ess [B] for queries [B, *E] and
-    atoms [N,
-    *E] from files.
+    """The posterior sums of atoms in a file at queries in another one.
 
-    data, queries and log_prior [N] are FILE or FILE:KEY, as `arrays.load` reads them. Atoms stay in
-    their file (memory-mapped) and their dtype where that is float32, float16, bfloat16 or uint8, or
-    float64 and `dtype` too; others are converted to `dtype`. Queries are converted chunk by chunk,
-    `chunk` rows sharing one pass over the atoms. Integers are converted only where nothing is lost.
-    scale and offset map the atoms only.
-    `step(done, total)` is called after each chunk, in rows.
+    Args:
+        data: FILE or FILE:KEY of atoms [N, *E], as `arrays.load` reads them; see `inputs.cloud`.
+        queries: The same for queries [B, *E], which are converted to ``dtype`` chunk by chunk.
+        sigma, alpha: The levels of all queries.
+        log_prior: The same for log weights [N]; None for equal ones.
+        scale, offset: Atoms are ``scale * data + offset``; queries are taken as they are.
+        dtype: float32 or float64, of the computation.
+        chunk: Queries that share one pass over the atoms.
+        step: Called as ``step(done, total)`` after each chunk, in queries.
 
-    Raises files.FileError naming the file at fault (and the rows, for queries), for anything wrong
-    with a file or its contents; ValueError or TypeError naming the argument otherwise.
+    Returns:
+        log_prob [B], mean [B, *E], score [B, *E], fisher_trace [B], ess [B].
+
+    Raises:
+        FileError: Anything wrong with a file or its contents; it names the file, and the rows.
+        ValueError, TypeError: Another argument is wrong.
     """
     check.choice("dtype", dtype, tuple(inputs.EXACT))
     chunk = check.integer("chunk", chunk, 1)
@@ -75,6 +80,6 @@ def evaluate(
 
 
 def save(path: Path, results: dict[str, np.ndarray]) -> None:
-    """Write the results as .npz, whole or not at all, to exactly this name. Raises
-    files.FileError."""
+    """Write the results as .npz, whole or not at all, to exactly this name. Raises FileError."""
+    # pyrefly: ignore[bad-argument-type]  NumPy's stub takes the names for its own keyword
     files.write(path, lambda file: np.savez(file, **results))
