@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,9 +44,10 @@ def check(case: Case | ChainCase) -> None:
     """Refuses a wrong result: the last query against float64 by differences; of 64 chains the
     median error (near the borders between the atoms' basins a chain amplifies its rounding)."""
     inputs = case.inputs
-    if case.op == "transport_chain":
-        some = {**inputs, "x": inputs["x"][-64:]}
-        want = transport_chain_reference(**{k: v.double() for k, v in some.items()})[1]
+    if isinstance(case, ChainCase):
+        some: dict[str, Any] = {**inputs, "x": inputs["x"][-64:]}
+        exact: dict[str, Any] = {k: v.double() for k, v in some.items()}
+        want = transport_chain_reference(**exact)[1]
         error = float((df.ops.transport_chain(**some).A - want).norm(dim=(1, 2)).median())
         refuse(case, error, 1e-3)
         return
@@ -55,13 +57,13 @@ def check(case: Case | ChainCase) -> None:
     for rows in case.y.split(2000):
         logits.append(-((x - rows.double()) / sigma).square().sum(1) / 2)
     weights = torch.softmax(torch.cat(logits), 0)
-    mean = sum(
-        w @ rows.double() for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True)
-    )
-    for w, rows in zip(weights.split(2000), case.y.split(2000), strict=True):
+    blocks = list(zip(weights.split(2000), case.y.split(2000), strict=True))
+    mean = torch.stack([w @ rows.double() for w, rows in blocks]).sum(0)
+    for w, rows in blocks:
         t = (rows.double() - mean) / sigma
         sums.append((w * t.square().sum(1)).sum() if case.op == "posterior" else (w * (t @ v)) @ t)
-    want = (case.d - sum(sums) if case.op == "posterior" else v - sum(sums)) / sigma**2
+    whole = case.d if case.op == "posterior" else v
+    want = (whole - torch.stack(sums).sum(0)) / sigma**2
     got = got.fisher_trace[-1] if case.op == "posterior" else got[-1]
     error = float((got.double() - want).norm() / want.norm())
     refuse(case, error, 1e-4)
@@ -91,7 +93,7 @@ def measure_case(
             if not warm:
                 times[name].append(took)
     median = {name: statistics.median(t) for name, t in times.items()}
-    best = min((n for n in median if n != "dfkernels"), key=median.get)
+    best = min((n for n in median if n != "dfkernels"), key=lambda n: median[n])
     least, bound = floor(case, rates)
     return {
         "op": case.op,
@@ -120,7 +122,7 @@ def machine(threads: int, rates: dict[str, float]) -> dict:
     return {
         "cpu": processor(),
         "threads": threads,
-        "isa": native.module.isa(),
+        "isa": native.info()["isa"],
         "torch": torch.__version__,
         "dfkernels": df.__version__,
         "commit": commit.stdout.strip(),

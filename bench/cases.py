@@ -63,7 +63,7 @@ class Case:
 
     @property
     def ess(self) -> float:
-        found = ops.posterior(**{k: v for k, v in self.inputs.items() if k != "v"})
+        found = ops.posterior(*(self.inputs[k] for k in ("x", "y", "alpha", "sigma")))
         return float(found.ess.median())
 
     @property

@@ -13,6 +13,8 @@ from dfkernels._torch import native
 def measure(threads: int) -> dict[str, float]:
     """read_gbs: GB/s of reading memory; gemm_gflops: torch.mm, float32, 3072 cubed; exp_gs: 1e9
     float32 exps/s of our kernels."""
+    if native.module is None:
+        raise RuntimeError(f"the compiled part is not loaded: {native.reason}")
     a = torch.randn(3072, 3072)
     a @ a
     times = []

@@ -9,6 +9,7 @@ torch    transport_chain's reference: batched differences and a softmax, step by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -65,7 +66,7 @@ def contenders(op: str) -> dict:
     if op == "transport_chain":
         return {"torch": transport_chain_reference}
     gemm = {"posterior": posterior_gemm, "fisher_matvec": fisher_matvec_gemm}[op]
-    found = {"gemm": gemm, "compile": torch.compile(gemm, dynamic=False)}
+    found: dict[str, Callable] = {"gemm": gemm, "compile": torch.compile(gemm, dynamic=False)}
     if op == "posterior":
         found["sdpa"] = posterior_sdpa
     return found

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -173,21 +174,20 @@ def measure_case(
     case = case.within(memory)
     least, bound = floor(case, rates)
     work = {"bytes": case.bytes, "flops": case.flops, "floor_ms": least, "bound": bound}
-    row = {**asdict(case), "sigma": case.sigma, **work, "contenders": {}}
+    contenders: dict[str, dict] = {}
+    row = {**asdict(case), "sigma": case.sigma, **work, "contenders": contenders}
     if time.monotonic() > deadline:
-        row["contenders"]["dfkernels"] = {"skipped": "out of time"}
+        contenders["dfkernels"] = {"skipped": "out of time"}
         return row
     inputs = case.inputs(device)
     want = exact_result(case, inputs)
     makers = {"dfkernels": lambda: ours(case, inputs), **peers.contenders(case, inputs)}
     for name, make in makers.items():
         if time.monotonic() > deadline:
-            row["contenders"][name] = {"skipped": "out of time"}
+            contenders[name] = {"skipped": "out of time"}
             continue
         if (needed := peers.bytes_needed(case, name)) > 0.8 * memory:
-            row["contenders"][name] = {
-                "skipped": f"needs {needed / 2**30:.0f} GiB for [B, N] arrays"
-            }
+            contenders[name] = {"skipped": f"needs {needed / 2**30:.0f} GiB for [B, N] arrays"}
             continue
         try:
             function = make()
@@ -202,10 +202,10 @@ def measure_case(
             run, as_graph = capture(function)
             times = timer(run, 0.3)
             found = {"ms": statistics.median(times), "least_ms": min(times), "runs": len(times)}
-            row["contenders"][name] = {**found, "graph": as_graph, "error": error}
+            contenders[name] = {**found, "graph": as_graph, "error": error}
             del run, function
         except Exception as error:  # another's package, out of memory, a compiler
-            row["contenders"][name] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+            contenders[name] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
         if device != "cpu":
             gc.collect()
             torch.cuda.empty_cache()
@@ -251,7 +251,12 @@ def main() -> int:
     path = args.out
     if path is None and not args.only:
         path = report.RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', about['gpu'].lower())}.json"
-    result = {"machine": about, "commit": commit(), "date": date.today().isoformat(), "rows": []}
+    result: dict[str, Any] = {
+        "machine": about,
+        "commit": commit(),
+        "date": date.today().isoformat(),
+        "rows": [],
+    }
     if not args.only:
         result["tests"] = tests(timeout=60 * args.minutes / 3)
         print(

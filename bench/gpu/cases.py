@@ -74,12 +74,9 @@ class Case:
             torch.full((self.B,), self.sigma, device=device),
         )
         if not self.N:
-            sizes = {"v": (self.B, self.K, self.d), "m": (self.B,), "alpha": None, "sigma": None}
-            found = {
-                name: normal(*sizes.get(name, (self.B, self.d)))
-                for name in TABLE[self.op].arguments
-                if sizes.get(name, ()) is not None
-            }
+            sizes = {"v": (self.B, self.K, self.d), "m": (self.B,)}
+            names = [n for n in TABLE[self.op].arguments if n not in ("alpha", "sigma")]
+            found = {name: normal(*sizes.get(name, (self.B, self.d))) for name in names}
             return {**found, "alpha": alpha, "sigma": sigma}
         if self.op == "transport_chain":
             sigma = torch.logspace(

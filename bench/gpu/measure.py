@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -53,8 +54,12 @@ def graphed(function):
     except RuntimeError:
         torch.cuda.synchronize()
         return function, False
-    graph.kept = kept  # what it writes to
-    return graph.replay, True
+    return partial(_replay, graph, kept), True
+
+
+def _replay(graph, outputs) -> None:
+    """Runs the graph; ``outputs``, which it writes to, live as long as this call may be made."""
+    graph.replay()
 
 
 @triton.jit
@@ -87,36 +92,39 @@ def rates(timer) -> dict[str, float]:
         )
     torch.backends.cuda.matmul.allow_tf32 = allowed
     p = torch.rand(2**24, device="cuda")
-    took = statistics.median(timer(lambda: _exps[(2**24 // 1024,)](p, 256, 1024), 0.1))
+    run: Callable = _exps[(2**24 // 1024,)]
+    took = statistics.median(timer(lambda: run(p, COUNT=256, BLOCK=1024), 0.1))
     found["exp_gs"] = 256 * 2**24 / took / 1e6
     return found
 
 
-def exact(op: str, x, y, alpha, sigma, v=None):
+def exact(op: str, x, y, alpha, sigma, v=None) -> torch.Tensor:
     """The op's tensor that contenders are compared in (posterior: the mean), in float64 by
     differences."""
     x, a, s = x.double(), alpha.double()[:, None, None], sigma.double()[:, None, None]
     blocks = y.split(max(1, 2**24 // x.numel()))
     logits = [-(((x[:, None] - a * rows.double()) / s) ** 2).sum(-1) / 2 for rows in blocks]
     weights = torch.softmax(torch.cat(logits, 1), 1).split([len(rows) for rows in blocks], 1)
-    mean = sum(w @ rows.double() for w, rows in zip(weights, blocks, strict=True))
+    means = [w @ rows.double() for w, rows in zip(weights, blocks, strict=True)]
+    mean = torch.stack(means).sum(0)
     if op == "posterior":
         return mean
-    total = 0
+    vectors = x[:, None] if v is None else v.double()
+    parts = []
     for w, rows in zip(weights, blocks, strict=True):
         t = a / s * (rows.double() - mean[:, None])  # [q, rows, d]
         if op == "fisher_matvec":
-            total += torch.einsum(
-                "qn,qni,qkn->qki", w, t, torch.einsum("qni,qki->qkn", t, v.double())
-            )
+            dots = torch.einsum("qni,qki->qkn", t, vectors)
+            parts.append(torch.einsum("qn,qni,qkn->qki", w, t, dots))
         elif op == "fisher_diagonal":
-            total += torch.einsum("qn,qni->qi", w, t * t)
+            parts.append(torch.einsum("qn,qni->qi", w, t * t))
         else:
-            total += torch.einsum("qni,qnj->qij", w[..., None] * t, t)
+            parts.append(torch.einsum("qni,qnj->qij", w[..., None] * t, t))
+    total = torch.stack(parts).sum(0)
     if op == "fisher_dense":
         one = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     else:
-        one = v.double() if op == "fisher_matvec" else torch.ones_like(x)
+        one = vectors if op == "fisher_matvec" else torch.ones_like(x)
     squared = sigma.double() ** 2
     return (one - total) / squared.view(-1, *[1] * (total.dim() - 1))
 

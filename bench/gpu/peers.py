@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -145,7 +146,7 @@ def contenders(case, inputs) -> dict:
             [rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))]
         )
         given, narrow = {**inputs, "y_norm": y_norm}, y.dtype != torch.float32
-    found = {"torch": lambda: partial(plain, **given)}
+    found: dict[str, Callable] = {"torch": lambda: partial(plain, **given)}
     if narrow:
         found = {
             "torch": lambda: partial(in_float, plain, **given),

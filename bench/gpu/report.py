@@ -56,7 +56,11 @@ def targets(result: dict) -> list[dict]:
         return row["flops"] / ms(row, "dfkernels") / rates["bf16_tflops"] / 1e9
 
     def over(*names):
-        return lambda row: (found := best(row, names)) and found[0] / ms(row, "dfkernels")
+        def ratio(row):
+            found, mine = best(row, names), ms(row, "dfkernels")
+            return found and mine and found[0] / mine
+
+        return ratio
 
     alike = [row for row in rows if row["group"] != "chain"]  # whose peer is hundreds of launches
     everyone, plain = CONTENDERS[1:], ("torch", "torch-bf16")
@@ -135,12 +139,13 @@ def markdown(result: dict) -> str:
         "| :-- |" + " --: |" * 4 + " :-- |" + " --: |" * (len(names) + 2),
     ]
     for row in result["rows"]:
-        if not ms(row, "dfkernels"):
+        mine = ms(row, "dfkernels")
+        if not mine:
             continue
         times = ["" if (t := ms(row, n)) is None else f"{t:.3g}" for n in names]
         times[0] = f"**{times[0]}**"
         peer = best(row)
-        ratio = "" if peer is None else format(peer[0] / ms(row, "dfkernels"), ".1f")
+        ratio = "" if peer is None else format(peer[0] / mine, ".1f")
         what = row["form"] or f"{row['storage']}, {row['noise']} noise"
         lines.append(
             f"| `{row['op']}` | {row['B']:,} | {row['N']:,} | {row['d']} | {row['K']} | {what} | "

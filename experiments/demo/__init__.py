@@ -50,6 +50,7 @@ def run(out: Path, *, quick: bool = False) -> int:
     print(f"{verdict}: largest error {error:.1e}, limit {LIMIT:.1e}", flush=True)
 
     arrays = _arrays(sweeps, speeds)
+    # pyrefly: ignore[bad-argument-type]  NumPy's stub takes the names for its own keyword
     write(out / "results.npz", lambda file: np.savez_compressed(file, **arrays))
     pictures: dict[str, dict[str, bytes]] = {}
     with Progress("figures", 2 * (len(sets) + 3)) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,8 @@ def digits(quick: bool) -> Data:
     """
     from sklearn.datasets import load_digits
 
-    y = torch.from_numpy(load_digits().images / 8 - 1).float()
+    found: Any = load_digits()  # a dict with attributes
+    y = torch.from_numpy(found.images / 8 - 1).float()
     pick = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 8 if quick else 64]
     return Data(
         name="digits",

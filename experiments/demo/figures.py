@@ -56,7 +56,7 @@ def images(sweep: Sweep, theme: Theme) -> Figure:
     )  # fmt: skip
     for column, s in enumerate(levels):
         sigma = float(sweep.data.sigma[s])
-        tiles = [
+        tiles: list[tuple[np.ndarray | None, str]] = [
             (
                 _picture(sweep.noisy[s, which] / math.sqrt(1 + sigma**2)),
                 "",

@@ -84,10 +84,11 @@ def _experiment(whole: Run, name: str, module: ModuleType, networks: Path, bar: 
         print(f"\n{report.describe(whole, result.section)}", flush=True)
         with _kept(result, bar):
             for picture in result.section.pictures:
-                result.pictures[picture.name] = tuple(
+                light, dark = (
                     png(lambda theme=theme, draw=picture.draw: draw(theme), theme, whole.dpi)
                     for theme in (LIGHT, DARK)
                 )
+                result.pictures[picture.name] = light, dark
     bar.step(f"{name}: figures", max(last - bar.done, 0) + 1)
     result.seconds = time.monotonic() - start
     return result

@@ -56,18 +56,20 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     data = digits.load()
     denoiser = digits.denoiser(quick, out, step)
     trace = digits.matched_trace(quick, out, step, denoiser)
-    judges = [digits.classifier(quick, out, step, name) for name in ("guide", "judge")]
+    guide_net, judge = (digits.classifier(quick, out, step, name) for name in ("guide", "judge"))
     seconds = {"training for digits": time.perf_counter() - begin}
-    studies = [measure(prepare("digits", data, denoiser, *judges, trace, quick), ROWS, step)]
+    studies = [
+        measure(prepare("digits", data, denoiser, guide_net, judge, trace, quick), ROWS, step)
+    ]
     seconds["guiding digits"] = time.perf_counter() - begin - sum(seconds.values())
     extra = not quick and mnist.available()
     if extra:
         data = mnist.load()
         denoiser = mnist.denoiser(data, out, step)
-        judges = [mnist.classifier(data, name, out, step) for name in ("guide", "judge")]
+        guide_net, judge = (mnist.classifier(data, name, out, step) for name in ("guide", "judge"))
         seconds["training for MNIST"] = time.perf_counter() - begin - sum(seconds.values())
         studies.append(
-            measure(prepare("MNIST", data, denoiser, *judges, None, quick), ON_MNIST, step)
+            measure(prepare("MNIST", data, denoiser, guide_net, judge, None, quick), ON_MNIST, step)
         )
         seconds["guiding MNIST"] = time.perf_counter() - begin - sum(seconds.values())
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def load() -> Digits:
     """1500 images to train on and 297 held out, a fixed random split."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()  # a dict with attributes
     x = torch.from_numpy((data.images + 0.5) * WIDTH - 1).float()[:, None]
     labels = torch.from_numpy(data.target).long()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def denoiser(quick: bool, out: Path, step: Callable[[str], None]) -> Denoiser:
     network = Preconditioned(body, SCHEDULE, mean=data.train.mean().item(), std=data.std)
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
-        x_0 = _batch(data.train, generator)[0]
+        x_0 = _batch(data, generator)[0]
         return denoising_loss(Denoiser(module, SCHEDULE), x_0, generator, noise=NOISE, std=data.std)
 
     return Denoiser(_trained("denoiser", network, loss, quick, out, DENOISER, step), SCHEDULE)
@@ -96,8 +96,8 @@ def matched_trace(
     predicts = {"mean": mean, "std": std, "predicts": form}
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
-        x_0 = _batch(data.train, generator)[0]
-        how = {"mean": mean} if form == "paper" else {}
+        x_0 = _batch(data, generator)[0]
+        how: dict[str, Any] = {"mean": mean} if form == "paper" else {}
         return trace_loss(module, eps, x_0, generator, noise=NOISE, form=form, std=std, **how)
 
     network = Preconditioned(body, SCHEDULE, **predicts)
@@ -139,7 +139,7 @@ def classifier(
             )
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
-        x_0, labels = _batch(data.train, generator, data.train_labels)
+        x_0, labels = _batch(data, generator)
         noisy = x_0 + 0.2 * torch.randn(
             x_0.shape, generator=generator
         )  # samples are not quite clean
@@ -148,11 +148,10 @@ def classifier(
     return _trained("classifier", network, loss, quick, out, CLASSIFIER[name], step, name)
 
 
-def _batch(
-    x: Tensor, generator: torch.Generator, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    pick = torch.randint(len(x), (_BATCH,), generator=generator)
-    return dequantised(x[pick], generator), None if labels is None else labels[pick]
+def _batch(data: Digits, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Training images, dequantised, and their labels."""
+    pick = torch.randint(len(data.train), (_BATCH,), generator=generator)
+    return dequantised(data.train[pick], generator), data.train_labels[pick]
 
 
 def _trained(

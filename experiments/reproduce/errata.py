@@ -39,7 +39,7 @@ class Formula:
     printed: str
     right: str
     shown: str  # the quantity, and where it is evaluated
-    values: tuple[str, str, str]  # truth, printed, right
+    values: tuple[str, ...]  # truth, printed, right
     errors: tuple[float, float]  # printed, right
     limit: float = LIMIT
 

@@ -104,7 +104,7 @@ def prop7() -> Bound:
     return Bound(
         "Prop. 7", "(α² d/σ⁴) δ₁ + δ₂²/σ²", "(α² d/σ⁴) δ₁ + (2α D_y/σ³) δ₂ + δ₂²/σ²",
         "tr F by eq. 17; two atoms, d = 4, σ = 0.5, δ₁ = 0, δ₂ = 10⁻³",
-        error.item(), (bounds[0].item(), bounds[1].item()), ratio.max().item(),
+        error.item(), (float(bounds[0]), float(bounds[1])), ratio.max().item(),
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def prop8() -> Bound:
     return Bound(
         "Prop. 8", "of order 1/σ³, in other units", "2α² D_y²/σ⁴ + 2α D_y δ₂/σ³ + δ₂²/σ²",
         "F by eq. 20, Hilbert–Schmidt; atoms e₁, e₂, x between them, x₀ = e₁, σ = 0.05, δ₂ = 0",
-        error.item(), (2 / sigma.item() ** 3, right.item()), ratio.max().item(),
+        error.item(), (2 / sigma.item() ** 3, float(right)), ratio.max().item(),
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def costs() -> tuple[Table, Claim]:
     alpha, sigma = VP()(torch.tensor(0.5, dtype=torch.float64))
     y, x = atoms(200, 64, 5, alpha, sigma)
     truth = ops.posterior(x[None], y, alpha, sigma).fisher_trace.item()
-    _, product = torch.func.vjp(
+    _, product, *_ = torch.func.vjp(
         lambda x: ops.posterior(x[None], y, alpha, sigma).eps(x[None], alpha, sigma)[0], x
     )
     exact = [(product(e)[0] @ e / sigma).item() for e in torch.eye(len(x), dtype=x.dtype)]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,16 +136,17 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
 
 
 def density(
-    network: Denoiser, images: Tensor, s: float, trace, std: float, *, steps: int, **how
+    network: Denoiser, images: Tensor, s: float, trace, std: float, *, steps: int, **how: Any
 ) -> Likelihood:
     """log q_s at x = alpha images, s = sigma/alpha, in steps as long as `steps` over the whole
     range."""
     top = digits.NOISE[1]
     share = math.log(top / s) / math.log(top / digits.NOISE[0])
     alpha = digits.SCHEDULE.alpha(_time(s)).to(images.dtype)
+    options: dict[str, Any] = {"method": "rk4", **how}
     return log_prob(
         network, alpha * images, (s, top), trace, data_std=std, width=digits.WIDTH,
-        steps=math.ceil(steps * share), **{"method": "rk4", **how},
+        steps=math.ceil(steps * share), **options,
     )  # fmt: skip
 
 

@@ -135,9 +135,11 @@ def _count(run: Run) -> str:
 
 def section_file(run: Run, result: Result) -> str:
     """One section, alone."""
+    if result.section is None:
+        raise ValueError(f"{result.name}: ended before there was a section")
     rows = [run.claim_row(c) for c in result.section.claims]
     claims = ["### Claims", _markdown_table(_HEAD, rows)] if rows else []
-    return "\n\n".join([*_section(result), *claims, _about(run)]) + "\n"
+    return "\n\n".join([*_section(result, result.section), *claims, _about(run)]) + "\n"
 
 
 def document(run: Run) -> str:
@@ -152,14 +154,13 @@ def document(run: Run) -> str:
     parts += ["<!-- /summary -->"]
     parts += ["\n".join(f"- {_markdown(line)}" for line in problems(run))]
     for result in run.results:
-        parts += _section(result) if result.section else []
+        parts += _section(result, result.section) if result.section else []
     parts += ["## Checks", _markdown_table(head, checks)] if checks else []
     parts += ["## Time", _markdown_table(*_times(run))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _section(result: Result) -> list[str]:
-    section = result.section
+def _section(result: Result, section: Section) -> list[str]:
     parts = [f"## {_markdown(section.title)}", *map(_markdown, section.text)]
     for table in section.tables:
         parts += [f"### {_markdown(table.title)}", _markdown_table(table.head, table.rows)]
@@ -216,7 +217,7 @@ def page(run: Run) -> str:
     parts += _contents(run)
     parts += _claims_html(run, "Targets", targets)
     for result in run.results:
-        parts += _html_section(run, result) if result.section else []
+        parts += _html_section(run, result, result.section) if result.section else []
     parts += _claims_html(run, "Checks", checks)
     parts += ["<h2>Time</h2>", _html_table(*_times(run))]
     made = (
@@ -238,8 +239,7 @@ def _contents(run: Run) -> Iterable[str]:
     return [f"<p class=note>{' · '.join(links)}</p>"] if links else []
 
 
-def _html_section(run: Run, result: Result) -> list[str]:
-    section = result.section
+def _html_section(run: Run, result: Result, section: Section) -> list[str]:
     parts = [f"<h2 id='{result.name}'>{html.inline(section.title)}</h2>"]
     parts += [f"<p>{html.inline(text)}</p>" for text in section.text]
     for table in section.tables:

@@ -127,7 +127,7 @@ def network(
         total = torch.zeros(())
         for noise, weight in ((NOISE, 1), (MIDDLE, 3)):
             given = {"x_0": x_0, "generator": generator, "noise": noise, **how}
-            if form == "epsilon":
+            if denoiser is None:  # the noise network itself
                 total = total + weight * denoising_loss(Denoiser(module, SCHEDULE), **given)
             else:
                 total = total + weight * trace_loss(module, denoiser, form=form, **given)

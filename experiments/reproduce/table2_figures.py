@@ -67,11 +67,12 @@ def fields(networks, side: int, theme: Theme) -> Figure:
         sharex=True,
         sharey=True,
     )
+    images = {}
     for row, sigma in zip(axes, LEVELS, strict=True):
         found, density = _fields(networks, sigma, side)
         for axis, (name, title) in zip(row, COLUMNS.items(), strict=True):
             values = found[name].masked_fill(~(density > 1e-6), torch.nan)
-            image = axis.imshow(
+            images[sigma, name] = axis.imshow(
                 values,
                 origin="lower",
                 extent=2 * (-REACH, REACH),
@@ -83,7 +84,7 @@ def fields(networks, side: int, theme: Theme) -> Figure:
             if sigma == LEVELS[0]:
                 axis.set_title(title)
         row[0].set_ylabel(f"σ = {sigma:g}")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, extend="both")
+    bar = figure.colorbar(next(iter(images.values())), ax=axes, shrink=0.6, extend="both")
     bar.set_label("(σ²/d) tr F")
     bar.outline.set_visible(False)
     return figure

@@ -110,7 +110,7 @@ def twist(y: Tensor, theme: Theme) -> Figure:
     ):
         width, height = (0.055 * size).tolist()
         face = {"facecolor": share(odd), "edgecolor": theme.ink, "linewidth": 0.5, "zorder": 3}
-        last.add_patch(Ellipse(place.tolist(), width, height, angle=slope, **face))
+        last.add_patch(Ellipse(tuple(place.tolist()), width, height, angle=slope, **face))
     last.set(title="Chains, and circles they carry", xlabel="$x_1$")
     for axis in axes:
         axis.set_aspect("equal")
