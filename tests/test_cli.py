@@ -22,7 +22,7 @@ from dfkernels._io import arrays as _arrays
 from dfkernels._io import files
 from dfkernels._io.console import Console
 from dfkernels._torch import native
-from dfkernels.cli import posterior
+from dfkernels.cli import inputs, posterior
 from experiments import __main__ as experiments
 from experiments.progress import Progress
 
@@ -298,14 +298,14 @@ def test_what_float32_lacks_does_not_matter_in_masked_atoms(stored):
     """The masked atom's number becomes whatever it may; the others' are still looked at."""
     atoms = torch.from_numpy(stored)
     masked = torch.tensor([False, False, True])
-    assert posterior._converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [
+    assert inputs.converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [
         [1],
         [2],
     ]
     with pytest.raises(
         files.FileError, match=r"^y\.npy: expected numbers that float32 can hold, .* \[2, 0\]"
     ):
-        posterior._converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
+        inputs.converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
 
 
 @pytest.mark.parametrize("code", ["i1", ">i2", "u2", "u4", "<i8", ">u8", ">f8", "f2"])

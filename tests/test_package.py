@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import math
 import os
 import re
 import shlex
@@ -11,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -218,8 +221,8 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert extra["simd/kernels-v4.o"] == "-DDFK_ISA=v4 -march=x86-64-v4 -mprefer-vector-width=512"
     assert extra["ops/posterior.o"] == "-isystem /t/torch/include"
     assert (
-        "build _C.so: link host/module.o ops/posterior.o simd/kernels-base.o simd/kernels-v3.o simd/kernels-v4.o"
-        in lines
+        "build _C.so: link host/module.o ops/posterior.o"
+        " simd/kernels-base.o simd/kernels-v3.o simd/kernels-v4.o" in lines
     )
     assert f"build ops/posterior.o: cxx {tmp_path}/a$ b$$c/csrc/ops/posterior.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
@@ -230,7 +233,7 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
 
 
 def test_constants_reach_cpp(native, tmp_path):
-    """Each constant of Python stands in the header, and what did not change is not written again."""
+    """Each constant of Python stands in the header; what did not change is not written again."""
     values = {k: v for k, v in vars(_constants).items() if k.isupper()}
     native.write_headers(tmp_path)
     written = (tmp_path / "constants.h").read_text()
@@ -273,8 +276,8 @@ def test_other_machines_compile_base_only(native, monkeypatch):
 
 @pytest.mark.parametrize("required", ["0", "1"])
 def test_installing_without_a_compiler(tmp_path, required):
-    """The reason goes where dfkernels/_torch/native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes it an
-    error."""
+    """The reason goes where dfkernels/_torch/native.py reads it; DFKERNELS_REQUIRE_NATIVE=1 makes
+    it an error."""
     run = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path],
         env={**os.environ, "CXX": "no-such-compiler", "DFKERNELS_REQUIRE_NATIVE": required},
@@ -292,9 +295,81 @@ def test_installing_without_a_compiler(tmp_path, required):
         assert run.returncode == 0 and why in note.read_text()
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout, without the compiled part, which takes minutes to build."""
+    folder = tmp_path_factory.mktemp("wheel")
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.splitlines()
+    if not names:
+        pytest.skip("no git checkout")
+    for name in filter(lambda name: (ROOT / name).is_file(), names):
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"),
+            *("--no-index", "-w", str(folder), str(folder / "source")),
+        ],
+        env={**os.environ, "CXX": "no-such-compiler", "DFKERNELS_REQUIRE_NATIVE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith("/METADATA"))
+        text = archive.read(metadata).decode()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dfkernels"}
+    assert "dfkernels/py.typed" in names and "dfkernels/_no_native.txt" in names
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "dfkernels").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    required = re.findall(r"^Requires-Dist: ([a-z]+)(?!.*extra)", text, re.M)
+    assert required == ["torch", "numpy", "safetensors", "tqdm"]
+    assert "Project-URL: Repository, https://github.com/dfkernels/dfkernels" in text
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_computes(wheel, tmp_path):
+    """Beside the torch that is there, with nothing of the checkout on the path."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*pip, str(tmp_path / "site"), str(wheel)], check=True, capture_output=True)
+    code = """
+import sys
+# An editable installation of the checkout would lend its compiled part.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+import dfkernels, torch
+x, y = torch.tensor([[0.5, 0.0]]), torch.eye(2)
+print(dfkernels.__file__)
+print(dfkernels.ops.posterior(x, y, 1.0, 0.5).mean.tolist())
+print(dfkernels._torch.native.reason)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    file, mean, reason = run.stdout.splitlines()
+    assert Path(file) == tmp_path / "site" / "dfkernels" / "__init__.py"
+    first = 1 / (1 + math.exp(-2.0))  # the two logits are 2 apart
+    assert json.loads(mean)[0] == pytest.approx([first, 1 - first], rel=1e-6)
+    assert "no-such-compiler" in reason
+
+
 # --- the compiled part
 
 
+@pytest.mark.slow
 @needs_native
 def test_loading():
     """torch comes first, whose library the loader takes; and the floating-point mode stays as it
@@ -309,6 +384,7 @@ def test_loading():
     assert python(code) == "True True"
 
 
+@pytest.mark.slow
 def test_the_compiled_part_can_be_switched_off():
     off = (
         "import sys; from dfkernels._torch import native as n; "
@@ -317,6 +393,7 @@ def test_the_compiled_part_can_be_switched_off():
     assert python(off, DFKERNELS_NATIVE="0") == "False DFKERNELS_NATIVE=0 {} False"
 
 
+@pytest.mark.slow
 def test_import_needs_nothing_beyond_torch_and_numpy():
     heavy = [
         "matplotlib",
