@@ -51,6 +51,7 @@ def row_of(case, monkeypatch, deadline=math.inf):
     return gpu.measure_case(case, RATES, timer, lambda f: (f, False), "cpu", 2**33, deadline)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so():
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu"], cwd=ROOT, capture_output=True, text=True

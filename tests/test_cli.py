@@ -709,6 +709,7 @@ def test_exit_codes_are_in_the_help(main, codes, capsys):
     assert [line.split()[0] for line in lines] == codes.split()
 
 
+@pytest.mark.slow
 def test_as_a_module(here):
     run = subprocess.run(
         [sys.executable, "-m", "dfkernels", "posterior", "y.npy", "nowhere.npy", "--sigma", "1"],

@@ -34,6 +34,7 @@ def finished(tmp_path_factory):
     return out, program.main(["demo", "--quick", "--out", str(out)])
 
 
+@pytest.mark.slow
 def test_every_check_holds(finished):
     out, code = finished
     assert code == 0
@@ -43,6 +44,7 @@ def test_every_check_holds(finished):
             assert errors.shape == (levels, len(CHECKS)) and float(errors.max()) <= LIMIT
 
 
+@pytest.mark.slow
 def test_numbers_behave_as_theory_says(finished):
     """ESS runs from 1 to N, sigma^2 tr F / d from 1 back to the Gaussian value, eigenvalues stay
     below 1/sigma^2.
@@ -61,6 +63,7 @@ def test_numbers_behave_as_theory_says(finished):
         assert 0.06 < rms < 0.1  # mean |noise| at sigma = 0.1
 
 
+@pytest.mark.slow
 def test_files(finished):
     out = finished[0]
     assert sorted(p.name for p in out.iterdir()) == sorted([*FIGURES, "index.html", "results.npz"])
@@ -131,6 +134,7 @@ def test_unwritable_out_is_found_before_any_work(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_was_computed(tmp_path, monkeypatch, capsys, finished):
     """Figures cannot be written: the tables are printed and results.npz is whole."""
     monkeypatch.setattr(demo, "sweep", lambda each, step: saved_sweep(finished[0], each))

@@ -87,6 +87,7 @@ def test_an_index_that_is_there_is_written_not_built_anew(tmp_path):
     assert torch.equal(found.basis, built.basis)
 
 
+@pytest.mark.slow
 def test_is_memory_mapped(tmp_path):
     path = tmp_path / "a.safetensors"
     cloud(500, 800).index(path)

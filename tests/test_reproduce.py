@@ -220,6 +220,7 @@ program.main(["reproduce", "all", "--quick", "--out", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 def test_killed_run_keeps_what_was_finished(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=False,
