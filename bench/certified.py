@@ -1,11 +1,10 @@
-"""python -m bench.certified: certified sparse evaluation against the dense op and faiss, on the
-CPU.
+"""python -m bench.certified: certified sparse evaluation against the dense op and faiss, on a CPU.
 
 log_prob, denoised and tr F of batches of noisy atoms at nine noise levels, by DiffusionFisher with
 tolerance=None and tolerance=1e-6, in turn, batch after batch; the k nearest atoms by faiss-cpu (if
 installed) on the same batches; sampling trajectories; and what the index costs. A wrong result is
-refused. Writes bench/results/certified.csv, docs/images/certified-*.png and the tables of docs/guide/certified.md; Ctrl-C
-leaves the rows so far in certified.part.csv.
+refused. Writes bench/results/certified.csv, docs/images/certified-*.png and the tables of
+docs/guide/certified.md; Ctrl-C leaves the rows so far in certified.part.csv.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,10 +39,7 @@ from . import table
 from .__main__ import machine
 from .certified_data import Data, available, data_sets
 
-try:
-    import faiss
-except ImportError:
-    faiss = None
+faiss: Any = import_module("faiss") if find_spec("faiss") else None  # optional
 
 TOLERANCE = 1e-6
 B = 8
@@ -49,28 +47,13 @@ CONTENDERS = {"dense": None, "certified": TOLERANCE}
 ULP = 2.0**-23  # of float32, in which all is computed
 IMAGES = table.ROOT / "docs" / "images"
 COLUMNS = (
-    ("kind", "data", "N", "d", "B", "batches", "schedule", "step", "alpha", "sigma")
-    + (
-        "dense_ms",
-        "certified_ms",
-        "ratio",
-        "ratio_of_totals",
-        "atoms_read",
-        "dropped_mass",
-        "log_prob",
-    )
-    + ("dense_log_prob_error", "certified_log_prob_error", "log_prob_bound")
-    + ("dense_mean_error", "certified_mean_error", "mean_bound", "samples_apart", "states_apart")
-    + (
-        "k",
-        "faiss_ms",
-        "faiss_search_ms",
-        "faiss_missing_mass",
-        "faiss_log_prob_error",
-        "faiss_mean_error",
-    )
-    + ("build_s", "index_share")
-)
+    "kind", "data", "N", "d", "B", "batches", "schedule", "step", "alpha", "sigma", "dense_ms",
+    "certified_ms", "ratio", "ratio_of_totals", "atoms_read", "dropped_mass", "log_prob",
+    "dense_log_prob_error", "certified_log_prob_error", "log_prob_bound", "dense_mean_error",
+    "certified_mean_error", "mean_bound", "samples_apart", "states_apart", "k", "faiss_ms",
+    "faiss_search_ms", "faiss_missing_mass", "faiss_log_prob_error", "faiss_mean_error",
+    "build_s", "index_share",
+)  # fmt: skip
 Row = dict[str, object]
 
 
@@ -134,7 +117,9 @@ class Truth:
         constant = math.log(len(y)) + x.shape[1] / 2 * torch.log(2 * math.pi * variance[:, 0])
         self.log_prob = logits.logsumexp(1) - constant
         self.weights = logits.softmax(1)
-        self.mean = sum(self.weights[:, start : start + len(r)] @ r for start, r in self._blocks(y))
+        self.mean = torch.zeros(len(x), y.shape[1], dtype=torch.float64)
+        for start, rows in self._blocks(y):
+            self.mean += self.weights[:, start : start + len(rows)] @ rows
 
     @staticmethod
     def _blocks(y: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -302,6 +287,7 @@ def trajectory(
 
 
 def trajectories(cloud: df.PointCloud, data: Data, step: Callable[[], None]) -> Iterator[Row]:
+    assert data.steps is not None
     edm, vp = data.steps
     schedule = df.schedule.EDM()
     t = time_grid(schedule, edm - 1, (0.002, 80.0), "edm")
@@ -350,7 +336,8 @@ def shown(row: Row) -> str:
     head = f"{row['data']:8s} N={row['N']:<7,d}"
     if row["kind"] == "index":
         return f"{head} index: {row['build_s']:.1f} s, {row['index_share']:.2f} of the cloud"
-    times = f"{row['dense_ms']:9.2f} ms dense {row['certified_ms']:9.2f} certified {row['ratio']:6.2f} x"
+    times = f"{row['dense_ms']:9.2f} ms dense {row['certified_ms']:9.2f} certified"
+    times += f" {row['ratio']:6.2f} x"
     if row["kind"] == "trajectory":
         return f"{head} {row['schedule']}, {row['step']} steps {times}"
     peer = f"; top-{row['k']} {row['faiss_ms']:.2f} ms" if row.get("k") else ""

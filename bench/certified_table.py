@@ -31,7 +31,8 @@ def level_table(rows: list[dict]) -> list[str]:
     """Of the first cloud: times, what was read, and how far off the results are."""
     peer = bool(rows[0]["k"])
     lines = [
-        "| σ | dense, ms | certified, ms | times faster | atoms read | weight dropped ≤ | error of the mean |"
+        "| σ | dense, ms | certified, ms | times faster | atoms read | weight dropped ≤ "
+        "| error of the mean |"
     ]
     rule = "| --: | --: | --: | --: | --: | --: | --: |"
     if peer:
@@ -68,7 +69,8 @@ def others_table(clouds: dict[tuple[str, int], list[dict]]) -> list[str]:
     ]
     for level in zip(*clouds.values(), strict=True):
         cells = [
-            f"{milliseconds(r['dense_ms'])} / {milliseconds(r['certified_ms'])}: {times_faster(r['ratio'])}"
+            f"{milliseconds(r['dense_ms'])} / {milliseconds(r['certified_ms'])}: "
+            f"{times_faster(r['ratio'])}"
             for r in level
         ]
         lines.append(f"| {level[0]['sigma']} | {' | '.join(cells)} |")
@@ -88,7 +90,8 @@ def dominant(steps: list[dict]) -> str:
 
 def path_table(rows: list[dict]) -> list[str]:
     lines = [
-        "| trajectory | dense, ms | certified, ms | times faster | samples (states) differ by | most of that time |",
+        "| trajectory | dense, ms | certified, ms | times faster | samples (states) differ by "
+        "| most of that time |",
         "| :-- | --: | --: | --: | --: | :-- |",
     ]
     for r in rows:
@@ -118,8 +121,8 @@ def markdown(rows: list[dict]) -> str:
     (name, N), first = next(iter(clouds.items()))
     peer = f"faiss-cpu {about['faiss']}" if about["faiss"] else "faiss-cpu was not installed"
     made = (
-        f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}, {peer}, "
-        f"{about['date']}; "
+        f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}, "
+        f"{peer}, {about['date']}; "
         f"B = {first[0]['B']}, ε = {power(float(about['tolerance']))}, "
         f"medians over {first[0]['batches']} batches or more."
     )
