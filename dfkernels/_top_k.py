@@ -1,5 +1,6 @@
 """The k heaviest atoms of each query with their posterior weights: what a noisy sample may be a
-copy of."""
+copy of.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ __all__ = ["TopK", "top_k"]
 
 
 class TopK(NamedTuple):
-    """index int64 [B, k] and weight [B, k], heaviest first; of equally heavy atoms the earlier
-    one."""
+    """The heaviest atoms: their row numbers, index int64 [B, k], and posterior weights, weight
+    [B, k], heaviest first, and the earlier one of equally heavy ones.
+    """
 
     index: Tensor
     weight: Tensor
@@ -36,8 +38,9 @@ def top_k(
     *,
     tolerance: float | None = None,
 ) -> TopK:
-    """The k atoms with the largest weights w_i = softmax_i(log pi_i - |x - alpha y_i|^2 / (2
-    sigma^2)).
+    """Finds the k atoms with the largest posterior weights, such as what a sample may be a copy of.
+
+    The weights are w_i = softmax_i(log pi_i - |x - alpha y_i|^2/(2 sigma^2)).
 
     Args:
         x, cloud, alpha, sigma: as in `DiffusionFisher`.
@@ -69,7 +72,7 @@ def top_k(
 
 
 def _of_all(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
-    """(index [B, k], log weight [B, k], float64) among all atoms."""
+    """The heaviest of all atoms, as (index, log weight in float64), each [B, k]."""
     given = (*_in_double(fisher), fisher.cloud._atoms(), fisher.cloud._distances())
     half = torch.full_like(
         given[1], torch.finfo(fisher.dtype).eps / 2
@@ -91,8 +94,9 @@ def _of_all(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
-    """The same through the cloud's index, which may leave some queries to be answered from all
-    atoms."""
+    """As `_of_all`, but through the cloud's index, which may leave some queries to be answered from
+    all atoms.
+    """
     cloud, levels = fisher.cloud, (fisher.alpha, fisher.sigma)
     assert fisher.tolerance is not None
     atom, counts, _ = select(fisher.x, cloud, *levels, fisher.tolerance, k)
@@ -134,24 +138,23 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(x: Tensor, alpha: Tensor, sigma: Tensor, cloud: PointCloud, best: Tensor) -> Tensor:
-    """By how much float64 logits of an atom with logit `best` may differ from one way of computing
-    them to another, [B]: what rounds alpha y is at most `lost` of the difference x - alpha y, of
-    norm r, in units of sigma.
+    """A bound on what two ways of computing the float64 logit `best` may differ by, [B]: rounding
+    alpha y changes x - alpha y, of norm r, by at most `lost`, in units of sigma.
     """
-    eps, far = torch.finfo(torch.float64).eps, cloud.index().named_limits.coordinate_norm
-    lost = eps * (x.norm(dim=1) + alpha.abs() * far) / sigma
+    eps, norm = torch.finfo(torch.float64).eps, cloud.index().named_limits.coordinate_norm
+    lost = eps * (x.norm(dim=1) + alpha.abs() * norm) / sigma
     r = (-2 * best).clamp_min(0).sqrt() + lost
     return 2 * lost * r + (x.shape[1] + 8) * eps * r**2
 
 
 def _in_double(fisher: DiffusionFisher) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, d], alpha, sigma [B], float64."""
+    """x [B, d], alpha and sigma [B] of the queries, in float64."""
     x, alpha, sigma = (t.detach().double() for t in (fisher.x, fisher.alpha, fisher.sigma))
     return x.reshape(len(x), -1), alpha, sigma
 
 
 def _log_total(fisher: DiffusionFisher) -> Tensor:
-    """log sum_i pi_i exp(-|u_i|^2 / 2), [B]."""
+    """The logarithm of the sum of weights, log sum_i pi_i exp(-|u_i|^2/2), [B]."""
     return fisher.log_prob.detach() + fisher.d * (
         fisher.sigma.detach().log() + 0.5 * math.log(2 * math.pi)
     )

@@ -1,10 +1,11 @@
-"""PointCloud: the atoms y_i and their log weights, checked once."""
+"""The data set: atoms y_i and their log weights, checked once."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from .certified.index import CloudIndex
 __all__ = ["PointCloud"]
 
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
-_BLOCK = (
-    1 << 22
-)  # elements looked at together; bounds the memory of a check on a memory-mapped array
+# elements looked at together; bounds the memory of a check on a memory-mapped array
+_BLOCK = 1 << 22
 
 
 class PointCloud(Object):
-    """Immutable set of N atoms y_i = scale * y[i] + offset with log weights log pi_i.
+    """The data set: N atoms y_i = scale * y[i] + offset with log weights log pi_i, immutable, their
+    values checked once.
 
     Args:
         y: [N, *E], N >= 1, a tensor or numpy array (a memory map stays one); float64/32/16,
@@ -94,12 +95,12 @@ class PointCloud(Object):
 
     @property
     def event_shape(self) -> torch.Size:
-        """E."""
+        """The shape E of one atom."""
         return self._y.shape[1:]
 
     @property
     def d(self) -> int:
-        """prod(E)."""
+        """The numbers in one atom, prod(E)."""
         return self.event_shape.numel()
 
     @property
@@ -111,7 +112,7 @@ class PointCloud(Object):
     def device(self) -> torch.device:
         return self._y.device
 
-    def to(self, *args, **kwargs) -> PointCloud:
+    def to(self, *args: Any, **kwargs: Any) -> PointCloud:
         """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes.
 
         log_prior moves but keeps its dtype. The index moves along, unless y is cast: then the
@@ -168,23 +169,24 @@ class PointCloud(Object):
 
     def _indexed(self, path: Path | None, seed: int) -> CloudIndex:
         flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)
-        of = None if path is None else index_file.fingerprint(flat, self.scale, self.offset)
-        mask = []
-        if masked is not None:
-            mask = [masked.cpu()]
-            of = of and f"{of} masked crc32={files.checksum(mask[0].to(torch.uint8))}"
-        if path is not None and path.exists():
-            found = index_file.load_index(path, of)
+        mask = [] if masked is None else [masked.cpu()]
+        if path is None:
+            found = build.build_index(flat.cpu(), self.scale, self.offset, seed, *mask)
         else:
-            found = self._index or build.build_index(
-                flat.cpu(), self.scale, self.offset, seed, *mask
-            )
-            if path is not None:
-                index_file.save_index(path, found, of)
+            cloud = index_file.fingerprint(flat, self.scale, self.offset)
+            for t in mask:
+                cloud += f" masked crc32={files.checksum(t.to(torch.uint8))}"
+            if path.exists():
+                found = index_file.load_index(path, cloud)
+            else:
+                found = self._index or build.build_index(
+                    flat.cpu(), self.scale, self.offset, seed, *mask
+                )
+                index_file.save_index(path, found, cloud)
         return CloudIndex(*[t.to(self.device) for t in found])
 
     def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
-        """The log weights, normalised in float64, then rounded to a dtype: so a constant that all
+        """The log weights, normalised in float64 and then rounded to a dtype: a constant that all
         share costs no digits, and no call has to normalise them anew.
         """
         prior = self.log_prior
@@ -193,9 +195,7 @@ class PointCloud(Object):
         results = vars(self).setdefault("_results", {})
         if dtype not in results:
             with plain(self.device):
-                results[dtype] = (
-                    prior.double().log_softmax(0).to(dtype)
-                )  # takes the largest off first
+                results[dtype] = prior.double().log_softmax(0).to(dtype)
         return results[dtype]
 
     def _atoms(self) -> heaviest.Atoms:
@@ -230,7 +230,7 @@ class PointCloud(Object):
 
 
 def _masked(log_prior: Tensor | None) -> Tensor | None:
-    """bool [N]: the atoms of weight 0; None where there is none."""
+    """The masked atoms, bool [N]; None where there are none."""
     if log_prior is None:
         return None
     masked = log_prior == -math.inf
@@ -238,8 +238,9 @@ def _masked(log_prior: Tensor | None) -> Tensor | None:
 
 
 def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """A dense tensor with the values of a tensor or numpy array, on the same memory where there is
-    a way."""
+    """A dense tensor with the values of a tensor or numpy array, on the same memory where that is
+    possible.
+    """
     if isinstance(value, Tensor):
         check.stored(name, value)
         return value
@@ -264,14 +265,12 @@ def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The given NumPy array is not writable"
-        )  # we never write to it
+        # we never write to it
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         try:
             return torch.from_numpy(array)
-        except (
-            ValueError
-        ):  # strides that torch does not have: negative, or no multiple of an element
+        except ValueError:
+            # strides that torch does not have: negative, or no multiple of an element
             return torch.from_numpy(np.ascontiguousarray(array))
         except TypeError as error:
             raise TypeError(
@@ -281,7 +280,7 @@ def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
 
 
 def _conversion(name: str, value: object) -> str:
-    """How something array-like becomes an array."""
+    """The expression that makes an array of something array-like, for an error."""
     for method in ("to_numpy", "toarray"):  # pandas and polars; scipy.sparse
         if hasattr(value, method):
             return f"{name}.{method}()"
@@ -321,10 +320,10 @@ def _check_log_prior(log_prior: Tensor | np.ndarray | None, y: Tensor) -> Tensor
     if log_prior.device != y.device:
         raise ValueError(f"log_prior: expected device {y.device} as y's, got {log_prior.device}")
     log_prior = log_prior.detach().resolve_neg().contiguous()
-    top = log_prior.max().item()
-    if not math.isfinite(top):  # the maximum is NaN if any is
+    largest = log_prior.max().item()
+    if not math.isfinite(largest):  # the maximum is NaN if any is
         raise ValueError(
             f"log_prior: expected values below +inf, no NaN and at least one finite, got a "
-            f"maximum of {top}"
+            f"maximum of {largest}"
         )
     return log_prior

@@ -26,10 +26,12 @@ _NUMBERS, _LENGTH = 1 << 21, 512
 
 
 class _Part(NamedTuple):
-    """Queries that are computed together, and the atoms that they count (None: all)."""
+    """Queries that are computed together, and the lists (atoms, counts) of what they count; None
+    for all atoms.
+    """
 
     queries: slice | Tensor
-    kept: tuple[Tensor, Tensor] | None
+    lists: tuple[Tensor, Tensor] | None
 
 
 class FisherOperator(Object, LinearOperator):
@@ -103,8 +105,9 @@ class FisherOperator(Object, LinearOperator):
 
 
 class DiffusionFisher(FisherOperator):
-    """F = I/sigma^2 - (alpha^2/sigma^4) Cov(y | x) at each query (Prop. 1, eq. 11), never formed
-    unless asked for.
+    """The Fisher information of a data set at each query, with the density, the score and the ideal
+    denoiser: F = I/sigma^2 - (alpha^2/sigma^4) Cov(y | x) (Prop. 1, eq. 11), a linear operator that
+    is not formed unless you ask for it.
 
     Args:
         x: [B, *E], float32 or float64; the computation follows its dtype.
@@ -112,11 +115,10 @@ class DiffusionFisher(FisherOperator):
         alpha, sigma: float, 0-d or [B]; sigma > 0.
         tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than
             eps of the posterior weight, certainly, and need not be read (the cloud has to have an
-            index: `cloud.index()`).
-            `dropped_mass` bounds what was left out, and `log_prob_error`, `mean_error` and
-            `fisher_error` what follows for the results. Derivatives are those of the atoms kept.
-            Fast at low noise. Where most atoms carry weight all are taken, as from clouds of fewer
-            than 2^21 numbers or d < 512.
+            index: `cloud.index()`). `dropped_mass` bounds what was left out, `log_prob_error`,
+            `mean_error` and `fisher_error` what follows for the results. Derivatives are those of
+            the selected atoms. Fast at low noise; where most atoms carry weight all are taken, as
+            from clouds of fewer than 2^21 numbers or d < 512.
 
     F is symmetric, at most I/sigma^2, and may be indefinite. An eigenpair (l, v) of F is one of the
     posterior covariance, with eigenvalue (sigma^2/alpha^2)(1 - sigma^2 l): the directions of
@@ -169,7 +171,7 @@ class DiffusionFisher(FisherOperator):
 
     @cached_without_graph
     def _selected(self) -> tuple[list[_Part], Tensor]:
-        """(parts, dropped mass [B])."""
+        """The parts of the batch, and the bound on what their lists leave out, [B]."""
         if self.tolerance is None or len(self.x) == 0 or _is_small(self.cloud):
             return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
@@ -180,16 +182,16 @@ class DiffusionFisher(FisherOperator):
         return [_Part(slice(None), (atoms, counts) if bool(found[0]) else None)], dropped
 
     def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of a data-set op, part by part."""
+        """The outputs of an op over the data set, part by part."""
         cloud, prior, outs = self.cloud, self.cloud._log_pi(self.dtype), []
         parts = self._selected[0]
-        for q, kept in parts:
-            x, alpha, sigma, *some = (self.x, self.alpha, self.sigma, *v)
-            atoms, counts = (None, None) if kept is None else kept
-            if kept is not None or len(parts) > 1:
-                x, alpha, sigma, *some = (t[q] for t in (x, alpha, sigma, *some))
+        for queries, lists in parts:
+            x, alpha, sigma, *vectors = (self.x, self.alpha, self.sigma, *v)
+            atoms, counts = (None, None) if lists is None else lists
+            if lists is not None or len(parts) > 1:
+                x, alpha, sigma, *vectors = (t[queries] for t in (x, alpha, sigma, *vectors))
             out = op(
-                *(x, cloud.y, *some, alpha, sigma, prior),
+                *(x, cloud.y, *vectors, alpha, sigma, prior),
                 scale=cloud.scale,
                 offset=cloud.offset,
                 atoms=atoms,
@@ -207,28 +209,32 @@ class DiffusionFisher(FisherOperator):
 
     @property
     def dropped_mass(self) -> Tensor:
-        """float64 [B]: the weight of the atoms left out is at most this part of all; 0 where none
-        are. Below tolerance, rounding included.
+        """A bound on the share of the posterior weight that the atoms left out have, float64 [B]:
+        below the tolerance, rounding included, and 0 where none are left out.
         """
         return self._selected[1].clone()
 
     @property
     def atoms_read(self) -> Tensor:
-        """int64 [B]: from how many atoms each query's results were computed."""
+        """How many atoms each query's results were computed from, int64 [B]."""
         read = self.x.new_full((len(self.x),), len(self.cloud), dtype=torch.int64)
-        for queries, kept in self._selected[0]:
-            if kept is not None:
-                read[queries] = kept[1]
+        for queries, lists in self._selected[0]:
+            if lists is not None:
+                read[queries] = lists[1]
         return read
 
     @property
     def log_prob_error(self) -> Tensor:
-        """float64 [B]: 0 <= log q - log_prob <= log(1 + dropped_mass), beside rounding."""
+        """A bound on the error of log_prob, float64 [B]: 0 <= log q - log_prob <= log(1 +
+        dropped_mass), beside rounding.
+        """
         return self.dropped_mass.log1p()
 
     @property
-    def _reach(self) -> Tensor:
-        """No atom is further from the mean than this, [B]: |mean - centre| + max |y - centre|."""
+    def _radius(self) -> Tensor:
+        """A bound R on the distance of any atom from the posterior mean, [B]: |mean - centre| +
+        max |y - centre|.
+        """
         if self.tolerance is None:
             return self.dropped_mass
         mean = self._posterior.mean.detach().flatten(1).double()
@@ -237,43 +243,44 @@ class DiffusionFisher(FisherOperator):
 
     @property
     def mean_error(self) -> Tensor:
-        """float64 [B]: |E[y | x] - denoised| <= dropped_mass R, R = max_i |y_i - denoised|; beside
-        rounding."""
-        return self.dropped_mass * self._reach
+        """A bound on the error of `denoised` in the 2-norm, float64 [B]: dropped_mass R, R = max_i
+        |y_i - denoised|; beside rounding.
+        """
+        return self.dropped_mass * self._radius
 
     @property
     def fisher_error(self) -> Tensor:
-        """float64 [B]: the error of the trace and, in the 2-norm, of F is at most (alpha^2/sigma^4)
-        dropped_mass R^2, R as in `mean_error`; beside rounding.
+        """A bound on the error of the trace and, in the 2-norm, of F, float64 [B]:
+        (alpha^2/sigma^4) dropped_mass R^2, R as in `mean_error`; beside rounding.
         """
         ratio = self.alpha.detach().double() / self.sigma.detach().double() ** 2
-        return ratio**2 * self.dropped_mass * self._reach**2
+        return ratio**2 * self.dropped_mass * self._radius**2
 
     @property
     def log_prob(self) -> Tensor:
-        """log q_t(x), [B], in nats."""
+        """The log-density log q_t(x), [B], in nats."""
         return self._posterior.log_prob.clone()
 
     @property
     def denoised(self) -> Tensor:
-        """Posterior mean of y given x, [B, *E]: the ideal denoiser."""
+        """The posterior mean of y given x, [B, *E]: the ideal denoiser."""
         return self._posterior.mean.clone()
 
     @property
     def ess(self) -> Tensor:
-        """1 / sum w_i^2, [B], in [1, N]: how many atoms matter. At 1, F = I/sigma^2 and says
+        """The effective number of atoms 1 / sum w_i^2, [B], in [1, N]. At 1, F = I/sigma^2 and says
         nothing about the data.
         """
         return self._posterior.ess.clone()
 
     @property
     def eps(self) -> Tensor:
-        """(x - alpha denoised)/sigma, [B, *E]: the ideal noise prediction."""
+        """The ideal noise prediction (x - alpha denoised)/sigma, [B, *E]."""
         return self._posterior.eps(self.x, self.alpha, self.sigma)
 
     @property
     def score(self) -> Tensor:
-        """Gradient of log q_t at x, [B, *E]: -eps/sigma."""
+        """The gradient of log q_t at x, -eps/sigma, [B, *E]."""
         return self._posterior.score(self.x, self.alpha, self.sigma)
 
     def __repr__(self) -> str:
@@ -307,7 +314,7 @@ class DiffusionFisher(FisherOperator):
         return self._compute(ops.fisher_dense)[0]
 
     def to_dense(self) -> Tensor:
-        """F as [B, d, d]; a copy of what is kept, so mind 2 B d^2 numbers of memory."""
+        """F as [B, d, d]. The object stores it and returns a copy: 2 B d^2 numbers of memory."""
         return self._dense.clone()
 
     def _enough(self, query: int) -> str:
@@ -340,10 +347,12 @@ def select(
     sigma: Tensor,
     tolerance: float,
     k: int | None = None,
-):
-    """(atoms, counts [B], dropped [B]): the atoms of one query after another that can carry weight;
-    a count of
-    -1 where all should be taken. With k only those that can be among the k heaviest.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Finds the atoms that can carry weight through the cloud's index.
+
+    Returns (atoms [M], counts [B], dropped [B]): the atoms of one query after another, a count of
+    -1 where all should be taken, and a bound on what is left out. With k only those atoms that can
+    be among the k heaviest.
     """
     x = x.detach().reshape(len(x), -1)
     y = cloud.y.reshape(len(cloud), -1)
@@ -353,10 +362,10 @@ def select(
     else:
         # logits in float64 and with the priors in float64 may come in another order, by two
         # roundings of a prior
-        most = (
+        largest = (
             math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
         )
-        gap = 2 * torch.finfo(x.dtype).eps * most
+        gap = 2 * torch.finfo(x.dtype).eps * largest
     args = (
         x,
         y,

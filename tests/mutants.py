@@ -49,8 +49,8 @@ MUTANTS = [
     ),
     Mutant(
         "fisher_error: R, not R^2",
-        "self.dropped_mass * self._reach**2",
-        "self.dropped_mass * self._reach",
+        "self.dropped_mass * self._radius**2",
+        "self.dropped_mass * self._radius",
         SHARP,
     ),
     Mutant(

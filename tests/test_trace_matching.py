@@ -113,7 +113,7 @@ def test_levels_are_stratified_and_samples_diffused(sch):
         at.x, column(at.alpha, x_0) * x_0 + column(at.sigma, x_0) * at.eps, atol=1e-14
     )
     assert torch.equal(at.x_0, x_0)
-    assert at.rest.tolist() == [0] * 64
+    assert at.variance.tolist() == [0] * 64
     again = diffuse(sch, x_0, generator(), NOISE)
     assert torch.equal(at.x, again.x)
     assert diffuse(sch, x_0.float(), generator(), NOISE).x.dtype == torch.float32
@@ -127,7 +127,7 @@ def test_queries_have_the_means_over_all_rows_as_targets():
     mean = (w[:, :, None] * u).sum(1)
     assert torch.allclose(at.x_0, w @ y, atol=1e-12)
     assert torch.allclose(at.eps, mean, atol=1e-10)
-    assert torch.allclose(at.rest, (w * (u - mean[:, None]).square().sum(2)).sum(1), atol=1e-10)
+    assert torch.allclose(at.variance, (w * (u - mean[:, None]).square().sum(2)).sum(1), atol=1e-10)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -43,12 +43,12 @@ def lanczos(
     for _ in range(max_iter):
         small = basis @ image.mT
         values, mix = torch.linalg.eigh((small + small.mT) / 2)
-        most = values.abs().amax(-1, keepdim=True) if size is None else size
+        norm = values.abs().amax(-1, keepdim=True) if size is None else size
         mix = (mix.flip(-1) if largest else mix)[..., :block].mT
         values = (values.flip(-1) if largest else values)[:, :block]
         ritz, ritz_image = mix @ basis, mix @ image
         residual = ritz_image - values[..., None] * ritz
-        error = residual.norm(dim=-1) / torch.maximum(most, values.abs())
+        error = residual.norm(dim=-1) / torch.maximum(norm, values.abs())
         if bool((error[:, :k] <= tol).all()):
             return values[:, :k], ritz[:, :k]
         if basis.shape[1] + block > rows:

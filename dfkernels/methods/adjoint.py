@@ -52,8 +52,8 @@ def adjoint(
         trajectory: from `sample`, all states kept.
         gradient: [B, *E], dL/dx at its last state.
         form: one of `endpoint.FORMS`, or a callable operator(x, t) -> FisherOperator. "paper" and
-            "centred" take ybar, and x0 beyond the last node, from the path's steps, where
-            d(x/alpha)/ds = eps: they call no network.
+            "centred" take the posterior mean, and x0 beyond the last node, from the path's steps,
+            where d(x/alpha)/ds = eps: they call no network.
         order: 1, or 2: eq. 18 by Heun's method, with two products per step, for paths of second
             order.
         normalise: scale each sample's lam to largest entry 1 at every node: only directions are
@@ -102,8 +102,8 @@ def adjoint(
                 new = scale * lam + slope * alpha[i + 1] * sigma[i] * (at_t @ lam)
             else:
                 rate = scale * alpha[i + 1] * sigma[i + 1] * (at_s @ lam)
-                ahead = at_t @ (scale * lam + slope * rate)
-                new, at_s = scale * lam + slope / 2 * (rate + alpha[i] * sigma[i] * ahead), at_t
+                end = alpha[i] * sigma[i] * (at_t @ (scale * lam + slope * rate))
+                new, at_s = scale * lam + slope / 2 * (rate + end), at_t
             if normalise:
                 new = new / _norm(new, torch.inf)
             if not bool((new.abs() < limit).all()):
@@ -116,15 +116,12 @@ def adjoint(
 
 
 class Guided(NamedTuple):
-    """What `guide` returns: x [B, *E] at t[0] and the x_0 [B, *E] that it becomes, each sample's
-    from the step with its lowest loss; the losses before each step and at the end [steps + 1, B];
-    the calls of the network.
-    """
+    """What `guide` returns; x and x0 are each sample's from the step with its lowest loss."""
 
-    x: Tensor
-    x0: Tensor
-    losses: Tensor
-    evaluations: int
+    x: Tensor  # [B, *E]: at t[0]
+    x0: Tensor  # [B, *E]: what it becomes
+    losses: Tensor  # [steps + 1, B]: before each step and at the end
+    evaluations: int  # calls of the network
 
 
 def guide(
@@ -203,7 +200,7 @@ def _better(
 
 
 def _norm(x: Tensor, p: float = 2) -> Tensor:
-    """|x| per sample, never 0, [B, 1, ...]."""
+    """The norm of each sample, [B, 1, ...], never 0."""
     norm = torch.linalg.vector_norm(check.query("x", x), p, 1)
     return norm.clamp_min(torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.ndim - 1))
 

@@ -306,7 +306,7 @@ def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
 
 
 def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
-    """t, which has to be in the schedule's range, as [B] in float64 on x's device."""
+    """The times t, checked against the schedule's range, as [B] in float64 on x's device."""
     check.query("x", x)
     t = schedule._time(t)
     if t.ndim and t.shape != x.shape[:1]:
@@ -321,14 +321,14 @@ def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> N
 
 
 def _difference(x: Tensor, level: Tensor, out: Tensor, divisor: Tensor) -> Tensor:
-    """(x - level out) / divisor, for levels [B] in float64; in x's dtype. What cancels, cancels
-    before it is rounded.
+    """(x - level out)/divisor in x's dtype, for levels [B] in float64, in the order in which what
+    cancels, cancels before it is rounded.
     """
     return (x - _column(level, x) * out) * _column(1 / divisor, x)
 
 
 def _combined(x: Tensor, out: Tensor, p: Tensor, q: Tensor, m: Tensor) -> Tensor:
-    """(p x + q out) m, for levels [B] in float64; in x's dtype, which need not hold p, q and m:
+    """(p x + q out) m in x's dtype, for levels [B] in float64. The dtype need not hold p, q and m:
     next to alpha = 0 they are as small or large as its square.
     """
     return _column(p * m, x) * x + _column(q * m, x) * out

@@ -1,5 +1,5 @@
-"""The diffusion Fisher F at x_t behind one switch: DF-EA (eq. 20), its relatives, the network's
-own, the exact one.
+"""The Fisher information at x_t in all its forms: DF-EA (eq. 20), its relatives, the network's own,
+the exact one.
 """
 
 from __future__ import annotations
@@ -37,21 +37,19 @@ def fisher(
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
     **conditions: object,
 ) -> FisherOperator:
-    """F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one
-    of:
+    """The Fisher information at x_t as a linear operator, exact or by one of its approximations.
+
+    F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one of:
 
     form                 F v                                              needs   a vector costs
-    "paper"              C = x0 x0^T - ybar ybar^T (DF-EA, eq. 20)        x0      O(d)
-    "centred"            C = r r^T, r = x0 - ybar; with a trace, capped:  x0      O(d)
+    "paper"              C = x0 x0^T - mean mean^T (DF-EA, eq. 20)        x0      O(d)
+    "centred"            C = r r^T, r = x0 - mean; with a trace, capped:  x0      O(d)
                          |r|^2 <= tr C = (sigma^2/alpha^2)(d - sigma^2 tr F)
     "isotropic"          (tr F/d) v                                       trace   O(d)
-    "exact"              the Fisher of the data set                       cloud   a pass over the
-    data
-    "jvp"                J_eps v/sigma, forward mode, no graph                    a call in dual
-    numbers
+    "exact"              the Fisher of the data set                       cloud   a pass over it
+    "jvp"                J_eps v/sigma, forward mode, no graph                    a dual call
     "finite-difference"  (eps(x + h v) - eps(x - h v))/(2 h sigma)                two calls
-    "vjp"                J_eps^T v/sigma, reverse mode                            a call and its
-    backward pass
+    "vjp"                J_eps^T v/sigma, reverse mode                            call + backward
 
     When to trust them. "exact" is F itself for the law of the data set; a trained network
     approximates the law behind it, and at small sigma the two differ. The last three are the
@@ -75,11 +73,14 @@ def fisher(
     amplifies without bound: for comparison.
 
     Args:
-        x: [B, *E], float32 or float64; t: float, [] or [B].
-        denoiser: gives alpha, sigma and the prediction ybar or eps.
+        form: one of FORMS.
+        x: [B, *E], float32 or float64.
+        t: float, [] or [B].
+        denoiser: gives alpha, sigma and the predictions.
         x0: [B, *E], the end of the path that x lies on.
-        mean: [B, *E], ybar where it is known already: then the forms "paper" and "centred" call no
-        network. cloud: the atoms, event shape E.
+        mean: [B, *E], the posterior mean where it is known already: then the forms "paper" and
+            "centred" call no network.
+        cloud: the atoms, event shape E.
         trace: trace(x, t) -> tr F [B], such as a MatchedTrace.
         conditions: keyword arguments of the network. Where K vectors per query take K copies of x,
             tensors [B, ...] among them are repeated as x is.
@@ -123,12 +124,14 @@ def fisher(
 def bound(
     alpha: float | Tensor, sigma: float | Tensor, eps_error: float | Tensor, radius: float
 ) -> float | Tensor:
-    """2 alpha^2 D^2/sigma^4 + 2 alpha D delta/sigma^3 + delta^2/sigma^2 >= |F - F_paper|
-    (Hilbert-Schmidt).
+    """A bound on the error of the form "paper" (DF-EA) in the Hilbert-Schmidt norm:
+
+    |F - F_paper| <= 2 alpha^2 D^2/sigma^4 + 2 alpha D delta/sigma^3 + delta^2/sigma^2.
 
     Prop. 8, corrected: the printed bound is exceeded sevenfold by two atoms at sigma = 0.05.
 
     Args:
+        alpha, sigma: the levels.
         eps_error: delta = |eps_theta - eps|, the network's error at x (2-norm).
         radius: D, the largest norm in the data, |x0| included.
     """
@@ -186,7 +189,7 @@ class EndpointFisher(FisherOperator):
 
 
 class IsotropicFisher(FisherOperator):
-    """F = (tr F/d) I."""
+    """The form "isotropic", F = (tr F/d) I."""
 
     _trace = Watched[Tensor]()
 
@@ -213,7 +216,7 @@ class IsotropicFisher(FisherOperator):
 
 
 class NetworkFisher(FisherOperator):
-    """F v = J v/sigma or J^T v/sigma, J = d eps/dx of the denoiser."""
+    """The network's own F, F v = J v/sigma or J^T v/sigma, J = d eps/dx of the denoiser."""
 
     def __init__(
         self,
@@ -287,12 +290,13 @@ def _with_form(representation: str, form: str) -> str:
 
 
 def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tensor) -> Tensor:
-    """x0 moved towards the mean so that alpha^2 |r|^2 <= alpha^2 tr C = sigma^2 (d - sigma^2 tr
-    F)."""
+    """x0 brought so close to the mean that alpha^2 |r|^2 <= alpha^2 tr C = sigma^2 (d - sigma^2
+    tr F), r = x0 - mean.
+    """
     r = x0 - mean
     length = alpha * check.query("x0", r).norm(dim=1)
-    most = sigma * (r.shape[1:].numel() - sigma**2 * trace).clamp_min(0).sqrt()
-    shrink = (most / length.clamp_min(torch.finfo(r.dtype).tiny)).clamp_max(1)
+    longest = sigma * (r.shape[1:].numel() - sigma**2 * trace).clamp_min(0).sqrt()
+    shrink = (longest / length.clamp_min(torch.finfo(r.dtype).tiny)).clamp_max(1)
     return mean + shrink.view(-1, *[1] * (r.ndim - 1)) * r
 
 

@@ -1,4 +1,4 @@
-"""Time grids: the nodes of a solver, as float64 data."""
+"""Time grids: the nodes of a solver, in float64."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SPACINGS = ("log", "edm", "time")
 
 
 class Nodes(NamedTuple):
-    """t, alpha_t, sigma_t and s = sigma/alpha at the nodes of a solver, each [M + 1] in float64,
-    noisiest first (M >= 0 steps).
+    """Times and levels at the nodes of a solver, s = sigma/alpha, each [M + 1] in float64, noisiest
+    first (M >= 0 steps).
     """
 
     t: Tensor
@@ -27,16 +27,19 @@ class Nodes(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """States x[i] [B, *E] at the times t [M + 1] (float64), in the order in which the solver passed
-    them."""
+    """The path of a solver: states x[i] [B, *E] at the times t [M + 1] (float64), in the order in
+    which it passed them.
+    """
 
     t: Tensor
     x: list[Tensor]
 
 
 def noise_range(noise: tuple[float, float]) -> tuple[float, float]:
-    """(low, high) as numbers. Raises TypeError / ValueError naming `noise` unless it is a pair of
-    finite levels sigma/alpha, 0 < low < high.
+    """A range of noise levels as two numbers (low, high).
+
+    Raises TypeError / ValueError naming `noise` unless it is a pair of finite levels sigma/alpha,
+    0 < low < high.
     """
     try:
         low, high = noise
@@ -58,12 +61,18 @@ def time_grid(
     *,
     rho: float = 7.0,
 ) -> Tensor:
-    """Times [steps + 1], float64, from noise level noise[1] down to noise[0], in units of s =
-    sigma/alpha.
+    """The times of a solver's steps, [steps + 1] in float64, noisiest first.
 
-    spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5);
-    "time": uniform in t. Raises ValueError naming the argument, also where the schedule does not
-    reach these levels.
+    Args:
+        schedule: maps t to alpha and sigma.
+        steps: at least 1.
+        noise: (low, high), levels s = sigma/alpha: the grid runs from high to low.
+        spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5);
+            "time": uniform in t.
+        rho: of "edm", > 0.
+
+    Raises ValueError or TypeError naming the argument, also where the schedule does not reach these
+    levels.
     """
     low, high = noise_range(noise)
     steps = check.integer("steps", steps, 1)

@@ -52,7 +52,8 @@ _RULES = {
 
 class Likelihood(NamedTuple):
     """What `log_prob` returns. Under another prior, log_prob changes by what latent_log_prob
-    changes."""
+    changes.
+    """
 
     log_prob: Tensor  # [B], nats: log density of x = x_{t_min}
     bits_per_dim: Tensor  # [B]: of x/alpha, -log2 density / d - log2(width)
@@ -171,7 +172,7 @@ def log_prob(
 
 
 class _Flow:
-    """d(xbar, l)/du at (u, (xbar, l)), u = ln s, l the integral of d log q; `calls` counts."""
+    """The slope of the state (xbar, l) in u = ln s, with l the integral of d log q."""
 
     def __init__(
         self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], source: Source
@@ -182,7 +183,7 @@ class _Flow:
         self.low, self.high = (math.log(level) for level in noise)
 
     def levels(self, u: float) -> tuple[Tensor, Tensor, Tensor]:
-        """t, alpha, sigma, each [] in float64."""
+        """(t, alpha, sigma) at ln s = u, each [] in float64."""
         t = self.schedule.t_of_log_snr(-2 * min(max(u, self.low), self.high))
         return t, *self.schedule(t)
 
@@ -200,14 +201,16 @@ class _Flow:
 
 
 class _LocalErrors:
-    """Local errors in nats, of each sample and relative to the tolerance; and their sum."""
+    """Adds up the local errors of each sample in nats, and judges steps by them."""
 
     def __init__(self, x: Tensor, rtol: float, atol: float) -> None:
         self.rtol, self.atol = rtol, atol
         self.sum = self.rounding = x.detach().new_zeros(len(x))
 
     def nats(self, u: float, state: State, slope: State, error: State) -> tuple[Tensor, Tensor]:
-        """|dxbar . score - dl| and the same for dxbar the rounding of xbar, each [B]."""
+        """The size in nats of a local error (dxbar, dl), |dxbar . score - dl|, and of the rounding
+        of xbar, each [B].
+        """
         s = math.exp(u)
         score = _rows(slope[0] / s)  # times -s
         size = (_rows(error[0] / s) * score).sum(1) + error[1].detach()
@@ -237,7 +240,9 @@ class _LocalErrors:
         self.sum, self.rounding = self.sum + nats, self.rounding + rounding**2
 
     def total(self) -> Tensor:
-        """[B]: errors of truncation add up at worst, those of rounding as independent ones."""
+        """The estimated error of the integration in nats, [B]: truncation errors add up at worst,
+        rounding errors as independent ones.
+        """
         return self.sum + self.rounding.sqrt()
 
 
@@ -278,9 +283,9 @@ def _fixed(
     steps: int,
     report: Callback,
 ) -> State:
-    """Equal steps. Over each block of up to 4 of them the state's change is compared with a
-    Newton-Cotes rule of the slopes, which is of higher order, or of the same and with another
-    error.
+    """Integrates in equal steps. The state's change over each block of up to 4 of them is compared
+    with a Newton-Cotes rule of the slopes, which is of higher order, or of the same and with
+    another error.
     """
     h, ends, state = (flow.high - flow.low) / steps, _block_ends(steps), flow.start(x)
     begin, block = state, []
@@ -291,13 +296,13 @@ def _fixed(
         ):  # the last: for the error alone
             block.append(flow(u, state))
         if i in ends:
-            rule = solvers.moved(begin, h, _RULES[len(block) - 1], block)
+            rule = solvers.advanced(begin, h, _RULES[len(block) - 1], block)
             gap = tuple(a.detach() - b.detach() for a, b in zip(state, rule, strict=True))
             error.add(u, state, block[-1], gap)
             begin, block = state, block[-1:]
         if i < steps:
             at = lambda c, y, u=u: flow(u + c * h, y)
-            state = solvers.moved(
+            state = solvers.advanced(
                 state, h, tableau.b, solvers.slopes(tableau, at, state, h, block[-1])
             )
             report(i + 1, steps)
@@ -305,7 +310,7 @@ def _fixed(
 
 
 def _block_ends(steps: int) -> set[int]:
-    """Blocks of 4 steps; of 2 or 3 at the end rather than one of 1."""
+    """The steps at which blocks of 4 end, with 2 or 3 steps in the last ones rather than 1."""
     ends = set(range(4, steps + 1, 4)) | {steps}
     return ends - {steps - 1} | {steps - 2} if steps > 4 and steps % 4 == 1 else ends
 

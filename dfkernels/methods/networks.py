@@ -38,11 +38,13 @@ class Preconditioned(nn.Module):
               |x_0|^2/d to a relative sigma^2
 
     Args:
-        body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet,
-        ImageNet. schedule: of the t that `forward(x, t)` is given (t [B]).
+        body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet
+            or ImageNet.
+        schedule: of the t that `forward(x, t)` is given (t [B]).
+        predicts: one of PREDICTS.
         mean, std: of the data, one number each.
-        denoiser: for "paper" only: the Denoiser of the MatchedTrace. It is not among the
-        parameters.
+        denoiser: for "paper" only: the Denoiser of the MatchedTrace. Its parameters are not this
+            network's.
 
     Call it as the network of a Denoiser (prediction_type "epsilon") or of a MatchedTrace.
     """
@@ -98,16 +100,18 @@ class Preconditioned(nn.Module):
 
 
 def _positive(out: Tensor) -> Tensor:
-    """1 at 0."""
+    """A positive function that is 1 at 0."""
     return nn.functional.softplus(out) / math.log(2)
 
 
 def gaussian_power(
     of: str, x: Tensor, alpha: Tensor, sigma: Tensor, mean: float, std: float
 ) -> tuple[Tensor, Tensor]:
-    """p = |mean|^2/d + r^2, [B]: E|eps|^2/d (of = "noise") or E|x_0|^2/d ("paper") given x, for
-    data N(mean, std^2 I) with the posterior N(mean, r^2 I) of eps or x_0; and 2 r sqrt(p/d), about
-    the standard deviation of what it is the mean of. x [B, *E]; alpha, sigma [B].
+    """The mean square p of eps (of = "noise") or x_0 ("paper") given x, for data N(mean, std^2 I),
+    and about the standard deviation of that square, each [B].
+
+    With the posterior N(m, r^2 I) of eps or x_0 they are p = |m|^2/d + r^2 and 2 r sqrt(p/d).
+    x: [B, *E]; alpha, sigma: [B].
     """
     variance = alpha**2 * std**2 + sigma**2
     column = (-1, *[1] * (x.ndim - 1))
@@ -124,7 +128,7 @@ def gaussian_power(
 
 
 class VectorNet(nn.Module):
-    """A residual MLP for x [B, d] at noise levels [B] -> [B, d] ("event") or [B] ("scalar").
+    """A residual MLP for vectors: x [B, d], levels [B] -> [B, d] ("event") or [B] ("scalar").
 
     Args:
         width, depth: units per layer, hidden layers.
@@ -176,8 +180,8 @@ class VectorNet(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """A small U-Net for x [B, channels, H, W], or [B, H, W] with channels = 1 -> x's shape or [B]
-    ("scalar").
+    """A small U-Net for images: x [B, channels, H, W], or [B, H, W] with one channel, levels [B] ->
+    x's shape ("event") or [B] ("scalar").
 
     Args:
         size: (H, W) or H = W, at least 2.
@@ -245,7 +249,9 @@ class _Block(nn.Module):
 
 
 class _Film(nn.Module):
-    """h -> h exp(a) + b with a, b linear in the level's code: one weight is a power of sigma."""
+    """Scales and shifts features by the noise level: h -> h exp(a) + b, a and b linear in its code,
+    so that one weight is a power of sigma.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -259,7 +265,7 @@ class _Film(nn.Module):
 
 
 def _code(level: Tensor) -> Tensor:
-    """[B] -> [B, 9]: the level and its sines and cosines."""
+    """The code of a level, [B] -> [B, 9]: itself, its sines and cosines."""
     angle = level[:, None] * level.new_tensor(_FREQUENCIES)
     return torch.cat([level[:, None] / 4, angle.sin(), angle.cos()], 1)
 

@@ -1,5 +1,4 @@
-"""Deterministic samplers of the PF-ODE d(x/alpha) = eps ds, s = sigma/alpha, with their
-coefficients as data.
+"""Deterministic samplers of the probability-flow ODE d(x/alpha) = eps ds, s = sigma/alpha.
 
 ddim     first order, 1 evaluation of the network per step:
          x_{i+1} = (alpha_{i+1}/alpha_i) x_i + alpha_{i+1} (s_{i+1} - s_i) eps_i
@@ -22,7 +21,7 @@ from .._torch import check
 from ._reporting import Callback, reporting
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
-from .solvers import EULER, HEUN, Tableau, moved, slopes
+from .solvers import EULER, HEUN, Tableau, advanced, slopes
 
 __all__ = ["METHODS", "invert", "sample"]
 
@@ -73,7 +72,7 @@ def sample(
     check.choice("method", method, METHODS)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1
-    keep = _kept(keep, total + 1)
+    keep = _states_held(keep, total + 1)
     states = [x]
     if second is not None:
         if method != "o-belm" or total == 0:
@@ -125,7 +124,7 @@ def invert(
     check.query("x", x)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1
-    keep = _kept(keep, total + 1)
+    keep = _states_held(keep, total + 1)
     states = [x]
     if total == 0:
         if second is not None:
@@ -149,23 +148,23 @@ def invert(
     return Trajectory(path.t.flip(0)[-keep:], states[-keep:])
 
 
-def _kept(keep: int | None, most: int) -> int:
+def _states_held(keep: int | None, most: int) -> int:
     return most if keep is None else min(check.integer("keep", keep, 1), most)
 
 
 def _euler(alpha: Tensor, s: Tensor, alpha_to: Tensor, s_to: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients of x and eps in a DDIM step, in either direction."""
+    """The coefficients of x and eps in a DDIM step, in either direction."""
     return alpha_to / alpha, alpha_to * (s_to - s)
 
 
 def _ddim_table(path: Nodes) -> Tensor:
-    """[M, 2]: coefficients of x_i and eps_i in x_{i+1}."""
+    """The coefficients of x_i and eps_i in x_{i+1}, [M, 2]."""
     return torch.stack(_euler(path.alpha[:-1], path.s[:-1], path.alpha[1:], path.s[1:]), 1)
 
 
 def _o_belm_table(path: Nodes) -> Tensor:
-    """[M, 3]: coefficients of x_{i-1}, x_i and eps_i in x_{i+1}; with xbar = x/alpha, h_i = s_i -
-    s_{i+1}, r = h_i/h_{i-1},
+    """The coefficients of x_{i-1}, x_i and eps_i in x_{i+1}, [M, 3]; with xbar = x/alpha,
+    h_i = s_i - s_{i+1} and r = h_i/h_{i-1},
 
     xbar_{i+1} = r^2 xbar_{i-1} + (1 - r^2) xbar_i - (r + 1) h_i eps_i.
     """
@@ -187,7 +186,7 @@ def _runge_kutta(tableau: Tableau, denoiser: Denoiser, path: Nodes) -> Advance:
             return (denoiser.eps(alpha[i + int(c)] * y[0], path.t[i + int(c)]),)
 
         y = (states[-1] / alpha[i],)
-        return alpha[i + 1] * moved(y, h[i], tableau.b, slopes(tableau, eps, y, h[i]))[0]
+        return alpha[i + 1] * advanced(y, h[i], tableau.b, slopes(tableau, eps, y, h[i]))[0]
 
     return advance
 

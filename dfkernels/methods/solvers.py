@@ -1,4 +1,5 @@
-"""Explicit Runge-Kutta methods as data, one step of any of them, and steps that follow the error.
+"""Explicit Runge-Kutta methods: their coefficients as data, one step of any of them, and adaptive
+steps.
 
 For dy/du = f(u, y):  k_i = f(u + c_i h, y + h sum_j a_ij k_j),  y(u + h) ~ y + h sum_i b_i k_i.
 A state y is a tuple of tensors, and so is a slope.
@@ -21,7 +22,7 @@ __all__ = [
     "Tableau",
     "Unfinished",
     "adaptive",
-    "moved",
+    "advanced",
     "slopes",
 ]
 
@@ -30,8 +31,8 @@ Field = Callable[[float, State], State]
 
 
 class Tableau(NamedTuple):
-    """The coefficients c, a and b. `error` has b - b', b' those of an embedded method of one order
-    less; it is empty where there is none.
+    """The coefficients c, a and b of a method, and `error` = b - b' where a method b' of one order
+    less is embedded in it.
     """
 
     c: tuple[float, ...]
@@ -66,8 +67,8 @@ _ORDER = 5
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
 
 
-def moved(y: State, h: float, coefficients: tuple[float, ...], k: list[State]) -> State:
-    """y + h sum_i coefficients_i k_i, for each part of the state."""
+def advanced(y: State, h: float, coefficients: tuple[float, ...], k: list[State]) -> State:
+    """The state y + h sum_i coefficients_i k_i, part by part."""
     pairs = [(c, slope) for c, slope in zip(coefficients, k, strict=False) if c]
     return tuple(part + h * sum(c * slope[i] for c, slope in pairs) for i, part in enumerate(y))
 
@@ -75,17 +76,22 @@ def moved(y: State, h: float, coefficients: tuple[float, ...], k: list[State]) -
 def slopes(
     tableau: Tableau, f: Field, y: State, h: float, first: State | None = None
 ) -> list[State]:
-    """k_1, k_2, ... of a step of length h from y; f(c, y) is the slope after the part c of the
-    step. first: k_1, where it is known.
+    """The slopes k_1, k_2, ... of a step of length h from y.
+
+    Args:
+        tableau: of the method.
+        f: f(c, y) is the slope after the part c of the step.
+        y, h: state and length.
+        first: k_1, where it is known.
     """
     k = [f(0.0, y) if first is None else first]
     for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        k.append(f(c, moved(y, h, row, k)))
+        k.append(f(c, advanced(y, h, row, k)))
     return k
 
 
 class Unfinished(Exception):
-    """What `adaptive` raises where it gives up: how far it came, and why."""
+    """Raised by `adaptive` where it gives up; says how far it came, and why."""
 
     def __init__(self, u: float, evaluations: int, why: str) -> None:
         super().__init__(why)
@@ -93,8 +99,8 @@ class Unfinished(Exception):
 
 
 class Step(NamedTuple):
-    """A step that is tried: its end u, the states before and after, the estimated error of the
-    latter, and the slope there.
+    """A step that `adaptive` tries: its end u, the states before and after, the estimated error of
+    the latter, and the slope at u.
     """
 
     u: float
@@ -113,15 +119,23 @@ def adaptive(
     accept: Callable[[Step], None],
     max_evaluations: int,
 ) -> State:
-    """y(end) from y(begin) by Dormand-Prince, in steps whose error is at most what `judge` allows.
+    """Integrates y from `begin` to `end` by Dormand-Prince, in steps as long as `judge` allows.
 
-    judge: of a step, its error relative to the tolerance: up to 1 the step is taken, else, NaN
-    included, tried again with a shorter one. accept: called for each step that is taken. The length
-    follows the last two errors (Gustafsson's PI controller), which rejects few steps where
-    stability, not accuracy, limits it.
+    The length follows the last two errors (Gustafsson's PI controller), which rejects few steps
+    where stability, not accuracy, limits it. Differentiable through the steps that are taken, at
+    fixed lengths.
 
-    Differentiable through the steps that are taken, at fixed lengths. Raises Unfinished before
-    max_evaluations would be exceeded, and where a step would not move u.
+    Args:
+        f: f(u, y), the slope.
+        y: the state at `begin`.
+        begin, end: begin < end.
+        judge: the error of a step relative to the tolerance. Up to 1 the step is taken; otherwise,
+            NaN included, a shorter one is tried.
+        accept: called for each step that is taken.
+        max_evaluations: of f.
+
+    Raises Unfinished before max_evaluations would be exceeded, and where a step is too short to
+    change u.
     """
     tableau, spent, u, last = DORMAND_PRINCE, 2, begin, 1e-4
     k = f(begin, y)
@@ -134,9 +148,9 @@ def adaptive(
             raise Unfinished(u, spent, f"the next step would be one of {h:.1g}")
         ks = slopes(tableau, lambda c, state, u=u, h=h: f(min(u + c * h, end), state), y, h, k)
         spent += len(tableau.c) - 1
-        new = moved(y, h, tableau.b, ks)
+        new = advanced(y, h, tableau.b, ks)
         zero = tuple(torch.zeros_like(part) for part in y)
-        step = Step(min(u + h, end), y, new, moved(zero, h, tableau.error, ks), ks[-1])
+        step = Step(min(u + h, end), y, new, advanced(zero, h, tableau.error, ks), ks[-1])
         ratio = judge(step)
         if ratio <= 1:
             accept(step)
@@ -152,11 +166,12 @@ def adaptive(
 def _first_step(
     f: Field, y: State, begin: float, end: float, k: State, judge: Callable[[Step], float]
 ) -> float:
-    """Hairer, Norsett & Wanner, II.4: from the sizes of the slope and of its change over a short
-    Euler step."""
+    """The length of the first step, from the sizes of the slope and of its change over a short
+    Euler step (Hairer, Norsett & Wanner, II.4).
+    """
     h = min(1e-3, end - begin)
-    ahead = moved(y, h, EULER.b, [k])
-    there = f(begin + h, ahead)
-    change = tuple((b - a) / h for a, b in zip(k, there, strict=True))
-    size = max(judge(Step(begin + h, y, ahead, error, there)) for error in (k, change))
+    new = advanced(y, h, EULER.b, [k])
+    slope = f(begin + h, new)
+    change = tuple((b - a) / h for a, b in zip(k, slope, strict=True))
+    size = max(judge(Step(begin + h, y, new, error, slope)) for error in (k, change))
     return min(100 * h, (0.01 / size) ** (1 / _ORDER)) if 0 < size < math.inf else h

@@ -1,5 +1,4 @@
-"""DF-TM: tr F from a scalar network, trained by regression; with any denoising network, any
-schedule.
+"""DF-TM: tr F from a scalar network that is trained by regression, beside a denoiser.
 
 residual: m ~ E|eps - eps_theta|^2/d;  tr F ~ (d/sigma^2)(1 - m)
 noise:    m ~ E|eps|^2/d;              tr F ~ (d (1 - m) + |eps_theta|^2)/sigma^2
@@ -37,18 +36,15 @@ TraceNetwork = Callable[..., Tensor]
 
 
 class Noisy(NamedTuple):
-    """x = alpha x_0 + sigma eps [B, *E] at times t [B] (float64), levels alpha and sigma [B], and
-    the targets of a regression at x: x_0 and eps [B, *E], each a draw given x or a mean of draws,
-    with `rest` [B] the sum of the squares of eps that the mean leaves out.
-    """
+    """Noisy data x = alpha x_0 + sigma eps, and the targets of a regression at x."""
 
-    x: Tensor
-    t: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    x_0: Tensor
-    eps: Tensor
-    rest: Tensor
+    x: Tensor  # [B, *E]
+    t: Tensor  # [B], float64
+    alpha: Tensor  # [B]
+    sigma: Tensor  # [B]
+    x_0: Tensor  # [B, *E]: a draw given x, or the mean of draws
+    eps: Tensor  # [B, *E]: the same of the noise
+    variance: Tensor  # [B]: the sum of the squares of eps that its mean leaves out; 0 for a draw
 
 
 def diffuse(
@@ -58,8 +54,8 @@ def diffuse(
     noise: tuple[float, float],
     queries: int | None = None,
 ) -> Noisy:
-    """x_0 [N, *E] at noise levels sigma/alpha log-uniform in `noise`, stratified: one in each of B
-    equal parts.
+    """Adds noise to a batch of data x_0 [N, *E], at levels sigma/alpha log-uniform in `noise`,
+    stratified: one in each of B equal parts.
 
     queries None: B = N, and the targets are the draws themselves. An integer B <= N, for rows in
     random order: only the first B are diffused, and the targets are means given x over all N rows
@@ -87,10 +83,9 @@ def diffuse(
     if queries is None:
         return Noisy(x, t, alpha, sigma, rows, eps, torch.zeros_like(alpha))
     at = ops.posterior(x, x_0, alpha, sigma)
-    rest = x.shape[1:].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
-    return Noisy(
-        x, t, alpha, sigma, at.mean, (x - alpha.view(column) * at.mean) / sigma.view(column), rest
-    )
+    variance = x.shape[1:].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
+    mean_eps = (x - alpha.view(column) * at.mean) / sigma.view(column)
+    return Noisy(x, t, alpha, sigma, at.mean, mean_eps, variance)
 
 
 def _diffused(
@@ -116,7 +111,8 @@ def denoising_loss(
     std: float | None = None,
     queries: int | None = None,
 ) -> Tensor:
-    """mean of w_t |eps_theta(x_t, t) - eps|^2/d, whatever the network predicts; a scalar.
+    """The training loss of a denoiser, whatever its network predicts: the mean of
+    w_t |eps_theta(x_t, t) - eps|^2/d, a scalar.
 
     Conditions of the network: `denoising_loss(denoiser.bind(label=label), x_0, ...)`.
 
@@ -143,9 +139,10 @@ def trace_loss(
     std: float | None = None,
     queries: int | None = None,
 ) -> Tensor:
-    """mean of ((m(x_t, t) - target)/guess)^2; target = |eps - eps_theta|^2/d, |eps|^2/d ("noise")
-    or
-    |x_0|^2/d ("paper", Algorithm 1); a scalar.
+    """The training loss of a trace network: the mean of ((m(x_t, t) - target)/guess)^2, a scalar.
+
+    The target is |eps - eps_theta|^2/d ("residual"), |eps|^2/d ("noise") or |x_0|^2/d ("paper",
+    Algorithm 1).
 
     guess is the exact m of data N(mean, std^2 I); std = None: 1. Compared with weights that make
     the targets' noise uniform, this spends less where that noise drowns the answer: small sigma in
@@ -168,12 +165,12 @@ def trace_loss(
     d = at.x.shape[1:].numel()
     if form == "residual":
         with torch.no_grad():
-            centre, rest = denoiser.eps(at.x, at.t) - at.eps, at.rest
+            mean_target, variance = denoiser.eps(at.x, at.t) - at.eps, at.variance
     elif form == "noise":
-        centre, rest = at.eps, at.rest
+        mean_target, variance = at.eps, at.variance
     else:
-        centre, rest = at.x_0, (at.sigma / at.alpha) ** 2 * at.rest
-    target = (_flat(centre).square().sum(1) + rest) / d
+        mean_target, variance = at.x_0, (at.sigma / at.alpha) ** 2 * at.variance
+    target = (_flat(mean_target).square().sum(1) + variance) / d
     if std is None:
         guess = 1.0
     elif form == "residual":
@@ -247,15 +244,22 @@ def bound(
     form: str = "residual",
     radius: float | Tensor | None = None,
 ) -> float | Tensor:
-    """residual: d d1/sigma^2 + d2^2/sigma^2
-    noise:    d d1/sigma^2 + (2 R/sigma^2) d2 + d2^2/sigma^2
-    paper:    (alpha^2 d/sigma^4) d1 + (2 alpha D_y/sigma^3) d2 + d2^2/sigma^2   (Prop. 7,
-    corrected)
+    """A bound on the error of MatchedTrace, from the errors of its networks (Prop. 7, corrected).
 
-    The largest error of MatchedTrace for a trace network off by at most d1 = trace_error and noise
-    predictions off by at most d2 = eps_error in the 2-norm. radius: D_y, the largest |y| in the
-    data, for "paper"; R, the norm of the exact noise prediction, for "noise". The printed Prop. 7
-    lacks the term with D_y and is too small by orders of magnitude.
+        residual: d d1/sigma^2 + d2^2/sigma^2
+        noise:    d d1/sigma^2 + (2 R/sigma^2) d2 + d2^2/sigma^2
+        paper:    (alpha^2 d/sigma^4) d1 + (2 alpha D_y/sigma^3) d2 + d2^2/sigma^2
+
+    The printed Prop. 7 lacks the term with D_y and is too small by orders of magnitude.
+
+    Args:
+        alpha, sigma: the levels.
+        d: the dimension.
+        trace_error: d1, the largest error of the trace network.
+        eps_error: d2, the largest error of the noise prediction in the 2-norm.
+        form: one of FORMS.
+        radius: D_y, the largest |y| in the data, for "paper"; R, the norm of the exact noise
+            prediction, for "noise".
     """
     check.choice("form", form, FORMS)
     if (radius is None) == (form != "residual"):
@@ -287,7 +291,7 @@ def _positive(name: str, value: float) -> float:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Over the batch; 0 for an empty one, which then moves no weight."""
+    """The mean over the batch; 0 for an empty one, which then changes no weight."""
     return x.sum() / max(1, len(x))
 
 

@@ -77,7 +77,7 @@ class Function(Source):
 
 @dataclass(frozen=True)
 class Exact(Source):
-    """tr F [B] of a data set at (x, t); on the flow of the same data set, from the pass over the
+    """The trace of a data set; on the flow of the same data set it comes from the pass over the
     data that gives the flow.
     """
 
@@ -98,17 +98,18 @@ class Exact(Source):
 
 
 def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Exact:
-    """tr F of the data set itself (Prop. 5): with `Denoiser.exact(cloud, schedule)`, log q_t of the
-    cloud, by one pass over the data per evaluation. tolerance: as in `DiffusionFisher`; for one
-    pass, the denoiser's.
+    """The source of tr F that a data set itself is (Prop. 5).
+
+    With `Denoiser.exact(cloud, schedule)` and the same tolerance it gives log q_t of the cloud by
+    one pass over the data per evaluation. tolerance: as in `DiffusionFisher`.
     """
     return Exact(PosteriorMean(cloud, schedule, tolerance))
 
 
 @dataclass(frozen=True)
 class Hutchinson(Source):
-    """tr F ~ mean_k <v_k, J v_k>/sigma, J = d eps/dx, for K probes v with E v v^T = I: unbiased at
-    any K.
+    """Hutchinson's estimator of tr F, unbiased at any number K of random probes v with E v v^T = I:
+    mean_k <v_k, J v_k>/sigma, J = d eps/dx.
 
     The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and
     log_prob is unbiased but for the solver's error.
@@ -118,7 +119,7 @@ class Hutchinson(Source):
         probes: K, the number of Jacobian products per evaluation.
         kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
         mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no
-        graph).
+            graph).
     """
 
     generator: torch.Generator
@@ -155,7 +156,7 @@ class Hutchinson(Source):
 
 @dataclass(frozen=True)
 class Divergence(Source):
-    """tr F = sum_j <e_j, J e_j>/sigma, J = d eps/dx: exact for the network, by d Jacobian products.
+    """The exact tr F of a network by d Jacobian products: sum_j <e_j, J e_j>/sigma, J = d eps/dx.
 
     Args:
         chunk: products done together: fewer calls, more memory.

@@ -1,5 +1,6 @@
-"""A training loop that can be killed at any moment: it goes on from its checkpoint, with the same
-bits."""
+"""A training loop that can be killed at any moment, and goes on from its checkpoint with the same
+bits.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +161,7 @@ def _resume(path: Path, run: dict[str, object], whole: _State, generator: torch.
     unreadable = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        came = state["configuration"]
+        saved = state["configuration"]
         missing = {*parts, "done", "generator"} - state.keys()
     except (*unreadable, TypeError, IndexError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
@@ -171,11 +172,11 @@ def _resume(path: Path, run: dict[str, object], whole: _State, generator: torch.
         raise files.FileError(
             f"{path}: no checkpoint: it lacks {', '.join(sorted(missing))}: delete it"
         )
-    for key in [*run, *(came.keys() - run.keys())]:
-        there, here = (c.get(key, "nothing") for c in (came, run))
-        if there != here:
+    for key in [*run, *(saved.keys() - run.keys())]:
+        old, new = (c.get(key, "nothing") for c in (saved, run))
+        if old != new:
             raise files.FileError(
-                f"{path}: checkpoint of another configuration: {key}: {there} there, {here} here: "
+                f"{path}: checkpoint of another configuration: {key}: {old} there, {new} here: "
                 "delete it, or name another file"
             )
     try:

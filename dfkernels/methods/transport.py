@@ -1,5 +1,5 @@
-"""Does the PF-ODE carry the noise to the data along the optimal-transport map? (Algorithm 2, done
-right.)
+"""Does the probability-flow ODE carry the noise to the data along the optimal-transport map?
+(Algorithm 2, corrected.)
 
 A Monge map is the gradient of a convex function, so that its Jacobian A is symmetric and positive
 definite everywhere: both have to hold for every chain.
@@ -32,8 +32,8 @@ CONVENTIONS = ("jacobian", "authors", "slide")
 
 
 def asymmetry(A: Tensor) -> Tensor:
-    """|A0 - A0^T|_F / (sqrt(2) |A0|_F), [B] in [0, sqrt(2)]; A0 = A [B, d, d] without its diagonal,
-    0 where A0 = 0.
+    """The asymmetry of matrices A [B, d, d]: |A0 - A0^T|_F/(sqrt(2) |A0|_F), [B] in [0, sqrt(2)],
+    with A0 = A without its diagonal; 0 where A0 = 0.
 
     The statistic of the paper's Table 3. It does not see the diagonal: a tiny A0 weighs as much as
     a large one, and turning the axes changes the value (but not whether it is 0).
@@ -46,38 +46,32 @@ def asymmetry(A: Tensor) -> Tensor:
 
 
 class Summary(NamedTuple):
-    """Over the chains: the asymmetry's mean, its standard error, median and 5 % and 95 % quantiles;
-    the least of the smallest eigenvalues; the share of chains whose Jacobian is symmetric and
-    positive definite.
-    """
+    """Statistics over the chains of a `TransportTest`."""
 
-    mean: float
-    error: float
+    mean: float  # of the asymmetry
+    error: float  # the standard error of that mean
     median: float
-    low: float
-    high: float
-    smallest: float
-    monge: float
+    low: float  # the 5 % quantile
+    high: float  # the 95 % quantile
+    smallest: float  # the least of the smallest eigenvalues
+    monge: float  # the share of chains whose Jacobian is symmetric and positive definite
 
 
 class TransportTest(NamedTuple):
-    """Per chain: where it ends, x [B, *E]; its Jacobian exp(log_norm) A, A [B, d, d] with |A|_F =
-    sqrt(d) and log_norm [B]; asymmetry [B] of A; smallest [B], the least eigenvalue of (A + A^T)/2
-    (1 for the identity).
-    """
+    """What `transport_test` finds for each chain; its Jacobian is exp(log_norm) A."""
 
-    x: Tensor
-    A: Tensor
-    log_norm: Tensor
-    asymmetry: Tensor
-    smallest: Tensor
+    x: Tensor  # [B, *E]: where it ends
+    A: Tensor  # [B, d, d], |A|_F = sqrt(d)
+    log_norm: Tensor  # [B]
+    asymmetry: Tensor  # [B]: of A
+    smallest: Tensor  # [B]: the least eigenvalue of (A + A^T)/2, 1 for the identity
 
     def monge(self, tolerance: float = 1e-6) -> Tensor:
-        """[B] bool: asymmetry at most `tolerance`, and smallest > 0."""
+        """Which chains may follow a Monge map, bool [B]: asymmetry <= tolerance, smallest > 0."""
         return (self.asymmetry <= tolerance) & (self.smallest > 0)
 
     def summary(self, tolerance: float = 1e-6) -> Summary:
-        """Raises ValueError where there is no chain."""
+        """Statistics over the chains. Raises ValueError where there is none."""
         a = self.asymmetry.double().cpu()
         if len(a) == 0:
             raise ValueError("summary: expected at least one chain, got 0")
@@ -100,14 +94,17 @@ def transport_test(
     generator: torch.Generator | None = None,
     convention: str = "jacobian",
 ) -> TransportTest:
-    """PF-ODE chains by DDIM over the exact posterior of a small cloud, and what their Jacobian
-    says.
+    """Tests whether the flow of a small data set is an optimal-transport map, from the Jacobians of
+    DDIM chains over its exact posterior.
 
     Args:
         cloud: atoms [N, *E]; d = prod(E) up to 16 runs in one fused kernel on the CPU, above step
-        by step. t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0
-        throughout (`time_grid`). chains, generator: x_M ~ N(0, sigma_M^2 I), float64, for this many
-        chains; or x: [B, *E] the starts themselves, float32 or float64: the dtype of computation.
+            by step.
+        schedule: maps t to alpha and sigma.
+        t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0 throughout
+            (`time_grid`).
+        chains, generator: how many chains start from x ~ N(0, sigma^2 I) at t[0], in float64.
+        x: [B, *E], the starts themselves, float32 or float64: the dtype of computation.
         convention: how A is carried from step to step. The statistic depends on it:
             "jacobian": A <- M A with the exact derivative M of the DDIM step: this is the test.
             "authors": A <- A + (s - t) B A, as in the authors' code, B = [f - g2/(2 sigma^2)] I +
@@ -152,8 +149,8 @@ def transport_test(
 
 
 def printed_rates(schedule: Schedule, t: Tensor) -> Tensor:
-    """(s - t) B [M, 2] at each step from t to s, in units of I and (alpha/sigma)^2 C: eq. 22 as
-    printed, with the wrong sign of both g2 terms.
+    """The coefficients of I and (alpha/sigma)^2 C in (s - t) B, [M, 2], at each step from t to s:
+    eq. 22 as printed, with the wrong sign of both g2 terms.
     """
     at = t[:-1]
     half = schedule.g2(at) / (2 * schedule.sigma(at) ** 2)

@@ -16,7 +16,7 @@ __all__ = ["EDM", "VE", "VP", "RectifiedFlow", "SubVP"]
 
 @dataclass(frozen=True)
 class VP(Schedule):
-    """Variance preserving (DDPM; Song et al. 2021, eq. 11), t in [0, 1].
+    """The variance-preserving schedule (DDPM; Song et al. 2021, eq. 11), t in [0, 1].
 
     beta(t) = beta_min + t (beta_max - beta_min);  ln alpha = -int_0^t beta / 2;  sigma^2 = 1 -
     alpha^2;
@@ -38,7 +38,7 @@ class VP(Schedule):
             )
 
     def beta(self, t: float | Tensor) -> Tensor:
-        """beta(t) = -2 f(t), of t's shape."""
+        """The noise rate beta(t) = -2 f(t), of t's shape."""
         return self._beta(self._time(t))
 
     def _beta(self, t: Tensor) -> Tensor:
@@ -68,9 +68,8 @@ class VP(Schedule):
         return -integral - torch.log(-torch.expm1(-integral))  # expm1(integral) may overflow
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return self._t_of_integral(
-            -torch.nn.functional.logsigmoid(lam)
-        )  # softplus cuts off terms of 2e-9
+        # softplus would cut off terms of 2e-9
+        return self._t_of_integral(-torch.nn.functional.logsigmoid(lam))
 
     def _t_of_integral(self, integral: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
@@ -81,7 +80,7 @@ class VP(Schedule):
 
 @dataclass(frozen=True)
 class SubVP(VP):
-    """Sub-VP (Song et al. 2021, eq. 13), with the standard deviation that belongs to its SDE.
+    """The sub-VP schedule (Song et al. 2021, eq. 13), with the standard deviation of its SDE.
 
     alpha as in VP;  sigma = 1 - alpha^2;  f = -beta/2;  g2 = beta (1 - alpha^4).
     """
@@ -108,8 +107,8 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE(Schedule):
-    """Variance exploding in its natural time: sigma = sqrt(t), alpha = 1, f = 0, g2 = 1, t in [0,
-    inf).
+    """The variance-exploding schedule in its natural time: sigma = sqrt(t), alpha = 1, f = 0,
+    g2 = 1, t in [0, inf).
 
     This is the form of Karras et al. 2022 (Table 1). The geometric one, sigma(s) = sigma_min
     (sigma_max/sigma_min)^s, is the same process in another clock: t = sigma(s)^2.
@@ -139,7 +138,7 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(VE):
-    """Karras et al. 2022: sigma = t, alpha = 1, f = 0, g2 = 2 t, t in [0, inf)."""
+    """The schedule of Karras et al. 2022: sigma = t, alpha = 1, f = 0, g2 = 2 t, t in [0, inf)."""
 
     def _sigma(self, t: Tensor) -> Tensor:
         return t.clone()
@@ -159,8 +158,7 @@ class EDM(VE):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """Linear path (flow matching's convention, t = 1 is data): alpha = t, sigma = 1 - t, t in [0,
-    1].
+    """The linear path of flow matching, where t = 1 is data: alpha = t, sigma = 1 - t, t in [0, 1].
 
     f = 1/t;  g2 = -2 (1 - t)/t, negative because the noise falls as t grows. f and g2 need t > 0.
     """

@@ -30,42 +30,42 @@ class Schedule:
     _drift_open = False  # f and g2 are infinite at t = t_range[0]
 
     def __call__(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t), each of t's shape."""
+        """The levels (alpha_t, sigma_t), each of t's shape."""
         t = self._time(t)
         return self._alpha(t), self._sigma(t)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha_t, of t's shape."""
+        """The scale of the data, alpha_t, of t's shape."""
         return self._alpha(self._time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma_t, of t's shape; 0 at the data end."""
+        """The scale of the noise, sigma_t, of t's shape; 0 at the data end."""
         return self._sigma(self._time(t))
 
     def f(self, t: float | Tensor) -> Tensor:
-        """f = d ln(alpha)/dt, of t's shape."""
+        """The drift f = d ln(alpha)/dt, of t's shape."""
         return self._f(self._time(t, self._drift_open))
 
     def g2(self, t: float | Tensor) -> Tensor:
-        """g^2 = d(sigma^2)/dt - 2 f sigma^2, of t's shape. Negative where the noise falls with t
-        (RectifiedFlow).
+        """The diffusion g^2 = d(sigma^2)/dt - 2 f sigma^2, of t's shape. Negative where the noise
+        falls with t (RectifiedFlow).
         """
         return self._g2(self._time(t, self._drift_open))
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(d alpha/dt, d sigma/dt), each of t's shape, over the whole closed range: finite where f
-        and g2 are not, but for d sigma/dt = inf where sigma starts as a square root (VP and VE at t
-        = 0).
+        """The derivatives (d alpha/dt, d sigma/dt), each of t's shape, over the whole closed range:
+        finite where f and g2 are not, but for d sigma/dt = inf where sigma starts as a square root
+        (VP and VE at t = 0).
         """
         return self._rates(self._time(t))
 
     def log_snr(self, t: float | Tensor) -> Tensor:
-        """ln(alpha_t^2 / sigma_t^2), of t's shape; +inf where sigma_t = 0."""
+        """The log-SNR ln(alpha_t^2/sigma_t^2), of t's shape; +inf where sigma_t = 0."""
         return self._log_snr(self._time(t))
 
     def t_of_log_snr(self, log_snr: float | Tensor) -> Tensor:
-        """The t with that log-SNR (inverse of `log_snr`). Raises ValueError if it lies outside the
-        schedule's range.
+        """The time with a given log-SNR: the inverse of `log_snr`. Raises ValueError if it lies
+        outside the schedule's range.
         """
         t = self._t_of_log_snr(as_tensor("log_snr", log_snr))
         lo, hi = self.t_range
@@ -104,8 +104,8 @@ class Schedule:
 
 
 def as_tensor(name: str, t: object) -> Tensor:
-    """t as a dense floating tensor: numbers and integers in float64, all else in its own dtype and
-    on its own device (NumPy's on the CPU).
+    """A dense floating tensor of whatever a caller passes for t: numbers and integers in float64,
+    all else in its own dtype and on its own device (NumPy's on the CPU).
     """
     if isinstance(t, (int, float)) and not isinstance(t, bool) and not isinstance(t, np.generic):
         try:

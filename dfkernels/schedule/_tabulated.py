@@ -12,8 +12,8 @@ __all__ = ["Tabulated"]
 
 
 class Tabulated(Schedule):
-    """From a table such as diffusers' `scheduler.alphas_cumprod`: alpha_t^2 = alphas_cumprod[t],
-    sigma_t^2 = 1 - alpha_t^2.
+    """The schedule of a table such as diffusers' `scheduler.alphas_cumprod`: alpha_t^2 =
+    alphas_cumprod[t], sigma_t^2 = 1 - alpha_t^2.
 
     Args:
         alphas_cumprod: [T], T >= 2, strictly decreasing inside (0, 1).
@@ -56,8 +56,9 @@ class Tabulated(Schedule):
         return f"Tabulated({self._lam.numel()} steps)"
 
     def _cubic(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """lam(t) and lam'(t): cubic Hermite on [i, i+1]; a table of float64, evaluated in t's
-        dtype."""
+        """The log-SNR lam(t) and its slope, by cubic Hermite polynomials in float64, in t's
+        dtype.
+        """
         lam, slope = self._lam.to(t.device), self._slope.to(t.device)
         i = t.detach().floor().clamp(0, lam.numel() - 2).long()
         r = t.double() - i
@@ -89,9 +90,9 @@ class Tabulated(Schedule):
         return self._cubic(t)[0]
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        """The interval by bisection of the table, the cubic's root in it by Newton's method: on the
-        CPU in NumPy, whose calls cost a fraction of torch's, and most calls are for one number.
-        Differentiable.
+        """Finds the interval by bisection of the table, and the cubic's root in it by Newton's
+        method. Differentiable. On the CPU in NumPy, since most calls are for one number, and
+        NumPy's calls cost a fraction of torch's.
         """
         table, slope = self._lam.numpy(), self._slope.numpy()
         target = lam.detach().to("cpu", torch.float64).numpy()
@@ -110,9 +111,9 @@ class Tabulated(Schedule):
 def _root(
     y0: np.ndarray, y1: np.ndarray, m0: np.ndarray, m1: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """r in [0, 1] where the falling cubic Hermite from (y0, m0) to (y1, m1) meets the target
-    between y0 and y1: Newton's method, and bisection where it leaves the bracket or does not halve
-    its step.
+    """The r in [0, 1] where the falling cubic Hermite from (y0, m0) to (y1, m1) meets the target
+    between y0 and y1, by Newton's method, with bisection where that leaves the bracket or does not
+    halve its step.
     """
     c2, c3 = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0)
     lo, hi = np.zeros_like(target), np.ones_like(target)
