@@ -169,18 +169,19 @@ class PointCloud(Object):
 
     def _indexed(self, path: Path | None, seed: int) -> CloudIndex:
         flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)
-        mask = [] if masked is None else [masked.cpu()]
+        if masked is not None:
+            masked = masked.cpu()
         if path is None:
-            found = build.build_index(flat.cpu(), self.scale, self.offset, seed, *mask)
+            found = build.build_index(flat.cpu(), self.scale, self.offset, seed, masked)
         else:
             cloud = index_file.fingerprint(flat, self.scale, self.offset)
-            for t in mask:
-                cloud += f" masked crc32={files.checksum(t.to(torch.uint8))}"
+            if masked is not None:
+                cloud += f" masked crc32={files.checksum(masked.to(torch.uint8))}"
             if path.exists():
                 found = index_file.load_index(path, cloud)
             else:
                 found = self._index or build.build_index(
-                    flat.cpu(), self.scale, self.offset, seed, *mask
+                    flat.cpu(), self.scale, self.offset, seed, masked
                 )
                 index_file.save_index(path, found, cloud)
         return CloudIndex(*[t.to(self.device) for t in found])
