@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -65,3 +66,12 @@ html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 exclude_patterns = ["requirements.txt"]
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app):
+    def without_links_back(app, page, template, context, doctree):
+        """Pages of source lose their links to the API, which name objects as their modules do."""
+        if page.startswith("_modules/"):
+            context["body"] = re.sub(r'<a class="viewcode-back".*?</a>', "", context["body"])
+
+    app.connect("html-page-context", without_links_back)
