@@ -44,7 +44,7 @@ def main() -> None:
     truth = log_density(x, NOISE[0])
     print(f"true log-density: {truth.mean():.3f} nats in the mean")
 
-    hutchinson = df.methods.likelihood.Hutchinson(torch.Generator().manual_seed(1), probes=1)
+    hutchinson = df.Hutchinson(torch.Generator().manual_seed(1), probes=1)
     for name, trace in (("divergence", "divergence"), ("hutchinson", hutchinson)):
         begin = time.perf_counter()
         with torch.no_grad():

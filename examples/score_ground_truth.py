@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import make_moons
 
 import dfkernels as df
-from dfkernels.methods import networks, trace_matching, training
+from dfkernels.methods import networks, training
 
 
 def main(steps: int = 600) -> None:
@@ -29,7 +29,7 @@ def main(steps: int = 600) -> None:
     def loss(network: torch.nn.Module, generator: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(y), (256,), generator=generator)
         denoiser = df.Denoiser(network, schedule, "epsilon")
-        return trace_matching.denoising_loss(denoiser, y[rows], generator, noise=(0.02, 20.0))
+        return df.denoising_loss(denoiser, y[rows], generator, noise=(0.02, 20.0))
 
     generator = torch.Generator().manual_seed(0)
     trained = training.train(network, loss, steps=steps, generator=generator, ema=0.99)
