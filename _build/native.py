@@ -129,12 +129,21 @@ def system_headers(*paths: Path | str) -> list[str]:
 
 
 def generated_headers() -> dict[str, str]:
-    """The C++ headers that the build writes, by name: the constants that Python shares."""
+    """The C++ headers that the build writes, by name: the constants that Python shares, and the moment
+    kinds, which are the headers in csrc/moments."""
     text = CONSTANTS.read_text(encoding="utf-8")
     constants = re.findall(r"^([A-Z_]+) = (\d+)  # (.+)$", text, re.M)
     lines = [f"inline constexpr int64_t {n.lower()} = {v};  // {what}" for n, v, what in constants]
-    head = "// Written by _build/native.py; do not edit.\n#pragma once\n#include <stdint.h>\n\n"
-    return {"constants.h": head + "\n".join(["namespace dfk {", *lines, "}  // namespace dfk", ""])}
+    constants_text = ["#include <stdint.h>", "namespace dfk {", *lines, "}  // namespace dfk"]
+    kinds = sorted(path.stem for path in (ROOT / "csrc/moments").glob("*.h"))
+    rows = " ".join(f"X({kind}, {kind.title().replace('_', '')})" for kind in kinds)
+    texts = {
+        "constants.h": constants_text,
+        "moment_kinds.h": [f"#define DFK_MOMENT_KINDS(X) {rows}"],
+        "moments.h": [f'#include "moments/{kind}.h"' for kind in kinds],
+    }
+    head = ["// Written by _build/native.py; do not edit.", "#pragma once"]
+    return {name: "\n".join([*head, *text, ""]) for name, text in texts.items()}
 
 
 def write_headers(directory: Path) -> None:

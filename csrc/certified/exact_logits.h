@@ -14,7 +14,7 @@ class ExactLogits {
  public:
   ExactLogits(const Problem<T>& p, const Index& index) : p_(p), index_(index) {
     in_double_.y = p.y, in_double_.scale = p.scale, in_double_.offset = p.offset;
-    in_double_.d = p.d, in_double_.ldy = p.ldy, in_double_.storage = p.storage;
+    in_double_.d = p.d, in_double_.row_stride = p.row_stride, in_double_.storage = p.storage;
   }
   const Problem<T>& problem() const { return p_; }
   const Index& index() const { return index_; }
@@ -23,7 +23,7 @@ class ExactLogits {
   // Relative to the largest; -inf for an atom without codes.
   double log_prior(int64_t atom) const {
     if (!index_.has_codes(atom)) return -INFINITY;
-    return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.prior_top) : 0;
+    return p_.log_prior ? double(p_.log_prior[atom]) - double(p_.max_log_prior) : 0;
   }
   void read(int64_t atom, std::vector<double>& y) const {
     y.resize(p_.d);

@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> as_tensors(const Tensor& x,
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> run(const Arguments& a, const Index& index, double gap,
                                        int64_t k) {
-  const Problem<T> p = problem_of<T>(a, Op::posterior).problem;
+  const Problem<T> p = problem_of<T>(a, MomentKind::posterior).problem;
   const ExactLogits<T> exact(p, index);
   const Costs costs(p.B, p.N, p.d);
   Workspace& workspace = Workspace::of_this_thread();
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> select_atoms(
     double offset, Tensor centre, Tensor basis, Tensor axis_scale, Tensor coarse_codes,
     Tensor fine_codes, Tensor atom_norm, Tensor code_scale, Tensor remainder_norm,
     Tensor axis_error, Tensor limits, double gap, int64_t k) {
-  const Arguments a = check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
+  const Arguments a = checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
   const int64_t N = y.size(0), d = y.size(1);
   constexpr ScalarType f32 = ScalarType::Float;
   STD_TORCH_CHECK(basis.dim() == 2 && basis.size(0) >= 1 && basis.size(0) <= most_axes,

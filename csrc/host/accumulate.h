@@ -1,4 +1,5 @@
-// From tensors to a Problem, over the threads, back to merged moments: what the data-set ops share.
+// From the arguments of an op over a data set to the merged moments of every query, and from these
+// to results: what those ops share.
 #pragma once
 #include <cmath>
 #include <cstdlib>
@@ -10,60 +11,71 @@
 
 namespace dfk {
 
-// Merged moments of every query (split 0), with the memory they live in.
-template <class T>
-struct Gathered {
-  Problem<T> problem;
-  Moments<T> moments;
-  double log_total;  // log sum exp(log_prior - prior_top)
-  std::vector<T> centre;
-  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
-
-  // Mean less the reference, in double: out[0, d). The reference itself goes to ref[0, d).
-  void mean(int64_t b, double* out, T* ref) const {
-    for (int64_t k = 0; k < problem.d; ++k)
-      out[k] = moments.first[b * moments.stride + k] / moments.mass[b];
-    kernels_for<T>().read_reference(problem, moments.ref[b], ref);
-  }
-};
-
-// Arguments as the schemas have them; checked, made contiguous where need be, and kept alive.
+// Arguments as the schemas have them: checked, made contiguous where need be, and kept alive.
 struct Arguments {
   Tensor x, y, alpha, sigma;
   std::optional<Tensor> log_prior, v;
   double scale, offset;
-  std::optional<Tensor> atoms{}, counts{};  // of every query the atoms that it counts; none: all
+  std::optional<Tensor> atoms, counts;  // lists of atoms; none: every query counts all atoms
 };
-Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
-                std::optional<Tensor> log_prior, double scale, double offset,
-                std::optional<Tensor> atoms = std::nullopt,
-                std::optional<Tensor> counts = std::nullopt);
+Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                            std::optional<Tensor> log_prior, double scale, double offset,
+                            std::optional<Tensor> atoms = std::nullopt,
+                            std::optional<Tensor> counts = std::nullopt);
 
-// Arguments as a Problem, all values but y's checked.
+// Arguments as a Problem; all values are checked but those of y.
 template <class T>
-struct Checked {
+struct CheckedProblem {
   Problem<T> problem;
-  double log_total;    // log sum exp(log_prior - prior_top)
+  double log_total;    // log sum exp(log_prior - max_log_prior)
   int64_t masked = 0;  // atoms whose log_prior is -inf
 };
 template <class T>
-Checked<T> problem_of(const Arguments& a, Op op);
+CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind);
+extern template CheckedProblem<float> problem_of(const Arguments&, MomentKind);
+extern template CheckedProblem<double> problem_of(const Arguments&, MomentKind);
 
+// The merged moments of every query (split 0), with the memory they live in.
 template <class T>
-Gathered<T> gather(const Arguments& a, Op op);
-extern template Checked<float> problem_of(const Arguments&, Op);
-extern template Checked<double> problem_of(const Arguments&, Op);
-extern template Gathered<float> gather(const Arguments&, Op);
-extern template Gathered<double> gather(const Arguments&, Op);
-
-// fisher = (I - (alpha^2 / sigma^2) C) / sigma^2: the factor of C inside, and 1 / sigma^2.
-template <class T>
-struct Noise {
-  double ratio, precision;
-  Noise(const Problem<T>& p, int64_t b) {
-    precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
-    ratio = double(p.alpha[b]) * p.alpha[b] * precision;
-  }
+struct Accumulated {
+  Problem<T> problem;
+  Moments<T> moments;
+  double log_total;
+  std::vector<T> centre;
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 };
+template <class T>
+Accumulated<T> accumulate(const Arguments& a, MomentKind kind);
+extern template Accumulated<float> accumulate(const Arguments&, MomentKind);
+extern template Accumulated<double> accumulate(const Arguments&, MomentKind);
+
+// One query whose results are made: F = (I - ratio C) precision, its mean lies at `mean` from the
+// reference.
+template <class T>
+struct FinishedQuery {
+  int64_t b;
+  double ratio, precision;  // alpha^2 / sigma^2, 1 / sigma^2
+  const double* mean;
+  const T* reference;
+};
+
+// f(query) for every query, in parallel where there is enough to do.
+template <class T, class F>
+void for_each_query(const Accumulated<T>& sums, int64_t work, const F& f) {
+  const Problem<T>& p = sums.problem;
+  const Moments<T>& m = sums.moments;
+  each(p.B, work, [&](int64_t b) {
+    std::vector<double> mean(p.d);
+    std::vector<T> reference(p.d);
+    for (int64_t k = 0; k < p.d; ++k) mean[k] = m.first_moment[b * m.stride + k] / m.weight_sum[b];
+    kernels_for<T>().read_reference(p, m.reference[b], reference.data());
+    const double precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
+    f(FinishedQuery<T>{.b = b,
+                       .ratio = double(p.alpha[b]) * p.alpha[b] * precision,
+                       .precision = precision,
+                       .mean = mean.data(),
+                       .reference = reference.data()});
+  });
+}
 
 }  // namespace dfk

@@ -1,5 +1,5 @@
-// From the arguments of a data-set op to a Problem: what every tensor must be, and the values that
-// are cheap to look at (all but y's).
+// From the arguments of an op over a data set to a Problem: what every tensor must be, and the
+// values that are cheap to look at, which are all but those of y.
 #include <algorithm>
 #include <limits>
 
@@ -38,41 +38,41 @@ void expect_values(const Problem<T>& p) {
   expect_positive("sigma", p.sigma, p.B);
 }
 
-// Looks at log_prior once, in blocks that do not depend on the number of threads; sets what c knows
-// of it.
+// Looks at log_prior once, in runs that do not depend on the number of threads, and sets what c
+// knows of it.
 template <class T>
-void sum_priors(Checked<T>& c) {
+void sum_priors(CheckedProblem<T>& c) {
   constexpr int64_t size = 1 << 14;
   Problem<T>& p = c.problem;
   const Kernels<T>& kernel = kernels_for<T>();
-  std::vector<PriorSum<T>> parts((p.N + size - 1) / size);
+  std::vector<LogPriorSum<T>> parts((p.N + size - 1) / size);
   torch::stable::parallel_for(0, int64_t(parts.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      parts[i] = kernel.prior_sum(p.log_prior + i * size, std::min(size, p.N - i * size));
+      parts[i] = kernel.log_prior_sum(p.log_prior + i * size, std::min(size, p.N - i * size));
   });
-  T top = -T(INFINITY);
-  for (const PriorSum<T>& part : parts) {
+  T max = -T(INFINITY);
+  for (const LogPriorSum<T>& part : parts) {
     if (!part.usable)
       for (int64_t i = (&part - parts.data()) * size; i < p.N; ++i)
         STD_TORCH_CHECK(p.log_prior[i] < INFINITY, "log_prior: expected numbers below inf, got ",
                         p.log_prior[i], " at index ", i);
-    top = std::max(top, part.top);
+    max = std::max(max, part.max);
     c.masked += part.masked;
   }
-  STD_TORCH_CHECK(top > -INFINITY, "log_prior: expected at least one atom above -inf, got all ",
+  STD_TORCH_CHECK(max > -INFINITY, "log_prior: expected at least one atom above -inf, got all ",
                   p.N, " masked");
-  double mass = 0;
-  for (const PriorSum<T>& part : parts)
-    if (part.mass > 0) mass += part.mass * std::exp(double(part.top) - double(top));
-  p.prior_top = top;
-  c.log_total = std::log(mass);
+  double sum = 0;
+  for (const LogPriorSum<T>& part : parts)
+    if (part.sum > 0) sum += part.sum * std::exp(double(part.max) - double(max));
+  p.max_log_prior = max;
+  c.log_total = std::log(sum);
 }
 
 }  // namespace
 
-Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
-                std::optional<Tensor> log_prior, double scale, double offset,
-                std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                            std::optional<Tensor> log_prior, double scale, double offset,
+                            std::optional<Tensor> atoms, std::optional<Tensor> counts) {
   STD_TORCH_CHECK(atoms.has_value() == counts.has_value(), atoms ? "counts" : "atoms",
                   ": expected a tensor to go with ", atoms ? "atoms" : "counts", ", got None");
   const ScalarType type = compute_type("x", x);
@@ -82,35 +82,48 @@ Arguments check(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tenso
   STD_TORCH_CHECK(type == ScalarType::Double || y.scalar_type() != ScalarType::Double,
                   "y: expected float32 or narrower storage for a float32 x, got float64");
   y = expect_rows("y", y, {positive("N"), d});
-  return {x,
-          y,
-          expect("alpha", alpha, type, {B}),
-          expect("sigma", sigma, type, {B}),
-          expect("log_prior", log_prior, type, {y.size(0)}),
-          expect("v", v, type, {B, "K", d}),
-          scale,
-          offset,
-          expect("atoms", atoms, ScalarType::Long, {"M"}),
-          expect("counts", counts, ScalarType::Long, {B})};
+  return {.x = x,
+          .y = y,
+          .alpha = expect("alpha", alpha, type, {B}),
+          .sigma = expect("sigma", sigma, type, {B}),
+          .log_prior = expect("log_prior", log_prior, type, {y.size(0)}),
+          .v = expect("v", v, type, {B, "K", d}),
+          .scale = scale,
+          .offset = offset,
+          .atoms = expect("atoms", atoms, ScalarType::Long, {"M"}),
+          .counts = expect("counts", counts, ScalarType::Long, {B})};
 }
 
 template <class T>
-Checked<T> problem_of(const Arguments& a, Op op) {
-  Checked<T> c;
+CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind) {
+  CheckedProblem<T> c{.problem = {.x = data<T>(a.x),
+                                  .y = a.y.const_data_ptr(),
+                                  .v = data<T>(a.v),
+                                  .alpha = data<T>(a.alpha),
+                                  .sigma = data<T>(a.sigma),
+                                  .log_prior = data<T>(a.log_prior),
+                                  .centre = nullptr,
+                                  .atom_rows = nullptr,
+                                  .query_order = nullptr,
+                                  .listed_by = nullptr,
+                                  .max_log_prior = 0,
+                                  .scale = a.scale,
+                                  .offset = a.offset,
+                                  .B = a.x.size(0),
+                                  .N = a.y.size(0),
+                                  .d = a.x.size(1),
+                                  .K = a.v ? a.v->size(1) : 0,
+                                  .row_stride = a.y.stride(0),
+                                  .storage = storage_of(a.y.scalar_type()),
+                                  .kind = kind},
+                      .log_total = std::log(double(a.y.size(0)))};
   Problem<T>& p = c.problem;
-  p = {};
-  p.x = data<T>(a.x), p.y = a.y.const_data_ptr(), p.v = data<T>(a.v);
-  p.alpha = data<T>(a.alpha), p.sigma = data<T>(a.sigma), p.log_prior = data<T>(a.log_prior);
-  p.scale = a.scale, p.offset = a.offset;
-  p.B = a.x.size(0), p.N = a.y.size(0), p.d = a.x.size(1), p.K = a.v ? a.v->size(1) : 0;
-  p.ldy = a.y.stride(0), p.storage = storage_of(a.y.scalar_type()), p.op = op;
   expect_values(p);
-  c.log_total = std::log(double(p.N));
   if (p.log_prior) sum_priors(c);
   return c;
 }
 
-template Checked<float> problem_of(const Arguments&, Op);
-template Checked<double> problem_of(const Arguments&, Op);
+template CheckedProblem<float> problem_of(const Arguments&, MomentKind);
+template CheckedProblem<double> problem_of(const Arguments&, MomentKind);
 
 }  // namespace dfk

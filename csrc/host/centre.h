@@ -1,4 +1,4 @@
-// Roughly where the middle of a cloud is.
+// Roughly where the middle of a cloud is: the mean of some rows, without those that are far out.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,16 +7,15 @@
 
 namespace dfk {
 
-// The mean of some rows, and the mean of their squared norms.
 template <class T>
-struct Middle {
+struct Centre {
   std::vector<T> mean;
-  double square = 0;
+  double square = 0;  // the mean of the squared norms
 };
 
 // |row|^2.
 template <class T>
-double square_of(const std::vector<T>& row) {
+double square_norm(const std::vector<T>& row) {
   double sum[8] = {}, square = 0;  // one chain of additions would wait for itself
   for (size_t k = 0; k < row.size(); ++k) sum[k % 8] += double(row[k]) * row[k];
   for (const double s : sum) square += s;
@@ -24,10 +23,10 @@ double square_of(const std::vector<T>& row) {
 }
 
 // Which rows have a squared norm of at most `limit`, and of at most 64 times the quantile `rank` of
-// these: one that has not, or is not finite, is a fill value or the like, and no reason to move the
-// origin towards it.
-inline std::vector<int64_t> ordinary(const std::vector<double>& squares, double limit,
-                                     double rank) {
+// such norms. A row that has not, or is not finite, is a fill value or the like, and no reason to
+// move the origin towards it.
+inline std::vector<int64_t> ordinary_rows(const std::vector<double>& squares, double limit,
+                                          double rank) {
   std::vector<double> sorted;
   for (const double s : squares)
     if (s <= limit) sorted.push_back(s);
@@ -40,17 +39,18 @@ inline std::vector<int64_t> ordinary(const std::vector<double>& squares, double 
   return out;
 }
 
-// Of the ordinary ones among `count` rows of d numbers; read(i, row) gives the i-th as T.
+// The centre of the ordinary rows among `count` rows of d numbers; read(i, row) gives the i-th as
+// T.
 template <class T, class Read>
-Middle<T> middle_of(int64_t count, int64_t d, double limit, double rank, const Read& read) {
+Centre<T> centre_of_rows(int64_t count, int64_t d, double limit, double rank, const Read& read) {
   std::vector<T> row(d);
   std::vector<double> squares(count);
   for (int64_t i = 0; i < count; ++i) {
     read(i, row.data());
-    squares[i] = square_of(row);
+    squares[i] = square_norm(row);
   }
-  const std::vector<int64_t> rows = ordinary(squares, limit, rank);
-  Middle<T> out{std::vector<T>(d), 0};
+  const std::vector<int64_t> rows = ordinary_rows(squares, limit, rank);
+  Centre<T> out{std::vector<T>(d), 0};
   const T part = T(1) / T(std::max<size_t>(rows.size(), 1));
   for (const int64_t i : rows) {
     read(i, row.data());

@@ -126,6 +126,15 @@ inline ScalarType compute_type(const char* name, const Tensor& t) {
   return type;
 }
 
+// f(T{}) with the dtype of x, float or double.
+template <class F>
+void with_dtype_of(const Tensor& x, const F& f) {
+  if (x.scalar_type() == ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());

@@ -37,10 +37,8 @@ Tensor endpoint_matvec(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor si
   x0 = expect("x0", x0, type, {B, d}), mean = expect("mean", mean, type, {B, d});
   alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
   const Tensor out = torch::stable::new_empty(v, {v.size(0), v.size(1), v.size(2)});
-  if (type == ScalarType::Float)
-    run<float>(v, x0, mean, alpha, sigma, form == "centred", out);
-  else
-    run<double>(v, x0, mean, alpha, sigma, form == "centred", out);
+  with_dtype_of(out,
+                [&]<class T>(T) { run<T>(v, x0, mean, alpha, sigma, form == "centred", out); });
   return out;
 }
 

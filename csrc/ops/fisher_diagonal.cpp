@@ -1,43 +1,32 @@
 // The diagonal of F, [B, d]: (1 - (alpha^2 / sigma^2) Var_w(y)) / sigma^2, elementwise.
-#include <algorithm>
-#include <vector>
-
 #include "host/accumulate.h"
+#include "moments/diagonal.h"
 
 namespace dfk {
 namespace {
 
 template <class T>
-void finish(const Gathered<T>& g, T* out) {
-  const Problem<T>& p = g.problem;
-  const Moments<T>& m = g.moments;
-  each(p.B, 4 * p.d, [&](int64_t b) {
-    std::vector<double> mean(p.d);
-    std::vector<T> ref(p.d);
-    g.mean(b, mean.data(), ref.data());
-    const Noise<T> noise(p, b);
-    for (int64_t k = 0; k < p.d; ++k) {
-      const double variance = m.second[b * m.stride + k] / m.mass[b] - mean[k] * mean[k];
-      out[b * p.d + k] = T((1 - noise.ratio * std::max(variance, 0.0)) * noise.precision);
+void finish(const Accumulated<T>& sums, T* out) {
+  const int64_t d = sums.problem.d;
+  for_each_query(sums, 4 * d, [&](const FinishedQuery<T>& q) {
+    for (int64_t k = 0; k < d; ++k) {
+      const double variance = DiagonalMoments<T>::variance(sums.moments, q.b, q.mean, k);
+      out[q.b * d + k] = T((1 - q.ratio * variance) * q.precision);
     }
   });
-  expect_representable(out, p.B * p.d);
-}
-
-Tensor run(const Arguments& a) {
-  const Tensor& x = a.x;
-  Tensor out = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  if (x.scalar_type() == ScalarType::Float)
-    finish(gather<float>(a, Op::diagonal), mutable_data<float>(out));
-  else
-    finish(gather<double>(a, Op::diagonal), mutable_data<double>(out));
-  return out;
+  expect_representable(out, sums.problem.B * d);
 }
 
 Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                        std::optional<Tensor> log_prior, double scale, double offset,
                        std::optional<Tensor> atoms, std::optional<Tensor> counts) {
-  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts));
+  const Arguments a =
+      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+  const Tensor out = torch::stable::new_empty(a.x, {a.x.size(0), a.x.size(1)});
+  with_dtype_of(a.x, [&]<class T>(T) {
+    finish(accumulate<T>(a, MomentKind::diagonal), mutable_data<T>(out));
+  });
+  return out;
 }
 
 }  // namespace

@@ -45,10 +45,7 @@ Tensor matched_trace(Tensor m, Tensor eps, std::optional<Tensor> x, Tensor alpha
   m = expect("m", m, type, {B});
   alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
   const Tensor out = torch::stable::new_empty(m, {B});
-  if (type == ScalarType::Float)
-    run<float>(m, eps, x, alpha, sigma, out);
-  else
-    run<double>(m, eps, x, alpha, sigma, out);
+  with_dtype_of(out, [&]<class T>(T) { run<T>(m, eps, x, alpha, sigma, out); });
   return out;
 }
 

@@ -1,7 +1,7 @@
-// log_prob [B], mean [B, d], fisher_trace [B], ess [B] in one pass over the atoms.
-#include <algorithm>
+// log_prob [B], mean [B, d], fisher_trace [B] and ess [B] in one pass over the atoms.
+#include "moments/posterior.h"
+
 #include <tuple>
-#include <vector>
 
 #include "host/accumulate.h"
 
@@ -9,53 +9,38 @@ namespace dfk {
 namespace {
 
 template <class T>
-void finish(const Gathered<T>& g, T* log_prob, T* mean, T* fisher_trace, T* ess) {
-  const Problem<T>& p = g.problem;
-  const Moments<T>& m = g.moments;
-  each(p.B, 4 * p.d, [&](int64_t b) {
-    std::vector<double> shift(p.d);
-    std::vector<T> ref(p.d);
-    g.mean(b, shift.data(), ref.data());
-    double square = 0;
-    for (int64_t k = 0; k < p.d; ++k) {
-      square += shift[k] * shift[k];
-      mean[b * p.d + k] = T(ref[k] + shift[k]);
-    }
-    const Noise<T> noise(p, b);
-    const double spread = std::max(m.spread[b] / m.mass[b] - square, 0.0);
-    log_prob[b] = T(m.top[b] + std::log(m.mass[b]) - g.log_total +
-                    0.5 * double(p.d) * std::log(noise.precision / (2 * M_PI)));
-    fisher_trace[b] = T((double(p.d) - noise.ratio * spread) * noise.precision);
-    ess[b] = T(m.mass[b] * m.mass[b] / m.mass2[b]);
+void finish(const Accumulated<T>& sums, T* log_prob, T* mean, T* fisher_trace, T* ess) {
+  const Problem<T>& p = sums.problem;
+  const Moments<T>& m = sums.moments;
+  for_each_query(sums, 4 * p.d, [&](const FinishedQuery<T>& q) {
+    for (int64_t k = 0; k < p.d; ++k) mean[q.b * p.d + k] = T(q.reference[k] + q.mean[k]);
+    const double trace = PosteriorMoments<T>::covariance_trace(p, m, q.b, q.mean);
+    const double weight_sum = m.weight_sum[q.b];
+    log_prob[q.b] = T(m.max_logit[q.b] + std::log(weight_sum) - sums.log_total +
+                      0.5 * double(p.d) * std::log(q.precision / (2 * M_PI)));
+    fisher_trace[q.b] = T((double(p.d) - q.ratio * trace) * q.precision);
+    ess[q.b] = T(weight_sum * weight_sum / m.weight_square_sum[q.b]);
   });
   expect_representable(log_prob, p.B);
   expect_representable(fisher_trace, p.B);
   expect_representable(mean, p.B * p.d);
 }
 
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-Results run(const Arguments& a) {
-  const Tensor& x = a.x;
-  const int64_t B = x.size(0);
-  Tensor log_prob = torch::stable::new_empty(x, {B}),
-         mean = torch::stable::new_empty(x, {B, x.size(1)});
-  Tensor trace = torch::stable::new_empty(x, {B}), ess = torch::stable::new_empty(x, {B});
-  const auto compute = [&]<class T>(T) {
-    finish(gather<T>(a, Op::posterior), mutable_data<T>(log_prob), mutable_data<T>(mean),
-           mutable_data<T>(trace), mutable_data<T>(ess));
-  };
-  if (x.scalar_type() == ScalarType::Float)
-    compute(float{});
-  else
-    compute(double{});
+std::tuple<Tensor, Tensor, Tensor, Tensor> posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
+                                                     std::optional<Tensor> log_prior, double scale,
+                                                     double offset, std::optional<Tensor> atoms,
+                                                     std::optional<Tensor> counts) {
+  const Arguments a =
+      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+  const int64_t B = a.x.size(0);
+  const Tensor log_prob = torch::stable::new_empty(a.x, {B}),
+               mean = torch::stable::new_empty(a.x, {B, a.x.size(1)}),
+               trace = torch::stable::new_empty(a.x, {B}), ess = torch::stable::new_empty(a.x, {B});
+  with_dtype_of(a.x, [&]<class T>(T) {
+    finish(accumulate<T>(a, MomentKind::posterior), mutable_data<T>(log_prob),
+           mutable_data<T>(mean), mutable_data<T>(trace), mutable_data<T>(ess));
+  });
   return {log_prob, mean, trace, ess};
-}
-
-Results posterior(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Tensor> log_prior,
-                  double scale, double offset, std::optional<Tensor> atoms,
-                  std::optional<Tensor> counts) {
-  return run(check(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts));
 }
 
 }  // namespace

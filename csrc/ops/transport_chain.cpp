@@ -30,8 +30,13 @@ std::vector<ChainStep<T>> steps_of(const Levels& at, bool transposed) {
     const double keep = at.sigma[i + 1] / at.sigma[i], pull = at.alpha[i + 1] - a * keep;
     const double* rate = at.rates ? at.rates + 2 * i : nullptr;
     const double identity = rate ? rate[0] + (transposed ? 0 : 1) : keep;
-    const double spread = (rate ? rate[1] * a : pull) * a * precision;
-    steps.push_back({T(a), T(0.5 * precision), T(keep), T(pull), T(identity), T(spread)});
+    const double covariance = (rate ? rate[1] * a : pull) * a * precision;
+    steps.push_back({.alpha = T(a),
+                     .half_precision = T(0.5 * precision),
+                     .keep = T(keep),
+                     .pull = T(pull),
+                     .identity = T(identity),
+                     .covariance = T(covariance)});
   }
   return steps;
 }
@@ -46,7 +51,7 @@ struct Atoms {
 template <class T>
 Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
   Atoms<T> out;
-  T top = log_prior ? -T(INFINITY) : T(0);
+  T max = log_prior ? -T(INFINITY) : T(0);
   for (int64_t i = 0; i < N; ++i) {
     const T l = log_prior ? log_prior[i] : T(0);
     STD_TORCH_CHECK(l < INFINITY, "log_prior: expected numbers below inf, got ", l, " at index ",
@@ -54,17 +59,18 @@ Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
     if (l == -INFINITY) continue;  // whatever the row holds
     out.log_prior.push_back(l);
     out.y.insert(out.y.end(), y + i * d, y + (i + 1) * d);
-    top = std::max(top, l);
+    max = std::max(max, l);
   }
   STD_TORCH_CHECK(!out.log_prior.empty(),
                   "log_prior: expected at least one atom above -inf, got all ", N, " masked");
   expect_finite("y", out.y.data(), int64_t(out.y.size()));
-  for (T& l : out.log_prior) l -= top;
+  for (T& l : out.log_prior) l -= max;
   // Where the smallest norm is far below the others there is no offset that could cost digits, and
   // any atoms will do: so it may say what is ordinary, and most atoms may be outliers.
   const auto read = [&](int64_t i, double* row) { std::copy_n(out.y.begin() + i * d, d, row); };
   out.centre =
-      middle_of<double>(int64_t(out.log_prior.size()), d, largest_square<double>, 0, read).mean;
+      centre_of_rows<double>(int64_t(out.log_prior.size()), d, largest_square<double>, 0, read)
+          .mean;
   for (size_t i = 0; i < out.y.size(); ++i) out.y[i] = T(double(out.y[i]) - out.centre[i % d]);
   return out;
 }
@@ -86,8 +92,8 @@ void expect_weightless_outliers(const Chains<T>& c, const Levels& at) {
     }
     return std::sqrt(largest);
   };
-  const double far = largest_norm(c.x, c.B) + alpha * largest_norm(c.y, c.N);
-  STD_TORCH_CHECK(far * far <= most || 2000 * sigma * sigma <= most,
+  const double distance = largest_norm(c.x, c.B) + alpha * largest_norm(c.y, c.N);
+  STD_TORCH_CHECK(distance * distance <= most || 2000 * sigma * sigma <= most,
                   "x, y: expected finite values of moderate size, got an overflow of |x - alpha "
                   "y|^2 at a sigma "
                   "that is as large");
@@ -142,13 +148,20 @@ std::tuple<Tensor, Tensor, Tensor> transport_chain(Tensor x, Tensor y, Tensor al
   const Tensor end = torch::stable::new_empty(x, {B, d}),
                jacobian = torch::stable::new_empty(x, {B, d, d}),
                log_norm = torch::stable::new_empty(x, {B});
-  const auto go = [&](auto zero) {
-    using T = decltype(zero);
+  with_dtype_of(x, [&]<class T>(T) {
     run<T>(data<T>(x), data<T>(y), data<T>(log_prior), at,
-           {mutable_data<T>(end), mutable_data<T>(jacobian), mutable_data<T>(log_norm), nullptr,
-            nullptr, nullptr, B, N, d, M, transposed});
-  };
-  type == ScalarType::Float ? go(0.0f) : go(0.0);
+           {.x = mutable_data<T>(end),
+            .jacobian = mutable_data<T>(jacobian),
+            .log_norm = mutable_data<T>(log_norm),
+            .y = nullptr,
+            .log_prior = nullptr,
+            .steps = nullptr,
+            .B = B,
+            .N = N,
+            .d = d,
+            .M = M,
+            .transposed = transposed});
+  });
   return {end, jacobian, log_norm};
 }
 

@@ -112,18 +112,18 @@ DFK_INLINE void with_count(int64_t n, const F& f) {
   f(Count<MOST>{});
 }
 
-// Queries are taken this many at a time: eight dot products with three vectors of atoms fill the
-// registers.
-inline constexpr int group = 8;
+// How many queries are taken together with a tile: eight dot products with three vectors of atoms
+// fill the registers.
+inline constexpr int tile_queries = 8;
 
-// out[i * ldo + j] = <q_i, row_j> for i < count <= group; where norm is given also |row_j|^2. cols:
-// the tile's transpose, or null.
+// out[i * ldo + j] = <q_i, row_j> for i < count <= tile_queries; where norm is given also
+// |row_j|^2. cols: the tile's transpose, or null.
 template <class T>
 void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width,
           T* out, int64_t ldo, T* norm) {
   if (cols) {
     const int64_t padded = round_up(n, W<T>);
-    with_count<group>(
+    with_count<tile_queries>(
         count, [&](auto c) { dot_cols<T, c.value>(q, cols, padded, padded, width, out, ldo); });
     if (norm) squares(cols, padded, padded, width, norm);
     return;
@@ -198,8 +198,8 @@ void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t wid
 }
 
 template <class T, int V>
-DFK_INLINE Vec<T> about_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst,
-                              int64_t k) {
+DFK_INLINE Vec<T> shifted_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst,
+                                int64_t k) {
   Vec<T> from[V], sum[V] = {}, square[V] = {};
   for (int v = 0; v < V; ++v) from[v] = load(ref + k + v * W<T>);
   for (int64_t j = 0; j < n; ++j) {
@@ -223,8 +223,8 @@ double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, con
   constexpr int V = 4;
   Vec<T> sum{};
   int64_t k = 0;
-  for (; k + V * W<T> <= width; k += V * W<T>) sum += about_block<T, V>(e, rows, n, ref, dst, k);
-  for (; k < width; k += W<T>) sum += about_block<T, 1>(e, rows, n, ref, dst, k);
+  for (; k + V * W<T> <= width; k += V * W<T>) sum += shifted_block<T, V>(e, rows, n, ref, dst, k);
+  for (; k < width; k += W<T>) sum += shifted_block<T, 1>(e, rows, n, ref, dst, k);
   return total<T>(sum);
 }
 
@@ -255,20 +255,20 @@ DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64
   }
 }
 template <class T, int Q, bool SQUARE>
-void add_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
-              T* const* dst) {
+void add_weighted_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
+                       T* const* dst) {
   constexpr int V = Q <= 2 ? 8 : Q <= 4 ? 4 : 3;
   int64_t k = 0;
   for (; k + V * W<T> <= width; k += V * W<T>)
     add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
   for (; k < width; k += W<T>) add_block<T, Q, 1, SQUARE>(coef, rows, ld, n, dst, k);
 }
-// dst_i += sum_j coef_i[j] row_j for i < count <= group.
+// dst_i += sum_j coef_i[j] row_j for i < count <= tile_queries.
 template <class T, bool SQUARE = false>
 void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n,
                    int64_t width, T* const* dst) {
-  with_count<group>(count,
-                    [&](auto c) { add_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
+  with_count<tile_queries>(
+      count, [&](auto c) { add_weighted_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
 }
 
 }  // namespace

@@ -18,11 +18,11 @@
 namespace {
 
 template <class T>
-int gather(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1, int64_t n0,
-           int64_t n1) {
-  if (p.wanted) return Listed<T>(p, m, s, b0, b1).run(n0, n1);
-  if (p.d <= lanes_max_d) return LaneSweep<T>(p, m, s, b0, b1).run(n0, n1);
-  return Sweep<T>(p, m, s, b0, b1).run(n0, n1);
+int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1,
+               int64_t n0, int64_t n1) {
+  if (p.listed_by) return ListSweep<T>(p, m, s, b0, b1).run(n0, n1);
+  if (p.d <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
+  return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
 }
 
 double exp_rate(int64_t repeats) {
@@ -40,17 +40,21 @@ double exp_rate(int64_t repeats) {
 }
 
 template <class T>
-constexpr Kernels<T> kernels{W<T>,
-                             gather<T>,
-                             merge<T>,
-                             read_reference<T>,
-                             endpoint<T>,
-                             residual_square<T>,
-                             transport<T>,
-                             prior_sum<T>,
-                             ChainGroup<T>::lanes};
-constexpr KernelTable table{DFK_STR(DFK_ISA), kernels<float>, kernels<double>, certified_kernels,
-                            exp_rate};
+constexpr Kernels<T> kernels{.lanes = W<T>,
+                             .chain_lanes = ChainGroup<T>::lanes,
+                             .second_rows = second_rows<T>,
+                             .accumulate = accumulate<T>,
+                             .merge = merge<T>,
+                             .read_reference = read_reference<T>,
+                             .endpoint = endpoint<T>,
+                             .residual_square = residual_square<T>,
+                             .transport = transport<T>,
+                             .log_prior_sum = log_prior_sum<T>};
+constexpr KernelTable table{.isa = DFK_STR(DFK_ISA),
+                            .f32 = kernels<float>,
+                            .f64 = kernels<double>,
+                            .certified = certified_kernels,
+                            .exp_rate = exp_rate};
 
 }  // namespace
 

@@ -8,7 +8,7 @@ namespace {
 using namespace dfk;
 
 template <class T>
-PriorSum<T> prior_sum(const T* l, int64_t n) {
+LogPriorSum<T> log_prior_sum(const T* l, int64_t n) {
   const T inf = T(__builtin_inf());
   const int64_t whole = n / W<T> * W<T>;
   Vec<T> rest = all(-inf);  // the last, incomplete vector
@@ -23,21 +23,24 @@ PriorSum<T> prior_sum(const T* l, int64_t n) {
   };
   for (int64_t j = 0; j < whole; j += W<T>) look(load(l + j));
   look(rest);
-  PriorSum<T> out{max_lanes<T>(largest), 0, n - whole - W<T>,
-                  true};  // the padding counted as masked
+  // The padding was counted as masked.
+  LogPriorSum<T> out{.max = max_lanes<T>(largest),
+                     .sum = 0,
+                     .masked = n - whole - W<T>,
+                     .usable = true};  // the padding counted as masked
   for (int i = 0; i < W<T>; ++i) {
     out.masked += int64_t(masked[i]);
     out.usable = out.usable && usable[i];
   }
-  if (!(out.top > -inf)) return out;
+  if (!(out.max > -inf)) return out;
 
   for (int64_t j = 0; j < whole;) {  // 32 terms of a lane at a time, as everywhere
     Vec<T> part{};
     for (const int64_t end = j + 32 * W<T> < whole ? j + 32 * W<T> : whole; j < end; j += W<T>)
-      part += vexp(load(l + j) - out.top);
-    out.mass += total<T>(part);
+      part += vexp(load(l + j) - out.max);
+    out.sum += total<T>(part);
   }
-  out.mass += total<T>(vexp(rest - out.top));
+  out.sum += total<T>(vexp(rest - out.max));
   return out;
 }
 

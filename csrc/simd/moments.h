@@ -1,41 +1,44 @@
-// The partial sums of one query and the three things that happen to them: a tile is added, the
-// weights are rescaled when a heavier atom turns up, and the point about which moments are taken
-// moves to it.
+// The partial sums of one query, and what a moment kind (moments/<kind>.h) is made of: the tiles
+// that it adds up, and the arithmetic that kinds share. The kinds themselves come together in
+// simd/moment_kinds.h.
 #pragma once
 #include "simd/dots.h"
 
 namespace {
 
-struct Sums {
-  double *top, *mass, *mass2, *spread, *tilt, *outlier;
-  int64_t* ref;
-  double *first, *second;
+// The place of one query's sums in Moments.
+struct QuerySums {
+  double *max_logit, *weight_sum, *weight_square_sum, *square_moment, *projection_sum;
+  double* outlier_logit;
+  int64_t* reference;
+  double *first_moment, *second_moment;
 };
 template <class T>
-Sums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b) {
+QuerySums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b) {
   const int64_t i = s * p.B + b;
-  return {m.top + i,
-          m.mass + i,
-          m.mass2 + i,
-          m.spread + i,
-          m.tilt + i * p.K,
-          m.outlier + i,
-          m.ref + i,
-          m.first + i * m.stride,
-          m.second + i * m.rows * m.stride};
+  return {.max_logit = m.max_logit + i,
+          .weight_sum = m.weight_sum + i,
+          .weight_square_sum = m.weight_square_sum + i,
+          .square_moment = m.square_moment + i,
+          .projection_sum = m.projection_sum + i * p.K,
+          .outlier_logit = m.outlier_logit + i,
+          .reference = m.reference + i,
+          .first_moment = m.first_moment + i * m.stride,
+          .second_moment = m.second_moment + i * m.second_rows * m.stride};
 }
-// Nothing gathered so far; outliers left out stay known.
+
+// Forgets what was added up so far, but not the outliers that were left out.
 template <class T>
-void clear(const Problem<T>& p, const Moments<T>& m, Sums s) {
-  *s.top = -__builtin_inf();
-  *s.mass = *s.mass2 = *s.spread = 0;
-  *s.ref = -1;
-  for (int64_t k = 0; k < p.K; ++k) s.tilt[k] = 0;
+void clear(const Problem<T>& p, const QuerySums& s) {
+  *s.max_logit = -__builtin_inf();
+  *s.weight_sum = *s.weight_square_sum = *s.square_moment = 0;
+  *s.reference = -1;
+  for (int64_t k = 0; k < p.K; ++k) s.projection_sum[k] = 0;
 }
 template <class T>
-void clear_vectors(const Moments<T>& m, Sums s) {
-  memset(s.first, 0, size_t(m.stride) * sizeof(double));
-  memset(s.second, 0, size_t(m.rows * m.stride) * sizeof(double));
+void clear_vectors(const Moments<T>& m, const QuerySums& s) {
+  memset(s.first_moment, 0, size_t(m.stride) * sizeof(double));
+  memset(s.second_moment, 0, size_t(m.second_rows * m.stride) * sizeof(double));
 }
 
 template <class A, class B>
@@ -50,74 +53,29 @@ double dot(const A* a, const B* b, int64_t n) {
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
-// Weights become relative to exp(top).
+// Makes the weights relative to exp(max_logit).
 template <class T>
-void raise_top(const Problem<T>& p, const Moments<T>& m, Sums s, double top) {
-  const double by = __builtin_exp(*s.top - top);
-  *s.top = top;
-  if (*s.mass == 0 || by == 1) return;
-  *s.mass *= by;
-  *s.mass2 *= by * by;
-  *s.spread *= by;
-  for (int64_t k = 0; k < p.K; ++k) s.tilt[k] *= by;
-  for (int64_t k = 0; k < m.stride; ++k) s.first[k] *= by;
-  for (int64_t k = 0; k < m.rows * m.stride; ++k) s.second[k] *= by;
+void raise_max_logit(const Problem<T>& p, const Moments<T>& m, const QuerySums& s,
+                     double max_logit) {
+  const double by = __builtin_exp(*s.max_logit - max_logit);
+  *s.max_logit = max_logit;
+  if (*s.weight_sum == 0 || by == 1) return;
+  *s.weight_sum *= by;
+  *s.weight_square_sum *= by * by;
+  *s.square_moment *= by;
+  for (int64_t k = 0; k < p.K; ++k) s.projection_sum[k] *= by;
+  for (int64_t k = 0; k < m.stride; ++k) s.first_moment[k] *= by;
+  for (int64_t k = 0; k < m.second_rows * m.stride; ++k) s.second_moment[k] *= by;
 }
 
-// Moments about r become moments about r - delta. v: this query's K vectors, rows of `stride`.
+// Puts back what was taken off the projections, so that the sums are those that Moments promises.
 template <class T>
-void move_reference(const Problem<T>& p, const Moments<T>& m, Sums s, const double* delta,
-                    const T* v) {
-  const double mass = *s.mass;
-  const int64_t w = m.stride;
-  if (p.op == Op::posterior) {
-    *s.spread += 2 * dot(delta, s.first, w) + mass * dot(delta, delta, w);
-  } else if (p.op == Op::matvec) {
-    for (int64_t k = 0; k < p.K; ++k) {
-      const double shift = dot(delta, v + k * w, w);
-      s.tilt[k] += mass * shift;
-      add_scaled(s.second + k * w, w, shift, s.first);
-      add_scaled(s.second + k * w, w, s.tilt[k], delta);
-    }
-  } else if (p.op == Op::diagonal) {
-    for (int64_t k = 0; k < w; ++k) s.second[k] += delta[k] * (2 * s.first[k] + mass * delta[k]);
-  } else {
-    for (int64_t j = 0; j < p.d; ++j) {
-      add_scaled(s.second + j * w, w, delta[j], s.first);
-      add_scaled(s.second + j * w, w, s.first[j] + mass * delta[j], delta);
-    }
-  }
-  add_scaled(s.first, w, mass, delta);
-}
-
-// along_j = <t_j, v> becomes e_j (along_j - origin); returns the sum. Near the mean of <t, v>, an
-// origin keeps the second moment from being a small difference of large numbers.
-template <class T>
-double tilt_weights(const T* e, int64_t n, T* along, double* origin) {
-  if (*origin != *origin) {
-    double mass = 0, sum = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      mass += e[j];
-      sum += double(e[j]) * along[j];
-    }
-    *origin = mass > 0 ? T(sum / mass) : T(0);
-  }
-  const T shift = T(*origin);
-  double tilt = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    along[j] = e[j] * (along[j] - shift);
-    tilt += along[j];
-  }
-  return tilt;
-}
-
-// Takes the origins back: sums of e <t, v_k> as Moments has them.
-template <class T>
-void settle(const Problem<T>& p, const Moments<T>& m, Sums s, double* origin) {
+void restore_projections(const Problem<T>& p, const Moments<T>& m, const QuerySums& s,
+                         double* origin) {
   for (int64_t k = 0; k < p.K; ++k) {
     if (origin[k] != 0 && origin[k] == origin[k]) {
-      add_scaled(s.second + k * m.stride, m.stride, origin[k], s.first);
-      s.tilt[k] += origin[k] * *s.mass;
+      add_scaled(s.second_moment + k * m.stride, m.stride, origin[k], s.first_moment);
+      s.projection_sum[k] += origin[k] * *s.weight_sum;
     }
     origin[k] = 0;
   }
@@ -126,105 +84,64 @@ void settle(const Problem<T>& p, const Moments<T>& m, Sums s, double* origin) {
 // One query while a tile is added.
 template <class T>
 struct Target {
-  Sums sums;
-  T* work;         // where this tile's vectors go: first, then the rows of second
-  const T* v;      // K vectors, rows of `stride`
-  const T* e;      // weights, zero where an atom does not count
-  double* origin;  // [K] what is taken off <t, v_k>; set from the first tile where it is nan
+  QuerySums sums;
+  T* vectors;       // where this tile's vectors go: the first moment, then the rows of the second
+  const T* v;       // K vectors, rows of `stride`
+  const T* weight;  // zero where an atom does not count
+  double* origin;   // [K] what is taken off <t, v_k>; nan until the first tile sets it
 };
 
-// Adds e_j t_j and its like for up to `group` queries that share the rows t; the scalars go to the
-// sums at once. norm: |t_j|^2. cols: the transpose of the rows, or null. coef: group * ld_coef.
+// A tile of atoms t, less the reference, with the queries that share it.
 template <class T>
-void add_tile(const Problem<T>& p, const Moments<T>& m, int64_t count, const Target<T>* q,
-              Rows<T> t, const T* cols, int64_t n, const T* norm, T* coef, int64_t ld_coef) {
-  const T* in[group] = {};
-  T* out[group] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    in[i] = q[i].e;
-    out[i] = q[i].work;
-  }
-  weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
-  if (p.op == Op::posterior) {
-    for (int64_t i = 0; i < count; ++i) {
-      Vec<T> sum{};
-      int64_t j = 0;
-      for (; j + W<T> <= n; j += W<T>) sum += load(q[i].e + j) * load(norm + j);
-      *q[i].sums.spread += total<T>(sum);
-      for (; j < n; ++j) *q[i].sums.spread += double(q[i].e[j]) * norm[j];
-    }
-  } else if (p.op == Op::matvec) {
-    for (int64_t k = 0; k < p.K; ++k) {
-      for (int64_t i = 0; i < count; ++i) in[i] = q[i].v + k * m.stride;
-      dots<T>(count, in, t, cols, n, m.stride, coef, ld_coef, nullptr);
-      for (int64_t i = 0; i < count; ++i) {
-        in[i] = coef + i * ld_coef;
-        out[i] = q[i].work + (1 + k) * m.stride;
-        q[i].sums.tilt[k] += tilt_weights(q[i].e, n, coef + i * ld_coef, q[i].origin + k);
-      }
-      weighted_sums<T>(count, in, t.at, t.ld, n, m.stride, out);
-    }
-  } else if (p.op == Op::diagonal) {
-    for (int64_t i = 0; i < count; ++i) out[i] = q[i].work + m.stride;
-    weighted_sums<T, true>(count, in, t.at, t.ld, n, m.stride, out);
-  } else {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < p.d; k += group) {
-        const int64_t some = p.d - k < group ? p.d - k : group;
-        for (int64_t c = 0; c < some; ++c) {
-          T* to = coef + c * ld_coef;
-          for (int64_t j = 0; j < n; ++j) to[j] = q[i].e[j] * t.at[j * t.ld + k + c];
-          in[c] = to;
-          out[c] = q[i].work + (1 + k + c) * m.stride;
-        }
-        weighted_sums<T>(some, in, t.at, t.ld, n, m.stride, out);
-      }
-  }
-}
+struct WeightedTile {
+  int64_t count;
+  const Target<T>* queries;
+  Rows<T> rows;
+  const T* cols;  // the transpose of the rows, or null
+  int64_t n;
+  const T* norm;  // |t|^2, or null where the kind has add_rows
+  T* scratch;     // [tile_queries, scratch_stride]
+  int64_t scratch_stride;
+};
 
-// Merges the splits of query b into split 0: all about the reference of the heaviest, then a sum.
+// Adds the moments of n rows less the reference, which are read where they are.
 template <class T>
-int merge(const Problem<T>& p, const Moments<T>& m, int64_t S, int64_t b) {
-  int64_t best = 0;
-  for (int64_t s = 1; s < S; ++s)
-    if (m.top[s * p.B + b] > m.top[best * p.B + b]) best = s;
-  const double top = m.top[best * p.B + b];
-  const int64_t ref = m.ref[best * p.B + b], w = m.stride;
-  if (S == 1 || !(top > -__builtin_inf())) return ok;
-  Arena arena(2 * Arena::bytes<T>(w) + Arena::bytes<double>(w) + Arena::bytes<T>(w * p.K));
-  if (!arena.ok()) return out_of_memory;
-  T *there = arena.take<T>(w), *here = arena.take<T>(w), *v = arena.take<T>(w * p.K);
-  double* delta = arena.take<double>(w);
-  memset(there, 0, size_t(w) * sizeof(T));
-  memset(here, 0, size_t(w) * sizeof(T));
-  memset(v, 0, size_t(w * p.K) * sizeof(T));
-  for (int64_t k = 0; k < p.K; ++k)
-    memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
-  read_reference(p, ref, there);
-  const Sums all = sums_of(p, m, 0, b);
-  if (*all.mass == 0) clear_vectors(m, all);  // never begun: its vectors were not written
-  for (int64_t s = 0; s < S; ++s) {
-    const Sums part = sums_of(p, m, s, b);
-    if (*part.mass == 0 && s > 0) continue;
-    if (*part.mass > 0) {
-      if (*part.ref != ref) {
-        read_reference(p, *part.ref, here);
-        for (int64_t k = 0; k < w; ++k) delta[k] = double(here[k]) - there[k];
-        move_reference(p, m, part, delta, v);
+using AddRows = void (*)(const QuerySums&, const T* weight, const T* const* rows, int64_t n,
+                         int64_t width, const T* reference, T* first_moment);
+
+// A tile of atoms of few coordinates, with one query's weights: coordinate k of the atoms stands at
+// cols + k * padded.
+template <class T>
+struct SmallDTile {
+  const T *cols, *weight;
+  int64_t padded;  // a multiple of four vectors
+  T* scratch;      // [padded]
+
+  struct Pair {
+    double first, square;
+  };
+  // sum_j c_j (y_jk - reference), and the same with the difference squared.
+  template <bool SQUARE = true>
+  Pair moments_of(const T* c, int64_t k, T reference) const {
+    Vec<T> first[4] = {}, square[4] = {};
+    const T* y = cols + k * padded;
+    for (int64_t j = 0; j < padded; j += 4 * W<T>)
+      for (int u = 0; u < 4; ++u) {
+        const Vec<T> t = load(y + j + u * W<T>) - reference, ct = load(c + j + u * W<T>) * t;
+        first[u] += ct;
+        if (SQUARE) square[u] += ct * t;
       }
-      raise_top(p, m, part, top);
-    }
-    *part.top = top;
-    *part.ref = ref;
-    if (s == 0) continue;
-    *all.mass += *part.mass;
-    *all.mass2 += *part.mass2;
-    *all.spread += *part.spread;
-    for (int64_t k = 0; k < p.K; ++k) all.tilt[k] += part.tilt[k];
-    add_scaled(all.first, w, 1, part.first);
-    add_scaled(all.second, m.rows * w, 1, part.second);
+    return {total<T>((first[0] + first[1]) + (first[2] + first[3])),
+            SQUARE ? total<T>((square[0] + square[1]) + (square[2] + square[3])) : 0.0};
   }
-  return ok;
-}
+  void add_first_moment(int64_t d, const T* reference, const QuerySums& sums) const {
+    for (int64_t k = 0; k < d; ++k)
+      sums.first_moment[k] += moments_of<false>(weight, k, reference[k]).first;
+  }
+  // Adds sum_j scratch_j (y_j - reference) to out[0, d).
+  void add_scratch_moment(int64_t d, const T* reference, double* out) const {
+    for (int64_t k = 0; k < d; ++k) out[k] += moments_of<false>(scratch, k, reference[k]).first;
+  }
+};
 
 }  // namespace

@@ -29,9 +29,9 @@ double wide_logit(const Problem<T>& p, int64_t b, const T* atom, T log_prior) {
 
 // Query b goes without this atom.
 template <class T>
-void leave_out(const Problem<T>& p, Sums s, int64_t b, const T* atom, T log_prior) {
+void leave_out(const Problem<T>& p, QuerySums s, int64_t b, const T* atom, T log_prior) {
   const double logit = wide_logit(p, b, atom, log_prior);
-  if (!(logit <= *s.outlier)) *s.outlier = logit;
+  if (!(logit <= *s.outlier_logit)) *s.outlier_logit = logit;
 }
 
 }  // namespace

@@ -1,71 +1,69 @@
 // What a kernel is asked to do, and what it leaves behind: plain data, shared by the bindings and
-// by every instruction-set build of the kernels. No torch and no C++ library header may be included
-// here (see simd/kernels.cpp).
+// by the kernels of every instruction set. No torch and no C++ library header may be included here
+// (see simd/kernels.cpp).
 #pragma once
 #include <stdint.h>
 
 #include "certified/kernels.h"
 #include "generated/constants.h"
+#include "generated/moment_kinds.h"
 
 namespace dfk {
 
-inline constexpr int64_t block = query_group;
-
 enum class Storage : int { f32, f64, bf16, f16, u8 };
 
-// Which moments of the atoms are gathered. With e_i the unnormalised weight of atom i and t_i = y_i
-// - r:
-//   posterior  sum e |t|^2               matvec  sum e <t, v_k> t   for k < K
-//   diagonal   sum e t * t (elementwise) dense   sum e t t^T
-enum class Op : int { posterior, matvec, diagonal, dense };
+// Which second moments of the atoms are added up; each kind is a header in moments/.
+#define DFK_NAME(name, Name) name,
+enum class MomentKind : int { DFK_MOMENT_KINDS(DFK_NAME) };
+#undef DFK_NAME
 
 template <class T>
 struct Problem {
-  const T* x;           // [B, d]
-  const void* y;        // [N, d], rows ldy elements apart; the real atoms are scale * y + offset
-  const T* v;           // [B, K, d], matvec only
-  const T* alpha;       // [B]
-  const T* sigma;       // [B]
-  const T* log_prior;   // [N] or null (uniform)
-  const T* centre;      // [d] or null (zero): roughly the middle of the atoms
-  const int64_t* rows;  // [N] or null (all): atom i is row rows[i] of y and log_prior
-  const int64_t*
-      order;  // [B] or null (as they are): the kernels' query i is query order[i] of the batch
-  const uint8_t*
-      wanted;   // [N] or null (all): bit j says whether query j of the block counts atom i
-  T prior_top;  // the largest log_prior, taken off it
+  const T* x;          // [B, d]
+  const void* y;       // [N, d], rows row_stride elements apart; an atom is scale * y + offset
+  const T* v;          // [B, K, d], for kinds that project on vectors, else null
+  const T* alpha;      // [B]
+  const T* sigma;      // [B]
+  const T* log_prior;  // [N] or null (uniform)
+  const T* centre;     // [d] or null (zero): roughly the middle of the atoms
+  // [N] or null (all): atom i is row atom_rows[i] of y and of log_prior.
+  const int64_t* atom_rows;
+  // [B] or null (as they are): the kernels' query i is query query_order[i] of the batch.
+  const int64_t* query_order;
+  // [N] or null (all): bit q says whether query q of the group has atom i in its list.
+  const uint8_t* listed_by;
+  T max_log_prior;  // the largest log_prior, taken off it
   double scale, offset;
-  int64_t B, N, d, K, ldy;
+  int64_t B, N, d, K, row_stride;
   Storage storage;
-  Op op;
+  MomentKind kind;
 };
 
-// Partial sums over the atoms of one split, per query. All moments are taken about the row y[ref],
-// or about the origin where ref = -1, and all weights are relative to exp(top): associative, so
-// splits merge in any grouping. first and second have rows of `stride` elements (d rounded up to
-// whole vectors, the rest zero); they are double because a mean near zero is the small remainder of
-// large terms.
+// Sums over the atoms of one split, per query. With e the weights relative to exp(max_logit) and t
+// an atom less the reference, which is row `reference` of y, or the centre where that is -1. Splits
+// merge in any grouping. first_moment and second_moment have rows of `stride` elements (d rounded
+// up to whole vectors, the rest zero); they are double because a mean near zero is the small
+// remainder of large terms.
 template <class T>
 struct Moments {
-  double* top;     // [S, B]     largest logit seen, -inf where none
-  double* mass;    // [S, B]     sum e
-  double* mass2;   // [S, B]     sum e^2
-  double* spread;  // [S, B]     sum e |t|^2                 (posterior)
-  double* tilt;    // [S, B, K]  sum e <t, v_k>              (matvec)
-  double*
-      outlier;    // [S, B]    largest logit of an atom too far out to be evaluated, -inf where none
-  int64_t* ref;   // [S, B]     a row of y
-  double* first;  // [S, B, stride]           sum e t
-  double* second;  // [S, B, rows, stride]     matvec: rows = K; diagonal: 1; dense: d; posterior: 0
-  int64_t stride, rows;
+  double* max_logit;          // [S, B]     -inf where no atom was seen
+  double* weight_sum;         // [S, B]     sum e
+  double* weight_square_sum;  // [S, B]     sum e^2
+  double* square_moment;      // [S, B]     sum e |t|^2, where the kind needs it
+  double* projection_sum;     // [S, B, K]  sum e <t, v_k>
+  double* outlier_logit;  // [S, B]     the largest of an atom too far out to be evaluated, or -inf
+  int64_t* reference;     // [S, B]
+  double* first_moment;   // [S, B, stride]               sum e t
+  double* second_moment;  // [S, B, second_rows, stride]  what the kind says
+  int64_t stride, second_rows;
 };
 
 // One step of transport_chain, x being x - alpha centre: x <- keep x + pull mean, and
-// A <- (identity I + spread C) A, or transposed A <- A + A^T (identity I + spread C).
+// A <- (identity I + covariance C) A, or transposed A <- A + A^T (identity I + covariance C).
 template <class T>
 struct ChainStep {
-  T alpha, half;  // half = 1 / 2 sigma^2
-  T keep, pull, identity, spread;
+  T alpha, half_precision;  // 1 / 2 sigma^2
+  T keep, pull, identity, covariance;
 };
 
 // B chains of M steps over the atoms less their centre; everything contiguous.
@@ -88,36 +86,37 @@ enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
 template <class T>
 inline constexpr double largest_square = sizeof(T) == 4 ? 0x1p124 : 0x1p980;
 
-// What a run of log_priors tells: the largest; sum exp(log_prior - top); how many are -inf; whether
-// all are numbers below inf.
+// What one look at a run of log_priors tells.
 template <class T>
-struct PriorSum {
-  T top;
-  double mass;
-  int64_t masked;
-  bool usable;
+struct LogPriorSum {
+  T max;
+  double sum;      // of exp(log_prior - max)
+  int64_t masked;  // how many are -inf
+  bool usable;     // all are numbers below inf
 };
 
-// One instruction set's kernels.
+// The kernels of one instruction set.
 template <class T>
 struct Kernels {
   int64_t lanes;  // elements of T in a vector
-  // Gathers the moments of queries [b0, b1) over atoms [n0, n1) into split s.
-  int (*gather)(const Problem<T>&, const Moments<T>&, int64_t s, int64_t b0, int64_t b1, int64_t n0,
-                int64_t n1);
-  // Merges the S splits of query b (of the batch) into split 0.
-  int (*merge)(const Problem<T>&, const Moments<T>&, int64_t S, int64_t b);
-  // Row `ref` of y as T, scaled, or the centre where ref = -1, into out[0, d).
-  void (*read_reference)(const Problem<T>&, int64_t ref, T* out);
+  int64_t chain_lanes;
+  // Rows of second moments of a query.
+  int64_t (*second_rows)(const Problem<T>&);
+  // Adds up the moments of queries [b0, b1) over atoms [n0, n1) into split s.
+  int (*accumulate)(const Problem<T>&, const Moments<T>&, int64_t s, int64_t b0, int64_t b1,
+                    int64_t n0, int64_t n1);
+  // Merges the splits of query b (of the batch) into split 0.
+  int (*merge)(const Problem<T>&, const Moments<T>&, int64_t splits, int64_t b);
+  // Row `reference` of y as T, scaled, or the centre where that is -1, into out[0, d).
+  void (*read_reference)(const Problem<T>&, int64_t reference, T* out);
   // One row of endpoint_matvec; false where a result is not finite.
   bool (*endpoint)(bool centred, const T* v, const T* x0, const T* mean, int64_t d, double ratio,
                    double precision, T* out);
   // |x - sigma eps|^2.
   double (*residual_square)(const T* x, const T* eps, T sigma, int64_t d);
-  // Chains [b0, b1), in groups of chain_lanes.
+  // Chains [b0, b1), chain_lanes at a time.
   int (*transport)(const Chains<T>&, int64_t b0, int64_t b1);
-  PriorSum<T> (*prior_sum)(const T* log_prior, int64_t n);
-  int64_t chain_lanes;
+  LogPriorSum<T> (*log_prior_sum)(const T* log_prior, int64_t n);
 };
 
 struct KernelTable {

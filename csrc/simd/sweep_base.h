@@ -1,15 +1,16 @@
-// The sums of a block of queries over a range of atoms: what every sweep of whole rows keeps, and
-// the exact evaluation of a few atoms by differences, about the heaviest.
+// What every sweep over whole rows has in common: the sums of a few queries over a range of atoms,
+// and the evaluation of a few atoms by differences, with moments about the heaviest of them.
 #pragma once
 #include "simd/query.h"
 
 namespace {
 
 template <class T>
-class Exact {
+class SweepBase {
  protected:
-  // tile: as many atoms as are evaluated at once, at most.
-  Exact(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1, int64_t tile)
+  // tile: the most atoms that are evaluated at once.
+  SweepBase(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1,
+            int64_t tile)
       : p_(p),
         m_(m),
         s_(s),
@@ -18,66 +19,71 @@ class Exact {
         w_(m.stride),
         tile_(tile),
         gap_(weight_gap(p)),
-        own_(room()) {
-    if (!own_.ok()) return;
-    raw_x_ = own_.template take<T>(B_ * w_);
-    ref_ = own_.template take<T>(B_ * w_);
-    v_ = own_.template take<T>(B_ * p.K * w_);
-    shifted_ = own_.template take<T>(p.op == Op::posterior ? 0 : tile_ * w_);
-    coef_ = own_.template take<T>((group + 1) * tile_);
-    prior_ = own_.template take<T>(tile_);
-    exact_ = own_.template take<double>(tile_);
-    atom_ = own_.template take<int64_t>(tile_);
-    pointer_ = own_.template take<const T*>(tile_);
-    delta_ = own_.template take<double>(w_);
-    origin_ = own_.template take<double>(B_ * p.K);
-    work_ = own_.template take<T>(B_ * (1 + m.rows) * w_);
-    begun_ = own_.template take<bool>(B_);
+        scratch_(room()) {
+    if (!scratch_.ok()) return;
+    raw_x_ = scratch_.template take<T>(B_ * w_);
+    reference_ = scratch_.template take<T>(B_ * w_);
+    v_ = scratch_.template take<T>(B_ * p.K * w_);
+    shifted_ = scratch_.template take<T>(kind_of(p).add_rows ? 0 : tile_ * w_);
+    coefficient_ = scratch_.template take<T>((tile_queries + 1) * tile_);
+    picked_log_prior_ = scratch_.template take<T>(tile_);
+    logit_ = scratch_.template take<double>(tile_);
+    picked_atom_ = scratch_.template take<int64_t>(tile_);
+    picked_row_ = scratch_.template take<const T*>(tile_);
+    delta_ = scratch_.template take<double>(w_);
+    origin_ = scratch_.template take<double>(B_ * p.K);
+    work_ = scratch_.template take<T>(B_ * (1 + m.second_rows) * w_);
+    begun_ = scratch_.template take<bool>(B_);
     for (int64_t i = 0; i < B_; ++i) {
       begun_[i] = false;
-      clear(p, m, sums(i));
-      *sums(i).outlier = -__builtin_inf();
+      clear(p, sums(i));
+      *sums(i).outlier_logit = -__builtin_inf();
     }
   }
 
-  // Before anything is added to query i; what is never begun costs nothing, and leaves no vectors
-  // behind.
+  // Must come before anything is added to query i. A query that is never begun costs nothing, and
+  // its vectors of sums are not written.
   void begin(int64_t i) {
-    const int64_t b = at(i);
+    const int64_t b = batch_index(i);
     begun_[i] = true;
     for (int64_t k = 0; k < w_; ++k) {
       raw_x_[i * w_ + k] = k < p_.d ? p_.x[b * p_.d + k] : T(0);
-      ref_[i * w_ + k] = 0;
+      reference_[i * w_ + k] = 0;
       for (int64_t j = 0; j < p_.K; ++j)
         v_[(i * p_.K + j) * w_ + k] = k < p_.d ? p_.v[(b * p_.K + j) * p_.d + k] : T(0);
     }
     restart(i);
   }
 
-  // Query i anew, about the centre.
+  // Forgets the sums of query i; the reference is the centre again.
   void restart(int64_t i) {
     for (int64_t k = 0; k < p_.K; ++k) origin_[i * p_.K + k] = __builtin_nan("");
-    clear(p_, m_, sums(i));
+    clear(p_, sums(i));
     clear_vectors(m_, sums(i));
-    read_reference(p_, -1, ref_ + i * w_);
-    memset(work(i), 0, size_t((1 + m_.rows) * w_) * sizeof(T));
+    read_reference(p_, -1, reference_ + i * w_);
+    memset(work(i), 0, size_t((1 + m_.second_rows) * w_) * sizeof(T));
   }
 
-  bool ok() const { return own_.ok(); }
-  int64_t at(int64_t i) const { return query_at(p_, b0_ + i); }
-  Sums sums(int64_t i) const { return sums_of(p_, m_, s_, at(i)); }
-  T* work(int64_t i) const { return work_ + i * (1 + m_.rows) * w_; }
-  Target<T> target(int64_t i, const T* e) const {
-    return {sums(i), work(i), v_ + i * p_.K * w_, e, origin_ + i * p_.K};
+  bool ok() const { return scratch_.ok(); }
+  int64_t batch_index(int64_t i) const { return query_at(p_, b0_ + i); }
+  QuerySums sums(int64_t i) const { return sums_of(p_, m_, s_, batch_index(i)); }
+  T* work(int64_t i) const { return work_ + i * (1 + m_.second_rows) * w_; }
+  Target<T> target(int64_t i, const T* weight) const {
+    return {.sums = sums(i),
+            .vectors = work(i),
+            .v = v_ + i * p_.K * w_,
+            .weight = weight,
+            .origin = origin_ + i * p_.K};
   }
 
-  // Working sums of a few tiles into the sums in double: short chains of additions, whatever N is.
+  // Moves the working sums of a few tiles into the sums in double: chains of additions in T stay
+  // short, whatever N is.
   void flush(int64_t i) {
-    const Sums s = sums(i);
+    const QuerySums s = sums(i);
     T* from = work(i);
-    add_scaled(s.first, w_, 1, from);
-    add_scaled(s.second, m_.rows * w_, 1, from + w_);
-    memset(from, 0, size_t((1 + m_.rows) * w_) * sizeof(T));
+    add_scaled(s.first_moment, w_, 1, from);
+    add_scaled(s.second_moment, m_.second_rows * w_, 1, from + w_);
+    memset(from, 0, size_t((1 + m_.second_rows) * w_) * sizeof(T));
   }
   void flush() {
     for (int64_t i = 0; i < B_; ++i)
@@ -87,51 +93,25 @@ class Exact {
     for (int64_t i = 0; i < B_; ++i) {
       if (!begun_[i]) continue;
       flush(i);
-      settle(p_, m_, sums(i), origin_ + i * p_.K);
+      restore_projections(p_, m_, sums(i), origin_ + i * p_.K);
     }
   }
 
-  // Adds the n <= tile_ atoms at pointer_, with prior_ and atom_, to query i; pointer_ is used up.
-  // False where an atom is not finite.
-  bool gather_exactly(int64_t i, int64_t n) {
+  // Adds the n <= tile_ atoms at picked_row_, with picked_log_prior_ and picked_atom_, to query i;
+  // picked_row_ is used up. False where an atom is not finite.
+  bool add_by_differences(int64_t i, int64_t n) {
     if (!begun_[i]) begin(i);
-    const Sums s = sums(i);
-    const int64_t best = exact_logits(i, n);
-    if (best < 0) return false;
-    if (exact_[best] == -__builtin_inf()) return true;  // outliers all
-    T* ref = ref_ + i * w_;
-    if (exact_[best] > *s.top) {
-      flush(i);
-      settle(p_, m_, s, origin_ + i * p_.K);
-      raise_top(p_, m_, s, exact_[best]);
-      for (int64_t k = 0; k < w_; ++k) {
-        delta_[k] = double(ref[k]) - pointer_[best][k];
-        ref[k] = pointer_[best][k];
-      }
-      if (*s.mass > 0) move_reference(p_, m_, s, delta_, v_ + i * p_.K * w_);
-      *s.ref = atom_[best];
-    }
-    T* e = coef_;
-    int64_t kept = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      if (exact_[j] < *s.top - gap_) continue;
-      e[kept] = T(exact_[j] - *s.top);
-      pointer_[kept++] = pointer_[j];
-    }
-    for (int64_t j = kept; j < round_up(kept, W<T>); ++j) e[j] = -T(__builtin_inf());
-    Vec<T> sum{}, sum2{};
-    for (int64_t j = 0; j < kept; j += W<T>) {
-      const Vec<T> w = vexp(::load(e + j));
-      store<T>(e + j, w);
-      sum += w;
-      sum2 += w * w;
-    }
-    *s.mass += total<T>(sum);
-    *s.mass2 += total<T>(sum2);
-    if (p_.op == Op::posterior)
-      *s.spread += add_about(e, pointer_, kept, w_, ref, work(i));
+    const QuerySums s = sums(i);
+    const int64_t heaviest = logits_by_differences(i, n);
+    if (heaviest < 0) return false;
+    if (logit_[heaviest] == -__builtin_inf()) return true;  // all are outliers
+    if (logit_[heaviest] > *s.max_logit) refer_to(i, heaviest);
+    T* weight = coefficient_;
+    const int64_t count = weigh(s, n, weight);
+    if (const AddRows<T> add_rows = kind_of(p_).add_rows)
+      add_rows(s, weight, picked_row_, count, w_, reference_ + i * w_, work(i));
     else
-      add_shifted(i, e, kept);
+      add_shifted(i, weight, count);
     return true;
   }
 
@@ -143,56 +123,101 @@ class Exact {
  private:
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + t((group + 1) * tile_) + t(tile_) +
-           3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
-           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) + t(B_ * (1 + m_.rows) * w_);
+    return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + t((tile_queries + 1) * tile_) +
+           t(tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
+           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) +
+           t(B_ * (1 + m_.second_rows) * w_);
   }
 
-  // Logits of the atoms at pointer_ into exact_, an outlier's -inf. Returns the index of the
-  // largest, -1 where an atom is not finite.
-  int64_t exact_logits(int64_t i, int64_t n) {
-    const int64_t b = at(i);
-    const double half = 0.5 / (double(p_.sigma[b]) * p_.sigma[b]);
-    distances(raw_x_ + i * w_, p_.alpha[b], pointer_, n, w_, exact_);
-    int64_t best = 0;
+  // Logits of the atoms at picked_row_ into logit_, -inf for an outlier. Returns the index of the
+  // largest, or -1 where an atom is not finite.
+  int64_t logits_by_differences(int64_t i, int64_t n) {
+    const int64_t b = batch_index(i);
+    const double half_precision = 0.5 / (double(p_.sigma[b]) * p_.sigma[b]);
+    distances(raw_x_ + i * w_, p_.alpha[b], picked_row_, n, w_, logit_);
+    int64_t heaviest = 0;
     for (int64_t j = 0; j < n; ++j) {
-      if (exact_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308)) {
-        exact_[j] = double(prior_[j]) - half * exact_[j];
+      if (logit_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308)) {
+        logit_[j] = double(picked_log_prior_[j]) - half_precision * logit_[j];
       } else {
-        if (!finite_row(pointer_[j], p_.d)) return -1;
-        leave_out(p_, sums(i), b, pointer_[j], prior_[j]);
-        exact_[j] = -__builtin_inf();
+        if (!finite_row(picked_row_[j], p_.d)) return -1;
+        leave_out(p_, sums(i), b, picked_row_[j], picked_log_prior_[j]);
+        logit_[j] = -__builtin_inf();
       }
-      if (exact_[j] > exact_[best]) best = j;
+      if (logit_[j] > logit_[heaviest]) heaviest = j;
     }
-    return best;
+    return heaviest;
   }
 
-  // Row m of the compacted tile is the m-th atom that counts, less the reference.
-  void add_shifted(int64_t i, const T* e, int64_t n) {
-    const T* ref = ref_ + i * w_;
+  // Makes atom j of picked_row_, the heaviest so far, the reference of query i.
+  void refer_to(int64_t i, int64_t j) {
+    const QuerySums s = sums(i);
+    T* reference = reference_ + i * w_;
+    flush(i);
+    restore_projections(p_, m_, s, origin_ + i * p_.K);
+    raise_max_logit(p_, m_, s, logit_[j]);
+    for (int64_t k = 0; k < w_; ++k) {
+      delta_[k] = double(reference[k]) - picked_row_[j][k];
+      reference[k] = picked_row_[j][k];
+    }
+    if (*s.weight_sum > 0) move_reference(p_, m_, s, delta_, v_ + i * p_.K * w_);
+    *s.reference = picked_atom_[j];
+  }
+
+  // Weights of the atoms that are not negligible, which move to the front of picked_row_; returns
+  // how many there are.
+  int64_t weigh(const QuerySums& s, int64_t n, T* weight) {
+    int64_t count = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      if (logit_[j] < *s.max_logit - gap_) continue;
+      weight[count] = T(logit_[j] - *s.max_logit);
+      picked_row_[count++] = picked_row_[j];
+    }
+    for (int64_t j = count; j < round_up(count, W<T>); ++j) weight[j] = -T(__builtin_inf());
+    Vec<T> sum{}, square_sum{};
+    for (int64_t j = 0; j < count; j += W<T>) {
+      const Vec<T> w = vexp(::load(weight + j));
+      store<T>(weight + j, w);
+      sum += w;
+      square_sum += w * w;
+    }
+    *s.weight_sum += total<T>(sum);
+    *s.weight_square_sum += total<T>(square_sum);
+    return count;
+  }
+
+  // Adds the n atoms at picked_row_ as a tile of rows less the reference.
+  void add_shifted(int64_t i, const T* weight, int64_t n) {
+    const T* reference = reference_ + i * w_;
     for (int64_t j = 0; j < n; ++j) {
       T* row = shifted_ + j * w_;
-      for (int64_t k = 0; k < w_; ++k) row[k] = pointer_[j][k] - ref[k];
+      for (int64_t k = 0; k < w_; ++k) row[k] = picked_row_[j][k] - reference[k];
     }
     for (int64_t k = 0; k < p_.K; ++k)
       if (origin_[i * p_.K + k] != origin_[i * p_.K + k]) origin_[i * p_.K + k] = 0;
-    const Target<T> one = target(i, e);
-    add_tile(p_, m_, 1, &one, Rows<T>{shifted_, w_}, static_cast<const T*>(nullptr), n,
-             static_cast<const T*>(nullptr), coef_ + tile_, tile_);
+    const Target<T> query = target(i, weight);
+    add_tile<T>(p_, m_,
+                {.count = 1,
+                 .queries = &query,
+                 .rows = {shifted_, w_},
+                 .cols = nullptr,
+                 .n = n,
+                 .norm = nullptr,
+                 .scratch = coefficient_ + tile_,
+                 .scratch_stride = tile_});
   }
 
   double* delta_;
   T* shifted_;
-  double* exact_;
+  double* logit_;
   bool* begun_;
 
  protected:
-  Arena own_;
-  T *raw_x_, *ref_, *v_, *coef_, *prior_, *work_;
+  Arena scratch_;
+  T *raw_x_, *reference_, *v_, *coefficient_, *picked_log_prior_, *work_;
   double* origin_;
-  int64_t* atom_;
-  const T** pointer_;
+  int64_t* picked_atom_;
+  const T** picked_row_;
 };
 
 }  // namespace

@@ -1,42 +1,45 @@
-// One sweep over a range of atoms for a block of queries: d above a few vectors' worth.
+// The sweep for d above a few vectors: expanded logits as a matrix product, and differences where
+// these are not exact enough.
 //
-// Logits come from the expanded form l = k + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log
-// pi, a matrix product. Its rounding error grows with (alpha^2/sigma^2)|y|^2, x and y measured from
-// the centre. So, for every query and tile:
-//   near     the noise is as large as the data and most atoms carry weight: they are believed
-//   between  most atoms carry weight, in less noise: logits again by differences, for the whole
-//   tile far      a filter with a rigorous error bound: the atoms that can carry weight, few as a
-//   rule, are done
-//            again by differences and gathered about the heaviest of them (sweep_base.h)
+// With x and y measured from the centre,
+//   logit = constant + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi,
+// whose rounding error grows with (alpha^2 / sigma^2) |y|^2. So, for every query and tile:
+//   * The noise is as large as the data and most atoms carry weight: expanded logits are used as
+//     they are, and moments are about the centre.
+//   * Most atoms carry weight in less noise: the logits of the whole tile are computed again by
+//     differences; moments are still about the centre.
+//   * Otherwise expanded logits are a filter with a rigorous error bound. The survivors, as a rule
+//     few, are evaluated by differences, with moments about the heaviest (sweep_base.h).
 #pragma once
 #include "simd/sweep_base.h"
 
 namespace {
 
 template <class T>
-class Sweep : private Exact<T> {
-  using Base = Exact<T>;
-  using Base::at, Base::sums, Base::work, Base::target, Base::flush;
+class ExpandedSweep : private SweepBase<T> {
+  using Base = SweepBase<T>;
+  using Base::batch_index, Base::sums, Base::work, Base::target, Base::flush;
   using Base::p_, Base::m_, Base::b0_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
-      Base::ref_, Base::coef_, Base::prior_, Base::origin_, Base::atom_, Base::pointer_;
+      Base::reference_, Base::coefficient_, Base::picked_log_prior_, Base::origin_,
+      Base::picked_atom_, Base::picked_row_;
 
  public:
-  Sweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
-      : Base(p, m, s, b0, b1, tile_rows(m, b1 - b0 >= 2 * group)),
-        by_cols_(B_ >= 2 * group),
-        in_place_(rows_in_place(p) && !(by_cols_ && p.ldy * int64_t(sizeof(T)) % 4096 == 0)),
-        arena_(room()) {
-    if (!arena_.ok() || !Base::ok()) return;
-    query_ = arena_.template take<Query<T>>(B_);
-    x_ = arena_.template take<T>(B_ * w_);
-    rows_ = arena_.template take<T>(tile_ * (w_ + W<T>));
-    centred_ = arena_.template take<T>(p.centre ? tile_ * (w_ + W<T>) : 0);
-    cols_ = arena_.template take<T>(tile_ * w_);
-    logits_ = arena_.template take<T>(group * tile_);
-    norm_ = arena_.template take<T>(tile_);
-    log_prior_ = arena_.template take<T>(tile_);
+  ExpandedSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
+      : Base(p, m, s, b0, b1, tile_rows(m, b1 - b0 >= 2 * tile_queries)),
+        by_cols_(B_ >= 2 * tile_queries),
+        in_place_(rows_in_place(p) && !(by_cols_ && p.row_stride * int64_t(sizeof(T)) % 4096 == 0)),
+        tile_scratch_(room()) {
+    if (!tile_scratch_.ok() || !Base::ok()) return;
+    query_ = tile_scratch_.template take<Query<T>>(B_);
+    x_ = tile_scratch_.template take<T>(B_ * w_);
+    rows_ = tile_scratch_.template take<T>(tile_ * (w_ + W<T>));
+    centred_ = tile_scratch_.template take<T>(p.centre ? tile_ * (w_ + W<T>) : 0);
+    cols_ = tile_scratch_.template take<T>(tile_ * w_);
+    logits_ = tile_scratch_.template take<T>(tile_queries * tile_);
+    norm_ = tile_scratch_.template take<T>(tile_);
+    log_prior_ = tile_scratch_.template take<T>(tile_);
     for (int64_t i = 0; i < B_; ++i) {
-      const int64_t b = at(i);
+      const int64_t b = batch_index(i);
       Base::begin(i);
       for (int64_t k = 0; k < w_; ++k)
         x_[i * w_ + k] =
@@ -46,7 +49,7 @@ class Sweep : private Exact<T> {
   }
 
   int run(int64_t n0, int64_t n1) {
-    if (!arena_.ok() || !Base::ok()) return out_of_memory;
+    if (!tile_scratch_.ok() || !Base::ok()) return out_of_memory;
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       Tile<T> tile = load(i, n1 - i < tile_ ? n1 - i : tile_);
@@ -55,7 +58,7 @@ class Sweep : private Exact<T> {
         if (!leave_outliers_out(tile)) return non_finite_atom;
         dot_products(tile, 0, true);
       }
-      for (int64_t q = 0; q < B_; q += group) {
+      for (int64_t q = 0; q < B_; q += tile_queries) {
         if (q) dot_products(tile, q, false);
         visit(tile, q, group_size(q));
       }
@@ -76,7 +79,7 @@ class Sweep : private Exact<T> {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return Arena::bytes<Query<T>>(B_) + t(B_ * w_) + t(tile_ * w_) + 2 * t(tile_ * (w_ + W<T>)) +
-           t(group * tile_) + 2 * t(tile_);
+           t(tile_queries * tile_) + 2 * t(tile_);
   }
 
   Rows<T> centred(Rows<T> raw, int64_t n) {
@@ -95,16 +98,16 @@ class Sweep : private Exact<T> {
   }
 
   Tile<T> tile_of(Rows<T> raw, int64_t start, int64_t n) {
-    Tile<T> t{p_.centre ? centred(raw, n) : raw,
-              raw,
-              nullptr,
-              start,
-              n,
-              round_up(n, W<T>),
-              norm_,
-              log_prior_,
-              0,
-              0};
+    Tile<T> t{.rows = p_.centre ? centred(raw, n) : raw,
+              .raw = raw,
+              .cols = nullptr,
+              .start = start,
+              .n = n,
+              .padded = round_up(n, W<T>),
+              .norm = norm_,
+              .log_prior = log_prior_,
+              .largest_norm = 0,
+              .largest_log_prior = 0};
     Vec<T> largest{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
       const Vec<T> l = ::load(log_prior_ + j), size = larger<T>(l, -l);
@@ -119,13 +122,13 @@ class Sweep : private Exact<T> {
     return t;
   }
 
-  int64_t group_size(int64_t q) const { return B_ - q < group ? B_ - q : group; }
+  int64_t group_size(int64_t q) const { return B_ - q < tile_queries ? B_ - q : tile_queries; }
 
-  // Of the queries from q on with the atoms, into logits_; with `norms` the atoms' norms too. False
-  // where one of these is beyond what T can work with.
+  // Dot products of the queries from q on with the atoms into logits_; with `norms` also |y|^2.
+  // False where one of these is too large for T.
   bool dot_products(Tile<T>& t, int64_t q, bool norms) {
     const int64_t count = group_size(q);
-    const T* x[group];
+    const T* x[tile_queries];
     for (int64_t i = 0; i < count; ++i) x[i] = x_ + (q + i) * w_;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = t.n; j < t.padded; ++j) logits_[i * tile_ + j] = 0;
@@ -141,7 +144,8 @@ class Sweep : private Exact<T> {
   }
   bool outlier(int64_t j) const { return !(norm_[j] <= T(largest_square<T>)); }
 
-  // The tile with the centre, masked, in place of every outlier. False where one is not finite.
+  // Puts the centre, masked, in the place of every outlier of the tile. False where one is not
+  // finite.
   bool leave_outliers_out(Tile<T>& t) {
     const int64_t ld = w_ + W<T>;
     if (t.raw.at != rows_)
@@ -151,7 +155,7 @@ class Sweep : private Exact<T> {
       if (!outlier(j)) continue;
       T* row = rows_ + j * ld;
       if (!finite_row(row, p_.d)) return false;
-      for (int64_t i = 0; i < B_; ++i) leave_out(p_, sums(i), at(i), row, log_prior_[j]);
+      for (int64_t i = 0; i < B_; ++i) leave_out(p_, sums(i), batch_index(i), row, log_prior_[j]);
       read_reference(p_, -1, row);
       log_prior_[j] = -T(__builtin_inf());
     }
@@ -160,46 +164,55 @@ class Sweep : private Exact<T> {
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
-    Target<T> active[group];
-    int64_t n_active = 0, between[group], n_between = 0;
+    Target<T> active[tile_queries];
+    int64_t n_active = 0, again[tile_queries], n_again = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = query_[q + i];
-      const Sums s = sums(q + i);
+      const QuerySums s = sums(q + i);
       T* l = logits_ + i * tile_;
       if (!expands(query, t.largest_norm)) {
-        gather_all(t, q + i);
+        add_all(t, q + i);
         continue;
       }
       const T largest = finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
-      // A tile beside which all that came before is nothing starts the query anew.
-      if (*s.mass > 0 && query.k + largest - error(t, query) > *s.top + gap_) Base::restart(q + i);
-      const double z = query.h * t.largest_norm;
-      const bool about_centre =
-          z <= centre_limit(p_) * p_.d && *s.ref < 0 && (*s.mass > 0 || crowded(t, l, largest));
-      if (about_centre && z - query.k <= near_limit * p_.d) {
-        if (weigh(t, q + i, l, largest, query.k)) active[n_active++] = target(q + i, l);
-      } else if (about_centre) {
-        between[n_between++] = q + i;
+      // Beside such a tile all that came before is negligible: the query starts again.
+      if (*s.weight_sum > 0 && query.constant + largest - error(t, query) > *s.max_logit + gap_)
+        Base::restart(q + i);
+      const double z = query.atom_factor * t.largest_norm;
+      const bool centre_will_do = z <= kind_of(p_).centre_limit * p_.d && *s.reference < 0 &&
+                                  (*s.weight_sum > 0 || crowded(t, l, largest));
+      if (centre_will_do && z - query.constant <= expanded_limit * p_.d) {
+        if (weigh(t, q + i, l, largest, query.constant)) active[n_active++] = target(q + i, l);
+      } else if (centre_will_do) {
+        again[n_again++] = q + i;
       } else {
         filter(t, q + i, l, largest);
       }
     }
-    if (n_between) {
-      exact_logits(t, n_between, between, logits_ - q * tile_);
-      for (int64_t i = 0; i < n_between; ++i) {
-        T* l = logits_ + (between[i] - q) * tile_;
-        if (weigh(t, between[i], l, max_of(l, t.padded), 0))
-          active[n_active++] = target(between[i], l);
+    if (n_again) {
+      logits_by_differences(t, n_again, again, logits_ - q * tile_);
+      for (int64_t i = 0; i < n_again; ++i) {
+        T* l = logits_ + (again[i] - q) * tile_;
+        if (weigh(t, again[i], l, max_of(l, t.padded), 0)) active[n_active++] = target(again[i], l);
       }
     }
-    if (n_active) add_tile(p_, m_, n_active, active, t.rows, t.cols, t.n, t.norm, coef_, tile_);
+    if (n_active)
+      add_tile<T>(p_, m_,
+                  {.count = n_active,
+                   .queries = active,
+                   .rows = t.rows,
+                   .cols = t.cols,
+                   .n = t.n,
+                   .norm = t.norm,
+                   .scratch = coefficient_,
+                   .scratch_stride = tile_});
   }
 
-  // Dot products into logits, relative to the query's k; returns the largest.
+  // Makes logits, relative to the query's constant, of dot products; returns the largest.
   T finish_logits(const Tile<T>& t, const Query<T>& query, T* l) {
     for (int64_t j = 0; j < t.padded; j += W<T>)
-      store<T>(l + j, query.by * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) +
+      store<T>(l + j, query.factor * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) +
                           ::load(t.log_prior + j));
     return max_of(l, t.padded);
   }
@@ -212,9 +225,9 @@ class Sweep : private Exact<T> {
 
   // Logits of the whole tile by differences: log pi - |x - alpha y|^2 / 2 sigma^2, query i's at out
   // + i * tile_.
-  void exact_logits(const Tile<T>& t, int64_t count, const int64_t* queries, T* out) {
-    const T* x[group];
-    T *l[group], alpha[group];
+  void logits_by_differences(const Tile<T>& t, int64_t count, const int64_t* queries, T* out) {
+    const T* x[tile_queries];
+    T *l[tile_queries], alpha[tile_queries];
     for (int64_t i = 0; i < count; ++i) {
       x[i] = raw_x_ + queries[i] * w_;
       alpha[i] = query_[queries[i]].alpha;
@@ -226,21 +239,22 @@ class Sweep : private Exact<T> {
           distance_cols<T, c.value>(x + i, alpha + i, t.cols, t.padded, t.padded, w_, l + i);
         });
     } else {
-      for (int64_t j = 0; j < t.n; ++j) pointer_[j] = t.raw.at + j * t.raw.ld;
+      for (int64_t j = 0; j < t.n; ++j) picked_row_[j] = t.raw.at + j * t.raw.ld;
       for (int64_t i = 0; i < count; ++i) {
-        distances(x[i], alpha[i], pointer_, t.n, w_, l[i]);
+        distances(x[i], alpha[i], picked_row_, t.n, w_, l[i]);
         for (int64_t j = t.n; j < t.padded; ++j) l[i][j] = 0;
       }
     }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < t.padded; j += W<T>)
-        store<T>(l[i] + j, ::load(t.log_prior + j) - T(query_[queries[i]].half) * ::load(l[i] + j));
+        store<T>(l[i] + j,
+                 ::load(t.log_prior + j) - T(query_[queries[i]].half_precision) * ::load(l[i] + j));
   }
 
   // No expanded logit of the tile is further than this from the exact one.
   double error(const Tile<T>& t, const Query<T>& query) const {
     return epsilon<T> * double(w_ / W<T> + 16) *
-           (2 * query.h * t.largest_norm - query.k + t.largest_log_prior);
+           (2 * query.atom_factor * t.largest_norm - query.constant + t.largest_log_prior);
   }
 
   // Whether at least half of the atoms can carry weight: no one atom is then a better reference
@@ -251,56 +265,56 @@ class Sweep : private Exact<T> {
     return 2 * count >= t.n;
   }
 
-  // Logits less `offset` into weights, in place; false where the whole tile is too light to count.
+  // Makes weights of logits less `offset`, in place. False where the whole tile is negligible.
   bool weigh(const Tile<T>& t, int64_t i, T* l, T largest, double offset) {
-    const Sums s = sums(i);
-    T top = T(*s.top - offset);
+    const QuerySums s = sums(i);
+    T top = T(*s.max_logit - offset);
     if (largest < top - T(gap_)) return false;
     if (largest > top) top = largest;
     // The top is offset plus a number of type T, so that it comes back from double without
     // rounding.
-    if (offset + top != *s.top) {
+    if (offset + top != *s.max_logit) {
       flush(i);
-      raise_top(p_, m_, s, offset + top);
+      raise_max_logit(p_, m_, s, offset + top);
     }
-    Vec<T> sum{}, sum2{};
+    Vec<T> sum{}, square_sum{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
       const Vec<T> e = vexp(::load(l + j) - top);
       store<T>(l + j, e);
       sum += e;
-      sum2 += e * e;
+      square_sum += e * e;
     }
-    *s.mass += total<T>(sum);
-    *s.mass2 += total<T>(sum2);
+    *s.weight_sum += total<T>(sum);
+    *s.weight_square_sum += total<T>(square_sum);
     return true;
   }
 
-  // The atoms of the tile that can carry weight, few as a rule.
+  // Adds the survivors among the atoms of the tile, as a rule few.
   void filter(const Tile<T>& t, int64_t i, const T* l, T largest) {
     const Query<T>& query = query_[i];
     const double error = this->error(t, query);
-    const double sure = query.k + largest - error, top = *sums(i).top;
-    const double least = (top > sure ? top : sure) - gap_ - error - query.k;
+    const double sure = query.constant + largest - error, max_logit = *sums(i).max_logit;
+    const double least = (max_logit > sure ? max_logit : sure) - gap_ - error - query.constant;
     if (!(largest >= least)) return;
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= least) take(t, j, n++);
-    Base::gather_exactly(i, n);
+    Base::add_by_differences(i, n);
   }
-  void gather_all(const Tile<T>& t, int64_t i) {
+  void add_all(const Tile<T>& t, int64_t i) {
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j)
       if (t.log_prior[j] > -T(__builtin_inf())) take(t, j, n++);
-    if (n) Base::gather_exactly(i, n);
+    if (n) Base::add_by_differences(i, n);
   }
   void take(const Tile<T>& t, int64_t j, int64_t n) {
-    pointer_[n] = t.raw.at + j * t.raw.ld;
-    prior_[n] = t.log_prior[j];
-    atom_[n] = row_of(p_, t.start + j);
+    picked_row_[n] = t.raw.at + j * t.raw.ld;
+    picked_log_prior_[n] = t.log_prior[j];
+    picked_atom_[n] = row_of(p_, t.start + j);
   }
 
   const bool by_cols_, in_place_;
-  Arena arena_;
+  Arena tile_scratch_;
   Query<T>* query_;
   T *x_, *centred_, *rows_, *cols_, *logits_, *norm_, *log_prior_;
 };

@@ -1,48 +1,48 @@
-// One sweep over a range of atoms for small d: atoms in the lanes of a transposed tile, every
-// distance by differences and every moment about the heaviest atom so far (or the centre), so
-// nothing cancels at any noise level. The exponential is the cost.
+// The sweep for small d: atoms in the lanes of a transposed tile, every distance by differences and
+// every moment about the heaviest atom so far, or about the centre, so that nothing cancels at any
+// noise level. Most of the time goes into the exponentials.
 #pragma once
 #include "simd/query.h"
 
 namespace {
 
-inline constexpr int64_t lanes_max_d = 16;
+inline constexpr int64_t small_d = 16;
 
 template <class T>
-class LaneSweep {
+class SmallDSweep {
  public:
-  LaneSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
-      : p_(p), m_(m), s_(s), b0_(b0), b1_(b1), gap_(weight_gap(p)), arena_(room()) {
-    if (!arena_.ok()) return;
-    rows_ = arena_.template take<T>(tile_ * p.d);
-    cols_ = arena_.template take<T>(tile_ * p.d);
-    logits_ = arena_.template take<T>(tile_);
-    tilted_ = arena_.template take<T>(tile_);
-    log_prior_ = arena_.template take<T>(tile_);
-    v_ = arena_.template take<T>(p.K * m.stride);
-    ref_ = arena_.template take<T>((b1 - b0) * p.d);
-    centre_ = arena_.template take<T>(p.d);
-    far_ = arena_.template take<double>(b1 - b0);
+  SmallDSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
+      : p_(p), m_(m), s_(s), b0_(b0), b1_(b1), gap_(weight_gap(p)), scratch_(room()) {
+    if (!scratch_.ok()) return;
+    rows_ = scratch_.template take<T>(tile_ * p.d);
+    cols_ = scratch_.template take<T>(tile_ * p.d);
+    logits_ = scratch_.template take<T>(tile_);
+    projections_ = scratch_.template take<T>(tile_);
+    log_prior_ = scratch_.template take<T>(tile_);
+    v_ = scratch_.template take<T>(p.K * m.stride);
+    reference_ = scratch_.template take<T>((b1 - b0) * p.d);
+    centre_ = scratch_.template take<T>(p.d);
+    distance_ = scratch_.template take<double>(b1 - b0);
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
     read_reference(p, -1, centre_);
     for (int64_t i = 0; i < b1 - b0; ++i) {
       const int64_t b = query_at(p, b0 + i);
-      const Sums sums = sums_of(p, m, s, b);
-      clear(p, m, sums);
+      const QuerySums sums = sums_of(p, m, s, b);
+      clear(p, sums);
       clear_vectors(m, sums);
-      *sums.outlier = -__builtin_inf();
-      memcpy(ref_ + i * p.d, centre_, size_t(p.d) * sizeof(T));
+      *sums.outlier_logit = -__builtin_inf();
+      memcpy(reference_ + i * p.d, centre_, size_t(p.d) * sizeof(T));
       double square = 0;
       for (int64_t k = 0; k < p.d; ++k) {
         const double t = double(p.x[b * p.d + k]) - double(p.alpha[b]) * centre_[k];
         square += t * t;
       }
-      far_[i] = __builtin_sqrt(square);
+      distance_[i] = __builtin_sqrt(square);
     }
   }
 
   int run(int64_t n0, int64_t n1) {
-    if (!arena_.ok()) return out_of_memory;
+    if (!scratch_.ok()) return out_of_memory;
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n_ = n1 - i < tile_ ? n1 - i : tile_;
       padded_ = round_up(n, 4 * W<T>);
@@ -91,51 +91,53 @@ class LaneSweep {
 
   void visit(int64_t q, int64_t start) {
     const int64_t b = query_at(p_, b0_ + q);
-    const Sums s = sums_of(p_, m_, s_, b);
-    T* ref = ref_ + q * p_.d;
+    const QuerySums s = sums_of(p_, m_, s_, b);
+    T* reference = reference_ + q * p_.d;
     T largest = logits(b);
-    const double reach =
-        far_[q] + __builtin_fabs(double(p_.alpha[b])) * __builtin_sqrt(largest_norm_);
-    if (!(reach * reach <= largest_square<T>)) largest = without_overflow(s, b);
-    if (!(largest > -T(__builtin_inf())) || largest < *s.top - gap_) return;
-    if (p_.op == Op::matvec)
-      for (int64_t k = 0; k < p_.K; ++k)
-        memcpy(v_ + k * m_.stride, p_.v + (b * p_.K + k) * p_.d, size_t(p_.d) * sizeof(T));
-    const bool heavier = largest > *s.top;
-    if (heavier) raise_top(p_, m_, s, largest);
-    const int64_t best = heavier ? find(largest) : 0;
-    const T top = T(*s.top);
-    Vec<T> sum[4] = {}, sum2[4] = {};
+    const double distance =
+        distance_[q] + __builtin_fabs(double(p_.alpha[b])) * __builtin_sqrt(largest_norm_);
+    if (!(distance * distance <= largest_square<T>)) largest = without_overflow(s, b);
+    if (!(largest > -T(__builtin_inf())) || largest < *s.max_logit - gap_) return;
+    for (int64_t k = 0; k < p_.K; ++k)
+      memcpy(v_ + k * m_.stride, p_.v + (b * p_.K + k) * p_.d, size_t(p_.d) * sizeof(T));
+    const bool heavier = largest > *s.max_logit;
+    if (heavier) raise_max_logit(p_, m_, s, largest);
+    const int64_t heaviest = heavier ? find(largest) : 0;
+    const T top = T(*s.max_logit);
+    Vec<T> sum[4] = {}, square_sum[4] = {};
     for (int64_t j = 0; j < padded_; j += 4 * W<T>)
       for (int u = 0; u < 4; ++u) {
         const Vec<T> e = vexp(load(logits_ + j + u * W<T>) - top);
         store<T>(logits_ + j + u * W<T>, e);
         sum[u] += e;
-        sum2[u] += e * e;
+        square_sum[u] += e * e;
       }
-    const double mass = total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    const double weight_sum = total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
     // Where the weights are nearly even and the noise is as large as the data, the centre is nearer
     // to their mean than the heaviest atom.
     const double a = p_.alpha[b] / p_.sigma[b];
-    const bool even = 4 * mass > double(n_) && a * a * largest_norm_ < double(p_.d);
-    if (heavier && !(even && *s.ref < 0)) {
-      double delta[lanes_max_d + 64 / sizeof(T)] = {};
+    const bool nearly_even = 4 * weight_sum > double(n_) && a * a * largest_norm_ < double(p_.d);
+    if (heavier && !(nearly_even && *s.reference < 0)) {
+      double delta[small_d + 64 / sizeof(T)] = {};
       for (int64_t k = 0; k < p_.d; ++k) {
-        const T here = cols_[k * padded_ + best];
-        delta[k] = double(ref[k]) - here;
-        ref[k] = here;
+        const T value = cols_[k * padded_ + heaviest];
+        delta[k] = double(reference[k]) - value;
+        reference[k] = value;
       }
-      if (*s.mass > 0) move_reference(p_, m_, s, delta, v_);
-      *s.ref = row_of(p_, start + best);
+      if (*s.weight_sum > 0) move_reference(p_, m_, s, delta, v_);
+      *s.reference = row_of(p_, start + heaviest);
     }
-    *s.mass += mass;
-    *s.mass2 += total<T>((sum2[0] + sum2[1]) + (sum2[2] + sum2[3]));
-    add_moments(s, ref);
+    *s.weight_sum += weight_sum;
+    *s.weight_square_sum +=
+        total<T>((square_sum[0] + square_sum[1]) + (square_sum[2] + square_sum[3]));
+    const SmallDTile<T> tile{
+        .cols = cols_, .weight = logits_, .padded = padded_, .scratch = projections_};
+    kind_of(p_).add_small_d(p_, m_, tile, s, reference, v_);
   }
 
   // The atoms whose distances overflow are outliers to this query.
-  T without_overflow(Sums s, int64_t b) {
-    T largest = -T(__builtin_inf()), row[lanes_max_d];
+  T without_overflow(QuerySums s, int64_t b) {
+    T largest = -T(__builtin_inf()), row[small_d];
     for (int64_t j = 0; j < n_; ++j) {
       if (!(logits_[j] > -T(__builtin_inf())) && log_prior_[j] > -T(__builtin_inf())) {
         for (int64_t k = 0; k < p_.d; ++k) row[k] = cols_[k * padded_ + j];
@@ -156,7 +158,7 @@ class LaneSweep {
   // l = log prior - |x - alpha y|^2 / 2 sigma^2; returns the largest.
   T logits(int64_t b) {
     const T* x = p_.x + b * p_.d;
-    const T alpha = p_.alpha[b], half = T(0.5 / (double(p_.sigma[b]) * p_.sigma[b]));
+    const T alpha = p_.alpha[b], half_precision = T(0.5 / (double(p_.sigma[b]) * p_.sigma[b]));
     Vec<T> largest = all<T>(-T(__builtin_inf()));
     for (int64_t j = 0; j < padded_; j += 4 * W<T>) {
       Vec<T> square[4] = {};
@@ -166,7 +168,7 @@ class LaneSweep {
           square[u] += t * t;
         }
       for (int u = 0; u < 4; ++u) {
-        const Vec<T> l = load(log_prior_ + j + u * W<T>) - half * square[u];
+        const Vec<T> l = load(log_prior_ + j + u * W<T>) - half_precision * square[u];
         store<T>(logits_ + j + u * W<T>, l);
         largest = larger<T>(l, largest);
       }
@@ -174,74 +176,15 @@ class LaneSweep {
     return max_lanes<T>(largest);
   }
 
-  // sum_j c_j (y_jk - r_k), and the same squared.
-  struct Pair {
-    double first, square;
-  };
-  template <bool SQUARE>
-  Pair moment(const T* c, int64_t k, T ref) const {
-    Vec<T> first[4] = {}, square[4] = {};
-    const T* y = cols_ + k * padded_;
-    for (int64_t j = 0; j < padded_; j += 4 * W<T>)
-      for (int u = 0; u < 4; ++u) {
-        const Vec<T> t = load(y + j + u * W<T>) - ref, ct = load(c + j + u * W<T>) * t;
-        first[u] += ct;
-        if (SQUARE) square[u] += ct * t;
-      }
-    return {total<T>((first[0] + first[1]) + (first[2] + first[3])),
-            SQUARE ? total<T>((square[0] + square[1]) + (square[2] + square[3])) : 0.0};
-  }
-
-  void add_moments(Sums s, const T* ref) {
-    const int64_t d = p_.d, w = m_.stride;
-    if (p_.op == Op::posterior || p_.op == Op::diagonal) {
-      for (int64_t k = 0; k < d; ++k) {
-        const Pair sum = moment<true>(logits_, k, ref[k]);
-        s.first[k] += sum.first;
-        if (p_.op == Op::posterior)
-          *s.spread += sum.square;
-        else
-          s.second[k] += sum.square;
-      }
-      return;
-    }
-    for (int64_t k = 0; k < d; ++k) s.first[k] += moment<false>(logits_, k, ref[k]).first;
-    const int64_t rows = p_.op == Op::matvec ? p_.K : d;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (p_.op == Op::matvec) {
-        s.tilt[r] += project(v_ + r * w, ref);
-      } else {
-        for (int64_t j = 0; j < padded_; j += W<T>)
-          store<T>(tilted_ + j, load(logits_ + j) * (load(cols_ + r * padded_ + j) - ref[r]));
-      }
-      for (int64_t k = 0; k < d; ++k)
-        s.second[r * w + k] += moment<false>(tilted_, k, ref[k]).first;
-    }
-  }
-
-  // tilted = e <y - r, v>; returns its sum.
-  double project(const T* v, const T* ref) {
-    Vec<T> sum{};
-    for (int64_t j = 0; j < padded_; j += W<T>) {
-      Vec<T> t{};
-      for (int64_t k = 0; k < p_.d; ++k) t += v[k] * (load(cols_ + k * padded_ + j) - ref[k]);
-      const Vec<T> e = load(logits_ + j);
-      t = e > T(0) ? e * t : Vec<T>{};  // <t, v> of an atom without weight may overflow
-      store<T>(tilted_ + j, t);
-      sum += t;
-    }
-    return total<T>(sum);
-  }
-
   const Problem<T>& p_;
   const Moments<T>& m_;
   const int64_t s_, b0_, b1_;
   const double gap_;
-  Arena arena_;
+  Arena scratch_;
   int64_t n_ = 0, padded_ = 0;
   double largest_norm_ = 0;
-  T *rows_, *cols_, *logits_, *tilted_, *log_prior_, *v_, *ref_, *centre_;
-  double* far_;  // |x - alpha centre| of every query
+  T *rows_, *cols_, *logits_, *projections_, *log_prior_, *v_, *reference_, *centre_;
+  double* distance_;  // |x - alpha centre| of every query
 };
 
 }  // namespace

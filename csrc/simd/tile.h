@@ -69,19 +69,19 @@ void convert_f16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
 
 template <class T>
 DFK_INLINE int64_t row_of(const Problem<T>& p, int64_t i) {
-  return p.rows ? p.rows[i] : i;
+  return p.atom_rows ? p.atom_rows[i] : i;
 }
 // Which query of the batch is the kernels' i-th.
 template <class T>
 DFK_INLINE int64_t query_at(const Problem<T>& p, int64_t i) {
-  return p.order ? p.order[i] : i;
+  return p.query_order ? p.query_order[i] : i;
 }
 
 // Row `row` of y.
 template <class T>
 void read_row(const Problem<T>& p, int64_t row, T* out) {
   const T scale = T(p.scale), offset = T(p.offset);
-  const int64_t at = row * p.ldy;
+  const int64_t at = row * p.row_stride;
   switch (p.storage) {
     case Storage::f32:
       convert(static_cast<const float*>(p.y) + at, p.d, scale, offset, out);
@@ -126,7 +126,7 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
                   bool in_place) {
   const int64_t row = row_of(p, i);
   if (in_place && row_of(p, i + n - 1) == row + n - 1)
-    return {static_cast<const T*>(p.y) + row * p.ldy, p.ldy};
+    return {static_cast<const T*>(p.y) + row * p.row_stride, p.row_stride};
   for (int64_t j = 0; j < n; ++j) {
     T* row = room + j * (width + W<T>);
     read_row(p, row_of(p, i + j), row);
@@ -138,13 +138,13 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
 // log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.
 template <class T>
 void read_log_prior(const Problem<T>& p, int64_t i, int64_t n, int64_t padded, T* out) {
-  const T top = p.prior_top;
+  const T top = p.max_log_prior;
   if (!p.log_prior)
     for (int64_t j = 0; j < n; ++j) out[j] = 0;
-  else if (!p.rows)
+  else if (!p.atom_rows)
     for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[i + j] - top;
   else
-    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[p.rows[i + j]] - top;
+    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[p.atom_rows[i + j]] - top;
   for (int64_t j = n; j < padded; ++j) out[j] = -T(__builtin_inf());
 }
 

@@ -77,8 +77,8 @@ class ChainGroup {
 
   // weight = exp(l - largest l), l = log prior - |x - alpha y|^2 / 2 sigma^2.
   void weigh(const ChainStep<T>& s) {
-    Vec<T> top[U];
-    for (int u = 0; u < U; ++u) top[u] = all(-T(__builtin_inf())), mass_[u] = Vec<T>{};
+    Vec<T> max_logit[U];
+    for (int u = 0; u < U; ++u) max_logit[u] = all(-T(__builtin_inf())), weight_sum_[u] = Vec<T>{};
     blocks(c_.N, [&](int64_t i, auto count) {
       Vec<T> square[count.value][U] = {};
       for (int64_t k = 0; k < c_.d; ++k)
@@ -91,27 +91,28 @@ class ChainGroup {
         }
       for (int j = 0; j < count.value; ++j)
         for (int u = 0; u < U; ++u) {
-          const Vec<T> l = c_.log_prior[i + j] - s.half * square[j][u];
+          const Vec<T> l = c_.log_prior[i + j] - s.half_precision * square[j][u];
           put(weight_, i + j, u, l);
-          top[u] = larger<T>(l, top[u]);
+          max_logit[u] = larger<T>(l, max_logit[u]);
         }
     });
     blocks(c_.N, [&](int64_t i, auto count) {
       for (int j = 0; j < count.value; ++j)
-        for (int u = 0; u < U; ++u) put(weight_, i + j, u, vexp(get(weight_, i + j, u) - top[u]));
+        for (int u = 0; u < U; ++u)
+          put(weight_, i + j, u, vexp(get(weight_, i + j, u) - max_logit[u]));
     });
   }
 
-  // mass = sum w, mean = sum w y / mass.
+  // weight_sum = sum w, mean = sum w y / weight_sum.
   void average(int u) {
-    Vec<T> mass{};
+    Vec<T> weight_sum{};
     for (int64_t i = 0; i < c_.N;) {
       Vec<T> part{};
       for (const int64_t end = i + tile_ < c_.N ? i + tile_ : c_.N; i < end; ++i)
         part += get(weight_, i, u);
-      mass += part;
+      weight_sum += part;
     }
-    mass_[u] = mass;
+    weight_sum_[u] = weight_sum;
     blocks(c_.d, [&](int64_t k, auto count) {
       Vec<T> sum[count.value] = {};
       for (int64_t i = 0; i < c_.N;) {
@@ -121,7 +122,7 @@ class ChainGroup {
             part[j] += get(weight_, i, u) * c_.y[i * c_.d + k + j];
         for (int j = 0; j < count.value; ++j) sum[j] += part[j];
       }
-      for (int j = 0; j < count.value; ++j) put(mean_, k + j, u, sum[j] / mass);
+      for (int j = 0; j < count.value; ++j) put(mean_, k + j, u, sum[j] / weight_sum);
     });
   }
 
@@ -155,12 +156,12 @@ class ChainGroup {
     });
   }
 
-  // next = (identity I + spread C) A or A + A^T (identity I + spread C), times an exact power of
-  // two.
+  // next = (identity I + covariance C) A or A + A^T (identity I + covariance C), times an exact
+  // power of two.
   void advance(const ChainStep<T>& s, int u) {
     const int64_t d = c_.d;
     const Vec<T> scale = rescaling<T>(largest_[u], exponent_[u]);
-    const Vec<T> identity = scale * s.identity, spread = scale * s.spread / mass_[u];
+    const Vec<T> identity = scale * s.identity, covariance = scale * s.covariance / weight_sum_[u];
     Vec<T> largest{};
     blocks(d, [&](int64_t k0, auto rows) {
       blocks(d, [&](int64_t j0, auto columns) {
@@ -174,7 +175,7 @@ class ChainGroup {
         for (int k = 0; k < rows.value; ++k)
           for (int j = 0; j < columns.value; ++j) {
             const int64_t at = (k0 + k) * d + j0 + j, across = (j0 + j) * d + k0 + k;
-            Vec<T> a = identity * get(jacobian_, at, u) + spread * product[k][j];
+            Vec<T> a = identity * get(jacobian_, at, u) + covariance * product[k][j];
             if (c_.transposed) a += scale * get(jacobian_, across, u);
             put(next_, c_.transposed ? across : at, u, a);
             largest = larger<T>(larger<T>(a, -a), largest);
@@ -203,7 +204,7 @@ class ChainGroup {
   const Chains<T>& c_;
   Arena arena_;
   T *x_, *mean_, *weight_, *cov_, *jacobian_, *next_;
-  Vec<T> mass_[U], largest_[U];
+  Vec<T> weight_sum_[U], largest_[U];
   IntVec<T> exponent_[U];
 };
 
