@@ -43,9 +43,9 @@ std::tuple<Tensor, Tensor, Tensor> as_tensors(const Tensor& x,
   const int64_t B = int64_t(selections.size());
   int64_t total = 0;
   for (const Selection& s : selections) total += int64_t(s.atoms.size());
-  Tensor atoms = torch::stable::new_empty(x, {total}, ScalarType::Long);
-  Tensor counts = torch::stable::new_empty(x, {B}, ScalarType::Long);
-  Tensor dropped = torch::stable::new_empty(x, {B}, ScalarType::Double);
+  Tensor atoms = new_output(x, {total}, ScalarType::Long);
+  Tensor counts = new_output(x, {B}, ScalarType::Long);
+  Tensor dropped = new_output(x, {B}, ScalarType::Double);
   int64_t* to = mutable_data<int64_t>(atoms);
   for (int64_t b = 0; b < B; ++b) {
     const Selection& s = selections[b];
@@ -92,8 +92,8 @@ void expect_not_negative(const char* name, const T* values, int64_t n) {
     if (bad) wrong = true;
   });
   for (int64_t i = 0; wrong && i < n; ++i)
-    STD_TORCH_CHECK(values[i] >= 0 && values[i] < INFINITY, name,
-                    ": expected finite values >= 0, got ", values[i], " at index ", i);
+    DFK_EXPECT(values[i] >= 0 && values[i] < INFINITY, name, "finite values >= 0, got ", values[i],
+               " at index ", i);
 }
 
 std::tuple<Tensor, Tensor, Tensor> select_atoms(
@@ -104,11 +104,9 @@ std::tuple<Tensor, Tensor, Tensor> select_atoms(
   const Arguments a = checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset);
   const int64_t N = y.size(0), d = y.size(1);
   constexpr ScalarType f32 = ScalarType::Float;
-  STD_TORCH_CHECK(basis.dim() == 2 && basis.size(0) >= 1 && basis.size(0) <= most_axes,
-                  "basis: expected 1 to ", most_axes, " axes of ", d, " numbers, got ",
-                  shape_text(basis));
-  STD_TORCH_CHECK(fine_codes.dim() == 2, "fine_codes: expected two dimensions, got ",
-                  shape_text(fine_codes));
+  DFK_EXPECT(basis.dim() == 2 && basis.size(0) >= 1 && basis.size(0) <= most_axes, "basis", "1 to ",
+             most_axes, " axes of ", d, " numbers, got ", shape_text(basis));
+  DFK_EXPECT(fine_codes.dim() == 2, "fine_codes", "two dimensions, got ", shape_text(fine_codes));
   const bool fine = fine_codes.size(0) > 0;
   const int64_t K = basis.size(0), levels = 1 + fine;
   const int64_t tiles = (N + code_tile - 1) / code_tile;
@@ -133,10 +131,9 @@ std::tuple<Tensor, Tensor, Tensor> select_atoms(
   expect_not_negative("remainder_norm", data<float>(remainder_norm), levels * N);
   expect_not_negative("axis_error", data<float>(axis_error), levels * N);
   const double* limit = data<double>(limits);
-  STD_TORCH_CHECK(limit[4] <= double(N), "limits: expected at most ", N, " remote atoms, got ",
-                  limit[4]);
-  STD_TORCH_CHECK(k >= 1 && k <= N, "k: expected 1 <= k <= ", N, ", got ", k);
-  STD_TORCH_CHECK(gap >= 0 && gap < INFINITY, "gap: expected a finite number >= 0, got ", gap);
+  DFK_EXPECT(limit[4] <= double(N), "limits", "at most ", N, " remote atoms, got ", limit[4]);
+  DFK_EXPECT(k >= 1 && k <= N, "k", "1 <= k <= ", N, ", got ", k);
+  DFK_EXPECT(gap >= 0 && gap < INFINITY, "gap", "a finite number >= 0, got ", gap);
   const Index index{.centre = data<float>(centre),
                     .basis = data<float>(basis),
                     .axis_scale = data<float>(axis_scale),

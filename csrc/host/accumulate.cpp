@@ -120,23 +120,21 @@ std::vector<ListedRows> listed_rows(const Arguments& a, const Problem<T>& p) {
   std::vector<uint8_t> listed_by(size_t(N) + 8);  // read 8 at a time
   for (int64_t b0 = 0; b0 < B; b0 += query_group) {
     for (int64_t b = b0; b < std::min(b0 + query_group, B); ++b) {
-      STD_TORCH_CHECK(
-          counts[b] >= 1 && counts[b] <= end - atoms,
-          "counts: expected at least one atom per query, as many in all as atoms has, got ",
-          counts[b], " at index ", b);
+      DFK_EXPECT(counts[b] >= 1 && counts[b] <= end - atoms, "counts",
+                 "at least one atom per query, as many in all as atoms has, got ", counts[b],
+                 " at index ", b);
       int64_t previous = -1;
       bool masked = p.log_prior;
       for (const int64_t* last = atoms + counts[b]; atoms < last; ++atoms) {
-        STD_TORCH_CHECK(*atoms > previous && *atoms < N, "atoms: expected numbers of ", N,
-                        " rows, each query's ascending, got ", *atoms, " after ", previous);
+        DFK_EXPECT(*atoms > previous && *atoms < N, "atoms", "numbers of ", N,
+                   " rows, each query's ascending, got ", *atoms, " after ", previous);
         previous = *atoms;
         if (p.log_prior && p.log_prior[previous] == -INFINITY) continue;  // whatever it holds
         listed_by[previous] |= uint8_t(1 << (b - b0));
         masked = false;
       }
-      STD_TORCH_CHECK(!masked,
-                      "atoms: expected one with a log_prior above -inf for each query, got ",
-                      counts[b], " masked at index ", b);
+      DFK_EXPECT(!masked, "atoms", "one with a log_prior above -inf for each query, got ",
+                 counts[b], " masked at index ", b);
     }
     ListedRows& u = out.emplace_back();
     for (int64_t i = 0; i < N; i += 8) {
@@ -148,8 +146,7 @@ std::vector<ListedRows> listed_rows(const Arguments& a, const Problem<T>& p) {
       std::memset(&listed_by[i], 0, 8);
     }
   }
-  STD_TORCH_CHECK(atoms == end, "atoms: expected as many as counts say, got ", end - atoms,
-                  " more");
+  DFK_EXPECT(atoms == end, "atoms", "as many as counts say, got ", end - atoms, " more");
   return out;
 }
 
@@ -182,8 +179,7 @@ void allocate(Accumulated<T>& out, int64_t most) {
   const size_t bytes =
       size_t(cells) * size_t(6 + p.K + (1 + m.second_rows) * m.stride) * sizeof(double);
   out.memory.reset(std::malloc(bytes));
-  STD_TORCH_CHECK(out.memory != nullptr, "dfkernels: out of memory (", bytes,
-                  " bytes of partial sums)");
+  if (!out.memory) out_of_memory_for(std::to_string(bytes) + " bytes of partial sums");
   double* at = static_cast<double*>(out.memory.get());
   m.max_logit = at;
   m.weight_sum = at + cells;
@@ -222,14 +218,13 @@ template <class T>
 void expect_complete(const Problem<T>& p, const Moments<T>& m, const std::vector<int64_t>& splits) {
   constexpr double weightless = 1000;  // exp(-1000) = 0
   for (int64_t b = 0; b < p.B; ++b) {
-    STD_TORCH_CHECK(
-        m.weight_sum[b] > 0,
-        "x: expected distances to the atoms that can be represented, got an overflow at index ", b);
+    DFK_EXPECT(m.weight_sum[b] > 0, "x",
+               "distances to the atoms that can be represented, got an overflow at index ", b);
     for (int64_t s = 0; s < splits[b]; ++s)
-      STD_TORCH_CHECK(m.outlier_logit[s * p.B + b] < m.max_logit[b] - weightless,
-                      "y: expected finite values of moderate size, got an overflow of |y|^2 of an "
-                      "atom that may carry weight for query ",
-                      b);
+      DFK_EXPECT(m.outlier_logit[s * p.B + b] < m.max_logit[b] - weightless, "y",
+                 "finite values of moderate size, got an overflow of |y|^2 of an "
+                 "atom that may carry weight for query ",
+                 b);
   }
 }
 
@@ -274,13 +269,13 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind) {
   }
   allocate(out, most);
   std::atomic<int> status = sweep(groups, m, tasks);
-  STD_TORCH_CHECK(status != non_finite_atom, "y: expected finite values, got nan or inf");
+  DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");
   if (status == ok && most > 1)
     each(p.B, most * m.stride * (1 + m.second_rows), [&](int64_t b) {
       const int result = kernel.merge(p, m, splits[b], b);
       if (result != ok) status = result;
     });
-  STD_TORCH_CHECK(status != out_of_memory, "dfkernels: out of memory");
+  if (status == out_of_memory) out_of_memory_for("");
   expect_complete(p, m, splits);
   return out;
 }

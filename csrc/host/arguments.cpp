@@ -21,10 +21,8 @@ Storage storage_of(ScalarType type) {
     case ScalarType::Byte:
       return Storage::u8;
     default:
-      STD_TORCH_CHECK(false, "y: expected float32, float64, float16, bfloat16 or uint8, got ",
-                      dtype_text(type));
+      refuse_value("y", "float32, float64, float16, bfloat16 or uint8, got ", dtype_text(type));
   }
-  return Storage::f32;
 }
 
 template <class T>
@@ -54,13 +52,13 @@ void sum_priors(CheckedProblem<T>& c) {
   for (const LogPriorSum<T>& part : parts) {
     if (!part.usable)
       for (int64_t i = (&part - parts.data()) * size; i < p.N; ++i)
-        STD_TORCH_CHECK(p.log_prior[i] < INFINITY, "log_prior: expected numbers below inf, got ",
-                        p.log_prior[i], " at index ", i);
+        DFK_EXPECT(p.log_prior[i] < INFINITY, "log_prior", "numbers below inf, got ",
+                   p.log_prior[i], " at index ", i);
     max = std::max(max, part.max);
     c.masked += part.masked;
   }
-  STD_TORCH_CHECK(max > -INFINITY, "log_prior: expected at least one atom above -inf, got all ",
-                  p.N, " masked");
+  DFK_EXPECT(max > -INFINITY, "log_prior", "at least one atom above -inf, got all ", p.N,
+             " masked");
   double sum = 0;
   for (const LogPriorSum<T>& part : parts)
     if (part.sum > 0) sum += part.sum * std::exp(double(part.max) - double(max));
@@ -73,14 +71,14 @@ void sum_priors(CheckedProblem<T>& c) {
 Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                             std::optional<Tensor> log_prior, double scale, double offset,
                             std::optional<Tensor> atoms, std::optional<Tensor> counts) {
-  STD_TORCH_CHECK(atoms.has_value() == counts.has_value(), atoms ? "counts" : "atoms",
-                  ": expected a tensor to go with ", atoms ? "atoms" : "counts", ", got None");
+  DFK_EXPECT(atoms.has_value() == counts.has_value(), atoms ? "counts" : "atoms",
+             "a tensor to go with ", atoms ? "atoms" : "counts", ", got None");
   const ScalarType type = compute_type("x", x);
   x = expect("x", x, type, {"B", positive("d")});
   const int64_t B = x.size(0), d = x.size(1);
   storage_of(y.scalar_type());  // or an error
-  STD_TORCH_CHECK(type == ScalarType::Double || y.scalar_type() != ScalarType::Double,
-                  "y: expected float32 or narrower storage for a float32 x, got float64");
+  DFK_EXPECT(type == ScalarType::Double || y.scalar_type() != ScalarType::Double, "y",
+             "float32 or narrower storage for a float32 x, got float64");
   y = expect_rows("y", y, {positive("N"), d});
   return {.x = x,
           .y = y,

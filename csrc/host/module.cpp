@@ -7,9 +7,11 @@
 
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "host/probe.h"
+#include "host/refuse.h"
 
 namespace py = pybind11;
 
@@ -41,11 +43,22 @@ py::dict build_info() {
   return info;
 }
 
+// (kind, arguments, message) of what an op last refused on this thread, which is then forgotten;
+// None if nothing was.
+py::object take_refusal() {
+  const dfk::Refusal last = std::exchange(dfk::refusal(), {});
+  if (last.fault == dfk::Fault::none) return py::none();
+  const char* kind = last.fault == dfk::Fault::value ? "value" : "memory";
+  return py::make_tuple(kind, last.arguments, last.message);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of dfkernels; importing it registers the CPU kernels.";
   m.def("build_info", &build_info, "Compiler, flags, instruction sets compiled, torch versions.");
+  m.def("take_refusal", &take_refusal,
+        "What an op last refused on this thread, taken off its record.");
   m.def("isa", &dfk::isa,
         "The instruction set of the CPU kernels: the best there is, or DFKERNELS_ISA's.");
 

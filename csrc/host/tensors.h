@@ -5,13 +5,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <optional>
 #include <string>
+
+#include "host/refuse.h"
 
 namespace dfk {
 
@@ -74,7 +75,7 @@ inline void expect_shape(const char* name, const Tensor& t, std::initializer_lis
     same = same && size.allows(t.size(i++));
     text += (text.empty() ? "" : ", ") + size.text();
   }
-  STD_TORCH_CHECK(same, name, ": expected shape [", text, "], got ", shape_text(t));
+  DFK_EXPECT(same, name, "shape [", text, "], got ", shape_text(t));
 }
 
 // In memory that this process can read, and that a pointer to T may point to.
@@ -82,21 +83,40 @@ inline bool is_aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
 }
 inline void expect_memory(const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_cpu(), name, ": expected a tensor on the CPU");
-  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr() != nullptr, name,
-                  ": expected a tensor with memory, got one whose storage was freed");
+  DFK_EXPECT(t.is_cpu(), name, "a tensor on the CPU");
+  DFK_EXPECT(t.numel() == 0 || t.const_data_ptr() != nullptr, name,
+             "a tensor with memory, got one whose storage was freed");
 }
 inline void expect_dtype(const char* name, const Tensor& t, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, name, ": expected ", dtype_text(type), ", got ",
-                  dtype_text(t.scalar_type()));
+  DFK_EXPECT(t.scalar_type() == type, name, dtype_text(type), ", got ",
+             dtype_text(t.scalar_type()));
+}
+
+// make(), or an error that says what there was no memory for. A stable call of torch says that it
+// failed, but not why; of those that make tensors memory is the only reason.
+template <class F>
+Tensor allocated(const char* what, const F& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    out_of_memory_for(what);
+  }
+}
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> shape,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return allocated("an output", [&] { return torch::stable::new_empty(like, shape, type); });
+}
+inline Tensor contiguous_copy(const Tensor& t) {
+  return allocated("a contiguous copy of an argument", [&] {
+    return torch::stable::contiguous(is_aligned(t) ? t : torch::stable::clone(t));
+  });
 }
 
 // Contiguous, aligned, on the CPU, of the dtype `type`; copied only where it is not.
 inline Tensor dense(const char* name, const Tensor& t, ScalarType type) {
   expect_memory(name, t);
   expect_dtype(name, t, type);
-  if (!t.is_contiguous()) return torch::stable::contiguous(t);
-  return is_aligned(t) ? t : torch::stable::clone(t);
+  return t.is_contiguous() && is_aligned(t) ? t : contiguous_copy(t);
 }
 // The tensor that a kernel reads as `type`s, one after the other.
 inline Tensor expect(const char* name, const Tensor& t, ScalarType type,
@@ -114,15 +134,14 @@ inline std::optional<Tensor> expect(const char* name, const std::optional<Tensor
 inline Tensor expect_rows(const char* name, const Tensor& t, std::initializer_list<Size> shape) {
   expect_shape(name, t, shape);
   expect_memory(name, t);
-  if (!is_aligned(t)) return torch::stable::contiguous(torch::stable::clone(t));
-  const bool rows = (t.stride(1) == 1 || t.size(1) == 1) && t.stride(0) >= 0;
-  return rows ? t : torch::stable::contiguous(t);
+  const bool rows = is_aligned(t) && (t.stride(1) == 1 || t.size(1) == 1) && t.stride(0) >= 0;
+  return rows ? t : contiguous_copy(t);
 }
 
 inline ScalarType compute_type(const char* name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
-                  ": expected float32 or float64, got ", dtype_text(type));
+  DFK_EXPECT(type == ScalarType::Float || type == ScalarType::Double, name,
+             "float32 or float64, got ", dtype_text(type));
   return type;
 }
 
@@ -156,28 +175,26 @@ bool all_finite(const T* values, int64_t n) {
 }
 template <class T>
 void expect_finite(const char* name, const T* values, int64_t n) {
-  STD_TORCH_CHECK(all_finite(values, n), name, ": expected finite values, got nan or inf");
+  DFK_EXPECT(all_finite(values, n), name, "finite values, got nan or inf");
 }
 
 // Finite arguments can still lead out of the dtype: sigma^-2, |y|^2.
 template <class T>
 void expect_representable(const T* results, int64_t n) {
-  STD_TORCH_CHECK(all_finite(results, n), "result: expected finite numbers, got an overflow of ",
-                  sizeof(T) == 4 ? "float32" : "float64");
+  DFK_EXPECT(all_finite(results, n), "result", "finite numbers, got an overflow of ",
+             sizeof(T) == 4 ? "float32" : "float64");
 }
 // A number that the kernel uses as a T.
 template <class T>
 void expect_number(const char* name, double value) {
-  STD_TORCH_CHECK(std::abs(value) <= std::numeric_limits<T>::max(), name,
-                  ": expected a finite number in ", sizeof(T) == 4 ? "float32" : "float64",
-                  ", got ", value);
+  DFK_EXPECT(std::abs(value) <= std::numeric_limits<T>::max(), name, "a finite number in ",
+             sizeof(T) == 4 ? "float32" : "float64", ", got ", value);
 }
 
 template <class T>
 void expect_positive(const char* name, const T* values, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(values[i] > 0, name, ": expected positive values, got ", values[i],
-                    " at index ", i);
+    DFK_EXPECT(values[i] > 0, name, "positive values, got ", values[i], " at index ", i);
 }
 
 // f(i) for i < n, in parallel where there is enough to do.

@@ -24,19 +24,19 @@ void run(const Tensor& v, const Tensor& x0, const Tensor& mean, const Tensor& al
                          ratio, precision, mutable_data<T>(out) + i * d))
       finite = false;
   });
-  STD_TORCH_CHECK(finite, "v, x0, mean: expected finite values, got nan, inf or an overflow");
+  DFK_EXPECT(finite, "v, x0, mean", "finite values, got nan, inf or an overflow");
 }
 
 Tensor endpoint_matvec(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma,
                        std::string form) {
-  STD_TORCH_CHECK(form == "paper" || form == "centred",
-                  "form: expected 'paper' or 'centred', got '", form, "'");
+  DFK_EXPECT(form == "paper" || form == "centred", "form", "'paper' or 'centred', got '", form,
+             "'");
   const ScalarType type = compute_type("v", v);
   v = expect("v", v, type, {"B", "K", "d"});
   const int64_t B = v.size(0), d = v.size(2);
   x0 = expect("x0", x0, type, {B, d}), mean = expect("mean", mean, type, {B, d});
   alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
-  const Tensor out = torch::stable::new_empty(v, {v.size(0), v.size(1), v.size(2)});
+  const Tensor out = new_output(v, {v.size(0), v.size(1), v.size(2)});
   with_dtype_of(out,
                 [&]<class T>(T) { run<T>(v, x0, mean, alpha, sigma, form == "centred", out); });
   return out;

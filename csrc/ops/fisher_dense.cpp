@@ -25,7 +25,7 @@ Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optiona
   const Arguments a =
       checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
   const int64_t d = a.x.size(1);
-  const Tensor out = torch::stable::new_empty(a.x, {a.x.size(0), d, d});
+  const Tensor out = new_output(a.x, {a.x.size(0), d, d});
   with_dtype_of(
       a.x, [&]<class T>(T) { finish(accumulate<T>(a, MomentKind::dense), mutable_data<T>(out)); });
   return out;

@@ -22,7 +22,7 @@ Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                        std::optional<Tensor> atoms, std::optional<Tensor> counts) {
   const Arguments a =
       checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
-  const Tensor out = torch::stable::new_empty(a.x, {a.x.size(0), a.x.size(1)});
+  const Tensor out = new_output(a.x, {a.x.size(0), a.x.size(1)});
   with_dtype_of(a.x, [&]<class T>(T) {
     finish(accumulate<T>(a, MomentKind::diagonal), mutable_data<T>(out));
   });

@@ -25,7 +25,7 @@ void finish(const Accumulated<T>& sums, bool fisher, T* out) {
 
 Tensor run(const Arguments& a, bool fisher) {
   const Tensor& v = *a.v;
-  const Tensor out = torch::stable::new_empty(v, {v.size(0), v.size(1), v.size(2)});
+  const Tensor out = new_output(v, {v.size(0), v.size(1), v.size(2)});
   if (v.numel() > 0)
     with_dtype_of(v, [&]<class T>(T) {
       finish(accumulate<T>(a, MomentKind::matvec), fisher, mutable_data<T>(out));

@@ -33,10 +33,10 @@ void run(const Tensor& m, const Tensor& eps, const std::optional<Tensor>& x, con
 
 Tensor matched_trace(Tensor m, Tensor eps, std::optional<Tensor> x, Tensor alpha, Tensor sigma,
                      std::string form) {
-  STD_TORCH_CHECK(form == "paper" || form == "residual",
-                  "form: expected 'paper' or 'residual', got '", form, "'");
-  STD_TORCH_CHECK((form == "paper") == x.has_value(),
-                  "x: expected a tensor with form 'paper' and None with 'residual'");
+  DFK_EXPECT(form == "paper" || form == "residual", "form", "'paper' or 'residual', got '", form,
+             "'");
+  DFK_EXPECT((form == "paper") == x.has_value(), "x",
+             "a tensor with form 'paper' and None with 'residual'");
   const ScalarType type = compute_type("eps", eps);
   expect_shape("eps", eps, {"B", "d"});
   if (x) eps = dense("eps", eps, type);  // not read otherwise
@@ -44,7 +44,7 @@ Tensor matched_trace(Tensor m, Tensor eps, std::optional<Tensor> x, Tensor alpha
   x = expect("x", x, type, {B, eps.size(1)});
   m = expect("m", m, type, {B});
   alpha = expect("alpha", alpha, type, {B}), sigma = expect("sigma", sigma, type, {B});
-  const Tensor out = torch::stable::new_empty(m, {B});
+  const Tensor out = new_output(m, {B});
   with_dtype_of(out, [&]<class T>(T) { run<T>(m, eps, x, alpha, sigma, out); });
   return out;
 }

@@ -33,9 +33,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> posterior(Tensor x, Tensor y, Tensor 
   const Arguments a =
       checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
   const int64_t B = a.x.size(0);
-  const Tensor log_prob = torch::stable::new_empty(a.x, {B}),
-               mean = torch::stable::new_empty(a.x, {B, a.x.size(1)}),
-               trace = torch::stable::new_empty(a.x, {B}), ess = torch::stable::new_empty(a.x, {B});
+  const Tensor log_prob = new_output(a.x, {B}), mean = new_output(a.x, {B, a.x.size(1)}),
+               trace = new_output(a.x, {B}), ess = new_output(a.x, {B});
   with_dtype_of(a.x, [&]<class T>(T) {
     finish(accumulate<T>(a, MomentKind::posterior), mutable_data<T>(log_prob),
            mutable_data<T>(mean), mutable_data<T>(trace), mutable_data<T>(ess));

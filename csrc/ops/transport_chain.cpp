@@ -54,15 +54,14 @@ Atoms<T> atoms_of(const T* y, const T* log_prior, int64_t N, int64_t d) {
   T max = log_prior ? -T(INFINITY) : T(0);
   for (int64_t i = 0; i < N; ++i) {
     const T l = log_prior ? log_prior[i] : T(0);
-    STD_TORCH_CHECK(l < INFINITY, "log_prior: expected numbers below inf, got ", l, " at index ",
-                    i);
+    DFK_EXPECT(l < INFINITY, "log_prior", "numbers below inf, got ", l, " at index ", i);
     if (l == -INFINITY) continue;  // whatever the row holds
     out.log_prior.push_back(l);
     out.y.insert(out.y.end(), y + i * d, y + (i + 1) * d);
     max = std::max(max, l);
   }
-  STD_TORCH_CHECK(!out.log_prior.empty(),
-                  "log_prior: expected at least one atom above -inf, got all ", N, " masked");
+  DFK_EXPECT(!out.log_prior.empty(), "log_prior", "at least one atom above -inf, got all ", N,
+             " masked");
   expect_finite("y", out.y.data(), int64_t(out.y.size()));
   for (T& l : out.log_prior) l -= max;
   // Where the smallest norm is far below the others there is no offset that could cost digits, and
@@ -93,10 +92,10 @@ void expect_weightless_outliers(const Chains<T>& c, const Levels& at) {
     return std::sqrt(largest);
   };
   const double distance = largest_norm(c.x, c.B) + alpha * largest_norm(c.y, c.N);
-  STD_TORCH_CHECK(distance * distance <= most || 2000 * sigma * sigma <= most,
-                  "x, y: expected finite values of moderate size, got an overflow of |x - alpha "
-                  "y|^2 at a sigma "
-                  "that is as large");
+  DFK_EXPECT(distance * distance <= most || 2000 * sigma * sigma <= most, "x, y",
+             "finite values of moderate size, got an overflow of |x - alpha "
+             "y|^2 at a sigma "
+             "that is as large");
 }
 
 template <class T>
@@ -121,7 +120,7 @@ void run(const T* x, const T* y, const T* log_prior, const Levels& at, Chains<T>
     const int got = kernel.transport(c, begin * lanes, std::min(end * lanes, c.B));
     if (got != ok) status = got;
   });
-  STD_TORCH_CHECK(status == ok, "dfkernels: out of memory");
+  if (status != ok) out_of_memory_for("");
   for (int64_t i = 0; i < c.B * c.d; ++i)
     c.x[i] = T(double(c.x[i]) + at.alpha[c.M] * centre[i % c.d]);
   expect_representable(c.x, c.B * c.d);
@@ -135,19 +134,18 @@ std::tuple<Tensor, Tensor, Tensor> transport_chain(Tensor x, Tensor y, Tensor al
   const ScalarType type = compute_type("x", x);
   x = expect("x", x, type, {"B", positive("d")});
   const int64_t B = x.size(0), d = x.size(1);
-  STD_TORCH_CHECK(d <= chain_most_d, "x: expected shape [B, d] with d <= ", chain_most_d, ", got ",
-                  shape_text(x));
+  DFK_EXPECT(d <= chain_most_d, "x", "shape [B, d] with d <= ", chain_most_d, ", got ",
+             shape_text(x));
   y = expect("y", y, type, {positive("N"), d});
   alpha = expect("alpha", alpha, ScalarType::Double, {positive("M + 1")});
   const int64_t N = y.size(0), M = alpha.size(0) - 1;
   sigma = expect("sigma", sigma, ScalarType::Double, {M + 1});
   log_prior = expect("log_prior", log_prior, type, {N});
-  STD_TORCH_CHECK(rates || !transposed, "rates: expected a tensor with transposed, got None");
+  DFK_EXPECT(rates || !transposed, "rates", "a tensor with transposed, got None");
   rates = expect("rates", rates, ScalarType::Double, {M, 2});
   const Levels at{data<double>(alpha), data<double>(sigma), data<double>(rates), M};
-  const Tensor end = torch::stable::new_empty(x, {B, d}),
-               jacobian = torch::stable::new_empty(x, {B, d, d}),
-               log_norm = torch::stable::new_empty(x, {B});
+  const Tensor end = new_output(x, {B, d}), jacobian = new_output(x, {B, d, d}),
+               log_norm = new_output(x, {B});
   with_dtype_of(x, [&]<class T>(T) {
     run<T>(data<T>(x), data<T>(y), data<T>(log_prior), at,
            {.x = mutable_data<T>(end),

@@ -405,7 +405,7 @@ def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor) -> Any:
     try:
         return op(*args)
     except RuntimeError as error:
-        known = from_kernel(op, error)
+        known = from_kernel(error)
         if known is None:
             raise
         if isinstance(known, UnusableValue):

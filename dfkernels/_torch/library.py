@@ -97,7 +97,7 @@ def _run(op, keyset, args):
         with private.below_autograd():
             return op.redispatch(keyset & private.after_autograd, *args)
     except RuntimeError as error:
-        known = from_kernel(op, error)
+        known = from_kernel(error)
         if known is None:
             raise
         raise known from error

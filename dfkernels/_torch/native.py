@@ -11,6 +11,7 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch  # noqa: F401
 
@@ -36,6 +37,20 @@ def _load() -> tuple[ModuleType | None, str]:
 
 module, reason = _load()
 available: bool = module is not None
+
+
+class Refusal(NamedTuple):
+    """What a compiled kernel refused: kind is "value" or "memory"; arguments are those at fault."""
+
+    kind: str
+    arguments: str
+    message: str
+
+
+def take_refusal() -> Refusal | None:
+    """What a compiled kernel last refused on this thread, which is then forgotten."""
+    last = None if module is None else module.take_refusal()
+    return None if last is None else Refusal(*last)
 
 
 def isa() -> tuple[str, str]:
