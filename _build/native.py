@@ -1,7 +1,8 @@
 """Compiles csrc/ into dfkernels/_C with ninja; imports neither setuptools nor torch.
 
-Every .cpp below csrc/ is compiled once, except simd/kernels.cpp: once per instruction set, each with
-its own table. The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from 2.10 on.
+Every .cpp below csrc/ is compiled once, except simd/kernels.cpp: once per instruction set, each
+with its own table. The stable ABI (TORCH_TARGET_VERSION) makes one binary serve every torch from
+2.10 on.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ def system_headers(*paths: Path | str) -> list[str]:
 
 
 def generated_headers() -> dict[str, str]:
-    """The C++ headers that the build writes, by name: the constants that Python shares, and the moment
-    kinds, which are the headers in csrc/moments."""
+    """The C++ headers that the build writes, by name: the constants that Python shares, and the
+    moment kinds, which are the headers in csrc/moments."""
     text = CONSTANTS.read_text(encoding="utf-8")
     constants = re.findall(r"^([A-Z_]+) = (\d+)  # (.+)$", text, re.M)
     lines = [f"inline constexpr int64_t {n.lower()} = {v};  // {what}" for n, v, what in constants]
@@ -147,8 +148,8 @@ def generated_headers() -> dict[str, str]:
 
 
 def write_headers(directory: Path) -> None:
-    """Writes the generated headers; one that is unchanged keeps its time, so that nothing is compiled
-    again."""
+    """Writes the generated headers; one that is unchanged keeps its time, so that nothing is
+    compiled again."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in generated_headers().items():
         path = directory / name
@@ -173,9 +174,9 @@ def ninja_text(cxx: list[str], torch: Path, torch_at_build: str, output: str) ->
     info = {"FLAGS": " ".join(flags), "ISAS": " ".join(levels), "TORCH": torch_at_build}
     flags += [f"-I{ROOT / 'csrc'}", "-I."]  # the build directory has generated/
     # torch's headers and pybind11's never meet in one file: torch carries a pybind11 of its own,
-    # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only host/module.cpp binds, and it
-    # needs none of torch's; an isolated build has pybind11 at a new path every time, and would else
-    # recompile everything.
+    # which some versions (2.11) forbid beside TORCH_TARGET_VERSION. Only host/module.cpp binds, and
+    # it needs none of torch's; an isolated build has pybind11 at a new path every time, and would
+    # else recompile everything.
     tensors = system_headers(torch / "include")
     module = system_headers(pybind11.get_include(), sysconfig.get_path("include"))
     module += [f'-DDFK_BUILD_{key}="{value}"' for key, value in info.items()]

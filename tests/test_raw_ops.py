@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import dfkernels
 from dfkernels._torch import native
+from dfkernels._torch.errors import from_kernel
 
 pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 B, N, D, K = 3, 40, 5, 2
@@ -312,3 +314,21 @@ def test_memory_for_a_copy_or_an_output_that_no_machine_has(public):
             dfkernels.ops.fisher_dense(many, many, 1.0, 1.0)
         else:
             torch.ops.dfkernels.fisher_dense(many, many, one, one, None, 1.0, 0.0)
+
+
+def test_what_a_kernel_refuses_is_on_record_as_data():
+    """Below autograd, where nobody has taken the record. It is one thread's, and taken once."""
+    bad = [*OPS["posterior"].values()]
+    bad[3] = torch.zeros(B)
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match="^sigma: expected positive") as e,
+    ):
+        torch.ops.dfkernels.posterior(*bad)
+    assert from_kernel(RuntimeError("somebody else's")) is None
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        torch.ops.dfkernels.posterior(*bad)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(native.take_refusal).result() is None
+    assert native.take_refusal() == ("value", "sigma", str(e.value))
+    assert native.take_refusal() is None
