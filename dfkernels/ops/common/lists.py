@@ -46,21 +46,9 @@ def define(
         The overload of the op.
     """
 
-    def query_by_query(args, log_prior, clouds: Iterable[tuple[Tensor, Tensor]]):
-        """The op without lists for each query and its cloud (y, log_prior)."""
-        outs = []
-        for b, (y, prior) in enumerate(clouds):
-            one = [a[b : b + 1] if isinstance(a, Tensor) else a for a in args]
-            one[names.index("y")], one[names.index("log_prior")] = y, prior
-            out = op(*one)
-            if density:  # log_prior is normalised over all atoms, not over those of the list
-                out = (out[0] + prior.logsumexp(0) - log_prior.logsumexp(0), *out[1:])
-            outs.append(out)
-        if not outs:
-            return fake(*args)
-        if isinstance(outs[0], Tensor):
-            return torch.cat(outs)
-        return tuple(map(torch.cat, zip(*outs, strict=True)))
+    def result(args, prior, clouds):
+        out = _query_by_query(op, args, prior, clouds, density)
+        return fake(*args) if out is None else out
 
     def cloud(args):
         y, log_prior = (args[names.index(n)] for n in ("y", "log_prior"))
@@ -69,14 +57,14 @@ def define(
     def by_rows(args, atoms, counts):
         y, prior = cloud(args)
         rows = _split(atoms, counts, len(y))
-        return query_by_query(args, prior, ((y[r], prior[r]) for r in rows))
+        return result(args, prior, ((y[r], prior[r]) for r in rows))
 
     def by_masks(args, atoms, counts):
         """Can be traced, and keeps no copies of ``y`` for the derivatives."""
         y, prior = cloud(args)
         masks = _masks(atoms, counts, len(y))
         masked = (torch.where(mask, prior, -math.inf) for mask in masks)
-        return query_by_query(args, prior, ((y, p) for p in masked))
+        return result(args, prior, ((y, p) for p in masked))
 
     def choice(plain, with_lists):
         """`plain` for calls without lists: the dispatcher leaves out arguments that have their
@@ -110,6 +98,21 @@ def define(
     names = [a.name for a in op._schema.arguments][:-2]
     one_by_one = library.folded(name, "a" * (len(names) + 2))
     return op
+
+
+def _query_by_query(op, args, log_prior, clouds: Iterable[tuple[Tensor, Tensor]], density: bool):
+    """The op without lists for each query and its cloud (y, log_prior); None for no queries."""
+    names, outs = [a.name for a in op._schema.arguments], []
+    for b, (y, prior) in enumerate(clouds):
+        one = [a[b : b + 1] if isinstance(a, Tensor) else a for a in args]
+        one[names.index("y")], one[names.index("log_prior")] = y, prior
+        out = op(*one)
+        if density:  # log_prior is normalised over all atoms, not over those of the list
+            out = (out[0] + prior.logsumexp(0) - log_prior.logsumexp(0), *out[1:])
+        outs.append(out)
+    if not outs or isinstance(outs[0], Tensor):
+        return torch.cat(outs) if outs else None
+    return tuple(map(torch.cat, zip(*outs, strict=True)))
 
 
 def _masks(atoms, counts, N):
