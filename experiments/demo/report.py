@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import torch
 
-from ..page import html
+from ..page.html import render
 from ..page.text import machine
 from .speed import PEERS, Speed
 from .sweep import CHECKS, LIMIT, Sweep
@@ -134,23 +132,6 @@ def page(
         (f"{ratios.log().mean().exp():.1f}×", "the speed of the best peer (geometric mean)"),
         (f"{seconds:.0f} s", "for everything on this page"),
     )
-    parts = [
-        "<h1>The diffusion Fisher, exactly</h1>",
-        (
-            "<p class=lead>A data set blurred by Gaussian noise has a density, a score, an ideal"
-            " denoiser and a Fisher information in closed form. dfkernels computes them in one pass"
-            " over the data. This page is that computation on two real data sets, checked number by"
-            " number.</p>"
-        ),
-        html.facts(facts),
-        html.definitions(_FORMULAS),
-        (
-            "<p>Here α = 1 (variance exploding) and uniform weights πᵢ = 1/N; every schedule is the"
-            " same picture at equal σ/α. Eigenpairs of F are those of the posterior covariance C:"
-            " <span class=nowrap>Cv = σ²(1 − σ²λ)v</span>, so the <em>smallest</em> eigenvalues of"
-            " F are the directions in which the clean image is least certain.</p>"
-        ),
-    ]
     titles = {
         "digits": "Digits",
         "patches": "Photograph patches",
@@ -158,24 +139,16 @@ def page(
         "accuracy": "Accuracy",
         "speed": "Speed",
     }
-    for name in light:
-        parts += [
-            f"<h2>{titles[name]}</h2>",
-            html.figure(titles[name], _CAPTIONS[name], light[name], dark[name]),
-        ]
-        for sweep in sweeps:
-            if sweep.data.name == name:
-                parts.append(
-                    f"<p class=note>{escape(describe(sweep))}. Left: medians. Right: the largest"
-                    " error of each quantity.</p>"
-                )
-                parts.append(html.table(sweep_head(), sweep_rows(sweep), rule=len(_HEAD)))
-    parts.append("<p class=note>Milliseconds per call.</p>")
-    parts.append(
-        html.table(speed_head(), [row for speed in speeds for row in speed_rows(speed)], rule=2)
+    return render(
+        "demo/page.html",
+        title="dfkernels: the diffusion Fisher on real data",
+        facts=facts,
+        formulas=_FORMULAS,
+        figures=[(name, titles[name], _CAPTIONS[name], light[name], dark[name]) for name in light],
+        tables={each.data.name: (describe(each), sweep_rows(each)) for each in sweeps},
+        sweep_head=sweep_head(),
+        rule=len(_HEAD),
+        speed_head=speed_head(),
+        speed_rows=[row for speed in speeds for row in speed_rows(speed)],
+        machine=machine(),
     )
-    footer = (
-        f"{escape(machine())}. Made by <code>python -m experiments demo</code>; the numbers are in"
-        " results.npz."
-    )
-    return html.page("dfkernels: the diffusion Fisher on real data", parts, footer)

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from html import escape
 
-from ..page import html
+from ..page.html import render
 from ..page.text import machine, processor, text_table
 from .section import Claim, Section, Table
 
@@ -211,49 +209,21 @@ def page(run: Run) -> str:
         ),
         (_duration(time.monotonic() - run.start), "for everything on this page"),
     ]
-    parts = [f"<h1>{escape(_TITLE)}</h1><p class=lead>{_LEAD}</p>", html.facts(facts)]
-    parts += [f"<p><b>{_QUICK}</b></p>"] if run.quick else []
-    parts += [f"<p class=problem>{html.inline(line)}</p>" for line in problems(run)]
-    parts += _contents(run)
-    parts += _claims_html(run, "Targets", targets)
-    for result in run.results:
-        parts += _html_section(run, result, result.section) if result.section else []
-    parts += _claims_html(run, "Checks", checks)
-    parts += ["<h2>Time</h2>", _html_table(*_times(run))]
-    made = (
-        f"Made by <code>{run.command}</code>, {run.date}. {escape(processor())},"
-        f" {escape(machine())}."
+    return render(
+        "reproduce/page.html",
+        run=run,
+        title=_TITLE,
+        lead=_LEAD,
+        quick=_QUICK if run.quick else "",
+        facts=facts,
+        problems=problems(run),
+        head=["experiment", *_HEAD],
+        targets=[[name, *run.claim_row(c)] for name, c in targets],
+        checks=[[name, *run.claim_row(c)] for name, c in checks],
+        times=_times(run),
+        words=_words,
+        machine=f"{processor()}, {machine()}",
     )
-    return html.page(_TITLE, parts, made)
-
-
-def _claims_html(run: Run, title: str, claims: list[tuple[str, Claim]]) -> list[str]:
-    rows = [[name, *run.claim_row(c)] for name, c in claims]
-    return [f"<h2>{title}</h2>", _html_table(["experiment", *_HEAD], rows)] if rows else []
-
-
-def _contents(run: Run) -> Iterable[str]:
-    links = [
-        f"<a href='#{r.name}'>{html.inline(r.section.title)}</a>" for r in run.results if r.section
-    ]
-    return [f"<p class=note>{' · '.join(links)}</p>"] if links else []
-
-
-def _html_section(run: Run, result: Result, section: Section) -> list[str]:
-    parts = [f"<h2 id='{result.name}'>{html.inline(section.title)}</h2>"]
-    parts += [f"<p>{html.inline(text)}</p>" for text in section.text]
-    for table in section.tables:
-        parts += [f"<h3>{html.inline(table.title)}</h3>", _html_table(table.head, table.rows)]
-        parts += [f"<p class=under>{html.inline(table.note)}</p>"] if table.note else []
-    for picture in section.pictures:
-        if picture.name in result.pictures:
-            pngs = result.pictures[picture.name]
-            parts.append(html.figure(section.title, picture.caption, *pngs, dpi=run.dpi))
-    return parts
-
-
-def _html_table(head: list[str], rows: list[list[str]]) -> str:
-    return html.table(head, rows, words=_words(rows))
 
 
 # ---- common
