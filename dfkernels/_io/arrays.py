@@ -30,16 +30,18 @@ _Held = dict[str | None, Callable[[], Tensor | np.ndarray]]
 
 
 def load(name: str) -> Tensor:
-    """The array that `name` stands for, as a dense tensor of real numbers on the CPU that requires
-    no grad.
+    """Load an array from a file: a dense tensor of real numbers on the CPU that requires no grad.
 
-    `name` is FILE, or FILE:KEY where the file holds several arrays. In a checkpoint of nested dicts
-    a.b is the entry b of the dict a; entries that are no tensors are passed over. .npy,
-    .safetensors and .pt files are memory-mapped (do not write to the result); an array of an .npz
-    file is read whole.
+    .npy, .safetensors and .pt files are memory-mapped, so do not write to the result; an array of
+    an .npz file is read whole.
 
-    Raises FileError: no such file, no permission, truncated or damaged, no such key, several arrays
-    and no key, or an array that is not real and dense.
+    Args:
+        name: FILE, or FILE:KEY where the file holds several arrays. In a checkpoint of nested dicts
+            a.b is the entry b of the dict a; entries that are no tensors are passed over.
+
+    Raises:
+        FileError: No such file, no permission, truncated or damaged, no such key, several arrays
+            and no key, or an array that is not real and dense.
     """
     path, key = split(name)
     _check_kind(path)
@@ -62,8 +64,8 @@ def load(name: str) -> Tensor:
 
 
 def split(name: str) -> tuple[Path, str | None]:
-    """(file, key or None) of FILE or FILE:KEY; both may hold colons: the longest name that exists
-    is the file."""
+    """Split FILE or FILE:KEY into (file, key or None). Both may hold colons: the longest name that
+    exists is the file."""
     if os.path.exists(name) or ":" not in name:
         return Path(name), None
     ends = [at for at, letter in enumerate(name) if letter == ":"][::-1]
@@ -74,7 +76,7 @@ def split(name: str) -> tuple[Path, str | None]:
 
 
 def _check_kind(path: Path) -> None:
-    """Raises FileError unless `path` is a regular file with one of the suffixes that may be
+    """Raise FileError unless ``path`` is a regular file with one of the suffixes that can be
     read."""
     if path.suffix.lower() not in SUFFIXES:
         raise FileError(
@@ -96,7 +98,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _pick(path: Path, key: str | None, held: _Held) -> Callable[[], Tensor | np.ndarray]:
-    """The array `key` of a file; without a key, the only one."""
+    """Return what reads the array ``key`` of a file; without a key, the only array."""
     if key in held:
         return held[key]
     if key is None and len(held) == 1:
@@ -135,7 +137,7 @@ def _safetensors(path: Path) -> _Held:
 
 
 def _torch_file(path: Path) -> _Held:
-    """A tensor, or the tensors of a dict, nested or not."""
+    """Return what a file of torch.save holds: a tensor, or the tensors of a dict, nested or not."""
     try:
         str(path).encode()
         can_map = zipfile.is_zipfile(
@@ -165,7 +167,7 @@ def _torch_file(path: Path) -> _Held:
 
 
 def _tensors_of(found: dict, prefix: str) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of all that is in a dict of dicts, names joined by dots."""
+    """List (name, tensor) for all tensors of a dict of dicts, names joined by dots."""
     pairs = []
     for key, value in found.items():
         if isinstance(value, Tensor):

@@ -89,7 +89,7 @@ class _Stream:
 
     @staticmethod
     def _discard(inner: TextIO) -> None:
-        """What is left in the buffers goes nowhere: Python flushes them at exit, and would fail
+        """Send what is left in the buffers nowhere: Python flushes them at exit, and would fail
         again."""
         try:
             null = os.open(os.devnull, os.O_WRONLY)
@@ -137,8 +137,11 @@ class Console:
         self.err.close()
 
     def code(self, code: int, command: str) -> int:
-        """`code`, or that of a standard output which did not take everything, if nothing else went
-        wrong."""
+        """Return the exit code of ``command``.
+
+        That is ``code``, unless it is 0 and standard output did not take everything: then it is
+        BROKEN_PIPE if nobody read it to its end, else 2 with a message on standard error.
+        """
         self.out.flush()
         failure = self.out.failure
         if code or failure is None:

@@ -34,16 +34,21 @@ class FileError(ValueError):
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write `path` by `fill(file)`, whole or not at all: any failure or signal leaves what was
-    there before.
+    """Write a file whole or not at all: any failure or signal leaves what was there before.
 
     A regular file is written beside its place and then renamed, with the owner and the rights of
     the file that it replaces; of several hard links only this name is replaced. A symbolic link
     stays one, and what it points to is written. A FIFO or a character device takes the bytes and
     stays what it is.
 
-    Raises FileError (full disk, no permission, no such folder, a directory or another thing that is
-    no file).
+    Args:
+        path: The file.
+        fill: Called with an open binary file, to which it writes. A file with a `name` may be
+            replaced by another one of that name.
+
+    Raises:
+        FileError: A full disk, no permission, no such folder, or a directory or another thing that
+            is no file.
     """
     try:
         found = _existing(path)
@@ -60,8 +65,11 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Make the folder of `path`, and see before any work that `path` can be written. Raises
-    FileError."""
+    """Make the folder of a result and check, before any work, that the result can be written.
+
+    Raises:
+        FileError: It cannot.
+    """
     try:
         found = _existing(path)
     except OSError as error:
@@ -71,7 +79,11 @@ def prepare(path: Path) -> None:
 
 
 def folder(path: Path) -> Path:
-    """`path`, made if missing and seen to be writable. Raises FileError."""
+    """Make a folder if it is missing, check that files can be written to it, and return it.
+
+    Raises:
+        FileError: It cannot be made or written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -81,7 +93,7 @@ def folder(path: Path) -> Path:
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether what is written to `path` goes where print does, as with /dev/stdout."""
+    """Tell whether what is written to ``path`` goes where print does, as with /dev/stdout."""
     try:
         return _standard_stream(os.stat(path)) == 1
     except OSError:
@@ -89,7 +101,7 @@ def is_standard_output(path: Path) -> bool:
 
 
 def is_same(path: Path, other: Path) -> bool:
-    """Whether two names, links followed, are those of one existing file."""
+    """Tell whether two names, links followed, are those of one existing file."""
     try:
         return os.path.samefile(path, other)
     except OSError:
@@ -97,7 +109,7 @@ def is_same(path: Path, other: Path) -> bool:
 
 
 def kind(mode: int) -> str:
-    """In words, what kind of thing has this st_mode."""
+    """Say in words what kind of thing has the st_mode ``mode``: "directory", "FIFO", ..."""
     kinds = {
         stat.S_IFDIR: "directory",
         stat.S_IFIFO: "FIFO",
@@ -109,8 +121,11 @@ def kind(mode: int) -> str:
 
 
 def _existing(path: Path) -> os.stat_result | None:
-    """What `path` is now, links followed; None if there is nothing. Raises OSError if it cannot be
-    written."""
+    """Return the status of ``path``, links followed, or None if there is nothing.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -125,8 +140,8 @@ def _existing(path: Path) -> os.stat_result | None:
 
 
 def _through(path: Path, found: os.stat_result) -> Path | int | None:
-    """What to open, a path or a descriptor, where bytes go through; None for a file that can be
-    replaced."""
+    """Return what to open, a path or a descriptor, where bytes must be written through what is
+    there; None for a regular file, which can be replaced."""
     stream = _standard_stream(found)
     if stream is not None:
         return os.dup(stream)  # the end of a redirected stream's file, which `open` would cut off
@@ -134,7 +149,7 @@ def _through(path: Path, found: os.stat_result) -> Path | int | None:
 
 
 def _standard_stream(found: os.stat_result) -> int | None:
-    """1 or 2 where that is the descriptor of the same file or pipe."""
+    """Return 1 or 2 if standard output or standard error is the same file or pipe."""
     for stream in (1, 2):
         with suppress(OSError):
             if not stat.S_ISCHR(found.st_mode) and os.path.samestat(found, os.fstat(stream)):
@@ -177,10 +192,10 @@ class _Ended(BaseException):
 
 @contextmanager
 def _unwinding() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they would end the process at once, first unwind the stack of what
-    is inside, so that it can clean up; then they end the process.
+    """Let SIGTERM and SIGHUP unwind the stack of the block, so that it can clean up, before they
+    end the process.
 
-    Only the main thread can do that; in another one they end the process as ever.
+    Only the main thread can do that; in another one the signals end the process at once, as ever.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -327,5 +342,5 @@ def checksum(t: Tensor) -> int:
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """Return the first sentence of an exception's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

@@ -384,7 +384,7 @@ def lists(atoms: Tensor | None, counts: Tensor | None, x: Tensor) -> None:
             raise mismatch(name, f"device {x.device} like x", t.device)
 
 
-def choice(name: str, value: object, allowed: Sequence[str]) -> None:
+def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Refuses a value that is not one of the names allowed."""
     if value not in allowed:
         raise mismatch(name, " or ".join(map(repr, allowed)), repr(value))

@@ -32,9 +32,10 @@ def _cuda_devices() -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, the compiled part and every backend, fit for JSON.
+    """Collect versions, hardware, the compiled part and every backend, fit for JSON.
 
-    backends maps each name to "" where it can run here, else to the reason why not.
+    Returns:
+        Among others ``backends``: for each name "" where it can run here, else the reason why not.
     """
     return {
         "dfkernels": __version__,
@@ -51,7 +52,7 @@ def environment() -> dict[str, Any]:
 
 
 def table(env: dict[str, Any]) -> str:
-    """`environment()` as lines of two columns."""
+    """Format what `environment` returns as lines of two columns."""
     native = env["native"]
     rows = [
         (key, str(env[key]))
@@ -85,6 +86,6 @@ def table(env: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Print the table; 0."""
+    """Print the table and return 0."""
     print(table(environment()))
     return 0
