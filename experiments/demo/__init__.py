@@ -22,7 +22,7 @@ def run(out: Path, *, quick: bool = False) -> int:
     """Write results.npz, the figures and index.html to `out`, print tables; 0 if every check holds,
     else 1.
 
-    Raises ModuleNotFoundError if the extra is not installed, _files.FileError if `out` cannot be
+    Raises ModuleNotFoundError if the extra is not installed, FileError if `out` cannot be
     written. What was finished before an error stays: every file is written whole, as soon as it is
     there, results before figures.
     """
