@@ -59,6 +59,7 @@ def finished(tmp_path_factory):
     return out, read(out / "certified.csv"), ran.stdout
 
 
+@pytest.mark.slow
 def test_it_writes_every_row_and_the_figure(finished):
     out, rows, printed = finished
     assert sorted(p.name for p in out.iterdir()) == [
