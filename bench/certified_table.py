@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from experiments.page.text import markdown_table
+
 
 def power(value: float) -> str:
     """A bound or an error to a digit, rounded up."""
@@ -27,18 +29,14 @@ def milliseconds(text: str) -> str:
     return f"{float(text):.1f}" if float(text) >= 1 else f"{float(text):.2f}"
 
 
-def level_table(rows: list[dict]) -> list[str]:
+def level_table(rows: list[dict]) -> str:
     """Of the first cloud: times, what was read, and how far off the results are."""
     peer = bool(rows[0]["k"])
-    lines = [
-        "| σ | dense, ms | certified, ms | times faster | atoms read | weight dropped ≤ "
-        "| error of the mean |"
-    ]
-    rule = "| --: | --: | --: | --: | --: | --: | --: |"
+    head = ["σ", "dense, ms", "certified, ms", "times faster", "atoms read", "weight dropped ≤"]
+    head.append("error of the mean")
     if peer:
-        lines[0] += f" top {int(rows[0]['k']):,}, ms | weight missed | error of the mean |"
-        rule += " --: | --: | --: |"
-    lines.append(rule)
+        head += [f"top {int(rows[0]['k']):,}, ms", "weight missed", "error of the mean"]
+    table = []
     for r in rows:
         cells = [
             r["sigma"],
@@ -55,26 +53,22 @@ def level_table(rows: list[dict]) -> list[str]:
                 share(float(r["faiss_missing_mass"])),
                 power(float(r["faiss_mean_error"])),
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        table.append(cells)
+    return markdown_table(head, table)
 
 
-def others_table(clouds: dict[tuple[str, int], list[dict]]) -> list[str]:
+def others_table(clouds: dict[tuple[str, int], list[dict]]) -> str:
     """Of the other clouds: times only."""
-    lines = [
-        "| σ | "
-        + " | ".join(f"{name}, N = {N:,}, d = {rows[0]['d']}" for (name, N), rows in clouds.items())
-        + " |",
-        "| --: |" + " --: |" * len(clouds),
-    ]
+    head = [f"{name}, N = {N:,}, d = {rows[0]['d']}" for (name, N), rows in clouds.items()]
+    table = []
     for level in zip(*clouds.values(), strict=True):
         cells = [
             f"{milliseconds(r['dense_ms'])} / {milliseconds(r['certified_ms'])}: "
             f"{times_faster(r['ratio'])}"
             for r in level
         ]
-        lines.append(f"| {level[0]['sigma']} | {' | '.join(cells)} |")
-    return lines
+        table.append([level[0]["sigma"], *cells])
+    return markdown_table(["σ", *head], table)
 
 
 def dominant(steps: list[dict]) -> str:
@@ -88,12 +82,10 @@ def dominant(steps: list[dict]) -> str:
     return f"steps 1 to {r['step']}, σ/α ≥ {noise:.2g}: {100 * taken / total:.0f} %"
 
 
-def path_table(rows: list[dict]) -> list[str]:
-    lines = [
-        "| trajectory | dense, ms | certified, ms | times faster | samples (states) differ by "
-        "| most of that time |",
-        "| :-- | --: | --: | --: | --: | :-- |",
-    ]
+def path_table(rows: list[dict]) -> str:
+    head = ["trajectory", "dense, ms", "certified, ms", "times faster"]
+    head += ["samples (states) differ by", "most of that time"]
+    table = []
     for r in rows:
         if r["kind"] == "trajectory":
             steps = [s for s in rows if s["kind"] == "step" and s["schedule"] == r["schedule"]]
@@ -105,8 +97,8 @@ def path_table(rows: list[dict]) -> list[str]:
                 f"{power(float(r['samples_apart']))} ({power(float(r['states_apart']))})",
                 dominant(steps),
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            table.append(cells)
+    return markdown_table(head, table, words={0, 5})
 
 
 def markdown(rows: list[dict]) -> str:
@@ -132,15 +124,15 @@ def markdown(rows: list[dict]) -> str:
             "",
             f"{name}, N = {N:,}, d = {first[0]['d']}:",
             "",
-            *level_table(first),
+            level_table(first),
             "",
             "Dense / certified, ms: times faster",
             "",
-            *others_table({k: v for k, v in clouds.items() if v is not first}),
+            others_table({k: v for k, v in clouds.items() if v is not first}),
             "",
             f"Trajectories over the N = {N:,} {name}:",
             "",
-            *path_table(rows),
+            path_table(rows),
             "",
             f"The index: {'; '.join(indexed)}.",
         ]

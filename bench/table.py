@@ -8,6 +8,8 @@ import math
 import re
 from pathlib import Path
 
+from experiments.page.text import markdown_table
+
 from . import certified_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,33 +60,20 @@ def markdown(rows: list[dict]) -> str:
     ]
     for op in dict.fromkeys(r["op"] for r in rows):
         names = [n for n in CONTENDERS if any(r["op"] == op and r.get(f"{n}_ms") for r in rows)]
-        lines += [
-            f"`{op}`, float32, milliseconds (median):",
-            "",
-            f"| B | N | d | noise | {' | '.join(names)} | best peer / ours | ours / floor |",
-            "|" + " --: |" * 3 + " :-- |" + " --: |" * (len(names) + 2),
-        ]
-        for r in rows:
-            if r["op"] == op:
-                times = " | ".join(
-                    (
-                        f"**{float(r['dfkernels_ms']):.1f}**"
-                        if n == "dfkernels"
-                        else f"{float(r[f'{n}_ms']):.1f}"
-                    )
-                    for n in names
-                )
-                lines.append(
-                    f"| {r['B']} | {int(r['N']):,} | {r['d']} | {r['noise']} | {times} |"
-                    f" {float(r['speedup']):.1f} | {float(r['time_over_floor']):.2f}"
-                    f" ({r['bound']}) |"
-                )
+        head = ["B", "N", "d", "noise", *names, "best peer / ours", "ours / floor"]
+        cells = []
+        for r in (r for r in rows if r["op"] == op):
+            times = [f"{float(r[f'{name}_ms']):.1f}" for name in names]
+            times[0] = f"**{times[0]}**"  # ours
+            ratios = [f"{float(r['speedup']):.1f}", f"{float(r['time_over_floor']):.2f}"]
+            ratios[1] += f" ({r['bound']})"
+            cells.append([r["B"], f"{int(r['N']):,}", r["d"], r["noise"], *times, *ratios])
         for noise, part in ((n, p) for (o, n), p in groups(rows).items() if o == op):
-            lines.append(
-                f"| | | | {noise}, geometric mean | {' | '.join('' for _ in names)} |"
-                f" **{geometric_mean(part, 'speedup'):.1f}** |"
-                f" **{geometric_mean(part, 'time_over_floor'):.2f}** |"
-            )
+            means = geometric_mean(part, "speedup"), geometric_mean(part, "time_over_floor")
+            ratios = [f"**{means[0]:.1f}**", f"**{means[1]:.2f}**"]
+            cells.append(["", "", "", f"{noise}, geometric mean", *("" for _ in names), *ratios])
+        table = markdown_table(head, cells, words={3})
+        lines += [f"`{op}`, float32, milliseconds (median):", "", table]
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path
 
+from experiments.page.text import markdown_table
+
 from .cases import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -135,9 +137,9 @@ def markdown(result: dict) -> str:
             " Milliseconds (median):"
         ),
         "",
-        f"| op | B | N | d | K | | {' | '.join(names)} | best peer / ours | ours / floor |",
-        "| :-- |" + " --: |" * 4 + " :-- |" + " --: |" * (len(names) + 2),
     ]
+    head = ["op", "B", "N", "d", "K", "", *names, "best peer / ours", "ours / floor"]
+    cells = []
     for row in result["rows"]:
         mine = ms(row, "dfkernels")
         if not mine:
@@ -147,11 +149,10 @@ def markdown(result: dict) -> str:
         peer = best(row)
         ratio = "" if peer is None else format(peer[0] / mine, ".1f")
         what = row["form"] or f"{row['storage']}, {row['noise']} noise"
-        lines.append(
-            f"| `{row['op']}` | {row['B']:,} | {row['N']:,} | {row['d']} | {row['K']} | {what} | "
-            f"{' | '.join(times)} | {ratio} | "
-            f"{ms(row, 'dfkernels') / row['floor_ms']:.2f} ({row['bound']}) |"
-        )
+        size = [f"{row['B']:,}", f"{row['N']:,}", str(row["d"]), str(row["K"])]
+        over = f"{mine / row['floor_ms']:.2f} ({row['bound']})"
+        cells.append([f"`{row['op']}`", *size, what, *times, ratio, over])
+    lines.append(markdown_table(head, cells, words={0, 5}))
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +22,12 @@ def text_table(head: list[str], rows: list[list[str]], words: Collection[int] = 
         for row in (head, *rows)
     ]
     return "\n".join([lines[0], "─" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
+
+
+def markdown_table(head: list[str], rows: Iterable[list[str]], words: Collection[int] = ()) -> str:
+    """A Markdown table whose columns are aligned to the right, those in `words` to the left."""
+    rule = [":--" if j in words else "--:" for j in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def processor() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from ..page.html import render
-from ..page.text import machine, processor, text_table
+from ..page.text import machine, markdown_table, processor, text_table
 from .section import Claim, Section, Table
 
 FIGURES = "reproduction"  # the figures' folder, beside reproduction.md
@@ -188,11 +188,10 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    rule = [":--" if j in _words(rows) else "--:" for j in range(len(head))]
-    lines = [
+    titles, *lines = (
         [re.sub(r"(?<!\\)\|", r"\|", _markdown(cell)) for cell in row] for row in (head, *rows)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+    )
+    return markdown_table(titles, lines, _words(rows))
 
 
 # ---- HTML
