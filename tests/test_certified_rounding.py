@@ -9,7 +9,9 @@ are no fractions.
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction as Exact
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +121,18 @@ def test_rounding_up():
     """Never below, also where the nearest float would be."""
     t = normal(1000, dtype=torch.float64).abs() * (1 + 2.0**-30)
     assert bool((rounding.round_up(t).double() > t).all())
+
+
+def test_the_compiled_search_has_the_same_terms():
+    """Under the same names, constants of the same value and functions."""
+    header = (Path(__file__).parents[1] / "csrc/certified/rounding.h").read_text()
+    constants = dict(re.findall(r"constexpr \w+ (\w+) = ([^;]*?)f?;", header))
+    assert constants.keys() == {"unit", "few_roundings", "float_bound", "coordinates"}
+    for name, text in constants.items():
+        value = float.fromhex(text) if text.startswith("0x") else sum(map(float, text.split("+")))
+        assert value == getattr(rounding, name.upper())
+    functions = re.findall(r"static inline \w+ (\w+)\(", header)
+    assert len(functions) == 5 and all(callable(getattr(rounding, name)) for name in functions)
 
 
 def test_limits(truth):

@@ -11,10 +11,10 @@
 
 namespace dfk {
 
-// Times per atom of the cloud, in units of what the dense kernel takes to read an atom. A "pair" is
-// a query with one of its atoms; Q queries share what is read. `python -m bench.fit_costs` measures
-// these times and prints what fits them. The values here are from photographs (d = 3072) and digits
-// (d = 784) on two AVX-512 cores of an x86-64 server, and rounded.
+// Times per atom of the cloud, in units of what the dense kernel takes to read an atom. A pair is a
+// query with one of its atoms; the Q queries of a group share the rows that are read.
+// `python -m bench.fit_costs` measures these times and prints what fits them. The values here were
+// fitted to photographs (d = 3072) and digits (d = 784) on two threads of an AMD EPYC with AVX-512.
 struct FittedCosts {
   double dense_query = 0.13;   // dense kernel: 1 + dense_query Q
   double dense_shared = 0.6;   // times this where more than two groups share what it reads
