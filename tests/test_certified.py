@@ -263,7 +263,7 @@ def test_noise_levels_side_by_side():
         assert torch.allclose(getattr(sparse, name), getattr(dense, name), rtol=1e-6, atol=1e-6)
 
 
-def test_derivatives_are_those_of_the_atoms_kept():
+def test_derivatives_are_those_of_the_selected_atoms():
     [cloud, _] = clouds()
     x = (
         queries(cloud.y.flatten(1), 0.05, "noisy", B=3)

@@ -78,11 +78,11 @@ class Truth:
         ]
         self.levels = [(self.left, [minus(h, c) for h, c in zip(self.h, self.code, strict=True)])]
         if len(of.fine_codes):
-            tail = [
+            fine = [
                 [n * scale for n in row]
                 for row, scale in zip(of.fine_codes[:, :d].tolist(), scales[1], strict=True)
             ]
-            left = [minus(e, row) for e, row in zip(self.left, tail, strict=True)]
+            left = [minus(e, row) for e, row in zip(self.left, fine, strict=True)]
             self.levels.append((left, [[dot(v, r) for v in self.V] for r in left]))
 
 
@@ -93,10 +93,13 @@ def truth(request):
 
 def test_what_the_codes_leave_over(truth):
     """`remainder_norm` and `axis_error`: rounded up, and with what sums in double may have lost."""
-    for level, (left, along) in enumerate(truth.levels):
-        rest, shift = exact(truth.of.remainder_norm[level]), exact(truth.of.axis_error[level])
-        assert all(r**2 >= square(e) for r, e in zip(rest, left, strict=True))
-        assert all(s**2 >= square(v) for s, v in zip(shift, along, strict=True))
+    for level, (left, on_axes) in enumerate(truth.levels):
+        remainder_norm, axis_error = (
+            exact(truth.of.remainder_norm[level]),
+            exact(truth.of.axis_error[level]),
+        )
+        assert all(r**2 >= square(e) for r, e in zip(remainder_norm, left, strict=True))
+        assert all(s**2 >= square(v) for s, v in zip(axis_error, on_axes, strict=True))
 
 
 def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
@@ -104,17 +107,17 @@ def test_what_sums_in_double_may_lose_is_in_what_the_codes_leave_over(truth):
     |t|, K times; the test's own machine may be luckier than that.
     """
     d, K = len(truth.y[0]), len(truth.V)
-    for level, (left, along) in enumerate(truth.levels):
-        rest, shift = truth.of.remainder_norm[level], truth.of.axis_error[level]
+    for level, (left, on_axes) in enumerate(truth.levels):
+        remainder_norm, axis_error = truth.of.remainder_norm[level], truth.of.axis_error[level]
         for i, t in enumerate(truth.t):
             worst = float(U) * d * K**0.5 * math.sqrt(square(t))
-            assert float(shift[i]) >= (math.sqrt(square(along[i])) + worst) * (1 - 1e-9)
+            assert float(axis_error[i]) >= (math.sqrt(square(on_axes[i])) + worst) * (1 - 1e-9)
             if level == 0:
-                assert float(rest[i]) ** 2 >= (
+                assert float(remainder_norm[i]) ** 2 >= (
                     float(square(left[i])) + worst * math.sqrt(square(t))
                 ) * (1 - 1e-9)
             else:
-                assert float(rest[i]) >= (math.sqrt(square(left[i])) + worst) * (1 - 1e-9)
+                assert float(remainder_norm[i]) >= (math.sqrt(square(left[i])) + worst) * (1 - 1e-9)
 
 
 def test_rounding_up():
@@ -137,12 +140,12 @@ def test_the_compiled_search_has_the_same_terms():
 
 def test_limits(truth):
     """How far the axes are from orthonormal, and the largest sizes."""
-    skew, radius, far, _, _ = (Exact(float(f)) for f in truth.of.limits)
+    skew, radius, coordinate_norm, _, _ = (Exact(float(f)) for f in truth.of.limits)
     gram = [[dot(v, w) - (v is w) for w in truth.V] for v in truth.V]
     assert skew**2 >= sum(square(row) for row in gram) > 0
     assert all(radius**2 >= square(t) for t in truth.t)
     both = [math.sqrt(square(row)) + math.sqrt(square(truth.centre)) for row in truth.y]
-    assert float(far) >= max(both) * (1 - 1e-9)
+    assert float(coordinate_norm) >= max(both) * (1 - 1e-9)
 
 
 def queries_of(truth):
@@ -193,7 +196,7 @@ def test_what_is_left_of_a_query(truth):
 
 
 def test_upper_ends_are_above_the_logits(truth):
-    """At the first level, rounding of |t| to float32 included."""
+    """At the coarse level, rounding of |t| to float32 included."""
     x, y = queries_of(truth)
     s, of = screened(truth, x, y, alpha=0.5), truth.of
     a, K = s.z @ of.basis.double().T, len(of.basis)
@@ -246,8 +249,10 @@ def test_coordinates_that_are_large_beside_their_differences(path):
     lists = iter(atoms.split(counts.clamp_min(0).tolist()))
     a = Exact(alpha)
     for q, n in enumerate(counts.tolist()):
-        far = [square([p - a * c for p, c in zip(points[q], row, strict=True)]) for row in rows]
-        gaps = [float((far[i] - min(far)) / 2 / Exact(sigma) ** 2) for i in range(N)]
+        distance = [
+            square([p - a * c for p, c in zip(points[q], row, strict=True)]) for row in rows
+        ]
+        gaps = [float((distance[i] - min(distance)) / 2 / Exact(sigma) ** 2) for i in range(N)]
         selected = set(next(lists).tolist())
         if n >= 0:
             left_out = sum(math.exp(-g) for i, g in enumerate(gaps) if i not in selected)
@@ -270,11 +275,11 @@ def test_the_coordinate_error_covers_what_large_coordinates_lose():
     product = (a * of.axis_scale) @ codes.T * of.code_scale[0].double()
     _, up = upper_bounds(s, a, product)
     best = s.exact_logits(torch.arange(N)[None])
-    far = [
+    distance = [
         square([p - a_exact * c for p, c in zip(exact(x[0]), row, strict=True)])
         for row in exact(y[:2])
     ]
-    true = (far[1] - far[0]) / 2  # how much heavier the first is than the second
+    true = (distance[1] - distance[0]) / 2  # how much heavier the first is than the second
     for i, j, gap in ((0, 1, true), (1, 0, -true)):
         assert Exact(float(up[0, i] + s.coordinate_error[0, 0])) - Exact(float(best[0, j])) >= gap
         assert float(s.coordinate_error) <= 1.0
@@ -286,7 +291,7 @@ def test_the_coordinate_error_covers_what_large_coordinates_lose():
     assert abs(float(Exact(float(best[0, 0] - best[0, 1])) - true)) > 1e-5  # rounding is at work
 
 
-def test_sums_that_cancel_in_the_first_level():
+def test_sums_that_cancel_in_the_coarse_level():
     """Along one coordinate the axes are exact and the codes leave a 10^-14th of |t|^2, which is
     found as the difference of sums of the size of |t|^2: their rounding is the larger part of
     `remainder_norm`.

@@ -122,10 +122,13 @@ def search_in_pytorch(
     log_prior: Tensor | None,
     scale: float,
     offset: float,
-    *rest,
+    *index_gap_k,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `select_atoms` (see search.py) for any device; `rest`: index, gap and k."""
-    *tensors, gap, k = rest
+    """The op `select_atoms` (see search.py) for any device.
+
+    The last arguments are the tensors of an index, gap and k.
+    """
+    *tensors, gap, k = index_gap_k
     index = CloudIndex(*tensors)
     check_layout(index, y.shape, x.device)
     check_values(index)

@@ -177,10 +177,10 @@ def launch(
     log_prior: Tensor | None,
     scale: float,
     offset: float,
-    *rest,
+    *index_gap_k,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op for at least one query; `rest`: index, gap and k."""
-    *tensors, gap, k = rest
+    """The op for at least one query. The last arguments are the tensors of an index, gap and k."""
+    *tensors, gap, k = index_gap_k
     index = CloudIndex(*(t.contiguous() for t in tensors))
     check_layout(index, y.shape, x.device)
     expect_gap_and_k(gap, k, len(y))

@@ -106,7 +106,7 @@ def test_every_level_bounds_every_logit(make, level, monkeypatch):
         )
         assert bool((up + s.coordinate_error >= true).all())
         high = up > true + 2.001 * width + 2.0**-16 * sizes + 16 * s.coordinate_error
-        assert not bool((high & s.coded).any())  # those set apart are at -inf
+        assert not bool((high & s.coded).any())  # remote atoms are at -inf
 
 
 @pytest.mark.parametrize("d", [32, 160])
@@ -123,16 +123,28 @@ def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (N, d), generator=generator)
     x, y, no = normal(8, d), codes.float(), torch.zeros
-    tail = (
+    fine = (
         codes.to(torch.int8).index_fill(1, torch.arange(K), 0)
         if d > K
         else no(0, 0, dtype=torch.int8)
     )
-    levels, rest = 1 + (d > K), codes[:, K:].double().norm(dim=1).float()
-    first = codes[:, :K].to(torch.int16).view(-1, T, K).mT.contiguous()
-    size, rest = y.double().norm(dim=1).float(), torch.stack([rest, 0 * rest])[:levels]
+    levels, remainder_norm = 1 + (d > K), codes[:, K:].double().norm(dim=1).float()
+    coarse = codes[:, :K].to(torch.int16).view(-1, T, K).mT.contiguous()
+    size, remainder_norm = (
+        y.double().norm(dim=1).float(),
+        torch.stack([remainder_norm, 0 * remainder_norm])[:levels],
+    )
     limits = torch.zeros(5, dtype=torch.float64)
-    made = (no(d), torch.eye(d)[:K], torch.ones(K), first, tail, size, torch.ones(levels, N), rest)
+    made = (
+        no(d),
+        torch.eye(d)[:K],
+        torch.ones(K),
+        coarse,
+        fine,
+        size,
+        torch.ones(levels, N),
+        remainder_norm,
+    )
     found = CloudIndex(*made, no(levels, N), limits)
     args = (x, y, torch.full((8,), 1e-9), torch.ones(8), None, 1.0, 0.0)
     s = Queries(*args, found, math.inf)
