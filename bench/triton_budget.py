@@ -77,8 +77,9 @@ CALLS = {
         ((64, 50_000, 48, 1), SINGLE, torch.uint8, False),
     ],
 }
-MODULES = {"select_atoms": "dfkernels.certified.triton"}
-LAUNCHERS = {"select_atoms": "search"}  # what comes after it needs a device
+LAUNCHERS = {
+    "select_atoms": ("certified.triton", "search")  # what comes after it needs a device
+}
 
 
 class Launch(NamedTuple):
@@ -93,8 +94,9 @@ class Launch(NamedTuple):
     @property
     def name(self) -> str:
         kinds = [k[1:] for k in self.signature.values() if k.startswith("*")]
-        words = [self.kernel.__name__.strip("_"), "/".join(dict.fromkeys(kinds))]
-        for key, value in {**self.constants, **self.options}.items():
+        words = [self.kernel.__name__.removesuffix("_kernel"), "/".join(dict.fromkeys(kinds))]
+        flags = {k: self.constants[k] for k in self.signature if k in self.constants}
+        for key, value in {**flags, **self.options}.items():
             if key.isupper() or key in ("num_warps", "num_ctas"):
                 words.append(f"{key.removeprefix('num_')}={value}")
         return " ".join(words)
@@ -180,13 +182,14 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
 
     def run(kernel, *values, grid, warmup, **options):
         launch = recorded(kernel, values, options)
-        found.setdefault((kernel.__module__.removeprefix("dfkernels.ops."), launch.name), launch)
+        file = kernel.__module__.removeprefix("dfkernels.").removeprefix("ops.")
+        found.setdefault((file, launch.name), launch)
 
     devices = {90: device.DEVICES[cc]}  # the one of tensors that are on no GPU
     with mock.patch.object(JITFunction, "run", run), mock.patch.dict(device.DEVICES, devices):
         for op, calls in CALLS.items():
-            module = importlib.import_module(MODULES.get(op, f"dfkernels.ops.{op}.triton"))
-            launcher = getattr(module, LAUNCHERS.get(op, "launch"))
+            place, name = LAUNCHERS.get(op, (f"ops.{op}.triton", "launch"))
+            launcher = getattr(importlib.import_module(f"dfkernels.{place}"), name)
             both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
             for i, call in enumerate(calls):
                 ways = both[: 1 + (i == 0)]  # covariance_matvec is another in its last line only

@@ -219,3 +219,43 @@ def test_float32_error_is_at_most_twice_that_of_plain_pytorch(sigma, offset, N, 
                 error,
                 reference,
             )
+
+
+LOGGED = """
+import logging, sys, torch
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+logging.getLogger("dfkernels").setLevel(logging.DEBUG)
+from dfkernels import ops
+x = torch.zeros(2, 3)
+for _ in range(2):
+    ops.posterior(x, x, 0.9, 0.5)
+levels = torch.ones(3), torch.tensor([2.0, 1.0, 0.5])
+ops.transport_chain(torch.zeros(2, 17), torch.ones(3, 17), *levels)
+"""
+
+
+def test_the_log_says_once_which_backend_runs_an_op():
+    """DEBUG for a kernel, and INFO with the reason for PyTorch in its place."""
+    done = _run("-c", LOGGED, DFKERNELS_NATIVE="0")
+    said = done.stdout.splitlines()
+    name = "runs in pytorch: DFKERNELS_NATIVE=0"
+    assert said.count(f"INFO dfkernels::posterior on cpu {name}") == 1, done.stderr
+    assert len(said) == len(set(said)), said
+
+
+@needs_native
+def test_the_log_names_the_compiled_kernel():
+    said = _run("-c", LOGGED).stdout.splitlines()
+    assert said.count("DEBUG dfkernels::posterior on cpu runs in native-cpu") == 1
+    assert "DEBUG dfkernels::transport_chain_stepwise on cpu runs in pytorch" in said
+    assert len(said) == len(set(said)), said
+
+
+@pytest.mark.parametrize("op", [*OPS, "transport_chain"])
+def test_a_function_carries_what_its_package_has(op):
+    """df.ops.posterior is the function, and the package of that name as well."""
+    package = sys.modules[f"dfkernels.ops.{op}"]
+    function = getattr(ops, op)
+    for name in set(package.__all__) - {op}:
+        assert getattr(function, name) is getattr(package, name)
+    assert callable(function.reference)

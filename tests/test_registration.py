@@ -19,7 +19,8 @@ CHECKS = {
 }
 SCHEMAS = {name: spec.schema for name, spec in TABLE.items()} | {
     "covariance_matvec": TABLE["fisher_matvec"].schema,
-    "pair_gradient": "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
+    "pair_gradient": "(str kind, int[] wanted, int[] lengths, Tensor[] tensors, float scale, "
+    "float offset) -> Tensor[]",
 }
 
 
@@ -83,11 +84,17 @@ def test_opcheck(name, args):
 
 
 @pytest.mark.parametrize(
-    "spec", ["posterior:", "posterior:0,1,2,3,4", "matvec:0,7;1,8", "diagonal:1,4", "dense:0,1;2,9"]
+    "kind, sets",
+    [
+        ("posterior", []),
+        ("posterior", [[0, 1, 2, 3, 4]]),
+        ("matvec", [[0, 7], [1, 8]]),
+        ("diagonal", [[1, 4]]),
+        ("dense", [[0, 1], [2, 9]]),
+    ],
 )
-def test_opcheck_pair_gradient(spec):
+def test_opcheck_pair_gradient(kind, sets):
     """Sums, and gradients of first and second order, of each kind."""
-    kind, _, wanted = spec.partition(":")
     normal = lambda *shape: torch.linspace(
         -1, 1, max(1, torch.Size(shape).numel()), dtype=torch.float64
     ).reshape(shape)
@@ -95,12 +102,14 @@ def test_opcheck_pair_gradient(spec):
     tensors = [x, y, level, level + 0.1, normal(4), torch.zeros(2, dtype=torch.float64), 0.1 * x]
     if kind == "matvec":
         tensors.append(normal(2, 2, 3))
-    if wanted:
-        tensors += [torch.ones(s, dtype=torch.float64) for s in KINDS[kind].shapes(tensors)]
-    for order in wanted.split(";")[:-1]:
-        tensors += [torch.cos(tensors[int(j)]) for j in order.split(",")]
+    if sets:
+        shapes = KINDS[kind].shapes_for(tensors)
+        tensors += [torch.ones(s, dtype=torch.float64) for s in shapes]
+    for order in sets[:-1]:
+        tensors += [torch.cos(tensors[j]) for j in order]
     tensors = [t.clone().requires_grad_() for t in tensors]
-    assert torch.library.opcheck(op("pair_gradient"), (spec, tensors, 0.5, 0.1)) == CHECKS
+    args = (kind, [j for s in sets for j in s], list(map(len, sets)), tensors, 0.5, 0.1)
+    assert torch.library.opcheck(op("pair_gradient"), args) == CHECKS
 
 
 def test_inner_ops_differentiate_by_themselves():

@@ -80,12 +80,12 @@ def test_matched_trace_covers_every_shape(device, clusters, itemsize):
 
 def test_chains():
     """A column of a chain to a thread, or a chain; as many columns of atoms as of A."""
-    assert chains.sizes(2) == {"D": 2, "WIDTH": 1, "ATOMS": 4, "LANES": 32, "num_warps": 1}
-    assert chains.sizes(13) == {"D": 16, "WIDTH": 16, "ATOMS": 16, "LANES": 8, "num_warps": 4}
+    assert chains.sizes(2) == {"D": 2, "WIDTH": 1, "ATOMS": 4, "CHAINS": 32, "num_warps": 1}
+    assert chains.sizes(13) == {"D": 16, "WIDTH": 16, "ATOMS": 16, "CHAINS": 8, "num_warps": 4}
     for d in range(1, CHAIN_MOST_D + 1):
         s = chains.sizes(d)
         assert d <= s["D"] < 2 * d and s["ATOMS"] == max(4, s["D"])
-        assert s["WIDTH"] * s["LANES"] == 32 * s["num_warps"] and s["WIDTH"] in (1, s["D"])
+        assert s["WIDTH"] * s["CHAINS"] == 32 * s["num_warps"] and s["WIDTH"] in (1, s["D"])
 
 
 @DEVICES

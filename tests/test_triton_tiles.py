@@ -14,61 +14,62 @@ from dfkernels.ops.common.triton import launch, logits
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
-LANES = (1, 2, 16, 17, 63, 64, 4096, 10**6)
+TARGETS = (1, 2, 16, 17, 63, 64, 4096, 10**6)
 SIZES = (1, 2, 3, 16, 17, 64, 784, 1024, 1025, 3072, 4096, 4097, 100_000)
 
 
 @pytest.mark.parametrize(
-    "lanes, d, itemsize, D, ATOMS, LANES, DAX, warps, given",
+    "targets, d, itemsize, D, ATOMS, TARGETS, COORD_AXIS, warps, given",
     [
         (1, 4096, 4, 4096, 4, 1, 2, 16, False),  # memory bound: whole rows in registers
         (1, 5000, 4, 1024, 8, 1, 2, 8, True),  # too wide for that
-        (16, 4096, 4, 128, 8, 4, 2, 4, True),  # behind the filter, lanes share atoms
+        (16, 4096, 4, 128, 8, 4, 2, 4, True),  # behind the filter, targets share atoms
         (4096, 1024, 4, 1024, 8, 1, 2, 8, True),
-        (65_536, 2, 4, 2, 16, 128, 0, 4, False),  # a lane per thread
+        (65_536, 2, 4, 2, 16, 128, 0, 4, False),  # a target per thread
         (65_536, 16, 4, 16, 2, 128, 0, 4, False),
         (100, 64, 8, 64, 16, 1, 2, 4, False),  # float64: differences only
     ],
 )
-def test_tile(lanes, d, itemsize, D, ATOMS, LANES, DAX, warps, given):
-    t = launch.tile_for(lanes, d, itemsize, H200)
-    assert (t.D, t.ATOMS, t.LANES, t.DAX, t.warps, t.given) == (D, ATOMS, LANES, DAX, warps, given)
+def test_tile(targets, d, itemsize, D, ATOMS, TARGETS, COORD_AXIS, warps, given):
+    t = launch.tile_for(targets, d, itemsize, H200)
+    assert (t.D, t.ATOMS, t.TARGETS, t.COORD_AXIS) == (D, ATOMS, TARGETS, COORD_AXIS)
+    assert (t.warps, t.given) == (warps, given)
 
 
 @DEVICES
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_every_shape(device, itemsize):
     """Powers of two; d whole, or cut with logits given; what is prefetched fits shared memory."""
-    for lanes, d in itertools.product(LANES, SIZES):
-        t = launch.tile_for(lanes, d, itemsize, device)
-        assert all(n > 0 and n & (n - 1) == 0 for n in (t.D, t.ATOMS, t.LANES, t.warps, t.strip))
+    for targets, d in itertools.product(TARGETS, SIZES):
+        t = launch.tile_for(targets, d, itemsize, device)
+        assert all(n > 0 and n & (n - 1) == 0 for n in (t.D, t.ATOMS, t.TARGETS, t.warps, t.strip))
         assert t.given or d <= t.D
         assert t.strip * t.ATOMS <= 1024 and (t.strip == 1 or t.given)
         assert (t.STAGES - 1) * t.ATOMS * t.D * itemsize + 2**15 <= device.shared or t.STAGES == 1
-        assert t.ATOMS * t.LANES * t.D * itemsize <= 256 * 32 * t.warps  # 64 registers a thread
+        assert t.ATOMS * t.TARGETS * t.D * itemsize <= 256 * 32 * t.warps  # 64 registers a thread
 
 
 @DEVICES
 @pytest.mark.parametrize("N", [1, 5, 1000, 10**6, 2**31 + 7])
 def test_splits(device, N):
     """Short chains, no empty split, and the device is full where there are atoms enough."""
-    for lanes, d in itertools.product(LANES, SIZES):
-        t = launch.tile_for(lanes, d, 4, device)
-        blocks, tiles = -(-lanes // t.LANES), -(-N // t.ATOMS)
+    for targets, d in itertools.product(TARGETS, SIZES):
+        t = launch.tile_for(targets, d, 4, device)
+        blocks, tiles = -(-targets // t.TARGETS), -(-N // t.ATOMS)
         splits = launch.splits_for(N, blocks, t, device)
-        assert 1 <= splits <= tiles and tiles <= launch.LONGEST * splits
+        assert 1 <= splits <= tiles and tiles <= launch.MAX_TILES * splits
         assert blocks * splits >= 4 * device.multiprocessors or splits >= tiles // (4 * t.strip)
 
 
 @DEVICES
 def test_scratch_is_bounded(device):
-    """Partial sums and kept logits of the queries in flight: at most ROOM numbers, or those of one
+    """Partial sums and given logits of the queries in flight: at most SCRATCH numbers, or of one
     query."""
     for B, K, N, d in itertools.product((1, 100, 10**5), (1, 7), (10, 10**6), SIZES):
         step = launch.queries_at_once(B, K, N, d, 4, device)
         t = launch.tile_for(B * K, d, 4, device)
-        splits = launch.splits_for(N, -(-B * K // t.LANES), t, device)
-        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.given) <= launch.ROOM
+        splits = launch.splits_for(N, -(-B * K // t.TARGETS), t, device)
+        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.given) <= launch.SCRATCH
 
 
 @DEVICES

@@ -1,14 +1,23 @@
-"""Which backend can run a call, and why another cannot."""
+"""Which backend can run a call, why another cannot, and the log of what was chosen.
+
+The logger is called "dfkernels". Once per op and type of device it says which backend runs the op,
+at level DEBUG; at level INFO, with the reason, where that is PyTorch although there is a kernel.
+"""
 
 from __future__ import annotations
 
 import importlib
+import logging
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from . import native as _native
+from . import private
+
+log = logging.getLogger("dfkernels")
+_chosen: set[tuple[object, str]] = set()
 
 
 class Availability(NamedTuple):
@@ -43,3 +52,31 @@ def reasons(device: torch.device | str = "cpu") -> dict[str, str]:
     else:
         native = _native.isa()[1] if device.type == "cpu" else f"the tensors are on {device.type}"
     return {"native-cpu": native, "triton": triton(device).reason, "pytorch": ""}
+
+
+def chosen(op, device: torch.device, backend: str, reason: str = "") -> None:
+    """Logs, once per op and type of device, that `backend` runs it; reason: why no kernel does."""
+    key = (op, device.type)
+    if key not in _chosen:
+        _chosen.add(key)
+        level = logging.INFO if reason else logging.DEBUG
+        why = f": {reason}" if reason else ""
+        log.log(level, "%s on %s runs in %s%s", op._schema.name, device.type, backend, why)
+
+
+def ran(op, args) -> None:
+    """Logs that a compiled kernel ran, unless another backend has said that it did."""
+    like = args[0]
+    if not isinstance(like, torch.Tensor) or (op, like.device.type) in _chosen:
+        return
+    if like.device.type == "cpu" and _native.available and not private.is_virtual(like):
+        chosen(op, like.device, "native-cpu")
+
+
+def fell_back(op, device: torch.device) -> None:
+    """Logs that an op runs in PyTorch, and why no kernel does."""
+    if (op, device.type) in _chosen:
+        return
+    found = reasons(device)
+    cause = found["triton" if device.type == "cuda" else "native-cpu"]
+    chosen(op, device, "pytorch", cause)

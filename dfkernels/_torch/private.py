@@ -12,10 +12,8 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-KNOWN = (
-    "2.10",
-    "2.14",
-)  # the first and the last release of torch that dfkernels has been tried with
+# the first and the last release of torch that dfkernels has been tried with
+KNOWN = ("2.10", "2.14")
 
 try:
     from torch._C import (
@@ -54,8 +52,8 @@ try:
     forward_ad._current_level  # noqa: B018  read at every call, below
 except (ImportError, AttributeError) as error:
     raise ImportError(
-        f"dfkernels needs torch {KNOWN[0]} to {KNOWN[1]}, with which it has been tried; this is torch "
-        f"{torch.__version__}, where something it relies on is missing ({error}). "
+        f"dfkernels needs torch {KNOWN[0]} to {KNOWN[1]}, with which it has been tried; this is "
+        f"torch {torch.__version__}, where something it relies on is missing ({error}). "
         f"Install one of those, or a release of dfkernels that knows this torch."
     ) from error
 
@@ -79,6 +77,7 @@ __all__ = [
     "is_differentiated",
     "is_dtensor",
     "is_fake",
+    "is_virtual",
     "is_vmapped",
     "legacy_vmap_level",
     "may_carry_tangents",
@@ -157,6 +156,11 @@ def is_fake(*tensors) -> bool:
     return (
         any(t.device.type == "meta" for t in tensors) or detect_fake_mode(list(tensors)) is not None
     )
+
+
+def is_virtual(t: torch.Tensor) -> bool:
+    """Whether t is a stand-in for a tensor: fake, or wrapped by a transform of torch.func."""
+    return is_functorch_wrapped_tensor(t) or is_fake(t)
 
 
 def is_vmapped(t: torch.Tensor) -> bool:

@@ -62,7 +62,7 @@ op = library.define(
     fallback=search_in_pytorch,
     fake=_fake,
     cuda=_cuda,
-    twin=_not_differentiable,
-    fast=_not_differentiable,
+    differentiable=_not_differentiable,
+    fused_vjp=_not_differentiable,
     batch=_not_differentiable,
 )

@@ -1,9 +1,14 @@
-"""The ops: pure functions of tensors, one directory each, a plain PyTorch `reference` beside every
-one."""
+"""The ops: pure functions of tensors, one directory each.
+
+Beside every op stands a `reference`, the same function in plain PyTorch: `ops.posterior.reference`.
+"""
 
 from __future__ import annotations
 
+import sys
+
 from .._torch import native  # noqa: F401  registers the compiled kernels
+from .._torch.autograd import SlowDerivativeWarning
 from .endpoint_matvec import endpoint_matvec
 from .fisher_dense import fisher_dense
 from .fisher_diagonal import fisher_diagonal
@@ -15,6 +20,7 @@ from .transport_chain import Chain, transport_chain
 __all__ = [
     "Chain",
     "Posterior",
+    "SlowDerivativeWarning",
     "endpoint_matvec",
     "fisher_dense",
     "fisher_diagonal",
@@ -23,3 +29,22 @@ __all__ = [
     "posterior",
     "transport_chain",
 ]
+
+
+def _share_names(function) -> None:
+    """Gives a function what its package exports, for here one name stands for both."""
+    package = sys.modules[function.__module__]
+    for name in set(package.__all__) - {function.__name__}:
+        setattr(function, name, getattr(package, name))
+
+
+for _function in (
+    endpoint_matvec,
+    fisher_dense,
+    fisher_diagonal,
+    fisher_matvec,
+    matched_trace,
+    posterior,
+    transport_chain,
+):
+    _share_names(_function)

@@ -40,7 +40,7 @@ def test_values(B, N, d, monkeypatch):
     tiles and columns without atoms, several chains of additions, masked atoms, and each way to
     carry A.
     """
-    monkeypatch.setattr(chains, "CHAIN", type(chains.CHAIN)(2))
+    monkeypatch.setattr(chains, "RUN", type(chains.RUN)(2))
     x, y, alpha, sigma = problem(B, N, d, M=3)
     rates, prior = 0.2 * _normal(5)(3, 2), 3 * _normal(6)(N)
     if N > 1:

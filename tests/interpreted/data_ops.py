@@ -13,8 +13,8 @@ from difference import difference_form, errors, far, in_batches
 
 from dfkernels._torch import check
 from dfkernels.ops.common.triton import launch
-from dfkernels.ops.common.triton import logits as _triton_logits
-from dfkernels.ops.common.triton.problem import gap_of, problem
+from dfkernels.ops.common.triton import logits as logits_of
+from dfkernels.ops.common.triton.problem import make_problem
 from dfkernels.ops.fisher_matvec import triton as matvec
 from tools.op_table import TABLE
 
@@ -47,7 +47,7 @@ def by_launchers(p, together, ops, *, y=None, **stored):
 @pytest.fixture(autouse=True)
 def many_splits(monkeypatch):
     """Splits of three tiles already where there are few atoms."""
-    monkeypatch.setattr(launch, "LONGEST", 3)
+    monkeypatch.setattr(launch, "MAX_TILES", 3)
 
 
 # lists are taken query by query, by these launchers again
@@ -178,7 +178,7 @@ def test_the_same_bits_every_time_and_in_blocks(op, monkeypatch):
     call = lambda: run(op, *[p[k] for k in ORDER["posterior"]], p["v"])
     first = call()
     assert all(torch.equal(a, b) for a, b in zip(first, call(), strict=True))
-    monkeypatch.setattr(launch, "ROOM", 1)
+    monkeypatch.setattr(launch, "SCRATCH", 1)
     for a, b in zip(first, call(), strict=True):
         assert a.shape == b.shape and float((a - b).abs().max()) <= 1e-5 * float(a.abs().max())
 
@@ -214,7 +214,9 @@ def test_nan_in_nan_out(B, N, d, name, value):
 def test_the_filter_bounds_every_logit(sigma, offset, monkeypatch):
     """With operands in bfloat16, as on a GPU; its products are exact in float32."""
     p = inputs(20, 150, 40, sigma, offset)
-    a = problem(*[p[k] for k in ("x", "y")], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+    a = make_problem(
+        *[p[k] for k in ("x", "y")], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0
+    )
     rounded = a._replace(y=a.y.bfloat16().float())
     exact = torch.log_softmax(p["log_prior"].double(), 0) - 0.5 * (
         ((p["x"][:, None] - p["alpha"][:, None, None] * rounded.y) / p["sigma"][:, None, None])
@@ -223,23 +225,25 @@ def test_the_filter_bounds_every_logit(sigma, offset, monkeypatch):
         .sum(-1)
     )
     exact = exact / math.log(2)
-    monkeypatch.setattr(_triton_logits, "NEAR", 0)
+    monkeypatch.setattr(logits_of, "PRODUCTS_LIMIT", 0)
     upper, floor = bounds(rounded)
     assert bool((upper >= exact - 1e-5 * exact.abs()).all())
     top = exact.max(1).values
     assert bool((floor <= top + 1e-5 * top.abs()).all())
-    logits = _triton_logits.filtered(rounded).given
-    matters = exact >= (top - gap_of(a))[:, None]
+    logits = logits_of.filtered(rounded).value
+    matters = exact >= (top - a.gap)[:, None]
     assert bool(matters.any(1).all())
     assert float((logits - exact)[matters].abs().max()) <= 1e-5 * float(exact[matters].abs().max())
 
 
 def bounds(p):
     """What the filter writes, before anything is computed anew: (upper [B, N], floor [B])."""
-    kept = []
+    seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_triton_logits, "rows", lambda p, bounds, floor: kept.append(floor) or bounds)
-        return _triton_logits.filtered(p).given, kept[0]
+        patch.setattr(
+            logits_of, "by_differences", lambda p, bounds, floor: seen.append(floor) or bounds
+        )
+        return logits_of.filtered(p).value, seen[0]
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
@@ -248,8 +252,8 @@ def test_queries_near_the_data_take_products(offset):
     for sigma, expected in ((3.0, 1), (0.1, 0)):
         p = inputs(20, 150, 40, sigma, offset)
         p["x"] = p["sigma"][:, None] * _normal(5)(20, 40).float() + p["alpha"][:, None] * offset
-        a = problem(p["x"], p["y"], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
-        assert set(_triton_logits.filtered(a).near.tolist()) == {expected}
+        a = make_problem(p["x"], p["y"], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+        assert set(logits_of.filtered(a).by_products.tolist()) == {expected}
 
 
 def test_rows_of_y_may_be_far_apart():

@@ -1,206 +1,201 @@
-"""Sums over the pairs (query, atom) and every derivative of them, in tiles: bounded memory at any
-order.
+"""Sums over all pairs (query, atom) and every derivative of them, tile by tile: bounded memory.
 
-    S_k(b) = sum_i s_k(query b, atom i), the moments of _kinds.py, weighted by
-    e_bi   = exp(log_prior_i - |x_b - alpha_b y_i|^2 / (2 sigma_b^2) - shift_b),   t_bi = y_i -
-    centre_b
+    S_k(b) = sum_i s_k(query b, atom i), the sums of a moment kind (moments.py)
 
-shift and centre are constants that keep everything well conditioned; what the ops return does not
-depend on them. One op serves all orders, because derivatives of such sums are such sums. With z =
-(query tensors, atom tensors),
+`shift` and `centre` among their inputs keep everything well conditioned; what the ops return does
+not depend on them, so they count as constants. One op serves all orders, because derivatives of
+such sums are such sums. With z = (query tensors, atom tensors),
 
     psi_0(z, h) = sum_k <h_k, S_k(z)>
     psi_{n+1}(.., k) = sum_{j in wanted_n} <k_j, d psi_n / d z_j>
 
-`pair_gradient` returns d psi_n / d z_j, j in wanted_n. Its VJP with cotangents k is itself at order
-n+1. It is the gradient of a scalar, its Jacobian symmetric: so its JVP along tangents k of a set T
-is itself at order n+1 too, with wanted_n = T and the first wanted set asked for. The spec
-"kind:0,1;3" names the sets by position; with no set at all the op returns the sums.
+`pair_gradient` returns d psi_n / d z_j for j in wanted_n. Its VJP with cotangents k is itself at
+order n+1. It is the gradient of a scalar, its Jacobian symmetric: so its JVP along tangents k of a
+set T is itself at order n+1 too, with wanted_n = T and the first wanted set asked for. Sets are
+positions in z, to which cotangents are appended; with no set the op returns the sums. README.md
+derives all this.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..._torch import library
-from .moments import KINDS, V, X, Y, load
+from ..._torch import batching, library
+from .moments import KINDS, PER_ATOM, Inputs, MomentKind
 
 TILE = 2**18  # elements of a [queries, atoms, d] block: a few of them stay in a core's L2
 
 
-class _Spec(NamedTuple):
-    kind: str
-    wanted: tuple[tuple[int, ...], ...]
+class Contraction(NamedTuple):
+    """What `pair_gradient` computes: a kind's sums, or a gradient of psi_n.
 
-    def __str__(self):
-        return self.kind + ":" + ";".join(",".join(map(str, w)) for w in self.wanted)
+    wanted[n] are the positions, among all tensors, by which psi_n is differentiated.
+    """
 
-    @property
-    def base(self):
-        return len(KINDS[self.kind].sides)
+    kind: MomentKind
+    wanted: tuple[tuple[int, ...], ...] = ()
 
-    @property
-    def sides(self):
-        kind = KINDS[self.kind]
-        sides = kind.sides
+    @classmethod
+    def of(cls, kind: str, wanted: Sequence[int], lengths: Sequence[int]) -> Contraction:
+        """From the op's arguments: the sets one after another, and how long each is."""
+        items = iter(wanted)
+        return cls(KINDS[kind], tuple(tuple(next(items) for _ in range(n)) for n in lengths))
+
+    def call(self, tensors: Sequence[Tensor], scale: float, offset: float) -> list[Tensor]:
+        """The op with these arguments."""
+        flat, lengths = [j for w in self.wanted for j in w], [len(w) for w in self.wanted]
+        return pair_gradient(self.kind.name, flat, lengths, list(tensors), scale, offset)
+
+    def per_atom(self, tensors: Sequence[Tensor]) -> list[bool]:
+        """Whether each tensor is per atom, or else per query."""
+        found = [name in PER_ATOM for name in self.kind.inputs]
         if self.wanted:
-            sides += "q" * len(kind.shape_of)
+            found += [False] * len(self.kind.shapes_for(tensors))
         for wanted in self.wanted[:-1]:
-            sides += "".join(sides[j] for j in wanted)
-        return sides
+            found += [found[j] for j in wanted]
+        return found
+
+    def outputs(self, tensors: Sequence[Tensor], empty: bool = False) -> list[Tensor]:
+        """The results, filled with zeros in the compute dtype, or empty in their own."""
+        x = tensors[0]
+        if not self.wanted:
+            shapes = self.kind.shapes_for(tensors)
+            return [x.new_empty(s) if empty else x.new_zeros(s) for s in shapes]
+        like = [tensors[j] for j in self.wanted[-1]]
+        if empty:
+            return [t.new_empty(t.shape) for t in like]
+        return [t.new_zeros(t.shape, dtype=x.dtype) for t in like]
 
 
-@cache
-def _parse(text: str) -> _Spec:
-    kind, _, wanted = text.partition(":")
-    return _Spec(
-        kind, tuple(tuple(map(int, w.split(","))) for w in wanted.split(";")) if wanted else ()
-    )
-
-
-def tiles(B: int, N: int, d: int):
-    """Blocks of queries, each with its blocks of atoms, as slices."""
+def tiles(B: int, N: int, d: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of queries, each with its blocks of atoms."""
     b = max(1, min(B, 16, TILE // d))
     n = max(1, min(N, TILE // (b * d)))
     for i in range(0, B, b):
         yield slice(i, min(i + b, B)), [slice(j, min(j + n, N)) for j in range(0, N, n)]
 
 
-def _leaf(t):
-    """The same numbers without a graph; what was made in inference mode can have none, but a copy
+def _leaf(t: Tensor) -> Tensor:
+    """The same numbers without a graph. What was made in inference mode can have none, but a copy
     can."""
     return t.clone() if t.is_inference() else t.detach()
 
 
-def _evaluate(spec, tile, scale, offset):
-    """The outputs' share of one tile. Every tensor of `tile` is already in the compute dtype."""
-    kind = KINDS[spec.kind]
-    if not spec.wanted:
-        z = list(tile)
-        z[Y] = load(z[Y], z[Y].dtype, scale, offset)
-        return kind.sums(*z)
+def _on_tile(c: Contraction, tile: list[Tensor], scale: float, offset: float) -> Sequence[Tensor]:
+    """The results' share of one tile. Every tensor of `tile` is in the compute dtype already."""
+    inputs = len(c.kind.inputs)
+    if not c.wanted:
+        return c.kind.on_tile(tile[:inputs], scale, offset)
     with library.tracked():
-        used = {j for wanted in spec.wanted for j in wanted}
+        used = {j for wanted in c.wanted for j in wanted}
         tile = [_leaf(t).requires_grad_(j in used) for j, t in enumerate(tile)]
-        z = tile[: spec.base]
-        z[Y] = load(z[Y], z[Y].dtype, scale, offset)
-        sums = kind.sums(*z)
-        cotangents = iter(tile[spec.base :])
-        psi = sum((next(cotangents) * s).sum() for s in sums)
-        for order, wanted in enumerate(spec.wanted):
+        functions: Sequence[Tensor] = c.kind.on_tile(tile[:inputs], scale, offset)
+        cotangents = iter(tile[inputs:])
+        for order, wanted in enumerate(c.wanted):
+            terms = [(next(cotangents) * f).sum() for f in functions]
+            psi = sum(terms, start=tile[0].new_zeros(()))
             leaves = [tile[j] for j in wanted]
-            last = order == len(spec.wanted) - 1
             if not psi.requires_grad:  # psi has become constant
                 return [torch.zeros_like(t) for t in leaves]
-            grads = torch.autograd.grad(psi, leaves, create_graph=not last, materialize_grads=True)
-            if last:
-                return grads
-            psi = sum((next(cotangents) * g).sum() for g in grads)
+            more = order < len(c.wanted) - 1
+            functions = torch.autograd.grad(psi, leaves, create_graph=more, materialize_grads=True)
+        return functions
 
 
-def _pair_gradient(spec, tensors, scale, offset):
-    spec = _parse(spec)
-    x, y = tensors[X], tensors[Y]
-    sides = spec.sides
-    if spec.wanted:
-        out_sides = [sides[j] for j in spec.wanted[-1]]
-        outs = [tensors[j].new_zeros(tensors[j].shape, dtype=x.dtype) for j in spec.wanted[-1]]
-    else:
-        outs = [x.new_zeros(s) for s in KINDS[spec.kind].shapes(tensors)]
-        out_sides = ["q"] * len(outs)
-    width = max(t.shape[1] for t in (x, *tensors[V : spec.base]))  # d, or K where that is larger
-    for rows, atom_tiles in tiles(x.shape[0], y.shape[0], width):
-        queries = [t[rows] if side == "q" else None for t, side in zip(tensors, sides, strict=True)]
+def _pair_gradient(kind, wanted, lengths, tensors, scale, offset):
+    c = Contraction.of(kind, wanted, lengths)
+    x, y = tensors[:2]
+    per_atom = c.per_atom(tensors)
+    out_per_atom = [per_atom[j] for j in c.wanted[-1]] if c.wanted else None
+    outs = c.outputs(tensors)
+    own = tensors[len(Inputs._fields) : len(c.kind.inputs)]
+    width = max(t.shape[1] for t in (x, *own) if t.dim() > 1)  # d, or K where that is larger
+    for queries, atom_tiles in tiles(x.shape[0], y.shape[0], width):
+        rows = [None if a else t[queries] for t, a in zip(tensors, per_atom, strict=True)]
         for atoms in atom_tiles:
             tile = [
-                t[atoms].to(x.dtype) if q is None else q
-                for t, q in zip(tensors, queries, strict=True)
+                t[atoms].to(x.dtype) if row is None else row
+                for t, row in zip(tensors, rows, strict=True)
             ]
-            for out, side, part in zip(
-                outs, out_sides, _evaluate(spec, tile, scale, offset), strict=True
-            ):
-                out[rows if side == "q" else atoms] += part
-    if spec.wanted:
-        outs = [o.to(tensors[j].dtype) for o, j in zip(outs, spec.wanted[-1], strict=True)]
+            for i, part in enumerate(_on_tile(c, tile, scale, offset)):
+                outs[i][atoms if out_per_atom and out_per_atom[i] else queries] += part
+    if c.wanted:
+        outs = [o.to(tensors[j].dtype) for o, j in zip(outs, c.wanted[-1], strict=True)]
     return outs
 
 
-def _fake(spec, tensors, scale, offset):
-    spec = _parse(spec)
-    if spec.wanted:
-        return [tensors[j].new_empty(tensors[j].shape) for j in spec.wanted[-1]]
-    return [tensors[X].new_empty(s) for s in KINDS[spec.kind].shapes(tensors)]
+def _fake(kind, wanted, lengths, tensors, scale, offset):
+    return Contraction.of(kind, wanted, lengths).outputs(tensors, empty=True)
 
 
-def _zeros(like, shapes):
+def _zeros(like: Tensor, shapes) -> list[Tensor]:
     return [like.new_zeros(()).expand(s) for s in shapes]
 
 
 def _vjp(args, needs, cotangents):
-    text, tensors, scale, offset = args
-    spec = _parse(text)
-    wanted = tuple(j for j, need in enumerate(needs[1:-2]) if need)
-    if spec.wanted:
-        given = [(j, g) for j, g in zip(spec.wanted[-1], cotangents, strict=True) if g is not None]
-        orders = (*spec.wanted[:-1], tuple(j for j, _ in given), wanted)
+    kind, wanted, lengths, tensors, scale, offset = args
+    c = Contraction.of(kind, wanted, lengths)
+    asked = tuple(j for j, need in enumerate(needs[3]) if need)
+    if c.wanted:
+        given = [(j, g) for j, g in zip(c.wanted[-1], cotangents, strict=True) if g is not None]
+        sets = (*c.wanted[:-1], tuple(j for j, _ in given), asked)
         extra = [g for _, g in given]
     else:
-        orders = (wanted,)
-        extra = [
-            g if g is not None else _zeros(tensors[X], [s])[0]
-            for g, s in zip(cotangents, KINDS[spec.kind].shapes(tensors), strict=True)
-        ]
-    grads = pair_gradient(str(_Spec(spec.kind, orders)), [*tensors, *extra], scale, offset)
-    grads = dict(zip(wanted, grads, strict=True))
-    return (None, *[grads.get(j) for j in range(len(tensors))], None, None)
+        sets = (asked,)
+        zeros = _zeros(tensors[0], c.kind.shapes_for(tensors))
+        extra = [z if g is None else g for g, z in zip(cotangents, zeros, strict=True)]
+    out = Contraction(c.kind, sets).call([*tensors, *extra], scale, offset)
+    grads = dict(zip(asked, out, strict=True))
+    return None, None, None, [grads.get(j) for j in range(len(tensors))], None, None
 
 
 def _jvp(args, tangents):
-    text, tensors, scale, offset = args
-    spec = _parse(text)
-    given = [(j, t) for j, t in enumerate(tangents[1:-2]) if t is not None]
-    along, extra = tuple(j for j, _ in given), [t for _, t in given]
-    if spec.wanted:
-        orders = (*spec.wanted[:-1], along, spec.wanted[-1])
+    kind, wanted, lengths, tensors, scale, offset = args
+    c = Contraction.of(kind, wanted, lengths)
+    given = [(j, t) for j, t in enumerate(tangents[3]) if t is not None]
+    moved, extra = tuple(j for j, _ in given), [t for _, t in given]
+    if c.wanted:
+        sets = (*c.wanted[:-1], moved, c.wanted[-1])
     else:
-        shapes = KINDS[spec.kind].shapes(tensors)
-        orders = (along, tuple(range(spec.base, spec.base + len(shapes))))
-        tensors = [*tensors, *_zeros(tensors[X], shapes)]
-    return pair_gradient(str(_Spec(spec.kind, orders)), [*tensors, *extra], scale, offset)
+        shapes, n = c.kind.shapes_for(tensors), len(c.kind.inputs)
+        sets = (moved, tuple(range(n, n + len(shapes))))
+        tensors = [*tensors, *_zeros(tensors[0], shapes)]
+    return Contraction(c.kind, sets).call([*tensors, *extra], scale, offset)
 
 
-def _batch(info, in_dims, text, tensors, scale, offset):
-    spec = _parse(text)
-    dims, size = in_dims[1], info.batch_size
+def _batch(info, in_dims, kind, wanted, lengths, tensors, scale, offset):
+    dims, size = in_dims[3], info.batch_size
     tensors = [
         t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
     ]
-    atomwise = any(
-        dim is not None and side == "a" for dim, side in zip(dims, spec.sides, strict=True)
-    )
-    if atomwise or (spec.wanted and any(spec.sides[j] == "a" for j in spec.wanted[-1])):
-        parts = [
-            [t if dim is None else t[i] for t, dim in zip(tensors, dims, strict=True)]
-            for i in range(size)
-        ]
-        calls = [pair_gradient(text, part, scale, offset) for part in parts]
+    single = [t if dim is None else t[0] for t, dim in zip(tensors, dims, strict=True)]
+    c = Contraction.of(kind, wanted, lengths)
+    per_atom = c.per_atom(single)
+    batched = [dim is not None for dim in dims]
+    one_by_one = any(b and a for b, a in zip(batched, per_atom, strict=True))
+    if one_by_one or (c.wanted and any(per_atom[j] for j in c.wanted[-1])):
+        calls = []
+        for i in range(size):
+            part = [t[i] if b else t for t, b in zip(tensors, batched, strict=True)]
+            calls.append(c.call(part, scale, offset))
         outs = [torch.stack(o) for o in zip(*calls, strict=True)]
     else:
         tensors = [
-            library.fold(t, dim is not None, size) if side == "q" else t
-            for t, dim, side in zip(tensors, dims, spec.sides, strict=True)
+            t if a else batching.fold(t, b, size)
+            for t, b, a in zip(tensors, batched, per_atom, strict=True)
         ]
-        outs = pair_gradient(text, tensors, scale, offset)
-        outs = [o.reshape(size, o.shape[0] // size, *o.shape[1:]) for o in outs]
+        outs = [batching.unfold(o, size) for o in c.call(tensors, scale, offset)]
     return outs, [0] * len(outs)
 
 
 pair_gradient = library.define(
     "pair_gradient",
-    "(str spec, Tensor[] tensors, float scale, float offset) -> Tensor[]",
+    "(str kind, int[] wanted, int[] lengths, Tensor[] tensors, float scale, float offset)"
+    " -> Tensor[]",
     fallback=_pair_gradient,
     fake=_fake,
     batch=_batch,
@@ -209,6 +204,14 @@ pair_gradient = library.define(
 )
 
 
-def pair_sums(kind: str, tensors, scale: float, offset: float):
-    """The sums of `kind` over all atoms; differentiable to any order in every tensor."""
-    return pair_gradient(kind + ":", list(tensors), scale, offset)
+def pair_sums(
+    kind: MomentKind, tensors: Sequence[Tensor], scale: float, offset: float
+) -> list[Tensor]:
+    """The sums of a kind over all atoms, differentiable to any order in every tensor.
+
+    Args:
+        kind: A registered kind.
+        tensors: Its inputs: those of `moments.Inputs`, then its own.
+        scale, offset: The atoms are scale * y + offset.
+    """
+    return Contraction(kind).call(tensors, scale, offset)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import batching, check, library
 from ..._torch.errors import UnusableValue
 
 
@@ -26,10 +26,10 @@ def define(
     *,
     fallback: Callable,
     fake: Callable,
-    twin: Callable,
+    differentiable: Callable,
     cuda: Callable,
-    batch: Callable,
-    fast: Callable | None = None,
+    fast: str,
+    fused_vjp: Callable | None = None,
     density: bool = False,
 ):
     """Declares an op over a data set whose last two arguments are ``atoms`` and ``counts``.
@@ -37,52 +37,45 @@ def define(
     Args:
         name: Name of the op.
         schema: Its schema, which ends in ``Tensor? atoms=None, Tensor? counts=None``.
-        fallback, fake, twin, cuda, batch: As in `library.define`, for calls without lists; they
+        fallback, fake, differentiable, cuda: As in `library.define`, for calls without lists; they
             never see the two arguments.
-        fast: As in `library.define`; it hands lists on with the other arguments.
+        fast: As in `library.define`.
+        fused_vjp: As in `library.define`; it hands lists on with the other arguments.
         density: Whether the first result is a log-density.
 
     Returns:
         The overload of the op.
     """
 
-    def result(args, prior, clouds):
-        out = _query_by_query(op, args, prior, clouds, density)
-        return fake(*args) if out is None else out
+    count = schema.partition(")")[0].count(",") - 1  # arguments before the lists
 
-    def cloud(args):
-        y, log_prior = (args[names.index(n)] for n in ("y", "log_prior"))
-        return y, y.new_zeros(len(y), dtype=args[0].dtype) if log_prior is None else log_prior
-
-    def by_rows(args, atoms, counts):
-        y, prior = cloud(args)
-        rows = _split(atoms, counts, len(y))
-        return result(args, prior, ((y[r], prior[r]) for r in rows))
-
-    def by_masks(args, atoms, counts):
-        """Can be traced, and keeps no copies of ``y`` for the derivatives."""
-        y, prior = cloud(args)
-        masks = _masks(atoms, counts, len(y))
-        masked = (torch.where(mask, prior, -math.inf) for mask in masks)
-        return result(args, prior, ((y, p) for p in masked))
-
-    def choice(plain, with_lists):
+    def choice(plain: Callable, with_lists: Callable) -> Callable:
         """`plain` for calls without lists: the dispatcher leaves out arguments that have their
         default."""
 
         def implementation(*args):
-            atoms, counts = (*args[len(names) :], None, None)[:2]
+            atoms, counts = (*args[count:], None, None)[:2]
             if atoms is None and counts is None:
-                return plain(*args[: len(names)])
+                return plain(*args[:count])
             if atoms is None or counts is None:
                 raise UnusableValue("atoms, counts: expected both or neither, got None for one")
-            return with_lists(args[: len(names)], atoms, counts)
+            return with_lists(args[:count], atoms, counts)
 
         return implementation
 
+    def by_rows(args, atoms, counts):
+        y, prior = _cloud(op, args)
+        clouds = ((y[rows], prior[rows]) for rows in _split(atoms, counts, len(y)))
+        return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
+
+    def by_masks(args, atoms, counts):
+        """Can be traced, and keeps no copies of ``y`` for the derivatives."""
+        y, prior = _cloud(op, args)
+        clouds = ((y, torch.where(m, prior, -math.inf)) for m in _masks(atoms, counts, len(y)))
+        return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
+
     def batched(info, in_dims, *args):
-        lists = args[len(names) :]
-        rule = one_by_one if any(a is not None for a in lists) else batch
+        rule = one_by_one if any(a is not None for a in args[count:]) else together
         return rule(info, in_dims[: len(args)], *args)
 
     op = library.define(
@@ -91,27 +84,41 @@ def define(
         fallback=choice(fallback, by_rows),
         fake=choice(fake, lambda args, *_: fake(*args)),
         cuda=choice(cuda, by_rows),
-        twin=choice(twin, by_masks),
+        differentiable=choice(differentiable, by_masks),
+        fused_vjp=fused_vjp,
         fast=fast,
         batch=batched,
     )
-    names = [a.name for a in op._schema.arguments][:-2]
-    one_by_one = library.folded(name, "a" * (len(names) + 2))
+    together = batching.folded(op, ("y", "log_prior"))
+    one_by_one = batching.folded(op, [a.name for a in op._schema.arguments])
     return op
 
 
-def _query_by_query(op, args, log_prior, clouds: Iterable[tuple[Tensor, Tensor]], density: bool):
-    """The op without lists for each query and its cloud (y, log_prior); None for no queries."""
-    names, outs = [a.name for a in op._schema.arguments], []
-    for b, (y, prior) in enumerate(clouds):
+def _places(op) -> tuple[int, int]:
+    """Where y and log_prior stand among the arguments."""
+    names = [a.name for a in op._schema.arguments]
+    return names.index("y"), names.index("log_prior")
+
+
+def _cloud(op, args) -> tuple[Tensor, Tensor]:
+    """y and log_prior, zeros for None."""
+    y, log_prior = (args[i] for i in _places(op))
+    return y, y.new_zeros(len(y), dtype=args[0].dtype) if log_prior is None else log_prior
+
+
+def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: bool):
+    """The op without lists for each query and its cloud (y, log_prior)."""
+    outs, (_, log_prior) = [], _cloud(op, args)
+    for b, cloud in enumerate(clouds):
         one = [a[b : b + 1] if isinstance(a, Tensor) else a for a in args]
-        one[names.index("y")], one[names.index("log_prior")] = y, prior
+        for i, part in zip(_places(op), cloud, strict=True):
+            one[i] = part
         out = op(*one)
         if density:  # log_prior is normalised over all atoms, not over those of the list
-            out = (out[0] + prior.logsumexp(0) - log_prior.logsumexp(0), *out[1:])
+            out = (out[0] + cloud[1].logsumexp(0) - log_prior.logsumexp(0), *out[1:])
         outs.append(out)
-    if not outs or isinstance(outs[0], Tensor):
-        return torch.cat(outs) if outs else None
+    if isinstance(outs[0], Tensor):
+        return torch.cat(outs)
     return tuple(map(torch.cat, zip(*outs, strict=True)))
 
 
@@ -171,4 +178,6 @@ def arguments(
     if atoms is None and counts is None:
         return ()
     check.lists(atoms, counts, x)
+    assert atoms is not None
+    assert counts is not None
     return atoms, counts

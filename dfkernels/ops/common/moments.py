@@ -1,115 +1,143 @@
-"""What the ops sum over the atoms, on one tile, in the difference form. Plain differentiable
-PyTorch.
+"""Moment kinds: what an op over a data set sums over the atoms, in plain differentiable PyTorch.
 
-Per query and atom: e = exp(log_prior - |x - alpha y|^2/(2 sigma^2) - shift), t = y - centre. Every
-kind sums e and e t, and
-    posterior: e |t|^2, e^2      matvec: e <t, v_k> t      diagonal: e t * t      dense: e t t^T
+Per query and atom there are e = exp(log_prior - |x - alpha y|^2/(2 sigma^2) - shift) and
+t = y - centre. A kind is a family of sums over the atoms of products of e, t and tensors of its
+own; it is declared once, as a `MomentKind`, in the directory of the op that needs it. Everything
+else follows from that: the op without compiled kernels, and all derivatives (derivatives.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-X, Y, ALPHA, SIGMA, LOG_PRIOR, SHIFT, CENTRE, V = range(8)
+Shape = tuple[int, ...]
 
 
-def logits(x, y, alpha, sigma, log_prior):
-    """log_prior - |x - alpha y|^2/(2 sigma^2), [B, N], for atoms y [N, d] or, one set per query,
-    [B, N, d].
+class Inputs(NamedTuple):
+    """The tensors of which every kind's sums are functions; `y` and `log_prior` are per atom, the
+    others per query. A kind's own tensors come after them, per query."""
 
-    -inf for a masked atom, even one that holds NaN.
+    x: Tensor  # [B, d]
+    y: Tensor  # [N, d], as stored
+    alpha: Tensor  # [B]
+    sigma: Tensor  # [B]
+    log_prior: Tensor  # [N], normalised
+    shift: Tensor  # [B]: taken off the logits, so that the weights are of order one
+    centre: Tensor  # [B, d]: the point about which moments are taken
+
+
+PER_ATOM = ("y", "log_prior")
+KINDS: dict[str, MomentKind] = {}  # by name, as `pair_gradient` takes it
+
+
+@dataclass(frozen=True)
+class MomentKind:
+    """A family of sums over the atoms.
+
+    Attributes:
+        name: Its name, unique in the package.
+        sums: (e [B, N], t [B, N, d], *own), the sums over the atoms of one tile, a tuple of any
+            number of tensors [B, ...].
+        shapes: (x, *own), the shapes of these sums.
+        own: Names of the kind's own tensors, per query.
+    """
+
+    name: str
+    sums: Callable[..., tuple[Tensor, ...]]
+    shapes: Callable[..., tuple[Shape, ...]]
+    own: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all tensors of which the sums are functions."""
+        return (*Inputs._fields, *self.own)
+
+    def shapes_for(self, tensors) -> tuple[Shape, ...]:
+        """The shapes of the sums for these tensors, which begin with the inputs."""
+        return self.shapes(tensors[0], *tensors[len(Inputs._fields) : len(self.inputs)])
+
+    def on_tile(self, tensors, scale: float, offset: float) -> tuple[Tensor, ...]:
+        """The sums over one tile, whose tensors are in the compute dtype already."""
+        base = Inputs(*tensors[: len(Inputs._fields)])
+        base = base._replace(y=load(base.y, base.y.dtype, scale, offset))
+        return self.sums(*weights(base), *tensors[len(base) :])
+
+
+def register(kind: MomentKind) -> MomentKind:
+    """Makes a kind known by its name."""
+    KINDS[kind.name] = kind
+    return kind
+
+
+def load(y: Tensor, dtype: torch.dtype, scale: float, offset: float) -> Tensor:
+    """The atoms' values, scale * y + offset, in the compute dtype."""
+    y = y.to(dtype)
+    return y if scale == 1.0 and offset == 0.0 else torch.add(y.new_tensor(offset), y, alpha=scale)
+
+
+def logits(x: Tensor, y: Tensor, alpha: Tensor, sigma: Tensor, log_prior: Tensor) -> Tensor:
+    """log_prior - |x - alpha y|^2/(2 sigma^2) in the difference form.
+
+    Args:
+        x: [B, d] queries.
+        y: [N, d] atoms or, one set per query, [B, N, d].
+        alpha, sigma: [B].
+        log_prior: [N] or [B, N].
+
+    Returns:
+        [B, N]; -inf for a masked atom, even one that holds NaN.
     """
     u = (x[:, None] - alpha[:, None, None] * y) / sigma[:, None, None]
     return torch.where(log_prior == -math.inf, -math.inf, log_prior - 0.5 * (u * u).sum(-1))
 
 
-def without_the_weightless(weights, y, log_prior, stand_in):
-    """Atoms and log priors per query, [B, N, d] and [B, N], in which an atom without weight cannot
-    be seen.
+def without_weightless(
+    weight: Tensor, y: Tensor, log_prior: Tensor, reference: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Atoms and log priors per query in which a weightless atom cannot be seen.
 
-    Zero times NaN or infinity is NaN, in a sum and in every derivative of it. So where `weights`
-    [B, N] is 0 an atom of finite coordinates, the query's row of stand_in [B, d], takes the atom's
-    place before anything is computed, with a log prior of -inf. torch.where passes exactly 0 back
-    to what it leaves out.
+    Zero times NaN or infinity is NaN, in a sum and in every derivative of it. So where the weight
+    is 0, the query's reference takes the place of the atom before anything is computed, with a log
+    prior of -inf. torch.where passes exactly 0 back to what it leaves out.
+
+    Args:
+        weight: [B, N].
+        y: [N, d] or [B, N, d].
+        log_prior: [N] or [B, N].
+        reference: [B, d], finite.
+
+    Returns:
+        y [B, N, d] and log_prior [B, N].
     """
-    weighs = weights != 0  # NaN counts: only an atom that is not masked can cause it
+    weighs = weight != 0  # NaN counts: only an atom that is not masked can cause it
     return (
-        torch.where(weighs[..., None], y, stand_in.detach()[:, None]),
+        torch.where(weighs[..., None], y, reference.detach()[:, None]),
         torch.where(weighs, log_prior, -math.inf),
     )
 
 
-def _weights(x, y, alpha, sigma, log_prior, shift, centre):
-    """e [B, N] and t [B, N, d]."""
+def weights(z: Inputs) -> tuple[Tensor, Tensor]:
+    """e [B, N] and t [B, N, d] of the module's docstring."""
+    shift = z.shift[:, None]
     with torch.no_grad():
-        weights = torch.exp(logits(x, y, alpha, sigma, log_prior) - shift[:, None])
-    y, log_prior = without_the_weightless(weights, y, log_prior, centre)
-    u = (x[:, None] - alpha[:, None, None] * y) / sigma[:, None, None]
-    e = torch.exp(log_prior - 0.5 * (u * u).sum(-1) - shift[:, None])
-    return e, y - centre[:, None]
+        weight = torch.exp(logits(z.x, z.y, z.alpha, z.sigma, z.log_prior) - shift)
+    y, log_prior = without_weightless(weight, z.y, z.log_prior, z.centre)
+    u = (z.x[:, None] - z.alpha[:, None, None] * y) / z.sigma[:, None, None]
+    e = torch.exp(log_prior - 0.5 * (u * u).sum(-1) - shift)
+    return e, y - z.centre[:, None]
 
 
-def _posterior(*z):
-    e, t = _weights(*z)
-    return e.sum(1), torch.einsum("bn,bnd->bd", e, t), (e * (t * t).sum(-1)).sum(1), (e * e).sum(1)
+def weight_sum(e: Tensor) -> Tensor:
+    """sum e, [B]."""
+    return e.sum(1)
 
 
-def _matvec(*z):
-    e, t = _weights(*z[:V])
-    p = torch.einsum("bnd,bkd->bkn", t, z[V])
-    return e.sum(1), torch.einsum("bn,bnd->bd", e, t), (e[:, None] * p) @ t
-
-
-def _diagonal(*z):
-    e, t = _weights(*z)
-    return e.sum(1), torch.einsum("bn,bnd->bd", e, t), torch.einsum("bn,bnd->bd", e, t * t)
-
-
-def _dense(*z):
-    e, t = _weights(*z)
-    return e.sum(1), torch.einsum("bn,bnd->bd", e, t), (e[..., None] * t).mT @ t
-
-
-class Kind(NamedTuple):
-    """One family of sums: how to compute them on a tile, and what they look like."""
-
-    sums: Callable  # *z -> the sums, a tuple
-    sides: str  # of x, y, alpha, sigma, log_prior, shift, centre, (v): q per query or a per atom
-    shape_of: tuple[Callable, ...]  # one function of z per sum: the sum's shape
-
-    def shapes(self, z):
-        return [shape(z) for shape in self.shape_of]
-
-
-def _number(z):
-    return z[X].shape[:1]
-
-
-def _vector(z):
-    return z[X].shape
-
-
-def _vectors(z):
-    return z[V].shape
-
-
-def _matrix(z):
-    return (*z[X].shape, z[X].shape[1])
-
-
-KINDS = {
-    "posterior": Kind(_posterior, "qaqqaqq", (_number, _vector, _number, _number)),
-    "matvec": Kind(_matvec, "qaqqaqqq", (_number, _vector, _vectors)),
-    "diagonal": Kind(_diagonal, "qaqqaqq", (_number, _vector, _vector)),
-    "dense": Kind(_dense, "qaqqaqq", (_number, _vector, _matrix)),
-}
-
-
-def load(y, dtype, scale, offset):
-    """The atoms' real values: scale * y + offset in the compute dtype."""
-    y = y.to(dtype)
-    return y if scale == 1.0 and offset == 0.0 else torch.add(y.new_tensor(offset), y, alpha=scale)
+def first_moment(e: Tensor, t: Tensor) -> Tensor:
+    """sum e t, [B, d]."""
+    return torch.einsum("bn,bnd->bd", e, t)

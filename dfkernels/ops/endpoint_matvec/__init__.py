@@ -6,9 +6,12 @@ paper:   C = x0 x0^T - mean mean^T        centred: C = r r^T,  r = x0 - mean
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from ..._torch import check, library
+from ..._torch.types import Level
 from .reference import endpoint_matvec as reference
 
 __all__ = ["endpoint_matvec", "reference"]
@@ -18,48 +21,48 @@ def _fake(v, x0, mean, alpha, sigma, form):
     return v.new_empty(v.shape)
 
 
-def _cuda(*args):
-    from .triton import launch
-
-    return launch(*args)
-
-
 op = library.define(
     "endpoint_matvec",
     "(Tensor v, Tensor x0, Tensor mean, Tensor alpha, Tensor sigma, str form) -> Tensor",
     fallback=reference,
     fake=_fake,
-    cuda=_cuda,
-    twin=reference,
-    batch=library.folded("endpoint_matvec", "qqqqq-"),
+    cuda=library.in_triton(__name__),
+    differentiable=reference,
 )
 
 
 def endpoint_matvec(
-    v: Tensor, x0: Tensor, mean: Tensor, alpha, sigma, form: str = "paper"
+    v: Tensor,
+    x0: Tensor,
+    mean: Tensor,
+    alpha: Level,
+    sigma: Level,
+    form: Literal["paper", "centred"] = "paper",
 ) -> Tensor:
-    """F v by the endpoint approximation DF-EA (eq. 20). Needs no data set.
+    """Computes F v by the endpoint approximation DF-EA (eq. 20), which needs no data set.
+
+    It is structurally weak: x0 x0^T - mean mean^T is indefinite and depends on the origin. How far
+    the result points from the true one is tabulated at `methods.endpoint.fisher`.
 
     Args:
-        v: [B, *E], or [B, K, *E] for K vectors per sample; float32 or float64.
-        x0, mean: [B, *E], v's dtype: the path's endpoint and the denoiser's prediction.
-        alpha, sigma: float, 0-d or [B]; sigma > 0.
-        form: "paper" is eq. 20; "centred" is its translation-invariant variant, C = r r^T with r =
-        x0 - mean.
+        v: Vectors ``[B, *E]``, or ``[B, K, *E]`` for K of them per sample; float32 or float64.
+        x0: The path's endpoint, ``[B, *E]`` in v's dtype.
+        mean: The denoiser's prediction of it, ``[B, *E]`` in v's dtype.
+        alpha: Signal level of each sample, a number or [B].
+        sigma: Noise level of each sample, a number or [B], positive.
+        form: "paper" is eq. 20; "centred" is its translation-invariant variant, C = r r^T with
+            r = x0 - mean.
 
-    Structurally weak: x0 x0^T - mean mean^T is indefinite and depends on the origin. Cosine to the
-    true adjoint at the end of a path on a smooth toy density: .14 (d = 8), .00 (d = 64); the
-    centred form .82, .18; no correction at all .87, .93.
+    Returns:
+        A tensor of v's shape, differentiable to any order in every tensor.
 
-    Returns a tensor of v's shape; differentiable to any order in every tensor.
-
-    Raises ValueError or TypeError naming the argument; see `posterior` for values.
+    Raises:
+        TypeError, ValueError: As `posterior` does.
     """
     flat = check.query("x0", x0)
     flat_mean = check.like("mean", mean, "x0", x0)
     v3 = check.vectors("v", v, "x0", x0, flat.shape[1])
     check.choice("form", form, ("paper", "centred"))
     alpha, sigma = check.alpha(alpha, flat), check.sigma(sigma, flat)
-    return check.call(op, (v3, flat, flat_mean, alpha, sigma, form), v=v, x0=x0, mean=mean).reshape(
-        v.shape
-    )
+    args = (v3, flat, flat_mean, alpha, sigma, form)
+    return check.call(op, args, v=v, x0=x0, mean=mean).reshape(v.shape)

@@ -1,11 +1,24 @@
-"""endpoint_matvec in plain PyTorch, flat: v [B, K, d], x0 and mean [B, d], alpha and sigma [B]."""
+"""endpoint_matvec in plain PyTorch."""
 
 from __future__ import annotations
 
+from torch import Tensor
 
-def endpoint_matvec(v, x0, mean, alpha, sigma, form="paper"):
-    """(v - (alpha/sigma)^2 C v)/sigma^2 with C = x0 x0^T - mean mean^T (paper) or (x0 - mean)(x0 -
-    mean)^T (centred).
+
+def endpoint_matvec(
+    v: Tensor, x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, form: str = "paper"
+) -> Tensor:
+    """(v - (alpha/sigma)^2 C v)/sigma^2 with C = x0 x0^T - mean mean^T (paper) or C = r r^T,
+    r = x0 - mean (centred).
+
+    Args:
+        v: [B, K, d].
+        x0, mean: [B, d].
+        alpha, sigma: [B].
+        form: "paper" or "centred".
+
+    Returns:
+        [B, K, d].
     """
     x0, mean = x0[:, None], mean[:, None]
     alpha, sigma = alpha[:, None, None], sigma[:, None, None]

@@ -1,6 +1,7 @@
 """The diffusion Fisher as a matrix per query.
 
-F = (I - (alpha/sigma)^2 sum_i w_i t_i t_i^T)/sigma^2,  t_i = y_i - mean        (Prop. 1, eq. 11)
+F = (I - (alpha/sigma)^2 sum_i w_i t_i t_i^T)/sigma^2,  t_i = y_i - mean
+(Prop. 1, eq. 11)
 """
 
 from __future__ import annotations
@@ -9,18 +10,34 @@ import torch
 from torch import Tensor
 
 from ..._torch import check, library
-from ..common import derivatives, lists
-from ..posterior import anchored
+from ..._torch.types import Level
+from ..common import derivatives, lists, moments
+from ..common.moments import first_moment, weight_sum
+from ..posterior import inputs_about_mean
 from .reference import fisher_dense as reference
 
 __all__ = ["fisher_dense", "reference"]
 
 
-def _twin(x, y, alpha, sigma, log_prior, scale, offset):
-    z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = derivatives.pair_sums("dense", z, scale, offset)
-    moved = s1 / s0[:, None]
-    cov = a / s0[:, None, None] - moved[:, :, None] * moved[:, None, :]
+def _sums(e: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """sum e, sum e t, sum e t t^T."""
+    return weight_sum(e), first_moment(e, t), (e[..., None] * t).mT @ t
+
+
+KIND = moments.register(
+    moments.MomentKind(
+        name="dense",
+        sums=_sums,
+        shapes=lambda x: (x.shape[:1], x.shape, (*x.shape, x.shape[1])),
+    )
+)
+
+
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
+    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
+    weight, first, second = derivatives.pair_sums(KIND, z, scale, offset)
+    delta = first / weight[:, None]
+    cov = second / weight[:, None, None] - delta[:, :, None] * delta[:, None, :]
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     return (eye - ((alpha / sigma) ** 2)[:, None, None] * cov) / (sigma * sigma)[:, None, None]
 
@@ -29,32 +46,23 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(x.shape[0], x.shape[1], x.shape[1])
 
 
-def _cuda(*args):
-    from .triton import launch
-
-    return launch(*args)
-
-
-_SCHEMA = (
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
-    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
-)
 op = lists.define(
     "fisher_dense",
-    _SCHEMA,
-    fallback=_twin,
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor",
+    fallback=_differentiable,
     fake=_fake,
-    cuda=_cuda,
-    twin=_twin,
-    batch=library.folded("fisher_dense", "qaqqa--"),
+    cuda=library.in_triton(__name__),
+    differentiable=_differentiable,
+    fast="none of this op; that of fisher_matvec with respect to v",
 )
 
 
 def fisher_dense(
     x: Tensor,
     y: Tensor,
-    alpha,
-    sigma,
+    alpha: Level,
+    sigma: Level,
     log_prior: Tensor | None = None,
     *,
     scale: float = 1.0,
@@ -63,10 +71,25 @@ def fisher_dense(
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The diffusion Fisher at each query (Prop. 1, eq. 11), [B, d, d] in x's dtype, d = prod(E).
-    Symmetric up to rounding.
+    """Computes the diffusion Fisher F = -Hessian of log q_t at each query as a matrix.
 
-    Arguments, errors and derivatives as in `posterior`.
+    Prop. 1, eq. 11. Take care which of x and y is which: swapped, the call runs and returns
+    something else.
+
+    Args:
+        x: Queries ``[B, *E]``, float32 or float64.
+        y: Atoms ``[N, *E]``.
+        alpha: Signal level of each query, a number or [B].
+        sigma: Noise level of each query, a number or [B], positive.
+        log_prior: Log weights [N], None for uniform ones.
+        scale, offset, atoms, counts, kept: See `posterior`.
+
+    Returns:
+        [B, d, d] in x's dtype, d = prod(E), symmetric up to rounding; differentiable to any order
+        in every tensor, by tiled sums in PyTorch.
+
+    Raises:
+        TypeError, ValueError: As `posterior` does.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, kept, args[0])

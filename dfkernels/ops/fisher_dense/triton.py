@@ -1,7 +1,8 @@
-"""fisher_dense on CUDA: sum e t t^T about the mean by matrix products, t = y - mean, in blocks of
-F.
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""fisher_dense on CUDA: sum e t t^T, t = y - mean, by matrix products in blocks of F.
 
-float64, and d <= 16: F on the d unit vectors of every query, which share its pass.
+In float64, and for d <= 16, it is F on the d unit vectors of every query, which share one pass.
 """
 
 from __future__ import annotations
@@ -9,34 +10,40 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..common.triton.device import device_of
-from ..common.triton.functions import load_atoms, real_atoms
-from ..common.triton.launch import gather, in_blocks, merge_grid, splits_of_products
-from ..common.triton.logits import logits
-from ..common.triton.merge import merge_mean
-from ..common.triton.problem import gap_of
+from ..common.triton.functions import any_true, load_atoms, valid_atoms
+from ..common.triton.launch import (
+    accumulate,
+    even_splits,
+    in_query_groups,
+    merged_mean,
+    product_splits_for,
+)
+from ..common.triton.logits import compute_logits
+from ..common.triton.problem import Problem
 from ..fisher_matvec.triton import launch as matvec
 
 D, ATOMS = 64, 32
 
 
 @triton.jit
-def outer_sums(
-    given,  # [B, N]: logits
-    top,  # [B]: the largest
-    about,  # [B, d]
-    y,  # [N, d], rows ldy apart
-    log_pi,  # [N]
-    mass,  # out [splits, B]
+def outer_products_kernel(
+    logits,  # [B, N]
+    max_logit,  # [B]
+    reference,  # [B, d]
+    y,  # [N, d], rows y_stride apart
+    log_pi,  # [N], or None
+    weight_sum,  # out [splits, B]
     out,  # out [splits, B, d, d]: the lower blocks, and their transposes
     N,
     d,
-    ldy,
+    y_stride,
     B,
     span,
     gap,
-    keep,
+    one,
     scale,
     offset,
     PRIOR: tl.constexpr,
@@ -44,81 +51,93 @@ def outer_sums(
     D: tl.constexpr,
     ATOMS: tl.constexpr,
 ):
-    """sum e and sum e t t^T, t = y - about. keep: as in `_triton_products`."""
+    """out = sum e t t^T and weight_sum = sum e over one split, t = y - reference.
+
+    One program has one block of D x D entries. The factor `one` is explained in
+    ../common/triton/filter.py.
+    """
     parts = tl.cdiv(d, D)
-    j = tl.program_id(0) % parts
-    i = tl.program_id(0) // parts % parts
+    i_column = tl.program_id(0) % parts
+    i_row = tl.program_id(0) // parts % parts
     b = (tl.program_id(0) // (parts * parts) % B).to(tl.int64)
     split = (tl.program_id(0) // (parts * parts) // B).to(tl.int64)
     begin = split * span
-    tiles = tl.where(j > i, 0, tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS))
-    rows = i * D + tl.arange(0, D)
-    columns = j * D + tl.arange(0, D)
-    at_rows = tl.load(about + b * d + rows, mask=rows < d, other=0.0)[None, :]
-    at_columns = tl.load(about + b * d + columns, mask=columns < d, other=0.0)[None, :]
-    largest = tl.load(top + b)
+    tiles = tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS)
+    tiles = tl.where(i_column > i_row, 0, tiles)
+    rows = i_row * D + tl.arange(0, D)
+    columns = i_column * D + tl.arange(0, D)
+    row_reference = tl.load(reference + b * d + rows, mask=rows < d, other=0.0)[None, :]
+    column_reference = tl.load(reference + b * d + columns, mask=columns < d, other=0.0)[None, :]
+    b_max_logit = tl.load(max_logit + b)
     total = tl.zeros((ATOMS,), tl.float32)
     block = tl.zeros((D, D), tl.float32)
     n = tl.arange(0, ATOMS)
     for tile in range(tiles):
         start = begin + tile * ATOMS
-        here = n < N - start
-        logit = tl.load(given + b * N + start + n, mask=here, other=-float("inf")) - largest
-        if tl.max(((logit >= -gap) | (logit != logit)).to(tl.int32)) > 0:
+        exists = n < N - start
+        logit = tl.load(logits + b * N + start + n, mask=exists, other=-float("inf")) - b_max_logit
+        if any_true((logit >= -gap) | (logit != logit)):
             e = tl.exp2(logit)
             total += e
-            i_n, real = n[:, None], real_atoms(log_pi, start, n[:, None], N, PRIOR)
+            i, valid = n[:, None], valid_atoms(log_pi, start, n[:, None], N, PRIOR)
             t = load_atoms(
-                y, start, i_n, rows[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE
+                y, start, i, rows[None, :], valid, y_stride, d, scale, offset, tl.float32, AFFINE
             )
             s = load_atoms(
-                y, start, i_n, columns[None, :], real, ldy, d, scale, offset, tl.float32, AFFINE
+                y, start, i, columns[None, :], valid, y_stride, d, scale, offset, tl.float32, AFFINE
             )
-            et = tl.where(real, e[:, None] * (t - at_rows), 0.0)
-            s = tl.where(real, s - at_columns, 0.0)
-            block = block * keep + tl.dot(tl.trans(et), s, input_precision="tf32x3")
-    first = out + (split * B + b) * d * d
-    real = (rows < d)[:, None] & (columns < d)[None, :]
-    tl.store(first + rows[:, None].to(tl.int64) * d + columns[None, :], block, mask=real & (j <= i))
-    tl.store(first + rows[:, None] + columns[None, :].to(tl.int64) * d, block, mask=real & (j < i))
-    tl.store(mass + split * B + b, tl.sum(total), mask=(i == 0) & (j == 0))
+            et = tl.where(valid, e[:, None] * (t - row_reference), 0.0)
+            s = tl.where(valid, s - column_reference, 0.0)
+            block = block * one + tl.dot(tl.trans(et), s, input_precision="tf32x3")
+    p_out = out + (split * B + b) * d * d
+    mask = (rows < d)[:, None] & (columns < d)[None, :]
+    below, on_or_below = i_column < i_row, i_column <= i_row
+    p_lower = p_out + rows[:, None].to(tl.int64) * d + columns[None, :]
+    p_upper = p_out + rows[:, None] + columns[None, :].to(tl.int64) * d
+    tl.store(p_lower, block, mask=mask & on_or_below)
+    tl.store(p_upper, block, mask=mask & below)
+    first_block = (i_row == 0) & (i_column == 0)
+    tl.store(weight_sum + split * B + b, tl.sum(total), mask=first_block)
 
 
-def _launch(p):
+def _launch(p: Problem) -> Tensor:
     (B, d), N = p.x.shape, p.y.shape[0]
-    found = logits(p)
-    sums = gather(p, found)
-    mean = p.x.new_empty(B, d, dtype=torch.float64)
-    grid, sizes = merge_grid(B, d)
-    merge_mean[grid](sums.scalars, sums.vectors, mean, B, d, sums.splits, **sizes)
-    about = mean.to(p.x.dtype)
+    logits = compute_logits(p)
+    mean = merged_mean(accumulate(p, logits), B, d)
+    reference = mean.to(p.x.dtype)
     blocks = B * triton.cdiv(d, D) ** 2
-    splits = min(splits_of_products(N, blocks, ATOMS, device_of(p.x)), triton.cdiv(N, 16 * ATOMS))
-    span = triton.cdiv(triton.cdiv(N, splits), ATOMS) * ATOMS
-    splits = triton.cdiv(N, span)
-    mass, out = p.x.new_empty(splits, B), p.x.new_empty(splits, B, d, d)
-    outer_sums[(blocks * splits,)](
-        *(found.given, found.top, about, p.y, p.x if p.log_pi is None else p.log_pi, mass, out),
-        *(N, d, p.y.stride(0), B, span, gap_of(p), 1.0, p.scale, p.offset),
-        **p.flags,
+    splits = product_splits_for(N, blocks, ATOMS, device_of(p.x))
+    span, splits = even_splits(N, min(splits, triton.cdiv(N, 16 * ATOMS)), ATOMS)
+    weight_sum, out = p.x.new_empty(splits, B), p.x.new_empty(splits, B, d, d)
+    outer_products_kernel[(blocks * splits,)](
+        **p.atom_arguments,
+        logits=logits.value,
+        max_logit=logits.max_logit,
+        reference=reference,
+        weight_sum=weight_sum,
+        out=out,
+        B=B,
+        span=span,
+        gap=p.gap,
+        one=1.0,
         D=D,
         ATOMS=ATOMS,
         num_warps=4,
     )
-    rest, noise = mean - about, p.sigma.double()
-    cov = out.sum(0, dtype=torch.float64) / mass.sum(0, dtype=torch.float64)[:, None, None]
-    cov -= rest[:, :, None] * rest[:, None, :]
-    cov *= -((p.alpha / noise) ** 2)[:, None, None]
+    delta, sigma = mean - reference, p.sigma.double()
+    cov = out.sum(0, dtype=torch.float64) / weight_sum.sum(0, dtype=torch.float64)[:, None, None]
+    cov -= delta[:, :, None] * delta[:, None, :]
+    cov *= -((p.alpha / sigma) ** 2)[:, None, None]
     cov.diagonal(dim1=1, dim2=2).add_(1)
-    cov /= (noise * noise)[:, None, None]
+    cov /= (sigma * sigma)[:, None, None]
     return ((cov + cov.mT) / 2).to(p.x.dtype)
 
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset):
-    """As the op."""
+    """The op for flat tensors on one GPU."""
     B, d = x.shape
     if B > 0 and d > 16 and x.dtype == torch.float32:
-        return in_blocks(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
+        return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
     units = torch.eye(d, dtype=x.dtype, device=x.device).expand(B, d, d)
     f = matvec(x, y, units, alpha, sigma, log_prior, scale, offset, fisher=True)
     return (f + f.mT) / 2

@@ -1,25 +1,43 @@
 """Diagonal of the diffusion Fisher.
 
-diag F = (1 - (alpha/sigma)^2 sum_i w_i t_i^2)/sigma^2,  t_i = y_i - mean        (Prop. 1, eq. 11)
+diag F = (1 - (alpha/sigma)^2 sum_i w_i t_i^2)/sigma^2,  t_i = y_i - mean
+(Prop. 1, eq. 11)
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..._torch import check, library
-from ..common import derivatives, lists
-from ..posterior import anchored
+from ..._torch.types import Level
+from ..common import derivatives, lists, moments
+from ..common.moments import first_moment, weight_sum
+from ..posterior import inputs_about_mean
 from .reference import fisher_diagonal as reference
 
 __all__ = ["fisher_diagonal", "reference"]
 
 
-def _twin(x, y, alpha, sigma, log_prior, scale, offset):
-    z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = derivatives.pair_sums("diagonal", z, scale, offset)
-    s0 = s0[:, None]
-    cov = a / s0 - (s1 / s0) ** 2
+def _sums(e: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """sum e, sum e t, sum e t * t."""
+    return weight_sum(e), first_moment(e, t), torch.einsum("bn,bnd->bd", e, t * t)
+
+
+KIND = moments.register(
+    moments.MomentKind(
+        name="diagonal",
+        sums=_sums,
+        shapes=lambda x: (x.shape[:1], x.shape, x.shape),
+    )
+)
+
+
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
+    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
+    weight, first, second = derivatives.pair_sums(KIND, z, scale, offset)
+    weight = weight[:, None]
+    cov = second / weight - (first / weight) ** 2
     return (1 - ((alpha / sigma) ** 2)[:, None] * cov) / (sigma * sigma)[:, None]
 
 
@@ -27,32 +45,23 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(x.shape)
 
 
-def _cuda(*args):
-    from .triton import launch
-
-    return launch(*args)
-
-
-_SCHEMA = (
-    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
-    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
-)
 op = lists.define(
     "fisher_diagonal",
-    _SCHEMA,
-    fallback=_twin,
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor",
+    fallback=_differentiable,
     fake=_fake,
-    cuda=_cuda,
-    twin=_twin,
-    batch=library.folded("fisher_diagonal", "qaqqa--"),
+    cuda=library.in_triton(__name__),
+    differentiable=_differentiable,
+    fast="none of this op; that of fisher_matvec with respect to v",
 )
 
 
 def fisher_diagonal(
     x: Tensor,
     y: Tensor,
-    alpha,
-    sigma,
+    alpha: Level,
+    sigma: Level,
     log_prior: Tensor | None = None,
     *,
     scale: float = 1.0,
@@ -61,9 +70,25 @@ def fisher_diagonal(
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Diagonal of the diffusion Fisher at each query (Prop. 1, eq. 11), [B, *E] in x's dtype.
+    """Computes the diagonal of the diffusion Fisher F = -Hessian of log q_t at each query.
 
-    Arguments, errors and derivatives as in `posterior`.
+    Prop. 1, eq. 11. Take care which of x and y is which: swapped, the call runs and returns
+    something else.
+
+    Args:
+        x: Queries ``[B, *E]``, float32 or float64.
+        y: Atoms ``[N, *E]``.
+        alpha: Signal level of each query, a number or [B].
+        sigma: Noise level of each query, a number or [B], positive.
+        log_prior: Log weights [N], None for uniform ones.
+        scale, offset, atoms, counts, kept: See `posterior`.
+
+    Returns:
+        ``[B, *E]`` in x's dtype; differentiable to any order in every tensor, by tiled sums in
+        PyTorch.
+
+    Raises:
+        TypeError, ValueError: As `posterior` does.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, kept, args[0])

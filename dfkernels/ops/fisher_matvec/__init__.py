@@ -3,31 +3,52 @@
     F v = (v - (alpha/sigma)^2 C v)/sigma^2        C v = sum_i w_i t_i <t_i, v>,  t_i = y_i - mean
     (Prop. 1, eq. 11)
 
-C v is an inner op of its own, covariance_matvec: (alpha/sigma^2) C is the Jacobian of the posterior
-mean, and taking it out of F v would lose every digit where sigma is large.
+C v is an op of its own, covariance_matvec: (alpha/sigma^2) C is the Jacobian of the posterior mean,
+and taking it out of F v would lose every digit where sigma is large.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from ..._torch import check, library
-from ..common import derivatives, lists
-from ..posterior import anchored
+from ..._torch.types import Level
+from ..common import derivatives, lists, moments
+from ..common.moments import first_moment, weight_sum
+from ..posterior import inputs_about_mean
 from .reference import fisher_matvec as reference
 
 __all__ = ["fisher_matvec", "reference"]
 
 
-def _covariance_twin(x, y, v, alpha, sigma, log_prior, scale, offset):
-    z = anchored(x, y, alpha, sigma, log_prior, scale, offset)
-    s0, s1, a = derivatives.pair_sums("matvec", [*z, v], scale, offset)
-    s0, s1 = s0[:, None, None], s1[:, None]
-    moved = s1 / s0
-    return a / s0 - moved * (v * moved).sum(-1, keepdim=True)
+def _sums(e: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """sum e, sum e t, sum e <t, v_k> t."""
+    projection = torch.einsum("bnd,bkd->bkn", t, v)
+    return weight_sum(e), first_moment(e, t), (e[:, None] * projection) @ t
 
 
-def _twin(x, y, v, alpha, sigma, log_prior, scale, offset):
+KIND = moments.register(
+    moments.MomentKind(
+        name="matvec",
+        sums=_sums,
+        shapes=lambda x, v: (x.shape[:1], x.shape, v.shape),
+        own=("v",),
+    )
+)
+
+
+def _covariance(x, y, v, alpha, sigma, log_prior, scale, offset):
+    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
+    weight, first, second = derivatives.pair_sums(KIND, [*z, v], scale, offset)
+    weight, first = weight[:, None, None], first[:, None]
+    delta = first / weight
+    return second / weight - delta * (v * delta).sum(-1, keepdim=True)
+
+
+def _fisher(x, y, v, alpha, sigma, log_prior, scale, offset):
     cov = covariance_matvec(x, y, v, alpha, sigma, log_prior, scale, offset)
     return (v - ((alpha / sigma) ** 2)[:, None, None] * cov) / (sigma * sigma)[:, None, None]
 
@@ -36,58 +57,43 @@ def _fake(x, y, v, alpha, sigma, log_prior, scale, offset):
     return v.new_empty(v.shape)
 
 
-def _symmetric(own):
-    def fast(needs, args, outputs, cotangents):
-        """Only v: both operators are symmetric."""
+def _symmetric(name: str) -> Callable:
+    """The fused gradient in v alone, which is the op itself: both operators are symmetric."""
+
+    def fused_vjp(needs, args, outputs, cotangents):
         if any(need for i, need in enumerate(needs) if i != 2):
             return None
-        x, y, _, *rest = args
-        return None, None, own()(x, y, cotangents[0], *rest), *[None] * len(rest)
+        x, y, _, *others = args
+        grad = library.overload(name)(x, y, cotangents[0], *others)
+        return None, None, grad, *[None] * len(others)
 
-    return fast
-
-
-def _cuda(fisher):
-    def implementation(*args):
-        from .triton import launch
-
-        return launch(*args, fisher=fisher)
-
-    return implementation
+    return fused_vjp
 
 
-_SCHEMA = (
-    "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
-    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
-)
-covariance_matvec = lists.define(
-    "covariance_matvec",
-    _SCHEMA,
-    fallback=_covariance_twin,
-    fake=_fake,
-    cuda=_cuda(fisher=False),
-    twin=_covariance_twin,
-    fast=_symmetric(lambda: covariance_matvec),
-    batch=library.folded("covariance_matvec", "qaqqqa--"),
-)
-op = lists.define(
-    "fisher_matvec",
-    _SCHEMA,
-    fallback=_twin,
-    fake=_fake,
-    cuda=_cuda(fisher=True),
-    twin=_twin,
-    fast=_symmetric(lambda: op),
-    batch=library.folded("fisher_matvec", "qaqqqa--"),
-)
+def _define(name: str, differentiable: Callable, fisher: bool):
+    return lists.define(
+        name,
+        "(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma, Tensor? log_prior, "
+        "float scale, float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor",
+        fallback=differentiable,
+        fake=_fake,
+        cuda=library.in_triton(__name__, fisher=fisher),
+        differentiable=differentiable,
+        fused_vjp=_symmetric(name),
+        fast="in reverse mode, that with respect to v alone",
+    )
+
+
+covariance_matvec = _define("covariance_matvec", _covariance, fisher=False)
+op = _define("fisher_matvec", _fisher, fisher=True)
 
 
 def fisher_matvec(
     x: Tensor,
     y: Tensor,
     v: Tensor,
-    alpha,
-    sigma,
+    alpha: Level,
+    sigma: Level,
     log_prior: Tensor | None = None,
     *,
     scale: float = 1.0,
@@ -96,19 +102,29 @@ def fisher_matvec(
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """F v for the diffusion Fisher F = -Hessian of log q_t at each query (Prop. 1, eq. 11), without
-    forming F.
+    """Computes F v, the diffusion Fisher F = -Hessian of log q_t times vectors, without forming F.
+
+    F = I/sigma^2 - (alpha^2/sigma^4) C (Prop. 1, eq. 11) is symmetric and at most I/sigma^2; it may
+    be indefinite. Take care which of x and y is which: swapped, the call runs and returns something
+    else.
 
     Args:
-        x, y, alpha, sigma, log_prior, scale, offset, atoms, counts, kept: as in `posterior`.
-        v: [B, *E], or [B, K, *E] for K vectors per query in one pass; dtype of x.
+        x: Queries ``[B, *E]``, float32 or float64.
+        y: Atoms ``[N, *E]``.
+        v: Vectors in x's dtype, ``[B, *E]``, or ``[B, K, *E]`` for K of them per query in one pass.
+        alpha: Signal level of each query, a number or [B].
+        sigma: Noise level of each query, a number or [B], positive.
+        log_prior: Log weights [N], None for uniform ones.
+        scale, offset, atoms, counts, kept: See `posterior`.
 
-    Returns a tensor of v's shape. F is symmetric and at most I/sigma^2; it may be indefinite.
-    Differentiable to any order in every tensor.
+    Returns:
+        A tensor of v's shape, differentiable to any order in every tensor. In reverse mode, the
+        derivative in v costs one more call; every other one is a tiled sum in PyTorch.
 
-    Raises ValueError or TypeError naming the argument; see `posterior` for values.
+    Raises:
+        TypeError, ValueError: As `posterior` does.
     """
-    flat, stored, *rest = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1]), *rest)
+    flat, stored, *others = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1]), *others)
     args += lists.arguments(atoms, counts, kept, flat)
     return check.call(op, args, x=x, y=y, v=v).reshape(v.shape)

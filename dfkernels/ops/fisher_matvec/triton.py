@@ -1,55 +1,70 @@
-"""fisher_matvec and covariance_matvec on CUDA: a lane per vector; the mean first, then sums about
-it."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""fisher_matvec and covariance_matvec on CUDA; a target is a query with one of its vectors.
+
+Where logits are given to the sweep, the mean comes first and the moments are taken about it.
+"""
 
 from __future__ import annotations
 
 import torch
 import triton
+from torch import Tensor
 
 from ..common.triton.device import device_of
-from ..common.triton.launch import gather, in_blocks, merge_grid, tile_for
-from ..common.triton.logits import logits, tilts
-from ..common.triton.merge import merge_matvec, merge_mean, moved_dots
+from ..common.triton.launch import accumulate, in_query_groups, merge_grid, merged_mean, tile_for
+from ..common.triton.logits import compute_logits, compute_projections
+from ..common.triton.merge import merge_matvec_kernel, reference_projections_kernel
+from ..common.triton.problem import Problem
 
 
-def _mean(p, sums):
-    """[lanes, d] in double."""
-    lanes, d = p.lanes, p.x.shape[1]
-    mean = p.x.new_empty(lanes, d, dtype=torch.float64)
-    grid, sizes = merge_grid(lanes, d)
-    merge_mean[grid](sums.scalars, sums.vectors, mean, lanes, d, sums.splits, **sizes)
-    return mean
-
-
-def _launch(p, fisher):
-    lanes, d = p.lanes, p.x.shape[1]
-    if tile_for(lanes, d, p.x.element_size(), device_of(p.x)).given:
-        found = logits(p)
-        alone = p._replace(v=None)
-        mean = _mean(alone, gather(alone, found, spread=True)).repeat_interleave(p.v.shape[1], 0)
-        about = mean.to(p.x.dtype)
-        sums = gather(p, found, tilts(p, found, about), about)
+def _launch(p: Problem, fisher: bool) -> Tensor:
+    targets, (B, d) = p.targets, p.x.shape
+    if tile_for(targets, d, p.x.element_size(), device_of(p.x)).given:
+        logits = compute_logits(p)
+        moments = accumulate(p._replace(v=None), logits, trace_only=True)
+        mean = merged_mean(moments, B, d).repeat_interleave(targets // B, 0)
+        reference = mean.to(p.x.dtype)
+        projections = compute_projections(p, logits, reference)
+        moments = accumulate(p, logits, projections, reference)
     else:
-        sums = gather(p)
-        mean = _mean(p, sums)
-    dots = mean.new_empty(sums.splits, lanes)
-    width = min(triton.next_power_of_2(d), 1024)
-    moved_dots[(sums.splits * lanes,)](
-        sums.scalars, sums.vectors, mean, p.v, dots, lanes, d, D=width
+        moments = accumulate(p)
+        mean = merged_mean(moments, targets, d)
+    reference_projections = mean.new_empty(moments.splits, targets)
+    reference_projections_kernel[(moments.splits * targets,)](
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        mean=mean,
+        v=p.v,
+        out=reference_projections,
+        targets=targets,
+        d=d,
+        D=min(triton.next_power_of_2(d), 1024),
     )
-    out = p.v.new_empty(p.v.shape)
-    grid, sizes = merge_grid(lanes, d)
-    merge_matvec[grid](
-        *(sums.scalars, sums.vectors, mean, dots, p.v, p.alpha, p.sigma, out),
-        *(lanes, p.v.shape[1], d, sums.splits),
+    out = torch.empty_like(p.v)
+    grid, sizes = merge_grid(targets, d)
+    merge_matvec_kernel[grid](
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        mean=mean,
+        reference_projections=reference_projections,
+        v=p.v,
+        alpha=p.alpha,
+        sigma=p.sigma,
+        out=out,
+        targets=targets,
+        vectors_per_query=targets // B,
+        d=d,
+        splits=moments.splits,
         FISHER=fisher,
         **sizes,
     )
     return out
 
 
-def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher):
-    """As the ops: F v, or C v."""
+def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher: bool):
+    """F v, or C v where not fisher, for flat tensors on one GPU."""
     if v.numel() == 0:
         return v.new_empty(v.shape)
-    return in_blocks(lambda p: _launch(p, fisher), x, y, v, alpha, sigma, log_prior, scale, offset)
+    run = lambda p: _launch(p, fisher)
+    return in_query_groups(run, x, y, v, alpha, sigma, log_prior, scale, offset)

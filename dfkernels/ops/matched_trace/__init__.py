@@ -7,9 +7,12 @@ residual:       tr F ~ (d/sigma^2)(1 - m),  m ~ E|eps_true - eps|^2/d
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from ..._torch import check, library
+from ..._torch.types import Level
 from .reference import matched_trace as reference
 
 __all__ = ["matched_trace", "reference"]
@@ -19,39 +22,42 @@ def _fake(m, eps, x, alpha, sigma, form):
     return m.new_empty(m.shape)
 
 
-def _cuda(*args):
-    from .triton import launch
-
-    return launch(*args)
-
-
 op = library.define(
     "matched_trace",
     "(Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form) -> Tensor",
     fallback=reference,
     fake=_fake,
-    cuda=_cuda,
-    twin=reference,
-    batch=library.folded("matched_trace", "qqqqq-"),
+    cuda=library.in_triton(__name__),
+    differentiable=reference,
 )
 
 
 def matched_trace(
-    m: Tensor, eps: Tensor, alpha, sigma, *, x: Tensor | None = None, form: str = "residual"
+    m: Tensor,
+    eps: Tensor,
+    alpha: Level,
+    sigma: Level,
+    *,
+    x: Tensor | None = None,
+    form: Literal["residual", "paper"] = "residual",
 ) -> Tensor:
-    """tr F by trace matching, DF-TM.
+    """Computes tr F by trace matching, DF-TM, from the output of a trace network.
 
     Args:
-        m: [B], the trace network's output, dtype of eps.
-        eps: [B, *E], the noise prediction, float32 or float64. The residual form reads only its
-        shape. alpha, sigma: float, 0-d or [B]; sigma > 0.
-        x: [B, *E], the noisy samples; needed by form="paper", refused by the other.
-        form: "residual": m ~ |eps_true - eps|^2/d, error of second order in that of eps (prefer
-            it); "paper": eq. 17, m ~ |x_0|^2/d.
+        m: The trace network's output, [B] in eps's dtype.
+        eps: The noise prediction, ``[B, *E]``, float32 or float64. The residual form reads only its
+            shape.
+        alpha: Signal level of each sample, a number or [B].
+        sigma: Noise level of each sample, a number or [B], positive.
+        x: The noisy samples, ``[B, *E]``; needed by form="paper", refused by the other.
+        form: "residual", for m ~ E|eps_true - eps|^2/d, whose error is of second order in that of
+            eps (prefer it); "paper" is eq. 17, for m ~ E|x_0|^2/d.
 
-    Returns [B]; differentiable to any order in every tensor.
+    Returns:
+        [B], differentiable to any order in every tensor.
 
-    Raises ValueError or TypeError naming the argument; see `posterior` for values.
+    Raises:
+        TypeError, ValueError: As `posterior` does.
     """
     flat = check.query("eps", eps)
     check.tensor("m", m)

@@ -1,3 +1,5 @@
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
 """DF-TM's trace on the GPU: every input is read once.
 
 residual: d (1 - m) / sigma^2
@@ -20,90 +22,96 @@ from ..common.triton import device as gpu
 
 
 @triton.jit
-def _trace(
-    m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, PAPER: tl.constexpr
+def trace_of(
+    m, alpha, sigma, b, exists, square, d, alpha_stride, sigma_stride, m_stride, PAPER: tl.constexpr
 ):
-    """Of samples b, in float64, as there are few."""
-    value = tl.load(m + b * m_step, mask=real, other=0.0).to(tl.float64)
-    s = tl.load(sigma + b * sigma_step, mask=real, other=1.0).to(tl.float64)
+    """(d - (d m alpha^2 - square)/sigma^2)/sigma^2, or d (1 - m)/sigma^2, of samples b in
+    float64."""
+    b_m = tl.load(m + b * m_stride, mask=exists, other=0.0).to(tl.float64)
+    b_sigma = tl.load(sigma + b * sigma_stride, mask=exists, other=1.0).to(tl.float64)
     if PAPER:
-        a = tl.load(alpha + b * alpha_step, mask=real, other=0.0).to(tl.float64)
-        inside = d - (d * value * a * a - square.to(tl.float64)) / (s * s)
+        b_alpha = tl.load(alpha + b * alpha_stride, mask=exists, other=0.0).to(tl.float64)
+        moment = d * b_m * b_alpha * b_alpha
+        inside = d - (moment - square.to(tl.float64)) / (b_sigma * b_sigma)
     else:
-        inside = d * (1.0 - value)
-    return inside / (s * s)
+        inside = d * (1.0 - b_m)
+    return inside / (b_sigma * b_sigma)
 
 
 @triton.jit
-def _squares(
-    m,  # [B], m_step apart, and so on
+def squares_kernel(
+    m,  # [B], m_stride apart; alpha and sigma likewise
     eps,  # [B, d]
     x,  # [B, d]
     alpha,
     sigma,
-    out,  # [B], or the sums of the pieces, [B, pieces]
+    out,  # [B]: the trace; with several pieces their sums, [B, pieces]
     B,
     d,
     pieces,  # of a row
     length,  # of a piece, a multiple of BLOCK
-    alpha_step,
-    sigma_step,
-    m_step,
+    alpha_stride,
+    sigma_stride,
+    m_stride,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,  # one piece
 ):
-    """sum_i (x_i - sigma eps_i)^2, and with one piece the trace."""
+    """sum_i (x_i - sigma eps_i)^2 over a piece of a row; WHOLE: the trace made of it."""
     program = tl.program_id(0)
     piece = program % pieces
     b = (program // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    real = b < B
-    s = tl.load(sigma + b * sigma_step, mask=real, other=1.0)[:, None]
-    total = tl.zeros([ROWS, BLOCK], dtype=s.dtype)
+    exists = b < B
+    b_sigma = tl.load(sigma + b * sigma_stride, mask=exists, other=1.0)[:, None]
+    total = tl.zeros([ROWS, BLOCK], dtype=b_sigma.dtype)
     first = piece * length
     for start in range(first, tl.minimum(first + length, d), BLOCK):
         i = start + tl.arange(0, BLOCK)
-        live = real[:, None] & (i < d)[None, :]
-        here = b[:, None] * d + i[None, :]
-        r = tl.load(x + here, mask=live, other=0.0) - s * tl.load(eps + here, mask=live, other=0.0)
+        mask = exists[:, None] & (i < d)[None, :]
+        i_sample = b[:, None] * d + i[None, :]
+        b_x = tl.load(x + i_sample, mask=mask, other=0.0)
+        r = b_x - b_sigma * tl.load(eps + i_sample, mask=mask, other=0.0)
         total += r * r
     square = gpu.row_sums(total)
     if WHOLE:
-        value = _trace(m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, True)
-        tl.store(out + b, value, mask=real)
+        value = trace_of(
+            m, alpha, sigma, b, exists, square, d, alpha_stride, sigma_stride, m_stride, True
+        )
+        tl.store(out + b, value, mask=exists)
     else:
-        tl.store(out + b * pieces + piece, square, mask=real)
+        tl.store(out + b * pieces + piece, square, mask=exists)
 
 
 @triton.jit
-def _finish(
+def finish_kernel(
     m,
-    squares,  # [B, pieces]; none in the residual form
+    squares,  # [B, pieces], or None in the residual form
     alpha,
     sigma,
     out,  # [B]
     B,
     d,
     pieces,
-    alpha_step,
-    sigma_step,
-    m_step,
+    alpha_stride,
+    sigma_stride,
+    m_stride,
     PAPER: tl.constexpr,
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,  # at least pieces
 ):
-    """The trace from the sums of the pieces, or from m alone."""
+    """d (1 - m)/sigma^2, or PAPER: the trace from m and the sums of the pieces."""
     b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    real = b < B
+    exists = b < B
     square = b.to(tl.float32)
     if PAPER:
         j = tl.arange(0, PADDED)
-        kept = real[:, None] & (j < pieces)[None, :]
-        square = tl.sum(
-            tl.load(squares + b[:, None] * pieces + j[None, :], mask=kept, other=0.0), 1
-        )
-    value = _trace(m, alpha, sigma, b, real, square, d, alpha_step, sigma_step, m_step, PAPER)
-    tl.store(out + b, value, mask=real)
+        mask = exists[:, None] & (j < pieces)[None, :]
+        p_square = squares + b[:, None] * pieces + j[None, :]
+        square = tl.sum(tl.load(p_square, mask=mask, other=0.0), 1)
+    value = trace_of(
+        m, alpha, sigma, b, exists, square, d, alpha_stride, sigma_stride, m_stride, PAPER
+    )
+    tl.store(out + b, value, mask=exists)
 
 
 class Plan(NamedTuple):
@@ -134,34 +142,36 @@ def plan(B: int, d: int, itemsize: int, device: gpu.Device, clusters: bool) -> P
 
 
 def launch(m, eps, x, alpha, sigma, form):
-    """As the op: m [B], eps and x [B, d], alpha and sigma [B] -> [B]."""
+    """The op for tensors on one GPU: m [B], eps and x [B, d], alpha and sigma [B] -> [B]."""
     B, d = eps.shape
     gpu.expect(eps, m=(m, (B,)), alpha=(alpha, (B,)), sigma=(sigma, (B,)))
     out = m.new_empty(B)
     if B == 0:
         return out
-    steps = alpha.stride(0), sigma.stride(0), m.stride(0)
+    levels = {
+        "m": m,
+        "alpha": alpha,
+        "sigma": sigma,
+        "alpha_stride": alpha.stride(0),
+        "sigma_stride": sigma.stride(0),
+        "m_stride": m.stride(0),
+        "B": B,
+        "d": d,
+    }
     with torch.cuda.device_of(m):
-        squares, pieces = m, 1
+        squares, pieces = None, 1
         if form == "paper":
             gpu.expect(eps, x=(x, (B, d)))
             p = plan(B, d, eps.element_size(), gpu.device_of(eps), gpu.CLUSTERS)
             pieces = p.pieces
             squares = out if pieces == 1 else m.new_empty(B * pieces)
-            _squares[(triton.cdiv(B, p.rows) * pieces,)](
-                *(
-                    m,
-                    eps.contiguous(),
-                    x.contiguous(),
-                    alpha,
-                    sigma,
-                    squares,
-                    B,
-                    d,
-                    pieces,
-                    p.length,
-                    *steps,
-                ),
+            squares_kernel[(triton.cdiv(B, p.rows) * pieces,)](
+                **levels,
+                eps=eps.contiguous(),
+                x=x.contiguous(),
+                out=squares,
+                pieces=pieces,
+                length=p.length,
                 ROWS=p.rows,
                 BLOCK=p.block,
                 WHOLE=pieces == 1,
@@ -170,8 +180,11 @@ def launch(m, eps, x, alpha, sigma, form):
             )
         if form != "paper" or pieces > 1:
             rows = 256 if pieces == 1 else 4
-            _finish[(triton.cdiv(B, rows),)](
-                *(m, squares, alpha, sigma, out, B, d, pieces, *steps),
+            finish_kernel[(triton.cdiv(B, rows),)](
+                **levels,
+                squares=squares,
+                out=out,
+                pieces=pieces,
                 PAPER=form == "paper",
                 ROWS=rows,
                 PADDED=triton.next_power_of_2(pieces),

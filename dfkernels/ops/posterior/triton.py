@@ -1,38 +1,57 @@
-"""posterior on CUDA: the sweep, its merge, and the trace from the merge's parts."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""posterior on CUDA: the moments, their merge, and the trace from the merge's parts."""
 
 from __future__ import annotations
 
 import torch
 import triton
+from torch import Tensor
 
-from ..common.triton.launch import gather, in_blocks, merge_grid
-from ..common.triton.merge import finish_trace, merge_squares
+from ..common.triton.launch import accumulate, in_query_groups, merge_grid
+from ..common.triton.merge import finish_trace_kernel, merge_squares_kernel
+from ..common.triton.problem import Problem
 
 
-def _launch(p):
+def _launch(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, d = p.x.shape
-    sums = gather(p, spread=True)
+    moments = accumulate(p, trace_only=True)
     grid, sizes = merge_grid(B, d)
     blocks = triton.cdiv(d, sizes["D"])
-    log_prob, mean, trace, ess = (
-        p.x.new_empty(B),
-        p.x.new_empty(B, d),
-        p.x.new_empty(B),
-        p.x.new_empty(B),
-    )
+    log_prob, trace, ess = (p.x.new_empty(B) for _ in range(3))
+    mean = p.x.new_empty(B, d)
     parts = p.x.new_empty(B, blocks, dtype=torch.float64)
-    merge_squares[grid](
-        *(sums.scalars, sums.vectors, p.alpha, p.sigma, mean, parts, log_prob, ess),
-        *(B, d, sums.splits, sums.atoms),
+    merge_squares_kernel[grid](
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        alpha=p.alpha,
+        sigma=p.sigma,
+        mean=mean,
+        out=parts,
+        log_prob=log_prob,
+        ess=ess,
+        targets=B,
+        d=d,
+        splits=moments.splits,
+        atoms=moments.atoms,
         DIAGONAL=False,
         **sizes,
     )
-    finish_trace[(B,)](parts, p.alpha, p.sigma, trace, d, blocks, BLOCKS=32, num_warps=1)
+    finish_trace_kernel[(B,)](
+        parts=parts,
+        alpha=p.alpha,
+        sigma=p.sigma,
+        trace=trace,
+        d=d,
+        blocks=blocks,
+        BLOCKS=32,
+        num_warps=1,
+    )
     return log_prob, mean, trace, ess
 
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset):
-    """As the op."""
+    """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
-    return in_blocks(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
+    return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)

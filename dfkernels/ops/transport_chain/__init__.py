@@ -1,10 +1,11 @@
-"""DDIM over the exact posterior of a point cloud, with the Jacobian of the whole map, chain by
-chain.
+"""DDIM over the exact posterior of a data set, with the Jacobian of the whole map, chain by chain.
 
-x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) mean
-A <- M A,  M = dx_s/dx_t = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t
-         = (sigma_s/sigma_t) I + (alpha_s - alpha_t sigma_s/sigma_t) (alpha_t/sigma_t^2) C
-(Algorithm 2, with the discrete step's own derivative.) A is rescaled at every step by a power of
+    x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) mean
+    A <- M A,  M = dx_s/dx_t = (alpha_s/alpha_t) I + (sigma_s - sigma_t alpha_s/alpha_t) sigma_t F_t
+             = (sigma_s/sigma_t) I + (alpha_s - alpha_t sigma_s/sigma_t) (alpha_t/sigma_t^2) C
+    (Algorithm 2, with the discrete step's own derivative)
+
+A is rescaled at every step by a power of
 two, which is exact, and at the end to |A|_F = sqrt(d): in the Dirac setting the Jacobian itself
 underflows.
 
@@ -15,6 +16,7 @@ Above, and where neither runs, the steps are PyTorch, each with a call of `poste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,7 +33,7 @@ __all__ = ["Chain", "reference", "transport_chain"]
 
 
 class Chain(NamedTuple):
-    """Where the chains end, x [B, *E], and the map's Jacobian exp(log_norm) A: A [B, d, d] with
+    """Where the chains end, x ``[B, *E]``, and the map's Jacobian exp(log_norm) A: A [B, d, d] with
     |A|_F = sqrt(d), log_norm [B].
     """
 
@@ -41,7 +43,7 @@ class Chain(NamedTuple):
 
 
 def _steps(x, y, alpha, sigma, log_prior, rates, transposed):
-    """The reference by ops that bound the memory."""
+    """The reference, made of ops that bound the memory."""
     A = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(x.shape[0], -1, -1)
     log_norm = x.new_zeros(x.shape[0])
     levels = torch.stack([alpha[:-1], sigma[:-1]], 1).to(x.dtype)
@@ -63,37 +65,31 @@ def _fake(x, y, alpha, sigma, log_prior, rates, transposed):
 
 def _no_derivative(*args):
     raise Unsupported(
-        "transport_chain has no derivatives, but an argument requires grad or carries a tangent: detach it, or "
-        "differentiate dfkernels.ops.transport_chain.reference"
+        "transport_chain has no derivatives, but an argument requires grad or carries a tangent: "
+        "detach it, or differentiate dfkernels.ops.transport_chain.reference"
     )
 
 
-def _cuda(*args):
-    from .triton import launch
-
-    return launch(*args)
-
-
-def _define(name, cuda=None):
+def _define(name: str, cuda: Callable | None = None):
     return library.define(
         name,
-        "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, Tensor? rates, bool transposed)"
-        " -> (Tensor, Tensor, Tensor)",
+        "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, Tensor? rates, "
+        "bool transposed) -> (Tensor, Tensor, Tensor)",
         fallback=_steps,
         fake=_fake,
         cuda=cuda,
-        twin=_no_derivative,
-        fast=_no_derivative,
-        batch=library.folded(name, "qaaaaa-"),
+        differentiable=_no_derivative,
+        fused_vjp=_no_derivative,
+        shared=("y", "alpha", "sigma", "log_prior", "rates"),
     )
 
 
-op = _define("transport_chain", _cuda)
+op = _define("transport_chain", library.in_triton(__name__))
 stepwise = _define("transport_chain_stepwise")  # no kernel
 
 
-def _levels(name, a, x):
-    """[M + 1] real numbers, a tensor or a NumPy array, -> float64."""
+def _levels(name: str, a, x: Tensor) -> Tensor:
+    """A tensor or a NumPy array of M + 1 real numbers in float64."""
     if type(a).__module__.partition(".")[0] == "numpy" and getattr(a, "ndim", 0):
         a = check.of_numpy(name, a)
     check.tensor(name, a)
@@ -114,27 +110,32 @@ def transport_chain(
     rates: Tensor | None = None,
     transposed: bool = False,
 ) -> Chain:
-    """M DDIM steps from the noise x to the data y by the exact posterior mean, and the Jacobian of
-    that map.
+    """Takes M DDIM steps from the noise x to the data y, and returns the Jacobian of that map too.
+
+    The steps use the exact posterior mean. Take care which of x and y is which: swapped, the call
+    runs and returns something else.
 
     Args:
-        x: [B, *E] the chains' starts, float32 or float64: the dtype of computation and results.
-        y: [N, *E] atoms, of x's dtype or narrower (converted). Temporary memory on the CPU: 128 N
-            bytes a thread.
-        alpha, sigma: [M + 1], tensors or NumPy arrays of any real dtype: the levels from start to
-            end, used in float64; sigma > 0 throughout. On x's device, or a CUDA call waits until
-            they are copied.
-        log_prior: [N] log weights as in `posterior`.
-        rates: [M, 2] floating, instead of the exact derivative: A <- A + (r_0 I + r_1
+        x: The chains' starts, ``[B, *E]``, float32 or float64: the dtype of computation and
+            results.
+        y: Atoms ``[N, *E]``, of x's dtype or narrower (converted). Temporary memory on the CPU: 128
+            N bytes a thread.
+        alpha: Signal levels from start to end, [M + 1], a tensor or NumPy array of any real dtype,
+            used in float64. On x's device, or a CUDA call waits until they are copied.
+        sigma: Noise levels, likewise, positive throughout.
+        log_prior: Log weights [N], as in `posterior`.
+        rates: [M, 2] floating, in place of the exact derivative: A <- A + (r_0 I + r_1
             (alpha_t/sigma_t)^2 C) A, an Euler step of dA/dt = B A.
-        transposed: A <- A + A^T (r_0 I + r_1 (alpha_t/sigma_t)^2 C) with these rates, the printed
-            line 6 of Algorithm 2 (wrong, for comparison).
+        transposed: With rates, A <- A + A^T (r_0 I + r_1 (alpha_t/sigma_t)^2 C), the printed line 6
+            of Algorithm 2 (wrong, for comparison).
 
-    Returns Chain(x [B, *E], A [B, d, d], log_norm [B]). The same bits for any number of threads. No
-    derivatives: an argument that requires grad (outside torch.no_grad) or carries a tangent raises
-    NotImplementedError, which is a ValueError too.
+    Returns:
+        Chain(x ``[B, *E]``, A [B, d, d], log_norm [B]), the same bits for any number of threads.
 
-    Raises ValueError or TypeError naming the argument; see `posterior` for values.
+    Raises:
+        TypeError, ValueError: As `posterior` does.
+        NotImplementedError: An argument requires grad (outside torch.no_grad) or carries a tangent:
+            there are no derivatives. It is a ValueError too.
     """
     flat, atoms, *_, log_prior, _, _ = check.points(x, y, 1.0, 1.0, log_prior, 1.0, 0.0)
     alpha, sigma = _levels("alpha", alpha, x), _levels("sigma", sigma, x)

@@ -1,4 +1,9 @@
-"""What the Triton kernels share. Imported only where triton is: by ops/<op>/triton.py."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""What launchers know of a GPU, and what all Triton kernels share.
+
+Modules that import triton are themselves imported only when a CUDA call needs them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ CLUSTERS = tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 8)
 
 
 class Device(NamedTuple):
-    """What launch heuristics may know of a GPU."""
+    """What the choice of a tile may depend on."""
 
     cc: int  # compute capability: 80, 90, 100, 120
     multiprocessors: int
@@ -36,23 +41,27 @@ def _cuda_device(index: int) -> Device:
 
 
 def device_of(tensor: torch.Tensor) -> Device:
+    """The GPU of a tensor; for one that is on none, as in tests, an H200."""
     return _cuda_device(tensor.device.index) if tensor.is_cuda else DEVICES[90]
 
 
 def expect(like: torch.Tensor, **given: tuple[torch.Tensor, tuple[int, ...]]) -> None:
-    """RuntimeError for a tensor, given with its shape, that a kernel would read past its end."""
+    """Raises RuntimeError for a tensor that a kernel would read past its end.
+
+    Args:
+        like: gives the dtype and the device that all tensors must have.
+        given: name=(tensor, the shape it must have).
+    """
     for name, (t, shape) in given.items():
         if t.shape != shape or t.dtype != like.dtype or t.device != like.device:
-            wanted = f"{list(shape)}, {like.dtype}, {like.device}"
+            expected = f"{list(shape)}, {like.dtype}, {like.device}"
             raise RuntimeError(
-                f"{name}: expected {wanted}, got {list(t.shape)}, {t.dtype}, {t.device}"
+                f"{name}: expected {expected}, got {list(t.shape)}, {t.dtype}, {t.device}"
             )
 
 
 @triton.jit
 def row_sums(t):
-    """[rows, n] -> [rows]; one row may lie across a cluster, over which Triton reduces vectors
+    """Sums [rows, n] -> [rows]. One row may lie across a cluster, over which Triton reduces vectors
     only."""
-    if t.shape[0] == 1:
-        return tl.sum(t)[None]
-    return tl.sum(t, 1)
+    return tl.sum(t)[None] if t.shape[0] == 1 else tl.sum(t, 1)

@@ -1,96 +1,98 @@
-"""Logits, or <t, v>, of every (lane, atom), by differences, kept: all of them, or those that may
-matter."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""The kernel that computes logits, or projections <t, v>, in the difference form."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .functions import LOG2E, along, load_atoms, real_atoms
+from .functions import LOG2E, any_true, index_along, load_atoms, valid_atoms
 
 
 @triton.jit
-def rows_sum(
-    x,  # [B, d], or about [lanes, d]
-    y,  # [N, d], rows ldy apart
-    v,  # [lanes, d]
-    alpha,
-    sigma,
-    log_pi,
-    bounds,  # [B, N]: no logit is larger; may be out
-    floor,  # [B]
-    out,  # out [lanes, N]
+def differences_kernel(
+    x,  # [B, d]; PROJECT: the reference of every target, [targets, d]
+    y,  # [N, d], rows y_stride apart
+    v,  # [targets, d], or None
+    alpha,  # [B]
+    sigma,  # [B]
+    log_pi,  # [N], or None
+    bounds,  # [B, N]: upper bounds of the logits, or None; may be the same memory as out
+    floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
+    out,  # out [targets, N]
     N,
     d,
-    ldy,
-    lanes,
-    per_query,
+    y_stride,
+    targets,
+    vectors_per_query,
     gap,
     scale,
     offset,
     PROJECT: tl.constexpr,
-    FILTERED: tl.constexpr,
+    FILTERED: tl.constexpr,  # only where bounds >= floor - gap
     PRIOR: tl.constexpr,
     AFFINE: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
-    LANES: tl.constexpr,
-    STRIP: tl.constexpr,  # tiles of a program
+    TARGETS: tl.constexpr,
+    STRIP: tl.constexpr,  # tiles of one program
 ):
-    """log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or <y - about, v>; FILTERED: where it may
-    matter."""
+    """out = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or, with PROJECT, <y - reference, v>.
+
+    One program has TARGETS targets and STRIP tiles of atoms. FILTERED skips a tile in which no atom
+    of these targets can matter; out is then not written there.
+    """
     T = x.dtype.element_ty
-    blocks = tl.cdiv(lanes, LANES)
-    begin = (tl.program_id(0) // blocks).to(tl.int64) * ATOMS * STRIP
-    lane = (tl.program_id(0) % blocks).to(tl.int64) * LANES + along(LANES, 0)
-    live = lane < lanes
-    query = lane // per_query
-    row = lane if PROJECT else query  # of x
-    a = tl.load(alpha + query, mask=live, other=0.0)
-    i = along(ATOMS, 1)
+    target_blocks = tl.cdiv(targets, TARGETS)
+    begin = (tl.program_id(0) // target_blocks).to(tl.int64) * ATOMS * STRIP
+    i_block = (tl.program_id(0) % target_blocks).to(tl.int64)
+    i_target = i_block * TARGETS + index_along(TARGETS, 0)
+    active = i_target < targets
+    i_query = i_target // vectors_per_query
+    i_row = i_target if PROJECT else i_query  # of x
+    b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
+    i = index_along(ATOMS, 1)
     tiles = tl.cdiv(tl.minimum(STRIP * ATOMS, N - begin).to(tl.int32), ATOMS)
     if FILTERED:
-        least = tl.load(floor + query, mask=live, other=float("inf")) - gap
-        n = begin + along(STRIP * ATOMS, 1)
-        ahead = tl.load(bounds + query * N + n, mask=(n < N) & live, other=-float("inf"))
-        tiles = tl.where(tl.max(((ahead >= least) | (ahead != ahead)).to(tl.int32)) > 0, tiles, 0)
+        least = tl.load(floor + i_query, mask=active, other=float("inf")) - gap
+        n = begin + index_along(STRIP * ATOMS, 1)
+        ahead = tl.load(bounds + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
+        tiles = tl.where(any_true((ahead >= least) | (ahead != ahead)), tiles, 0)
     for tile in range(tiles):
         start = begin + tile * ATOMS
-        here = i < N - start
-        real = real_atoms(log_pi, start, i, N, PRIOR)
-        at_out = out + lane * N + start + i
+        exists = i < N - start
+        valid = valid_atoms(log_pi, start, i, N, PRIOR)
+        p_out = out + i_target * N + start + i
         chunks = tl.cdiv(d, D)
         if FILTERED:
-            bound = tl.load(bounds + query * N + start + i, mask=here & live, other=-float("inf"))
-            chunks = tl.where(
-                tl.max(((bound >= least) | (bound != bound)).to(tl.int32)) > 0, chunks, 0
-            )
-        total = tl.zeros((LANES, ATOMS, D), T)
+            p_bound = bounds + i_query * N + start + i
+            bound = tl.load(p_bound, mask=exists & active, other=-float("inf"))
+            chunks = tl.where(any_true((bound >= least) | (bound != bound)), chunks, 0)
+        total = tl.zeros((TARGETS, ATOMS, D), T)
         for c in range(chunks):
-            k = c * D + along(D, 2)
-            cell = live & (k < d)
-            at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
-            xq = tl.load(x + row * d + k, mask=cell, other=0.0)
+            k = c * D + index_along(D, 2)
+            mask = active & (k < d)
+            b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+            b_x = tl.load(x + i_row * d + k, mask=mask, other=0.0)
             if PROJECT:
-                total += (at - xq) * tl.load(v + lane * d + k, mask=cell, other=0.0)
+                total += (b_y - b_x) * tl.load(v + i_target * d + k, mask=mask, other=0.0)
             else:
-                u = xq - a * at
+                u = b_x - b_alpha * b_y
                 total += u * u
         value = tl.sum(total, 2, keep_dims=True)
         if not PROJECT:
-            noise = tl.load(sigma + query, mask=live, other=1.0)
-            wild = ~(value < float("inf"))
-            value *= -0.5 * LOG2E / (noise * noise)
-            if (
-                tl.max(wild.to(tl.int32)) > 0
-            ):  # far atoms, whose squares overflow, or what is no number: then nan
-                odd = tl.zeros((LANES, ATOMS, 1), T)
+            b_sigma = tl.load(sigma + i_query, mask=active, other=1.0)
+            overflow = ~(value < float("inf"))
+            value *= -0.5 * LOG2E / (b_sigma * b_sigma)
+            if any_true(overflow):  # an outlier keeps -inf; where anything is no number, NaN
+                taint = tl.zeros((TARGETS, ATOMS, 1), T)
                 for c in range(chunks):
-                    k = c * D + along(D, 2)
-                    at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
-                    xq = tl.load(x + row * d + k, mask=live & (k < d), other=0.0)
-                    odd += tl.sum(0.0 * xq + 0.0 * at, 2, keep_dims=True)
-                value += odd
+                    k = c * D + index_along(D, 2)
+                    b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                    b_x = tl.load(x + i_row * d + k, mask=active & (k < d), other=0.0)
+                    taint += tl.sum(0.0 * b_x + 0.0 * b_y, 2, keep_dims=True)
+                value += taint
             if PRIOR:
-                value += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
-        tl.store(at_out, value, mask=live & here & (chunks > 0))
+                value += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
+        tl.store(p_out, value, mask=active & exists & (chunks > 0))

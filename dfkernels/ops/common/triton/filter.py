@@ -1,12 +1,19 @@
-"""Logits of all atoms by matrix products.
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""The kernel that computes expanded logits: all atoms against many queries, as a matrix product.
 
-x' and y' are x less alpha times the centre, and y less the centre:
+With x' = x - alpha centre and y' = y - centre,
+
     -|x - alpha y|^2/(2 sigma^2) = -(|x'|^2 - 2 alpha <x', y'> + alpha^2 |y'|^2)/(2 sigma^2)
-On operands rounded to bfloat16, which moves <x', y'> by at most 2^-8 |x'| |y'|, this is a filter:
-it writes what each logit is at most. For queries near the data, |x'|^2 + alpha^2 |y'|^2 of the size
-of d sigma^2, three products of tf32 parts (tf32x3) are as good as differences. Tensor cores cut
-short what they add up: a product starts from zero in every tile, and `keep`, which is 1, stops the
-compiler from folding the addition of tiles, in float32, into it.
+
+It has two uses. On operands rounded to bfloat16, which changes <x', y'> by at most 2^-8 |x'| |y'|,
+it is a filter: it writes an upper bound of every logit. For the queries whose |x'|^2 + alpha^2
+|y'|^2 is of the size of d sigma^2, three products of tf32 parts (tf32x3) are as accurate as
+differences, and it writes the logits themselves.
+
+Tensor cores truncate when they add. So a product starts from zero in every tile and tiles are added
+in float32; the factor `one`, which is 1, keeps the compiler from folding that addition into the
+product.
 """
 
 from __future__ import annotations
@@ -14,27 +21,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .functions import LOG2E, load_atoms, real_atoms
+from .functions import LOG2E, load_atoms, valid_atoms
 
 
 @triton.jit
-def filter_logits(
-    x,  # [B, d]: x less alpha times the centre, rounded
-    y,  # [N, d], rows ldy apart
+def filter_kernel(
+    x,  # [B, d]: x', rounded
+    y,  # [N, d], rows y_stride apart
     centre,  # [d]
-    square,  # [B]: |x'|^2
-    near,  # [B], PRECISE: which queries to do
-    alpha,
-    sigma,
-    log_pi,
-    upper,  # out [B, N]: no logit is larger; PRECISE: the logits
-    lower,  # out [B, tiles]: the tile's largest is no smaller
-    sizes,  # out [N]: |y'|^2
+    x_square,  # [B]: |x'|^2
+    by_products,  # [B]: 1 for the queries whose logits come from here; None unless PRECISE
+    alpha,  # [B]
+    sigma,  # [B]
+    log_pi,  # [N], or None
+    upper,  # out [B, N]: upper bounds of the logits; PRECISE: the logits
+    lower,  # out [B, tiles]: a lower bound of the tile's largest logit
+    y_square,  # out [N]: |y'|^2, 0 for a masked atom
     N,
     d,
-    ldy,
+    y_stride,
     B,
-    keep,
+    one,
     scale,
     offset,
     PRECISE: tl.constexpr,
@@ -45,54 +52,66 @@ def filter_logits(
     QUERIES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    blocks = tl.cdiv(B, QUERIES)
-    tile = (tl.program_id(0) // blocks).to(tl.int64)
+    """upper = log2 pi - log2(e) (|x'|^2 - 2 alpha <x', y'> + alpha^2 |y'|^2)/(2 sigma^2) + error.
+
+    One program has a tile of atoms and QUERIES queries. PRECISE: without the error, only for the
+    queries that take products.
+    """
+    query_blocks = tl.cdiv(B, QUERIES)
+    tile = (tl.program_id(0) // query_blocks).to(tl.int64)
     start = tile * ATOMS
     i = tl.arange(0, ATOMS)[:, None]
-    q = (tl.program_id(0) % blocks).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[None, :]
-    live = q < B
+    i_block = (tl.program_id(0) % query_blocks).to(tl.int64)
+    i_query = i_block * QUERIES + tl.arange(0, QUERIES)[None, :]
+    active = i_query < B
     product = tl.zeros((ATOMS, QUERIES), tl.float32)
-    size = tl.zeros((ATOMS, 1), tl.float32)
+    b_y_square = tl.zeros((ATOMS, 1), tl.float32)
     chunks = tl.cdiv(d, D)
     if PRECISE:
-        close = tl.load(near + q, mask=live, other=0)
-        live &= close > 0
-        chunks = tl.where(tl.max(close) > 0, chunks, 0)
-    weighs = real_atoms(log_pi, start, i, N, PRIOR)
+        chosen = tl.load(by_products + i_query, mask=active, other=0)
+        active &= chosen > 0
+        chunks = tl.where(tl.max(chosen) > 0, chunks, 0)
+    valid = valid_atoms(log_pi, start, i, N, PRIOR)
     for c in tl.range(0, chunks, num_stages=STAGES):
         k = c * D + tl.arange(0, D)
-        t = load_atoms(y, start, i, k[None, :], weighs, ldy, d, scale, offset, tl.float32, AFFINE)
+        t = load_atoms(
+            y, start, i, k[None, :], valid, y_stride, d, scale, offset, tl.float32, AFFINE
+        )
         t -= tl.load(centre + k, mask=k < d, other=0.0)[None, :]
-        size += tl.sum(t * t, 1, keep_dims=True)
-        xq = tl.load(x + q * d + k[:, None], mask=live & (k < d)[:, None], other=0.0)
+        b_y_square += tl.sum(t * t, 1, keep_dims=True)
+        x_mask = active & (k < d)[:, None]
+        b_x = tl.load(x + i_query * d + k[:, None], mask=x_mask, other=0.0)
         if PRECISE:
-            product = product * keep + tl.dot(t, xq, input_precision="tf32x3")
+            product = product * one + tl.dot(t, b_x, input_precision="tf32x3")
         else:
-            product = tl.dot(t.to(xq.dtype), xq, product, input_precision="tf32")
-    a = tl.load(alpha + q, mask=live, other=0.0)
-    noise = tl.load(sigma + q, mask=live, other=1.0)
-    own = tl.load(square + q, mask=live, other=0.0)
-    half = 0.5 * LOG2E / (noise * noise)
-    logit = half * (2 * a * product - own - a * a * size)
-    real = live & (i < N - start)
-    at = upper + q * N + start + i
+            product = tl.dot(t.to(b_x.dtype), b_x, product, input_precision="tf32")
+    b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
+    b_sigma = tl.load(sigma + i_query, mask=active, other=1.0)
+    b_x_square = tl.load(x_square + i_query, mask=active, other=0.0)
+    half = 0.5 * LOG2E / (b_sigma * b_sigma)
+    logit = half * (2 * b_alpha * product - b_x_square - b_alpha * b_alpha * b_y_square)
+    exists = active & (i < N - start)
+    p_upper = upper + i_query * N + start + i
     if PRIOR:
         prior = LOG2E * tl.load(log_pi + start + i, mask=i < N - start, other=0.0)
         logit += prior
     if PRECISE:
-        tl.store(at, logit, mask=real)
+        tl.store(p_upper, logit, mask=exists)
     else:
-        # 2^-8 and 2^-18 of the roundings, d 2^-23 of adding up products, d/64 2^-23 of adding up
-        # squares
-        reach = tl.sqrt(own) * tl.abs(a) * tl.sqrt(size)
+        # 2^-8 and 2^-18 for the roundings of the operands, d 2^-23 for the sums of products,
+        # d/64 2^-23 for the sums of squares
+        norms = tl.sqrt(b_x_square) * tl.abs(b_alpha) * tl.sqrt(b_y_square)
         error = half * (
-            2 * reach * (0.00392 + d * 1.2e-7) + (2e-6 + d * 2e-9) * (own + a * a * size)
+            2 * norms * (0.00392 + d * 1.2e-7)
+            + (2e-6 + d * 2e-9) * (b_x_square + b_alpha * b_alpha * b_y_square)
         )
         if PRIOR:
             error += tl.where(prior == -float("inf"), 0.0, -1e-6 * prior)
-        tl.store(at, logit + error, mask=real)
-        least = logit - error  # nan where squares overflow: such atoms are computed anew
-        surely = tl.max(tl.where(real & (least == least), least, -float("inf")), 0, keep_dims=True)
-        tl.store(lower + q * tl.cdiv(N, ATOMS) + tile, surely, mask=live)
-        size = tl.where(weighs, size, 0.0)  # of the others it is |centre|^2
-        tl.store(sizes + start + i, size, mask=(i < N - start) & (tl.program_id(0) % blocks == 0))
+        tl.store(p_upper, logit + error, mask=exists)
+        least = logit - error  # NaN where a square overflows: such atoms are computed again
+        least = tl.where(exists & (least == least), least, -float("inf"))
+        p_lower = lower + i_query * tl.cdiv(N, ATOMS) + tile
+        tl.store(p_lower, tl.max(least, 0, keep_dims=True), mask=active)
+        b_y_square = tl.where(valid, b_y_square, 0.0)  # of a masked atom it would be |centre|^2
+        first_block = tl.program_id(0) % query_blocks == 0
+        tl.store(y_square + start + i, b_y_square, mask=(i < N - start) & first_block)

@@ -1,3 +1,5 @@
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
 """Device functions that several kernels of the data-set ops call."""
 
 from __future__ import annotations
@@ -9,40 +11,49 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def along(n: tl.constexpr, axis: tl.constexpr):
+def index_along(n: tl.constexpr, axis: tl.constexpr):
     """0 .. n - 1 along one of three axes."""
     i = tl.arange(0, n)
-    if axis == 0:
-        return i[:, None, None]
-    if axis == 1:
-        return i[None, :, None]
-    return i[None, None, :]
+    if axis == 0:  # one return alone: Triton would compare the types of several
+        i = i[:, None, None]
+    elif axis == 1:
+        i = i[None, :, None]
+    else:
+        i = i[None, None, :]
+    return i
 
 
 @triton.jit
-def add_exactly(sum, lost, more):
-    """(sum + more, lost + what its rounding lost)."""
-    new = sum + more
-    back = new - sum
-    return new, lost + ((sum - (new - back)) + (more - back))
+def any_true(condition):
+    """Whether the condition holds anywhere in the block."""
+    return tl.max(condition.to(tl.int32)) > 0
 
 
 @triton.jit
-def real_atoms(log_pi, start, i, N, PRIOR: tl.constexpr):
-    """Which of atoms start + i are there and have weight: a masked atom may hold anything, NaN
-    included."""
-    real = i < N - start
-    if PRIOR:  # a log_pi that is NaN is kept, and shows
-        real = real & (tl.load(log_pi + start + i, mask=real, other=-float("inf")) != -float("inf"))
-    return real
+def add_compensated(total, lost, more):
+    """(total + more, lost + what the rounding of that addition lost): Knuth's two-sum."""
+    new = total + more
+    back = new - total
+    return new, lost + ((total - (new - back)) + (more - back))
 
 
 @triton.jit
-def load_atoms(y, start, i, k, real, ldy, d, scale, offset, T: tl.constexpr, AFFINE: tl.constexpr):
-    """Atoms start + i at coordinates k, zero beyond d and where not `real`, as `real_atoms`
-    says."""
-    cell = real & (k < d)
-    at = tl.load(y + start * ldy + (i * ldy + k), mask=cell, other=0.0).to(T)
+def valid_atoms(log_pi, start, i, N, PRIOR: tl.constexpr):
+    """Which of the atoms start + i exist and are not masked; a masked atom may hold NaN."""
+    valid = i < N - start
+    if PRIOR:  # a log_pi that is NaN counts as valid, so that it shows in the result
+        b_log_pi = tl.load(log_pi + start + i, mask=valid, other=-float("inf"))
+        valid = valid & (b_log_pi != -float("inf"))
+    return valid
+
+
+@triton.jit
+def load_atoms(
+    y, start, i, k, valid, y_stride, d, scale, offset, T: tl.constexpr, AFFINE: tl.constexpr
+):
+    """Coordinates k of the atoms start + i in dtype T; zero beyond d and where not `valid`."""
+    mask = valid & (k < d)
+    b_y = tl.load(y + start * y_stride + (i * y_stride + k), mask=mask, other=0.0).to(T)
     if AFFINE:
-        at = tl.where(cell, at * scale + offset, 0.0)
-    return at
+        b_y = tl.where(mask, b_y * scale + offset, 0.0)
+    return b_y

@@ -1,202 +1,327 @@
-"""Launches the sweep: which tile for which shape, and how the atoms are split."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""Launches the kernels that accumulate moments: which tile for which shape, how atoms are split."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from .device import Device, device_of
-from .logits import Logits, logits
-from .problem import Problem, gap_of, problem
-from .products import near_sums
-from .sweep import sweep
+from .logits import Logits, compute_logits
+from .merge import merge_mean_kernel
+from .problem import Problem, make_problem
+from .products import product_moments_kernel
+from .sweep import sweep_kernel
+
+MAX_TILES = 128  # tiles of a split: chains of additions stay short
+SCRATCH = 2**28  # numbers of scratch memory
 
 
 class Tile(NamedTuple):
-    """One program of the sweep. GIVEN: logits come from another launch, and d may be cut."""
+    """What one program of the sweep handles at once."""
 
     D: int  # coordinates: a power of two
     ATOMS: int
-    LANES: int
-    DAX: int  # the axis of the coordinates
+    TARGETS: int
+    COORD_AXIS: int
     STAGES: int
     warps: int
-    given: bool
-    strip: int = 1
+    given: bool  # logits come from another launch, and d may be cut into blocks of D
+    strip: int = 1  # tiles whose given logits are looked at together
 
 
-LONGEST = 128  # tiles of a split: chains of additions stay short
-ROOM = 2**28  # numbers of scratch memory
+class Shape(NamedTuple):
+    """What the choice of a tile depends on; itemsize is that of the compute dtype."""
+
+    targets: int
+    d: int
+    itemsize: int
+    device: Device
+
+    @property
+    def D(self) -> int:
+        return triton.next_power_of_2(self.d)
 
 
-def tile_for(lanes: int, d: int, itemsize: int, device: Device) -> Tile:
-    """itemsize: of the compute dtype. A thread holds 32 words of a tile (float64: half as many
-    numbers again) and its share of four vectors; that sets the warps, and what d can be without
-    logits given.
-    """
-    D = triton.next_power_of_2(d)
-    if D * itemsize**2 <= 256 and lanes >= 64:
-        return Tile(D, max(2, min(16, 32 // D)), 128, 0, 1, 4, False)
-    if itemsize == 4 and 1 < lanes <= 16 and d > 16:
-        return Tile(128, 8, 4, 2, 1, 4, True, 128)
-    if D * itemsize**2 > 2**16 or (itemsize == 4 and lanes > 16 and d > 16):
-        D = min(D, 4096 // itemsize)
-        atoms = min(16, 32768 // itemsize // D)
-        return Tile(D, atoms, 1, 2, 1, 8 if D >= 512 else 4, True, 1024 // atoms)
-    warps = 16 if D * itemsize >= 16384 else 8 if D * itemsize >= 4096 else 4
-    atoms = min(256, 16384 * warps // (itemsize**2 * D))
-    if warps == 16 and device.cc // 10 == 10:
+class TileRule(NamedTuple):
+    """One row of the table of tiles: the first rule that applies to a shape chooses its tile."""
+
+    name: str
+    applies: Callable[[Shape], bool]
+    tile: Callable[[Shape], Tile]
+
+
+def _target_per_thread(s: Shape) -> Tile:
+    atoms = max(2, min(16, 32 // s.D))
+    return Tile(s.D, atoms, 128, COORD_AXIS=0, STAGES=1, warps=4, given=False)
+
+
+def _shared_atoms(s: Shape) -> Tile:
+    return Tile(128, 8, 4, COORD_AXIS=2, STAGES=1, warps=4, given=True, strip=128)
+
+
+def _blocks_of_coordinates(s: Shape) -> Tile:
+    D = min(s.D, 4096 // s.itemsize)
+    atoms = min(16, 32768 // s.itemsize // D)
+    warps = 8 if D >= 512 else 4
+    return Tile(D, atoms, 1, COORD_AXIS=2, STAGES=1, warps=warps, given=True, strip=1024 // atoms)
+
+
+def _whole_rows(s: Shape) -> Tile:
+    row = s.D * s.itemsize
+    warps = 16 if row >= 16384 else 8 if row >= 4096 else 4
+    atoms = min(256, 16384 * warps // (s.itemsize * row))
+    if warps == 16 and s.device.cc // 10 == 10:
         atoms //= 2  # Triton 3.7 would spill in the loop
-    stages = min(3, 1 + (device.shared - 2**15) // (atoms * D * itemsize)) if D >= 512 else 1
-    return Tile(D, atoms, 1, 2, stages, warps, False)
+    stages = min(3, 1 + (s.device.shared - 2**15) // (atoms * row)) if s.D >= 512 else 1
+    return Tile(s.D, atoms, 1, COORD_AXIS=2, STAGES=stages, warps=warps, given=False)
+
+
+# A thread holds 32 words of a tile (in float64 half as many numbers, each of two words) and its
+# share of four vectors. That sets the warps, and how large d may be unless logits are given.
+TILE_RULES = (
+    TileRule(
+        "a target per thread",
+        lambda s: s.D * s.itemsize**2 <= 256 and s.targets >= 64,
+        _target_per_thread,
+    ),
+    TileRule(
+        "a few targets share the atoms, behind the filter",
+        lambda s: s.itemsize == 4 and 1 < s.targets <= 16 and s.d > 16,
+        _shared_atoms,
+    ),
+    TileRule(
+        "a row that no program holds",
+        lambda s: s.D * s.itemsize**2 > 2**16,
+        _blocks_of_coordinates,
+    ),
+    TileRule(
+        "many targets, behind the filter",
+        lambda s: s.itemsize == 4 and s.targets > 16 and s.d > 16,
+        _blocks_of_coordinates,
+    ),
+    TileRule("whole rows in registers", lambda s: True, _whole_rows),
+)
+
+
+def tile_for(targets: int, d: int, itemsize: int, device: Device) -> Tile:
+    """The tile of the first rule in TILE_RULES that applies."""
+    shape = Shape(targets, d, itemsize, device)
+    return next(rule.tile(shape) for rule in TILE_RULES if rule.applies(shape))
 
 
 def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
-    """Enough programs for every multiprocessor, none with more than LONGEST tiles."""
+    """How many splits give every multiprocessor work, none of them with more than MAX_TILES
+    tiles."""
     tiles = triton.cdiv(N, tile.ATOMS)
     fill = triton.cdiv(4 * device.multiprocessors, blocks)
-    return max(triton.cdiv(tiles, LONGEST), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
+    return max(triton.cdiv(tiles, MAX_TILES), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
 
 
-def products_sizes(lanes: int, one: bool) -> dict[str, int]:
-    """A program of `near_sums`: two sums of 64 x 32 numbers, or one of 64 x 64, do not spill."""
-    queries = max(16, min(64, triton.next_power_of_2(lanes)))
-    return {"D": 64 if one else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
+def product_sizes(targets: int, one_sum: bool) -> dict[str, int]:
+    """The tile of `product_moments_kernel`: two sums of 64 x 32 numbers, or one of 64 x 64, do not
+    spill."""
+    queries = max(16, min(64, triton.next_power_of_2(targets)))
+    return {"D": 64 if one_sum else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
 
 
-def splits_of_products(N: int, programs: int, atoms: int, device: Device) -> int:
-    """As `splits_for`; what is added up within a tile counts as one addition."""
+def product_splits_for(N: int, programs: int, atoms: int, device: Device) -> int:
+    """`splits_for` for matrix products, where what is added within a tile counts as one
+    addition."""
     return max(
-        triton.cdiv(2 * device.multiprocessors, programs), triton.cdiv(N, 8 * LONGEST * atoms)
+        triton.cdiv(2 * device.multiprocessors, programs), triton.cdiv(N, 8 * MAX_TILES * atoms)
     )
 
 
+def even_splits(N: int, splits: int, atoms: int) -> tuple[int, int]:
+    """(atoms of a split, a multiple of the tile's; number of splits, none of them empty)."""
+    span = triton.cdiv(triton.cdiv(N, splits), atoms) * atoms
+    return span, triton.cdiv(N, span)
+
+
 def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Device) -> int:
-    """As many as ROOM allows."""
+    """How many queries SCRATCH has room for, at least one."""
     tile = tile_for(B * K, d, itemsize, device)
-    splits = splits_for(N, triton.cdiv(B * K, tile.LANES), tile, device)
-    step = max(1, ROOM // (K * (3 * splits * d + 2 * N * tile.given)))
+    splits = splits_for(N, triton.cdiv(B * K, tile.TARGETS), tile, device)
+    step = max(1, SCRATCH // (K * (3 * splits * d + 2 * N * tile.given)))
     return step if step < 128 else step // 128 * 128  # whole tiles of the filter
 
 
-def in_blocks(launch, x, y, v, alpha, sigma, log_prior, scale, offset):
-    """launch(problem) for some queries at a time; outputs are per query."""
+def in_query_groups(
+    launch: Callable, x, y, v, alpha, sigma, log_prior, scale: float, offset: float
+):
+    """Calls launch(problem) on as many queries at a time as the scratch memory allows."""
     B, K = x.shape[0], 1 if v is None else v.shape[1]
-    p = problem(x, y, v, alpha, sigma, log_prior, scale, offset)
+    p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset)
     step = queries_at_once(B, K, *p.y.shape, x.element_size(), device_of(x))
     with torch.cuda.device_of(x):
         if step >= B:
             return launch(p)
-        some = [slice(b, b + step) for b in range(0, B, step)]
-        outs = [
-            launch(
-                p._replace(
-                    x=p.x[s], alpha=p.alpha[s], sigma=p.sigma[s], v=None if v is None else p.v[s]
-                )
-            )
-            for s in some
-        ]
-    if isinstance(outs[0], torch.Tensor):
+        outs = []
+        for b in range(0, B, step):
+            s = slice(b, b + step)
+            part = p._replace(x=p.x[s], alpha=p.alpha[s], sigma=p.sigma[s])
+            outs.append(launch(part._replace(v=None if p.v is None else p.v[s])))
+    if isinstance(outs[0], Tensor):
         return torch.cat(outs)
     return tuple(torch.cat(o) for o in zip(*outs, strict=True))
 
 
-class Sums(NamedTuple):
-    """What the sweep leaves: one entry per split and lane, a query or one of its vectors."""
+class Moments(NamedTuple):
+    """The moments of every split and target."""
 
-    scalars: torch.Tensor  # [4, splits, lanes]
-    vectors: torch.Tensor  # [3, splits, lanes, d]
+    scalars: (
+        Tensor  # [4, splits, targets]: max_logit, weight_sum, weight_square_sum, projection_sum
+    )
+    vectors: Tensor  # [3, splits, targets, d]: reference, first_moment, second_moment
     splits: int
     atoms: int  # N where no log_pi was added, and every atom weighs 1/N; else 1
 
 
-def gather(
-    p: Problem, found: Logits | None = None, tilts=None, about=None, *, spread=False
-) -> Sums:
-    """The sums of all splits. found: logits, where a tile takes them; with tilts and about the sums
-    are those of the vectors v. spread: only the sum of second over the coordinates will be used.
+class _ProductPlan(NamedTuple):
+    """How `product_moments_kernel` is launched."""
+
+    sizes: dict[str, int]
+    programs: int  # per split
+    span: int
+    splits: int
+
+
+def _product_plan(N: int, d: int, targets: int, one_sum: bool, device: Device) -> _ProductPlan:
+    sizes = product_sizes(targets, one_sum)
+    programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(targets, sizes["QUERIES"])
+    splits = product_splits_for(N, programs, sizes["ATOMS"], device)
+    return _ProductPlan(sizes, programs, *even_splits(N, splits, sizes["ATOMS"]))
+
+
+def accumulate(
+    p: Problem,
+    logits: Logits | None = None,
+    projections: Tensor | None = None,
+    reference: Tensor | None = None,
+    *,
+    trace_only: bool = False,
+) -> Moments:
+    """The moments of all splits.
+
+    Args:
+        p: the call.
+        logits: for a tile whose logits are given; computed here if missing.
+        projections, reference: <y - reference, v> [targets, N] and reference [targets, d], if the
+            moments are those of the vectors v and the tile is given.
+        trace_only: only the sum of the second moment over the coordinates will be used.
     """
-    (B, d), N, lanes = p.x.shape, p.y.shape[0], p.lanes
+    (B, d), N, targets = p.x.shape, p.y.shape[0], p.targets
     device = device_of(p.x)
-    tile = tile_for(lanes, d, p.x.element_size(), device)
-    if tile.given and found is None:
-        found = logits(p)
-    parts = triton.cdiv(d, tile.D)
-    blocks = triton.cdiv(lanes, tile.LANES)
-    splits = splits_for(N, blocks * parts, tile, device)
-    span = triton.cdiv(triton.cdiv(N, splits), tile.ATOMS) * tile.ATOMS
-    splits = triton.cdiv(N, span)
-    matvec = p.v is not None and (tilts is not None or not tile.given)
-    products = found is not None and found.near is not None and tile.given
-    near_splits = 0
-    if products:
-        sizes = products_sizes(lanes, spread or matvec)
-        programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(lanes, sizes["QUERIES"])
-        near_splits = splits_of_products(N, programs, sizes["ATOMS"], device)
-        near_span = triton.cdiv(triton.cdiv(N, near_splits), sizes["ATOMS"]) * sizes["ATOMS"]
-        near_splits = triton.cdiv(N, near_span)
-    count = splits + near_splits
-    scalars, vectors = p.x.new_empty(4, count, lanes), p.x.new_empty(3, count, lanes, d)
-    or_x = lambda t: p.x if t is None else t
-    given, floor = (p.x, p.x) if found is None else found[:2]
-    if products:
-        floor = torch.where(found.near > 0, math.inf, floor)
-    sweep[(parts * blocks * splits,)](
-        *(
-            p.x,
-            p.y,
-            or_x(p.v),
-            p.alpha,
-            p.sigma,
-            or_x(p.log_pi),
-            given,
-            floor,
-            or_x(tilts),
-            or_x(about),
-        ),
-        *(scalars, vectors, N, d, p.y.stride(0), lanes, lanes // B, count, span, gap_of(p)),
-        *(p.scale, p.offset),
-        **p.flags,
+    tile = tile_for(targets, d, p.x.element_size(), device)
+    if tile.given and logits is None:
+        logits = compute_logits(p)
+    programs = triton.cdiv(d, tile.D) * triton.cdiv(targets, tile.TARGETS)
+    span, splits = even_splits(N, splits_for(N, programs, tile, device), tile.ATOMS)
+    matvec = p.v is not None and (projections is not None or not tile.given)
+    products = None
+    if tile.given and logits.by_products is not None:
+        products = _product_plan(N, d, targets, trace_only or matvec, device)
+    count = splits + (0 if products is None else products.splits)
+    scalars, vectors = p.x.new_empty(4, count, targets), p.x.new_empty(3, count, targets, d)
+    floor = None if logits is None else logits.max_logit
+    if products is not None:
+        floor = torch.where(logits.by_products > 0, math.inf, floor)
+    sweep_kernel[(programs * splits,)](
+        **p.atom_arguments,
+        x=p.x,
+        v=p.v,
+        alpha=p.alpha,
+        sigma=p.sigma,
+        logits=None if logits is None else logits.value,
+        floor=floor,
+        projections=projections,
+        reference=reference,
+        scalars=scalars,
+        vectors=vectors,
+        targets=targets,
+        vectors_per_query=targets // B,
+        splits=count,
+        span=span,
+        gap=p.gap,
         MATVEC=matvec,
         GIVEN=tile.given,
         D=tile.D,
         ATOMS=tile.ATOMS,
-        LANES=tile.LANES,
-        DAX=tile.DAX,
+        TARGETS=tile.TARGETS,
+        COORD_AXIS=tile.COORD_AXIS,
         STAGES=tile.STAGES,
         STRIP=tile.strip,
         num_warps=tile.warps,
     )
-    if products:
-        near_sums[(programs * near_splits,)](
-            *(found.given, found.top, found.near, p.y, or_x(p.log_pi), found.centre, found.sizes),
-            *(or_x(tilts), or_x(about), scalars, vectors),
-            *(
-                N,
-                d,
-                p.y.stride(0),
-                lanes,
-                lanes // B,
-                count,
-                splits,
-                near_span,
-                1.0,
-                p.scale,
-                p.offset,
-            ),
-            **sizes,
-            **p.flags,
-            MATVEC=matvec,
-            SPREAD=spread,
-            num_warps=8 if sizes["QUERIES"] > 16 else 4,
+    moments = Moments(scalars, vectors, count, N if p.log_pi is None else 1)
+    if products is not None:
+        _add_products(
+            p, logits, projections, reference, moments, splits, products, matvec, trace_only
         )
-    return Sums(scalars, vectors, count, N if p.log_pi is None else 1)
+    return moments
 
 
-def merge_grid(lanes: int, d: int):
-    """(programs, sizes) of a merge: one program per lane and block of coordinates."""
+def _add_products(
+    p: Problem,
+    logits: Logits,
+    projections: Tensor | None,
+    reference: Tensor | None,
+    moments: Moments,
+    begin_split: int,
+    plan: _ProductPlan,
+    matvec: bool,
+    trace_only: bool,
+) -> None:
+    """Fills the splits of the queries that take products."""
+    targets = p.targets
+    product_moments_kernel[(plan.programs * plan.splits,)](
+        **p.atom_arguments,
+        logits=logits.value,
+        max_logit=logits.max_logit,
+        by_products=logits.by_products,
+        centre=logits.centre,
+        y_square=logits.y_square,
+        projections=projections,
+        reference=reference,
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        targets=targets,
+        vectors_per_query=targets // p.x.shape[0],
+        splits=moments.splits,
+        begin_split=begin_split,
+        span=plan.span,
+        one=1.0,
+        MATVEC=matvec,
+        TRACE_ONLY=trace_only,
+        **plan.sizes,
+        num_warps=8 if plan.sizes["QUERIES"] > 16 else 4,
+    )
+
+
+def merge_grid(targets: int, d: int) -> tuple[tuple[int], dict[str, int]]:
+    """(programs, sizes) of a merge: one program per target and block of coordinates."""
     D = min(triton.next_power_of_2(d), 128)
-    return (lanes * triton.cdiv(d, D),), {"SPLITS": 16, "D": D, "num_warps": 4}
+    return (targets * triton.cdiv(d, D),), {"SPLITS": 16, "D": D, "num_warps": 4}
+
+
+def merged_mean(moments: Moments, targets: int, d: int) -> Tensor:
+    """The posterior mean, [targets, d] in double."""
+    mean = moments.vectors.new_empty(targets, d, dtype=torch.float64)
+    grid, sizes = merge_grid(targets, d)
+    merge_mean_kernel[grid](
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        mean=mean,
+        targets=targets,
+        d=d,
+        splits=moments.splits,
+        **sizes,
+    )
+    return mean

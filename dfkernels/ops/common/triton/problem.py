@@ -1,54 +1,77 @@
-"""A call of a data-set op as its kernels take it."""
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""The arguments of a data-set op, prepared for its Triton kernels."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..moments import load
 
 
 class Problem(NamedTuple):
-    """Arguments as kernels take them: contiguous but for y's rows, log pi normalised."""
+    """One call of a data-set op: contiguous tensors (except for the rows of y), log pi normalised.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    v: torch.Tensor | None
-    alpha: torch.Tensor
-    sigma: torch.Tensor
-    log_pi: torch.Tensor | None
+    A target is a query, or a query with one of its vectors v.
+    """
+
+    x: Tensor  # [B, d]
+    y: Tensor  # [N, d], rows y.stride(0) apart; the atoms are scale * y + offset
+    v: Tensor | None  # [B, K, d]
+    alpha: Tensor  # [B]
+    sigma: Tensor  # [B]
+    log_pi: Tensor | None  # [N], natural logarithms; None: uniform
     scale: float
     offset: float
 
     @property
-    def lanes(self):
+    def targets(self) -> int:
         return self.x.shape[0] if self.v is None else self.v.shape[0] * self.v.shape[1]
 
     @property
-    def flags(self):
-        affine = (self.scale, self.offset) != (1.0, 0.0)
-        return {"PRIOR": self.log_pi is not None, "AFFINE": affine}
+    def gap(self) -> float:
+        """An atom lighter than 2^-gap of the heaviest is negligible: all N together stay far below
+        one rounding."""
+        return math.log2(self.y.shape[0] + 1) + (24 if self.x.dtype == torch.float32 else 53) + 14
+
+    @property
+    def atom_arguments(self) -> dict[str, Any]:
+        """What every kernel that reads atoms takes, by keyword."""
+        return {
+            "y": self.y,
+            "log_pi": self.log_pi,
+            "N": self.y.shape[0],
+            "d": self.y.shape[1],
+            "y_stride": self.y.stride(0),
+            "scale": self.scale,
+            "offset": self.offset,
+            "PRIOR": self.log_pi is not None,
+            "AFFINE": (self.scale, self.offset) != (1.0, 0.0),
+        }
 
 
-def problem(x, y, v, alpha, sigma, log_prior, scale, offset) -> Problem:
+def make_problem(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_prior: Tensor | None,
+    scale: float,
+    offset: float,
+) -> Problem:
+    """The prepared form of an op's flat arguments."""
     if y.stride(1) != 1 or y.stride(0) >= 2**22:
         y = y.contiguous()
     if x.dtype == torch.float64 and (scale, offset) != (1.0, 0.0):
-        y, scale, offset = (
-            load(y, x.dtype, scale, offset),
-            1.0,
-            0.0,
-        )  # a kernel takes float32 numbers
+        # a kernel would receive scale and offset as float32
+        y, scale, offset = load(y, x.dtype, scale, offset), 1.0, 0.0
     log_pi = None if log_prior is None else torch.log_softmax(log_prior, 0)
     v = None if v is None else v.contiguous()
     return Problem(
         x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_pi, scale, offset
     )
-
-
-def gap_of(p: Problem) -> float:
-    """Atoms lighter than 2^-gap of the heaviest do not count: all N of them together are far below
-    an eps."""
-    return math.log2(p.y.shape[0] + 1) + (24 if p.x.dtype == torch.float32 else 53) + 14

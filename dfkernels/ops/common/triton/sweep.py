@@ -1,45 +1,190 @@
-"""The sweep: every op's sums over one split of the atoms, by differences, in one pass.
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""The kernel that accumulates every op's moments over one split of the atoms, in one pass.
 
-Per lane (a query, or a query with one of its vectors v), with e = exp(l - top) and t = y - ref:
-    mass = sum e    square = sum e^2    first = sum e t
-    second = sum e t * t (elementwise), or sum e t <t, v> with tilt = sum e <t, v>
+Per target (a query, or a query with one of its vectors v), with e = exp(logit - max_logit) and
+t = y - reference:
 
-A tile of atoms is three-dimensional: coordinates along axis DAX, atoms along axis 1, lanes along
-the third. DAX = 2: a thread holds columns of a few rows and lanes share them. DAX = 0: a thread
-holds whole lanes, so that every sum stays inside it; for small d. Where d is too large for
-registers, logits and <t, v> are GIVEN (`rows_sum`), and a program has a block of the coordinates.
+    weight_sum = sum e     weight_square_sum = sum e^2     first_moment = sum e t
+    second_moment = sum e t * t (elementwise), or
+    second_moment = sum e t <t, v> with projection_sum = sum e <t, v>
+
+A tile is three-dimensional: coordinates along COORD_AXIS, atoms along axis 1, targets along the
+third axis. COORD_AXIS = 2: a thread holds columns of a few rows, and targets share them.
+COORD_AXIS = 0, for small d: a thread holds whole targets, so that every sum stays inside it. Where
+d is too large for registers, logits and projections are GIVEN (differences.py, filter.py), and a
+program has a block of the coordinates.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from .functions import LOG2E, add_exactly, along, load_atoms, real_atoms
+from .functions import LOG2E, add_compensated, any_true, index_along, load_atoms, valid_atoms
+
+
+class Moments(NamedTuple):
+    """What a program has accumulated so far, relative to max_logit and about the reference."""
+
+    max_logit: tl.tensor
+    weight_sum: tl.tensor
+    weight_lost: tl.tensor  # what the rounding of weight_sum lost
+    square_sum: tl.tensor  # of the weights
+    square_lost: tl.tensor
+    projection_sum: tl.tensor
+    reference: tl.tensor
+    first: tl.tensor
+    second: tl.tensor
 
 
 @triton.jit
-def sweep(
+def no_moments(scalar, reference):
+    """The moments of no atoms, about the reference; `scalar` gives shape and dtype of the sums."""
+    zero = tl.zeros_like(scalar)
+    vector = tl.zeros_like(reference)
+    return Moments(zero - float("inf"), zero, zero, zero, zero, zero, reference, vector, vector)
+
+
+@triton.jit
+def raise_max_logit(m, logit, peak):
+    """Goes over to the larger max_logit: (e of the tile, its sum, the factor `down` of all older
+    weights, the moments times it). weight_lost and the sums of squares are left to `add_tile`."""
+    new = tl.maximum(m.max_logit, peak)
+    safe = tl.where(new == -float("inf"), 0.0, new)
+    e = tl.exp2(logit - safe)
+    down = tl.exp2(m.max_logit - safe)
+    tile_weight = tl.sum(e, 1, keep_dims=True)
+    m = Moments(
+        new,
+        m.weight_sum * down,
+        m.weight_lost,
+        m.square_sum,
+        m.square_lost,
+        m.projection_sum * down,
+        m.reference,
+        m.first * down,
+        m.second * down,
+    )
+    return e, tile_weight, down, m
+
+
+@triton.jit
+def move_reference(
+    m, e, logit, b_y, b_v, i, heavier, tile_weight, MATVEC: tl.constexpr, COORD_AXIS: tl.constexpr
+):
+    """The moments about this tile's mean for the targets for which it is `heavier` than all before.
+
+    The mean is found from the tile's heaviest atom. Where one atom has all the weight, the
+    reference is that atom, and nothing cancels.
+    """
+    heaviest = tl.argmax(logit, 1, keep_dims=True)
+    heaviest = tl.sum(tl.where(i == heaviest, b_y, 0.0), 1, keep_dims=True)
+    offset = tl.sum(e * (b_y - heaviest), 1, keep_dims=True)
+    mean = heaviest + offset / tl.where(heavier, tile_weight, 1.0)
+    delta = tl.where(heavier, m.reference - mean, 0.0)
+    projection_sum = m.projection_sum
+    second = m.second
+    if MATVEC:
+        delta_v = tl.sum(delta * b_v, COORD_AXIS, keep_dims=True)
+        projection_sum += m.weight_sum * delta_v
+        second += delta_v * m.first + projection_sum * delta
+    else:
+        second += delta * (2 * m.first + m.weight_sum * delta)
+    return Moments(
+        m.max_logit,
+        m.weight_sum,
+        m.weight_lost,
+        m.square_sum,
+        m.square_lost,
+        projection_sum,
+        tl.where(heavier, mean, m.reference),
+        m.first + m.weight_sum * delta,
+        second,
+    )
+
+
+@triton.jit
+def add_tile(m, e, first, second, projection_sum, down, tile_weight):
+    """The moments with one tile more, which first, second and projection_sum contain already."""
+    weight_sum, weight_lost = add_compensated(m.weight_sum, m.weight_lost * down, tile_weight)
+    square_sum, square_lost = add_compensated(
+        m.square_sum * (down * down),
+        m.square_lost * (down * down),
+        tl.sum(e * e, 1, keep_dims=True),
+    )
+    return Moments(
+        m.max_logit,
+        weight_sum,
+        weight_lost,
+        square_sum,
+        square_lost,
+        projection_sum,
+        m.reference,
+        first,
+        second,
+    )
+
+
+@triton.jit
+def store_moments(
+    m,
+    scalars,
+    vectors,
+    i_target,
+    k,
+    split,
+    splits,
+    targets,
+    d,
+    part,
+    MATVEC: tl.constexpr,
+    COORD_AXIS: tl.constexpr,
+):
+    """Writes one split's moments; max_logit and weight_sum become NaN where anything was no number.
+
+    Without that in max_logit, a split of nothing else would seem to have no atom.
+    """
+    active = i_target < targets
+    out = split * targets + i_target
+    count = tl.full((), splits, tl.int64) * targets
+    whole = active & (part == 0)
+    taint = 0.0 * m.weight_sum + tl.sum(0.0 * m.first, COORD_AXIS, keep_dims=True)
+    tl.store(scalars + out, m.max_logit + taint, mask=whole)
+    tl.store(scalars + count + out, m.weight_sum + m.weight_lost + taint, mask=whole)
+    tl.store(scalars + 2 * count + out, m.square_sum + m.square_lost, mask=whole)
+    if MATVEC:
+        tl.store(scalars + 3 * count + out, m.projection_sum, mask=whole)
+    mask = active & (k < d) & (m.weight_sum > 0)
+    tl.store(vectors + out * d + k, m.reference, mask=mask)
+    tl.store(vectors + (count + out) * d + k, m.first, mask=mask)
+    tl.store(vectors + (2 * count + out) * d + k, m.second, mask=mask)
+
+
+@triton.jit
+def sweep_kernel(
     x,  # [B, d]
-    y,  # [N, d], rows ldy apart; the atoms are scale * y + offset
-    v,  # [lanes, d]
+    y,  # [N, d], rows y_stride apart; the atoms are scale * y + offset
+    v,  # [targets, d], or None
     alpha,  # [B]
     sigma,  # [B]
-    log_pi,  # [N]
-    given,  # [B, N]: logits, base 2; those below floor - gap need only be that
-    floor,  # [B]: no more than the largest; inf: nothing to do
-    tilts,  # [lanes, N]: <y - about, v>, likewise
-    about,  # [lanes, d]
-    scalars,  # out [4, splits, lanes]: top (base 2), mass, square, tilt
-    vectors,  # out [3, splits, lanes, d]: ref, first, second; where mass > 0
+    log_pi,  # [N], or None
+    logits,  # [B, N], base 2, or None; one below floor - gap need not be more exact than that
+    floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
+    projections,  # [targets, N]: <y - reference, v>, right where the logit matters, or None
+    reference,  # [targets, d], or None: chosen here
+    scalars,  # out [4, splits, targets]: max_logit (base 2), the sums of e, e^2 and e <t, v>
+    vectors,  # out [3, splits, targets, d]: reference and moments, where weight_sum > 0
     N,
     d,
-    ldy,
-    lanes,
-    per_query,  # lanes of a query
+    y_stride,
+    targets,
+    vectors_per_query,
     splits,
     span,  # atoms of a split
-    gap,  # atoms lighter than 2^-gap of the heaviest do not count
+    gap,  # an atom lighter than 2^-gap of the heaviest is negligible
     scale,
     offset,
     MATVEC: tl.constexpr,
@@ -48,149 +193,95 @@ def sweep(
     GIVEN: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
-    LANES: tl.constexpr,
-    DAX: tl.constexpr,
+    TARGETS: tl.constexpr,
+    COORD_AXIS: tl.constexpr,
     STAGES: tl.constexpr,
-    STRIP: tl.constexpr,  # tiles, where logits are given
+    STRIP: tl.constexpr,  # GIVEN: tiles whose logits are looked at together
 ):
+    """logit = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), and moments as the module says."""
     T = x.dtype.element_ty
-    blocks = tl.cdiv(lanes, LANES)
+    target_blocks = tl.cdiv(targets, TARGETS)
     parts = tl.cdiv(d, D)  # 1 unless GIVEN
     part = tl.program_id(0) % parts
-    split = (tl.program_id(0) // parts // blocks).to(tl.int64)
-    lane = (tl.program_id(0) // parts % blocks).to(tl.int64) * LANES + along(LANES, 2 - DAX)
-    live = lane < lanes
-    query = lane // per_query
-    k = part * D + along(D, DAX)
-    cell = live & (k < d)
-    a = tl.load(alpha + query, mask=live, other=0.0)
-    noise = tl.load(sigma + query, mask=live, other=1.0)
-    by = -0.5 * LOG2E / (noise * noise)
-    xq = tl.load(x + query * d + k, mask=cell, other=0.0)
-    if MATVEC:
-        vq = tl.load(v + lane * d + k, mask=cell, other=0.0)
-
-    top = tl.zeros_like(by) - float("inf")
-    mass = tl.zeros_like(by)
-    square = tl.zeros_like(by)
-    tilt = tl.zeros_like(by)
-    lost = tl.zeros_like(by)
-    lost_square = tl.zeros_like(by)
-    ref = tl.zeros_like(xq)
+    split = (tl.program_id(0) // parts // target_blocks).to(tl.int64)
+    i_block = (tl.program_id(0) // parts % target_blocks).to(tl.int64)
+    i_target = i_block * TARGETS + index_along(TARGETS, 2 - COORD_AXIS)
+    active = i_target < targets
+    i_query = i_target // vectors_per_query
+    k = part * D + index_along(D, COORD_AXIS)
+    mask = active & (k < d)
+    b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
+    b_sigma = tl.load(sigma + i_query, mask=active, other=1.0)
+    factor = -0.5 * LOG2E / (b_sigma * b_sigma)
+    b_x = tl.load(x + i_query * d + k, mask=mask, other=0.0)
+    b_v = tl.load(v + i_target * d + k, mask=mask, other=0.0) if MATVEC else b_x
+    b_reference = tl.zeros_like(b_x)
     if GIVEN and MATVEC:
-        ref = tl.load(about + lane * d + k, mask=cell, other=0.0)
-    first = tl.zeros_like(xq)
-    second = tl.zeros_like(xq)
-
-    does = live
-    least = tl.zeros_like(by) - float("inf")  # some atom's logit is at least this
+        b_reference = tl.load(reference + i_target * d + k, mask=mask, other=0.0)
+    m = no_moments(factor, b_reference)
+    least = tl.zeros_like(factor) - float("inf")  # some atom's logit is at least this
     begin = split * span
-    i = along(ATOMS, 1)
+    i = index_along(ATOMS, 1)
     tiles = tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS)
-    strips = 1
-    strip = tiles
+    strip = STRIP if GIVEN else tiles
+    strips = tl.cdiv(tiles, strip) if GIVEN else 1
     if GIVEN:
-        least = tl.load(floor + query, mask=live, other=float("inf"))
-        does = live & (least < float("inf"))
-        strip = STRIP
-        strips = tl.cdiv(tiles, strip)
+        least = tl.load(floor + i_query, mask=active, other=float("inf"))
+        active = active & (least < float("inf"))
     for j in range(strips):
         end = tl.minimum(tiles, (j + 1) * strip)
         if GIVEN:  # most of the time nothing in a strip matters
-            n = begin + j * strip * ATOMS + along(STRIP * ATOMS, 1)
-            ahead = tl.load(given + query * N + n, mask=(n < N) & does, other=-float("inf"))
-            some = tl.max(((ahead > tl.maximum(top, least) - gap) | (ahead != ahead)).to(tl.int32))
-            end = tl.where(some > 0, end, j * strip)
+            n = begin + j * strip * ATOMS + index_along(STRIP * ATOMS, 1)
+            ahead = tl.load(logits + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
+            any_matters = (ahead > tl.maximum(m.max_logit, least) - gap) | (ahead != ahead)
+            end = tl.where(any_true(any_matters), end, j * strip)
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
-            here = i < N - start
-            real = real_atoms(log_pi, start, i, N, PRIOR)
+            exists = i < N - start
+            valid = valid_atoms(log_pi, start, i, N, PRIOR)
             if GIVEN:
-                logit = tl.load(
-                    given + query * N + start + i, mask=here & does, other=-float("inf")
-                )
-                odd = tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
+                p_logit = logits + i_query * N + start + i
+                logit = tl.load(p_logit, mask=exists & active, other=-float("inf"))
+                taint = tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
-                at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
-                u = xq - a * at
-                distance = tl.sum(u * u, DAX, keep_dims=True)
-                odd = tl.sum(distance, 1, keep_dims=True)
-                logit = by * distance
+                b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                u = b_x - b_alpha * b_y
+                distance = tl.sum(u * u, COORD_AXIS, keep_dims=True)
+                taint = tl.sum(distance, 1, keep_dims=True)
+                logit = factor * distance
                 if PRIOR:
-                    logit += LOG2E * tl.load(log_pi + start + i, mask=here, other=0.0)
-            logit = tl.where(here & does, logit, -float("inf"))
+                    logit += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
+            logit = tl.where(exists & active, logit, -float("inf"))
             peak = tl.max(logit, 1, keep_dims=True)
-            # Where something is not finite, the sums tell apart: far atoms, of weight 0, and what
-            # is no number.
-            if (
-                tl.max(((peak > tl.maximum(top, least) - gap) | ~(odd < float("inf"))).to(tl.int32))
-                > 0
-            ):
-                new = tl.maximum(top, peak)
-                safe = tl.where(new == -float("inf"), 0.0, new)
+            # Where something is not finite, the sums are taken too: they tell an outlier, which has
+            # weight 0, from what is no number.
+            matters = (peak > tl.maximum(m.max_logit, least) - gap) | ~(taint < float("inf"))
+            if any_true(matters):
                 if GIVEN:
-                    at = load_atoms(y, start, i, k, real, ldy, d, scale, offset, T, AFFINE)
-                e = tl.exp2(logit - safe)
-                down = tl.exp2(top - safe)
-                top = new
-                tile_mass = tl.sum(e, 1, keep_dims=True)
-                mass *= down
-                tilt *= down
-                first *= down
-                second *= down
-                heavier = (tile_mass > mass) & (not (GIVEN and MATVEC))
-                if tl.max(heavier.to(tl.int32)) > 0:
-                    # What came before weighs less than this tile: go over to the tile's mean, found
-                    # from its heaviest atom. Where one atom has all the weight, ref is that atom,
-                    # and nothing cancels.
-                    best = tl.argmax(logit, 1, keep_dims=True)
-                    best = tl.sum(tl.where(i == best, at, 0.0), 1, keep_dims=True)
-                    mean = best + tl.sum(e * (at - best), 1, keep_dims=True) / tl.where(
-                        heavier, tile_mass, 1.0
+                    b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                e, tile_weight, down, m = raise_max_logit(m, logit, peak)
+                heavier = (tile_weight > m.weight_sum) & (not (GIVEN and MATVEC))
+                if any_true(heavier):
+                    m = move_reference(
+                        m, e, logit, b_y, b_v, i, heavier, tile_weight, MATVEC, COORD_AXIS
                     )
-                    moved = tl.where(heavier, ref - mean, 0.0)
-                    ref = tl.where(heavier, mean, ref)
-                    if MATVEC:
-                        shift = tl.sum(moved * vq, DAX, keep_dims=True)
-                        tilt += mass * shift
-                        second += shift * first + tilt * moved
-                    else:
-                        second += moved * (2 * first + mass * moved)
-                    first += mass * moved
-                t = at - ref
+                t = b_y - m.reference
                 et = e * t
-                first += tl.sum(et, 1, keep_dims=True)
+                first = m.first + tl.sum(et, 1, keep_dims=True)
+                projection_sum = m.projection_sum
                 if MATVEC:
                     if GIVEN:
-                        counts = here & does & (logit >= least - gap)
-                        p = tl.load(tilts + lane * N + start + i, mask=counts, other=0.0)
-                    else:
-                        p = tl.where(
-                            e > 0, tl.sum(t * vq, DAX, keep_dims=True), 0.0
-                        )  # far: no 0 times inf
-                    tilt += tl.sum(e * p, 1, keep_dims=True)
-                    second += tl.sum(p * et, 1, keep_dims=True)
+                        counts = exists & active & (logit >= least - gap)
+                        p_projection = projections + i_target * N + start + i
+                        projection = tl.load(p_projection, mask=counts, other=0.0)
+                    else:  # 0 for an outlier, whose weight is 0 and whose <t, v> may be infinite
+                        projection = tl.sum(t * b_v, COORD_AXIS, keep_dims=True)
+                        projection = tl.where(e > 0, projection, 0.0)
+                    projection_sum += tl.sum(e * projection, 1, keep_dims=True)
+                    second = m.second + tl.sum(projection * et, 1, keep_dims=True)
                 else:
-                    second += tl.sum(t * et, 1, keep_dims=True)
-                mass, lost = add_exactly(mass, lost * down, tile_mass)
-                square, lost_square = add_exactly(
-                    square * (down * down),
-                    lost_square * (down * down),
-                    tl.sum(e * e, 1, keep_dims=True),
-                )
-
-    out = split * lanes + lane
-    count = tl.full((), splits, tl.int64) * lanes
-    whole = live & (part == 0)
-    odd = 0.0 * mass + tl.sum(0.0 * first, DAX, keep_dims=True)  # nan where anything was no number
-    tl.store(
-        scalars + out, top + odd, mask=whole
-    )  # or a split of nothing else would seem to have no atom
-    tl.store(scalars + count + out, mass + lost + odd, mask=whole)
-    tl.store(scalars + 2 * count + out, square + lost_square, mask=whole)
-    if MATVEC:
-        tl.store(scalars + 3 * count + out, tilt, mask=whole)
-    cell &= mass > 0
-    tl.store(vectors + out * d + k, ref, mask=cell)
-    tl.store(vectors + (count + out) * d + k, first, mask=cell)
-    tl.store(vectors + (2 * count + out) * d + k, second, mask=cell)
+                    second = m.second + tl.sum(t * et, 1, keep_dims=True)
+                m = add_tile(m, e, first, second, projection_sum, down, tile_weight)
+    store_moments(
+        m, scalars, vectors, i_target, k, split, splits, targets, d, part, MATVEC, COORD_AXIS
+    )
