@@ -66,12 +66,12 @@ def test_every_kernel_keeps_to_its_budget(cc):
 
 def test_no_float_argument_of_a_kernel_has_to_be_exact():
     """It is a float32 on a GPU, in float64 kernels too: log N lost digits that way. `gap` and
-    `keep` may be rounded, scale and offset go with float32 alone. What must be exact goes in as an
+    `one` may be rounded, scale and offset go with float32 alone. What must be exact goes in as an
     integer.
     """
     for (_, name), launch in budget.launches(90).items():
         floats = {k for k, kind in launch.signature.items() if kind in ("fp32", "fp64")}
-        assert floats <= {"gap", "keep", "scale", "offset"}, name
+        assert floats <= {"gap", "one", "scale", "offset"}, name
         assert "*fp64" not in launch.signature.get("x", "") or not launch.constants.get("AFFINE"), (
             name
         )
@@ -89,7 +89,7 @@ def test_recorded_launches_are_what_the_shapes_lead_to():
         for (file, _), launch in budget.launches(90).items()
         if "endpoint" in file
     }
-    key = "kernel fp32 CENTRED=True STAGE=row ROWS=1 BLOCK=4096 PADDED=1 warps=8 ctas=1"
+    key = "endpoint fp32 CENTRED=True STAGE=row ROWS=1 BLOCK=4096 PADDED=1 warps=8 ctas=1"
     launch = named[key]  # B = 4096, K = 4, d = 3072
     assert launch.constants["pieces"] == 1 and launch.signature["pieces"] == "constexpr"
     assert launch.signature["x0"] == "*fp32" and launch.signature["K"] == "i32"
