@@ -79,7 +79,8 @@ def test_no_float_argument_of_a_kernel_has_to_be_exact():
 
 def test_every_op_is_called():
     packages = (ROOT / "dfkernels" / "ops").glob("*/triton.py")
-    assert set(budget.CALLS) == {path.parent.name for path in packages}
+    elsewhere = set(budget.LAUNCHERS)  # the search is no op over all atoms
+    assert set(budget.CALLS) == {path.parent.name for path in packages} | elsewhere
 
 
 def test_recorded_launches_are_what_the_shapes_lead_to():
