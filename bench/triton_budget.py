@@ -48,7 +48,7 @@ CLOUDS = [
     ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
 ]
 WIDE = [cloud for cloud in CLOUDS if cloud[1] == cloud[2]]
-CALLS = {
+CALLS: dict[str, list[tuple[Any, ...]]] = {
     # narrow atoms change only what a load is: not in every op, nor small d where only a merge is
     # new
     "posterior": CLOUDS,
@@ -102,9 +102,12 @@ class Launch(NamedTuple):
         return " ".join(words)
 
 
-def arguments(op: str, shape: tuple[int, ...], dtype, storage=None, prior=False):
+def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SINGLE, prior=False):
     """Every way to call an op's launcher with such tensors, which are on no device."""
-    new = lambda *sizes, dtype=dtype: torch.empty(sizes, dtype=dtype, device="meta")
+
+    def new(*sizes: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
     B, d, K = shape[0], *shape[-2:]
     x, level, v = new(B, d), new(B), new(B, K, d)
     if op == "endpoint_matvec":
@@ -132,16 +135,19 @@ def search_arguments(new, x, y, level, log_prior, scale, offset):
     from dfkernels.certified.index import FIELDS, CloudIndex, has_fine_level
 
     (N, d), fine = y.shape, has_fine_level(y.shape[1], y.element_size())
-    sizes = {
+    sizes: dict[str, int] = {
         "N": N,
         "d": d,
         "K": min(32, d // 4),
-        "tiles": triton.cdiv(N, CODE_TILE),
+        "tiles": -(-N // CODE_TILE),
         "levels": 1 + fine,
     }
     sizes |= {"rows": N * fine, "padded": d * fine}
     index = CloudIndex(
-        *(new(*(sizes.get(n, n) for n in f.shape), dtype=f.dtype) for f in FIELDS.values())
+        *(
+            new(*(sizes[n] if isinstance(n, str) else n for n in f.shape), dtype=f.dtype)
+            for f in FIELDS.values()
+        )
     )
     return Queries(x, y, level, level, log_prior, scale, offset, index, 24.0), 1
 

@@ -100,7 +100,7 @@ def test_float_levels_do_not_recompile():
 )
 def test_torch_func_inside_compile(op, transform):
     case = _case(op)
-    name = [k for k in floats(case) if k not in case.unused][0]
+    name = next(k for k in floats(case) if k not in case.unused)
     x = case.tensors[name].clone()
     compiled = torch.compile(
         transform(scalar(case, [name], False)), fullgraph=True, backend="aot_eager"
@@ -113,7 +113,7 @@ def test_dual_level_inside_compile(op):
     """torch.autograd.forward_ad below torch.compile: right, where most custom ops silently give
     zeros."""
     case = _case(op)
-    name = [k for k in floats(case) if k not in case.unused][0]
+    name = next(k for k in floats(case) if k not in case.unused)
     x = case.tensors[name].clone()
 
     def tangent(x, reference=False):

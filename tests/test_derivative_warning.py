@@ -60,6 +60,16 @@ def test_a_slow_derivative_warns_once(way):
     assert other.startswith("fisher_diagonal: ")
 
 
+def test_the_ops_that_a_slow_derivative_is_made_of_do_not_warn():
+    x, y = data()
+    f = lambda x: ops.fisher_matvec(x, y, x.detach(), 0.9, 0.5).sum()
+    (backward,) = caught(lambda: grad(f)(x))
+    assert backward.startswith("fisher_matvec: ")
+    autograd._warned.clear()
+    (forward,) = caught(lambda: jvp(f, (x,), (x,)))
+    assert forward.startswith("fisher_matvec: ")
+
+
 @pytest.mark.parametrize("way", FUSED)
 def test_a_fused_derivative_does_not(way):
     assert caught(lambda: FUSED[way](*data())) == []

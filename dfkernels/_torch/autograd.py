@@ -9,8 +9,10 @@ silently returns zeros.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,18 +40,35 @@ class Derivatives(NamedTuple):
 _warned: set[str] = set()
 
 
-def _warn_if_slow(name: str, op, needs: Sequence[bool], fast: str | None) -> None:
-    """Warns, once per op, that a derivative takes the slow way; fast: None if the op has no such
-    way."""
-    if fast is None or name in _warned:
-        return
-    _warned.add(name)
+class _Thread(threading.local):
+    in_slow_derivative = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def _slow_derivative(name: str, op, needs: Sequence[bool], fast: str | None) -> Iterator[None]:
+    """Warns, once per op, that a derivative takes the slow way. The ops of which it is made do not
+    warn in their turn. fast is None for an op that has no slow way."""
+    outer = _thread.in_slow_derivative
+    if fast is not None and not outer and name not in _warned:
+        _warned.add(name)
+        _warn(name, op, needs, fast)
+    _thread.in_slow_derivative = outer or fast is not None
+    try:
+        yield
+    finally:
+        _thread.in_slow_derivative = outer
+
+
+def _warn(name: str, op, needs: Sequence[bool], fast: str) -> None:
     arguments = [a.name for a, need in zip(op._schema.arguments, needs, strict=False) if need]
     warnings.warn(
         f"{name}: this derivative, with respect to {', '.join(arguments)}, is summed tile by tile "
         f"in PyTorch and costs 20 to 200 passes over the atoms. Fast: {fast}.",
         SlowDerivativeWarning,
-        stacklevel=2,
+        stacklevel=5,
     )
 
 
@@ -78,8 +97,8 @@ def kernel(name: str, op, rules: Derivatives) -> Callable:
         if not (tracked or dual):
             return run(op, keyset, args)
         if dual and rules.differentiable is not None:
-            _warn_if_slow(name, op, [_has_tangent(a) for a in args], rules.fast)
-            return rules.differentiable(*args)
+            with _slow_derivative(name, op, [_has_tangent(a) for a in args], rules.fast):
+                return rules.differentiable(*args)
         lengths = [len(a) if isinstance(a, (list, tuple)) else None for a in args]
         with private.enable_single_level_autograd_function():
             out = function.apply(keyset, lengths, *flat)
@@ -124,8 +143,8 @@ def _function(name: str, op, rules: Derivatives) -> type:
             grads = rules.fused_vjp(needs, flat, outputs, cotangents)
         if grads is None:
             assert rules.differentiable is not None
-            _warn_if_slow(name, op, needs, rules.fast)
-            grads = _vjp(rules.differentiable, flat, needs, cotangents)
+            with _slow_derivative(name, op, needs, rules.fast):
+                grads = _vjp(rules.differentiable, flat, needs, cotangents)
         return None, None, *grads
 
     def forward_derivative(ctx, *tangents):

@@ -56,6 +56,8 @@ def take_refusal() -> Refusal | None:
 def isa() -> tuple[str, str]:
     """(instruction set in use, "") or ("", why none is: DFKERNELS_ISA names one that this CPU
     lacks)."""
+    if module is None:
+        return "", reason
     try:
         return module.isa(), ""
     except RuntimeError as error:

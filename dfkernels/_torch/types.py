@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import SupportsFloat, TypeAlias
+from typing import TypeAlias
 
 from torch import Tensor
 
-# alpha or sigma: a number of any library, or a tensor or NumPy array of real numbers, [] or [B]
-Level: TypeAlias = SupportsFloat | Tensor
+# alpha or sigma: a number, or a tensor of real numbers, [] or [B]; those of NumPy are taken as well
+Level: TypeAlias = float | Tensor

@@ -73,4 +73,5 @@ def matched_trace(
         )
     flat_x = None if x is None else check.like("x", x, "eps", eps)
     alpha, sigma = check.alpha(alpha, flat), check.sigma(sigma, flat)
-    return check.call(op, (m, flat, flat_x, alpha, sigma, form), eps=eps, x=x)
+    given = {"eps": eps} if x is None else {"eps": eps, "x": x}
+    return check.call(op, (m, flat, flat_x, alpha, sigma, form), **given)
