@@ -16,9 +16,8 @@ import dfkernels as df
 
 
 def main() -> None:
-    digits = torch.tensor(
-        load_digits().data / 8 - 1, dtype=torch.float32
-    )  # 1,797 of 8 x 8, in [-1, 1]
+    images, _ = load_digits(return_X_y=True)
+    digits = torch.as_tensor(images, dtype=torch.float32) / 8 - 1  # 1,797 of 8 x 8, in [-1, 1]
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     train, held_out, calibration = digits[order].split([1400, 20, 377])
     generator = torch.Generator().manual_seed(1)

@@ -24,8 +24,10 @@ def test_keeps_what_it_is_given():
     assert cloud.dtype == torch.float32 and cloud.device.type == "cpu"
     assert cloud.y.data_ptr() == y.data_ptr() and torch.equal(cloud.log_prior, prior)
     assert (cloud.scale, cloud.offset) == (2.0, -1.0)
-    assert repr(cloud) == (
-        "PointCloud(N=7, event_shape=(2, 3), torch.float32, cpu, log_prior=[N], scale=2, offset=-1)"
+    assert (
+        repr(cloud)
+        == "PointCloud(N=7, event_shape=(2, 3), torch.float32, cpu, log_prior=[N], scale=2,"
+        " offset=-1)"
     )
 
 
@@ -109,7 +111,9 @@ def test_to():
     )
     with pytest.raises(
         TypeError,
-        match="^dtype: expected a cast that keeps torch.float32 values, got torch.uint8; requantise y",
+        match=(
+            "^dtype: expected a cast that keeps torch.float32 values, got torch.uint8; requantise y"
+        ),
     ):
         cloud.to(torch.uint8)
     with pytest.raises(ValueError, match=r"^y: expected finite values, got inf at index \[0, 0\]$"):
@@ -119,35 +123,82 @@ def test_to():
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: PointCloud([[1.0]]), TypeError, "y: expected a torch.Tensor or numpy.ndarray, got list; convert it: torch.tensor(y)"),
-        (lambda: PointCloud(torch.zeros(3, 2, dtype=torch.int64)), TypeError,
-         "y: expected dtype float64, float32, float16, bfloat16, uint8, got torch.int64"),
-        (lambda: PointCloud(torch.tensor(1.0)), ValueError,
-         "y: expected shape [N, *E] with N >= 1 and no empty dimension, got []"),
-        (lambda: PointCloud(torch.zeros(0, 2)), ValueError,
-         "y: expected shape [N, *E] with N >= 1 and no empty dimension, got [0, 2]"),
-        (lambda: PointCloud(torch.zeros(2, 0)), ValueError,
-         "y: expected shape [N, *E] with N >= 1 and no empty dimension, got [2, 0]"),
-        (lambda: PointCloud(torch.zeros(2, 2), scale=math.inf), ValueError,
-         "scale: expected a finite value, got inf"),
-        (lambda: PointCloud(torch.zeros(2, 2), scale="2"), TypeError, "scale: expected a number, got str"),
-        (lambda: PointCloud(torch.zeros(2, 2), offset=math.nan), ValueError,
-         "offset: expected a finite value, got nan"),
-        (lambda: PointCloud(torch.zeros(2, 2), torch.zeros(3)), ValueError,
-         "log_prior: expected shape [2] (one weight per atom), got [3]"),
-        (lambda: PointCloud(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)), TypeError,
-         "log_prior: expected a floating dtype, got torch.int64"),
-        (lambda: PointCloud(torch.zeros(2, 2), torch.full((2,), -math.inf)), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
-         "of -inf"),
-        (lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.nan])), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
-         "of nan"),
-        (lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.inf])), ValueError,
-         "log_prior: expected values below +inf, no NaN and at least one finite, got a maximum "
-         "of inf"),
+        (
+            lambda: PointCloud([[1.0]]),
+            TypeError,
+            "y: expected a torch.Tensor or numpy.ndarray, got list; convert it: torch.tensor(y)",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(3, 2, dtype=torch.int64)),
+            TypeError,
+            "y: expected dtype float64, float32, float16, bfloat16, uint8, got torch.int64",
+        ),
+        (
+            lambda: PointCloud(torch.tensor(1.0)),
+            ValueError,
+            "y: expected shape [N, *E] with N >= 1 and no empty dimension, got []",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(0, 2)),
+            ValueError,
+            "y: expected shape [N, *E] with N >= 1 and no empty dimension, got [0, 2]",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 0)),
+            ValueError,
+            "y: expected shape [N, *E] with N >= 1 and no empty dimension, got [2, 0]",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), scale=math.inf),
+            ValueError,
+            "scale: expected a finite value, got inf",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), scale="2"),
+            TypeError,
+            "scale: expected a number, got str",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), offset=math.nan),
+            ValueError,
+            "offset: expected a finite value, got nan",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), torch.zeros(3)),
+            ValueError,
+            "log_prior: expected shape [2] (one weight per atom), got [3]",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)),
+            TypeError,
+            "log_prior: expected a floating dtype, got torch.int64",
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), torch.full((2,), -math.inf)),
+            ValueError,
+            (
+                "log_prior: expected values below +inf, no NaN and at least one finite, got a"
+                " maximum of -inf"
+            ),
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.nan])),
+            ValueError,
+            (
+                "log_prior: expected values below +inf, no NaN and at least one finite, got a"
+                " maximum of nan"
+            ),
+        ),
+        (
+            lambda: PointCloud(torch.zeros(2, 2), torch.tensor([0.0, math.inf])),
+            ValueError,
+            (
+                "log_prior: expected values below +inf, no NaN and at least one finite, got a"
+                " maximum of inf"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(make, kind, message):
     with pytest.raises(kind) as error:
         make()
@@ -170,11 +221,21 @@ def field_of_a_record():
 @pytest.mark.parametrize(
     "array",
     [
-        DATA.astype(">f4"), DATA.astype("<f4"), DATA.astype(">f8"), DATA.astype(">f2"), DATA.astype(np.uint8),
-        DATA[::-1][::-1], np.flip(np.flip(DATA, 1).copy(), 1), np.asfortranarray(DATA), field_of_a_record(),
-        np.ma.array(DATA), np.ma.array(DATA, mask=False), np.matrix(DATA), np.broadcast_to(DATA, (4, 3)),
+        DATA.astype(">f4"),
+        DATA.astype("<f4"),
+        DATA.astype(">f8"),
+        DATA.astype(">f2"),
+        DATA.astype(np.uint8),
+        DATA[::-1][::-1],
+        np.flip(np.flip(DATA, 1).copy(), 1),
+        np.asfortranarray(DATA),
+        field_of_a_record(),
+        np.ma.array(DATA),
+        np.ma.array(DATA, mask=False),
+        np.matrix(DATA),
+        np.broadcast_to(DATA, (4, 3)),
     ],
-)  # fmt: skip
+)
 def test_arrays_with_the_same_values_are_taken(array):
     array.flags.writeable = False
     cloud = PointCloud(array)
@@ -320,9 +381,13 @@ def test_a_masked_atom_may_hold_anything(value, dtype, monkeypatch):
     y[0], y[4, 1, 2], y[8] = value, value, value
     cloud = PointCloud(y, prior)
     x = torch.randn(2, 2, 3, generator=draw, dtype=torch.float64)
-    for of in (lambda c: DiffusionFisher(x, c, 0.9, 0.5).score, lambda c: DiffusionFisher(x, c, 0.9, 0.5).to_dense(),
-               lambda c: DiffusionFisher(x.float(), c, 0.9, 0.5).trace() if dtype != torch.float64 else x,
-               lambda c: top_k(x, c, 0.9, 0.5, 6).weight, lambda c: top_k(x, c, 0.9, 0.5, 6).index):  # fmt: skip
+    for of in (
+        lambda c: DiffusionFisher(x, c, 0.9, 0.5).score,
+        lambda c: DiffusionFisher(x, c, 0.9, 0.5).to_dense(),
+        lambda c: DiffusionFisher(x.float(), c, 0.9, 0.5).trace() if dtype != torch.float64 else x,
+        lambda c: top_k(x, c, 0.9, 0.5, 6).weight,
+        lambda c: top_k(x, c, 0.9, 0.5, 6).index,
+    ):
         assert torch.equal(of(cloud), of(clean))
     again = pickle.loads(pickle.dumps(cloud)).to(torch.float16)
     assert DiffusionFisher(x, again, 0.9, 0.5).trace().isfinite().all()

@@ -100,8 +100,8 @@ def test_looks_like_an_operator(fisher):
         and fisher.dtype == torch.float64
         and fisher.d == 6
     )
-    assert repr(fisher) == (
-        "DiffusionFisher(shape=(4, 6, 6), torch.float64, cpu, "
+    assert (
+        repr(fisher) == "DiffusionFisher(shape=(4, 6, 6), torch.float64, cpu, "
         "PointCloud(N=40, event_shape=(2, 3), torch.float64, cpu, log_prior=[N]))"
     )
 
@@ -161,8 +161,9 @@ def test_negative_curvature_names_the_damping_that_suffices():
     b = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     with pytest.raises(ValueError) as error:
         fisher.solve(b, damping=3.0)
-    assert str(error.value) == (
-        "damping: F + damping I is not positive definite at query 0 (damping = 3); "
+    assert (
+        str(error.value)
+        == "damping: F + damping I is not positive definite at query 0 (damping = 3); "
         "more than 12 is necessary, more than (d - 1)/sigma^2 - tr F = 12 is always enough"
     )
     assert fisher.solve(b, damping=12.5)[0, 0] == pytest.approx(2.0, rel=1e-10)
@@ -301,7 +302,9 @@ def test_lanczos_on_a_multiple_of_the_identity():
 def test_lanczos_says_when_it_did_not_converge():
     with pytest.raises(
         RuntimeError,
-        match=r"^eigsh: \|F v - l v\| = \d\.\d\de-\d\d \|F\| after 1 passes, tol = 1\.00e-14; raise",
+        match=(
+            r"^eigsh: \|F v - l v\| = \d\.\d\de-\d\d \|F\| after 1 passes, tol = 1\.00e-14; raise"
+        ),
     ):
         wide(torch.float64).eigsh(2, tol=1e-14, max_iter=1)
 
@@ -454,7 +457,10 @@ def test_solve_and_its_derivative_follow_from_the_product():
 def test_solve_claims_no_sufficient_damping_for_an_unknown_operator():
     fisher = product()
     fisher.matrix = -torch.eye(7, dtype=torch.float64).expand(3, 7, 7)
-    message = "damping: F + damping I is not positive definite at query 0 (damping = 0); more than 1 is necessary"
+    message = (
+        "damping: F + damping I is not positive definite at query 0 (damping = 0); more than 1 is"
+        " necessary"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         fisher.solve(torch.ones(3, 7, dtype=torch.float64))
 

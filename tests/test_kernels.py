@@ -112,7 +112,7 @@ def run(*args, **environment):
 @pytest.mark.parametrize(
     "dtype, limit", [(torch.float32, 64 * EPS), (torch.float64, 128 * 2.0**-52)]
 )
-@pytest.mark.parametrize("d", (*D, 1024))
+@pytest.mark.parametrize("d", [*D, 1024])
 def test_every_shape(d, dtype, limit):
     found = {}
     for b, n, width in covering():

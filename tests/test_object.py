@@ -98,9 +98,12 @@ def test_a_result_changed_in_place_can_still_be_differentiated():
 def test_an_input_changed_in_place_is_named(name, changed, computed_before):
     x, y = data()
     given = {
-        "x": x, "y": y, "log_prior": torch.zeros(60),
-        "alpha": torch.full((3,), 0.9), "sigma": torch.tensor(0.5),  # one kept as it is, one expanded
-    }  # fmt: skip
+        "x": x,
+        "y": y,
+        "log_prior": torch.zeros(60),
+        "alpha": torch.full((3,), 0.9),
+        "sigma": torch.tensor(0.5),  # one kept as it is, one expanded
+    }
     cloud = df.PointCloud(given["y"], given["log_prior"])
     f = df.DiffusionFisher(x, cloud, given["alpha"], given["sigma"])
     use = (
@@ -206,7 +209,12 @@ def saved(f):
     return torch.load(file, weights_only=False)
 
 
-COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "save": saved, "pickle": lambda f: pickle.loads(pickle.dumps(f))}  # fmt: skip
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "save": saved,
+    "pickle": lambda f: pickle.loads(pickle.dumps(f)),
+}
 
 
 @pytest.mark.parametrize("again", COPIES)

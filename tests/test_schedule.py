@@ -167,25 +167,54 @@ def test_linear_log_snr_is_reproduced_exactly():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: S.VP()(1.5), "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got 1.5"),
-        (lambda: S.SubVP().g2(-0.25),
-         "t: expected values in [0, 1] for SubVP(beta_min=0.1, beta_max=20.0), got -0.25"),
-        (lambda: S.VP().f(torch.tensor([0.5, float("nan")])),
-         "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got nan"),
-        (lambda: S.EDM()(torch.tensor([1.0, -1.0])), "t: expected values in [0, inf) for EDM(), got -1"),
-        (lambda: S.RectifiedFlow().f(0.0), "t: expected values in (0, 1] for RectifiedFlow(), got 0"),
-        (lambda: S.Tabulated(linear(10))(9.5),
-         "t: expected values in [0, 9] for Tabulated(10 steps), got 9.5"),
-        (lambda: S.VP().t_of_log_snr(-20.0),
-         "t_of_log_snr(log_snr): expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), "
-         "got 1.41275"),
-        (lambda: S.Tabulated(torch.tensor([0.5])), "alphas_cumprod: expected shape [T] with T >= 2, got [1]"),
-        (lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
-         "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from 0.9 "
-         "to 0"),
-        (lambda: S.VP(2.0, 1.0), "beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got 2.0, 1.0"),
+        (
+            lambda: S.VP()(1.5),
+            "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got 1.5",
+        ),
+        (
+            lambda: S.SubVP().g2(-0.25),
+            "t: expected values in [0, 1] for SubVP(beta_min=0.1, beta_max=20.0), got -0.25",
+        ),
+        (
+            lambda: S.VP().f(torch.tensor([0.5, float("nan")])),
+            "t: expected values in [0, 1] for VP(beta_min=0.1, beta_max=20.0), got nan",
+        ),
+        (
+            lambda: S.EDM()(torch.tensor([1.0, -1.0])),
+            "t: expected values in [0, inf) for EDM(), got -1",
+        ),
+        (
+            lambda: S.RectifiedFlow().f(0.0),
+            "t: expected values in (0, 1] for RectifiedFlow(), got 0",
+        ),
+        (
+            lambda: S.Tabulated(linear(10))(9.5),
+            "t: expected values in [0, 9] for Tabulated(10 steps), got 9.5",
+        ),
+        (
+            lambda: S.VP().t_of_log_snr(-20.0),
+            (
+                "t_of_log_snr(log_snr): expected values in [0, 1] for VP(beta_min=0.1,"
+                " beta_max=20.0), got 1.41275"
+            ),
+        ),
+        (
+            lambda: S.Tabulated(torch.tensor([0.5])),
+            "alphas_cumprod: expected shape [T] with T >= 2, got [1]",
+        ),
+        (
+            lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
+            (
+                "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from"
+                " 0.9 to 0"
+            ),
+        ),
+        (
+            lambda: S.VP(2.0, 1.0),
+            "beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got 2.0, 1.0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(call, message):
     with pytest.raises(ValueError) as error:
         call()
@@ -272,8 +301,15 @@ def test_torch_s_global_state_changes_nothing(name):
     schedule, t = SCHEDULES[name][0], float(times(name)[3])
     entries = linear(10).numpy()
     table = lambda: S.Tabulated(entries) if name.startswith("Tab") else schedule
-    calls = lambda: [*schedule(t), schedule.f(t), schedule.g2(t), *schedule.rates(t), schedule.log_snr(t),
-                     schedule.t_of_log_snr(float(schedule.log_snr(t))), *table()(0.5)]  # fmt: skip
+    calls = lambda: [
+        *schedule(t),
+        schedule.f(t),
+        schedule.g2(t),
+        *schedule.rates(t),
+        schedule.log_snr(t),
+        schedule.t_of_log_snr(float(schedule.log_snr(t))),
+        *table()(0.5),
+    ]
     plain = calls()
     before = torch.get_default_dtype()
     for state in (torch.device("meta"), torch.autocast("cpu"), torch.inference_mode()):

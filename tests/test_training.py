@@ -157,8 +157,8 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             from dfkernels.methods.networks import VectorNet
             from dfkernels.methods.training import train
             train(VectorNet(2, width=8), wave_loss, steps=900, checkpoint=Path(sys.argv[1]),
-                  every=1, generator=torch.Generator().manual_seed(0), callback=lambda i, n: print(i,
-                  flush=True))
+                  every=1, generator=torch.Generator().manual_seed(0),
+                  callback=lambda i, n: print(i, flush=True))
             """)
     )
     path = tmp_path / "run.pt"
