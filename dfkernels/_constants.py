@@ -1,7 +1,7 @@
 """Numbers on which Python, C++ and Triton must agree.
 
-The build writes them into a C++ header as well (`_build/native.py`), in lower case: each line here is
-``NAME = integer``, with a comment that says what it is.
+The build writes them into a C++ header as well (`_build/native.py`), in lower case: each line here
+is ``NAME = integer``, with a comment that says what it is.
 """
 
 QUERY_GROUP = 8  # queries with lists, or of a certified search, that share the rows they read

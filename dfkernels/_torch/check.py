@@ -28,6 +28,7 @@ from torch import Tensor
 
 from . import private
 from .errors import UnusableValue, from_kernel
+from .types import Level
 
 _COMPUTE = (torch.float32, torch.float64)
 _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
@@ -136,12 +137,12 @@ def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)
 
 
-def alpha(value: float | Tensor, x: Tensor) -> Tensor:
+def alpha(value: Level, x: Tensor) -> Tensor:
     """alpha for queries x [B, *E], as [B] in x's dtype: see `per_query`."""
     return per_query("alpha", value, x)
 
 
-def sigma(value: float | Tensor, x: Tensor) -> Tensor:
+def sigma(value: Level, x: Tensor) -> Tensor:
     """sigma > 0 for queries x [B, *E], as [B] in x's dtype: see `per_query`.
 
     A wrong sigma is refused here, but for values inside a tensor: those the kernels find.
@@ -285,8 +286,8 @@ def _kind(a: object) -> str:
 def points(
     x: Tensor,
     y: Tensor,
-    alpha: float | Tensor,
-    sigma: float | Tensor,
+    alpha: Level,
+    sigma: Level,
     log_prior: Tensor | None,
     scale: float,
     offset: float,
@@ -390,7 +391,7 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> None:
         raise mismatch(name, " or ".join(map(repr, allowed)), repr(value))
 
 
-def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor) -> Any:
+def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor | None) -> Any:
     """op(*args). A value that the kernel could not use becomes a ValueError that names the argument
     or, where each is finite and together they overflow, says in the kernel's words what did.
 

@@ -5,7 +5,7 @@ the exact one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def fisher(
         check.like("mean", mean, "x", x)
         if form == "centred" and trace is not None:
             x0 = _capped(x0, mean, alpha, sigma, _trace(trace, x, t, denoiser, sigma))
-        return EndpointFisher(x, alpha, sigma, x0, mean, form)
+        return EndpointFisher(x, alpha, sigma, x0, mean, "paper" if form == "paper" else "centred")
     return NetworkFisher(x, alpha, sigma, denoiser, t, form)
 
 
@@ -156,7 +156,7 @@ class EndpointFisher(FisherOperator):
         sigma: float | Tensor,
         x0: Tensor,
         mean: Tensor,
-        form: str,
+        form: Literal["paper", "centred"],
     ) -> None:
         super().__init__(x, alpha, sigma)
         self.x0, self.mean, self.form = x0, mean, form

@@ -29,7 +29,13 @@ def coefficients(
     return keep, pull, 1 + rates[:, 0].double(), rates[:, 1].double() * (a / s) ** 2
 
 
-def advance(A: Tensor, product: Tensor, identity: float, spread: float, transposed: bool) -> Tensor:
+def advance(
+    A: Tensor,
+    product: Tensor,
+    identity: float | Tensor,
+    spread: float | Tensor,
+    transposed: bool,
+) -> Tensor:
     """identity A + spread C A, or A + A^T (M - I) as Algorithm 2 prints it; product = C A."""
     if transposed:
         return A + (identity - 1) * A.mT + spread * product.mT  # (C A)^T = A^T C
