@@ -46,7 +46,7 @@ def test_the_example_op_passes_the_tests(tmp_path):
     files = [
         f"tests/test_{name}.py" for name in ("reference", "gradcheck", "registration", "errors")
     ]
-    summary = python("pytest", "-q", "-p", "no:cacheprovider", "-k", "skewness", *files)
+    summary = python("pytest", "-p", "no:cacheprovider", "-k", "skewness", *files)
     assert int(re.search(r"(\d+) passed", summary)[1]) > 60
 
 
