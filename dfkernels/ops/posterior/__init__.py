@@ -49,8 +49,8 @@ def _per_query(name: str, a: Level, x: Tensor) -> Tensor:
 
 def _sums(e: Tensor, t: Tensor) -> tuple[Tensor, ...]:
     """sum e, sum e t, sum e |t|^2, sum e^2."""
-    square_moment = (e * (t * t).sum(-1)).sum(1)
-    return weight_sum(e), first_moment(e, t), square_moment, (e * e).sum(1)
+    weight, first = weight_sum(e), first_moment(e, t)
+    return weight, first, (e * (t * t).sum(-1)).sum(1), (e * e).sum(1)
 
 
 KIND = moments.register(
