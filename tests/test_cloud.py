@@ -419,3 +419,12 @@ def test_an_index_file_belongs_to_a_mask(tmp_path, monkeypatch):
             PointCloud(y, other).index(path)
     PointCloud(y).index()
     assert masks[1:] == [None]
+
+
+def test_the_index_moves_with_the_atoms_and_not_with_others():
+    cloud = PointCloud(torch.randn(300, 40, generator=torch.Generator().manual_seed(0)))
+    index = cloud.index()
+    copied = cloud.to("cpu", copy=True)
+    assert copied is not cloud and copied._index is not None
+    assert all(torch.equal(a, b) for a, b in zip(copied.index(), index, strict=True))
+    assert cloud.to(torch.float64)._index is None

@@ -259,6 +259,14 @@ def constant(name: str, a: Any) -> float:
     return value
 
 
+def positive(name: str, a: Any) -> float:
+    """As `constant`, for a number that has to be positive."""
+    value = constant(name, a)
+    if value <= 0:
+        raise mismatch(name, "a finite value > 0", value)
+    return value
+
+
 def integer(name: str, a: Any, least: int | None = None, most: int | None = None) -> int:
     """A whole number of any library (whatever has `__index__`) from least to most, as a Python
     int.

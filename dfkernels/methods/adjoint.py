@@ -17,6 +17,7 @@ from .._torch import check
 from ..cloud import PointCloud
 from ..fisher import FisherOperator
 from ._reporting import Callback, reporting
+from ._shapes import column
 from .denoiser import Denoiser
 from .endpoint import FORMS, fisher
 from .grid import Trajectory, nodes
@@ -191,18 +192,18 @@ def _better(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each sample's (loss, x, x_0) from the one with the lower loss."""
     lower = new[0] < best[0]
-    column = lower.view(-1, *[1] * (new[1].ndim - 1))
+    wide = lower.view(-1, *[1] * (new[1].ndim - 1))
     return (
         torch.where(lower, new[0], best[0]),
-        torch.where(column, new[1], best[1]),
-        torch.where(column, new[2], best[2]),
+        torch.where(wide, new[1], best[1]),
+        torch.where(wide, new[2], best[2]),
     )
 
 
 def _norm(x: Tensor, p: float = 2) -> Tensor:
     """The norm of each sample, [B, 1, ...], never 0."""
     norm = torch.linalg.vector_norm(check.query("x", x), p, 1)
-    return norm.clamp_min(torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.ndim - 1))
+    return column(norm.clamp_min(torch.finfo(x.dtype).tiny), x)
 
 
 def _value_and_gradient(loss: Callable[[Tensor], Tensor], x0: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from .._torch import check
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
 from ..schedule import Schedule
+from ._shapes import column
 
 __all__ = ["PREDICTION_TYPES", "Denoiser"]
 
@@ -173,7 +174,7 @@ class Denoiser(nn.Module):
         t = _time(x, t, self.schedule)
         sigma = self.schedule.sigma(t)
         _exists("the score", sigma > 0, "sigma = 0", t, self.schedule)
-        return self._eps(x, t, self._call(x, t, conditions)) * _column(-1 / sigma, x)
+        return self._eps(x, t, self._call(x, t, conditions)) * column(-1 / sigma, x)
 
     def both(self, x: Tensor, t: float | Tensor, **conditions: object) -> tuple[Tensor, Tensor]:
         """(noise prediction, posterior mean) by one call of the network."""
@@ -324,16 +325,11 @@ def _difference(x: Tensor, level: Tensor, out: Tensor, divisor: Tensor) -> Tenso
     """(x - level out)/divisor in x's dtype, for levels [B] in float64, in the order in which what
     cancels, cancels before it is rounded.
     """
-    return (x - _column(level, x) * out) * _column(1 / divisor, x)
+    return (x - column(level, x) * out) * column(1 / divisor, x)
 
 
 def _combined(x: Tensor, out: Tensor, p: Tensor, q: Tensor, m: Tensor) -> Tensor:
     """(p x + q out) m in x's dtype, for levels [B] in float64. The dtype need not hold p, q and m:
     next to alpha = 0 they are as small or large as its square.
     """
-    return _column(p * m, x) * x + _column(q * m, x) * out
-
-
-def _column(level: Tensor, x: Tensor) -> Tensor:
-    """[B] as a factor of x [B, *E], in its dtype."""
-    return level.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return column(p * m, x) * x + column(q * m, x) * out

@@ -16,6 +16,7 @@ from .._torch.objects import Watched
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher, FisherOperator
 from ..schedule._base import as_tensor
+from ._shapes import column
 from .denoiser import Denoiser, checked
 from .trace_matching import MatchedTrace
 
@@ -178,9 +179,7 @@ class EndpointFisher(FisherOperator):
         return (self @ v.view(*v.shape[:2], *self.event_shape)).reshape(v.shape)
 
     def diagonal(self) -> Tensor:
-        alpha, sigma = (
-            level.view(-1, *[1] * (self.x.ndim - 1)) for level in (self.alpha, self.sigma)
-        )
+        alpha, sigma = column(self.alpha, self.x), column(self.sigma, self.x)
         if self.form == "paper":
             diagonal = self.x0.square() - self.mean.square()
         else:
@@ -281,7 +280,7 @@ class NetworkFisher(FisherOperator):
                 if isinstance(value, Tensor) and value.ndim and len(value) == len(self.x)
             }
             denoiser = self.denoiser.bind(**per_query)
-        sigma = self.sigma.repeat_interleave(k, 0).view(-1, *[1] * (x.ndim - 1))
+        sigma = column(self.sigma.repeat_interleave(k, 0), x)
         return x, t, sigma, denoiser
 
 
@@ -297,7 +296,7 @@ def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tenso
     length = alpha * check.query("x0", r).norm(dim=1)
     longest = sigma * (r.shape[1:].numel() - sigma**2 * trace).clamp_min(0).sqrt()
     shrink = (longest / length.clamp_min(torch.finfo(r.dtype).tiny)).clamp_max(1)
-    return mean + shrink.view(-1, *[1] * (r.ndim - 1)) * r
+    return mean + column(shrink, r) * r
 
 
 def _trace(

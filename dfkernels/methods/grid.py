@@ -76,9 +76,7 @@ def time_grid(
     """
     low, high = noise_range(noise)
     steps = check.integer("steps", steps, 1)
-    rho = check.constant("rho", rho)
-    if rho <= 0:
-        raise check.mismatch("rho", "a finite value > 0", rho)
+    rho = check.positive("rho", rho)
     check.choice("spacing", spacing, SPACINGS)
     ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
     unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")

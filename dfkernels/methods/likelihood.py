@@ -28,6 +28,7 @@ from torch import Tensor
 from .._torch import check
 from . import solvers
 from ._reporting import Callback, reporting
+from ._shapes import flat
 from .denoiser import Denoiser, checked
 from .grid import noise_range, time_grid
 from .traces import Divergence, Hutchinson, Source, Trace, exact, source_of
@@ -143,7 +144,8 @@ def log_prob(
     data_std = check.constant("data_std", data_std)
     if data_std < 0:
         raise check.mismatch("data_std", "at least 0", data_std)
-    width, rtol, atol = _positive(width=width, rtol=rtol, atol=atol)
+    width, rtol = check.positive("width", width), check.positive("rtol", rtol)
+    atol = check.positive("atol", atol)
     denoiser, before = denoiser.bind(**conditions), denoiser.evaluations
     flow = _Flow(denoiser, x, noise, source_of(trace, denoiser, x, generator))
     adaptive = method == "dopri5"
@@ -212,15 +214,15 @@ class _LocalErrors:
         of xbar, each [B].
         """
         s = math.exp(u)
-        score = _rows(slope[0] / s)  # times -s
-        size = (_rows(error[0] / s) * score).sum(1) + error[1].detach()
+        score = flat(slope[0].detach() / s)  # times -s
+        size = (flat(error[0].detach() / s) * score).sum(1) + error[1].detach()
         unit = torch.finfo(score.dtype).eps / 2
-        return size.abs(), unit * (_rows(state[0] / s) * score).norm(dim=1)
+        return size.abs(), unit * (flat(state[0].detach() / s) * score).norm(dim=1)
 
     def judge(self, step: solvers.Step) -> float:
         """The largest error of any sample relative to the tolerance."""
         s, d = math.exp(step.u), max(1, step.after[0].shape[1:].numel())
-        rms = lambda part: _rows(part).norm(dim=1) / math.sqrt(d)
+        rms = lambda part: flat(part.detach()).norm(dim=1) / math.sqrt(d)
         nats, rounding = self.nats(step.u, step.after, step.slope, step.error)
         ratio = torch.stack(
             [
@@ -328,15 +330,3 @@ def _warn(error: Tensor, d: int, method: str) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.detach().reshape(len(x), x.shape[1:].numel())
-
-
-def _positive(**numbers: float) -> list[float]:
-    values = [check.constant(name, value) for name, value in numbers.items()]
-    for name, value in zip(numbers, values, strict=True):
-        if value <= 0:
-            raise check.mismatch(name, "a finite value > 0", value)
-    return values

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._torch import check
 from ..schedule import Schedule
+from ._shapes import column, flat
 from .denoiser import Denoiser
 
 __all__ = ["PREDICTS", "ImageNet", "Preconditioned", "VectorNet", "gaussian_power"]
@@ -34,7 +35,7 @@ class Preconditioned(nn.Module):
               std/sqrt(v), p = |sigma z|^2/(v d) + r^2
     paper:    p + 2 r sqrt(p/d) F                               t ~ E|x_0|^2/d, with r = std
               sigma/sqrt(v), p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2; with a denoiser
-              |ybar|^2/d + r^2 softplus(F)/ln 2, ybar its prediction, frozen: F need not resolve
+              |mean|^2/d + r^2 softplus(F)/ln 2, mean its prediction, frozen: F need not resolve
               |x_0|^2/d to a relative sigma^2
 
     Args:
@@ -82,21 +83,18 @@ class Preconditioned(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (a.to(x.dtype) for a in self.schedule(t))
         root = (alpha**2 * self.std**2 + sigma**2).sqrt()
-        column = (-1, *[1] * (x.ndim - 1))
-        z = (x - alpha.view(column) * self.mean) / root.view(column)
+        z = (x - column(alpha, x) * self.mean) / column(root, x)
         out = self.body(z, (sigma / (alpha * self.std)).log())
         if self.predicts == "epsilon":
-            return (sigma / root).view(column) * z + (alpha * self.std / root).view(column) * out
+            return column(sigma / root, x) * z + column(alpha * self.std / root, x) * out
         if self.predicts == "residual":
             return (alpha * self.std / root) ** 2 * _positive(out)
         if self.denoiser is not None:
             with torch.no_grad():
-                ybar = self.denoiser.denoised(x, t)
-            return ybar.reshape(len(x), x.shape[1:].numel()).square().mean(1) + (
-                sigma * self.std / root
-            ) ** 2 * _positive(out)
-        power, spread = gaussian_power(self.predicts, x, alpha, sigma, self.mean, self.std)
-        return power + spread * out
+                mean = self.denoiser.denoised(x, t)
+            return flat(mean).square().mean(1) + (sigma * self.std / root) ** 2 * _positive(out)
+        power, deviation = gaussian_power(self.predicts, x, alpha, sigma, self.mean, self.std)
+        return power + deviation * out
 
 
 def _positive(out: Tensor) -> Tensor:
@@ -114,16 +112,15 @@ def gaussian_power(
     x: [B, *E]; alpha, sigma: [B].
     """
     variance = alpha**2 * std**2 + sigma**2
-    column = (-1, *[1] * (x.ndim - 1))
-    away = x - alpha.view(column) * mean
+    offset = x - column(alpha, x) * mean
     if of == "noise":
-        centre, r2 = (sigma / variance).view(column) * away, alpha**2 * std**2 / variance
+        centre, r2 = column(sigma / variance, x) * offset, alpha**2 * std**2 / variance
     else:
         centre, r2 = (
-            mean + (alpha * std**2 / variance).view(column) * away,
+            mean + column(alpha * std**2 / variance, x) * offset,
             std**2 * sigma**2 / variance,
         )
-    power = centre.reshape(len(x), x.shape[1:].numel()).square().mean(1) + r2
+    power = flat(centre).square().mean(1) + r2
     return power, 2 * (r2 * power / x.shape[1:].numel()).sqrt()
 
 

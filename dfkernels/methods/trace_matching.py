@@ -25,6 +25,7 @@ from .. import ops
 from .._torch import check
 from ..schedule import Schedule
 from ..schedule._base import as_tensor
+from ._shapes import column, flat
 from .denoiser import Denoiser, checked
 from .grid import noise_range
 from .networks import gaussian_power
@@ -78,13 +79,12 @@ def diffuse(
     t = schedule.t_of_log_snr(-2 * (math.log(low) + u * math.log(high / low)))
     eps = torch.randn(rows.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
     alpha, sigma = (level.to(x_0.dtype) for level in schedule(t))
-    column = (-1, *[1] * (x_0.ndim - 1))
-    x = alpha.view(column) * rows + sigma.view(column) * eps
+    x = column(alpha, x_0) * rows + column(sigma, x_0) * eps
     if queries is None:
         return Noisy(x, t, alpha, sigma, rows, eps, torch.zeros_like(alpha))
     at = ops.posterior(x, x_0, alpha, sigma)
     variance = x.shape[1:].numel() - sigma**2 * at.fisher_trace  # tr Cov_w(u)
-    mean_eps = (x - alpha.view(column) * at.mean) / sigma.view(column)
+    mean_eps = (x - column(alpha, x) * at.mean) / column(sigma, x)
     return Noisy(x, t, alpha, sigma, at.mean, mean_eps, variance)
 
 
@@ -121,8 +121,8 @@ def denoising_loss(
     of sigma/alpha; queries: see `diffuse`.
     """
     at = _diffused(denoiser, x_0, generator, noise, queries)
-    std = None if std is None else _positive("std", std)
-    square = _flat(denoiser.eps(at.x, at.t) - at.eps).square().mean(1)
+    std = None if std is None else check.positive("std", std)
+    square = flat(denoiser.eps(at.x, at.t) - at.eps).square().mean(1)
     weight = 1.0 if std is None else 1 + (at.sigma / (at.alpha * std)) ** 2
     return _mean(weight * square)
 
@@ -159,7 +159,7 @@ def trace_loss(
     x's dtype.
     """
     check.choice("form", form, FORMS)
-    mean, std = check.constant("mean", mean), None if std is None else _positive("std", std)
+    mean, std = check.constant("mean", mean), None if std is None else check.positive("std", std)
     at = _diffused(denoiser, x_0, generator, noise, queries)
     m = _values(network, at.x, at.t, denoiser.conditions)
     d = at.x.shape[1:].numel()
@@ -170,7 +170,7 @@ def trace_loss(
         mean_target, variance = at.eps, at.variance
     else:
         mean_target, variance = at.x_0, (at.sigma / at.alpha) ** 2 * at.variance
-    target = (_flat(mean_target).square().sum(1) + variance) / d
+    target = (flat(mean_target).square().sum(1) + variance) / d
     if std is None:
         guess = 1.0
     elif form == "residual":
@@ -230,7 +230,7 @@ class MatchedTrace:
             return ops.matched_trace(m, x, alpha, sigma)  # eps would only say what shape x has
         eps = denoiser.eps(x, t) if eps is None else eps
         if self.form == "noise":
-            return ops.matched_trace(m, eps, alpha, sigma) + _flat(eps).square().sum(1) / sigma**2
+            return ops.matched_trace(m, eps, alpha, sigma) + flat(eps).square().sum(1) / sigma**2
         return ops.matched_trace(m, eps, alpha, sigma, x=x, form="paper")
 
 
@@ -283,17 +283,6 @@ def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, o
     return checked("trace network", out, x.new_empty(len(x)), t)
 
 
-def _positive(name: str, value: float) -> float:
-    value = check.constant(name, value)
-    if value <= 0:
-        raise check.mismatch(name, "a finite value > 0", value)
-    return value
-
-
 def _mean(x: Tensor) -> Tensor:
     """The mean over the batch; 0 for an empty one, which then changes no weight."""
     return x.sum() / max(1, len(x))
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(len(x), x.shape[1:].numel())
