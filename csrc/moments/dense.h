@@ -33,10 +33,13 @@ struct DenseMoments {
   static void add_small_d(const Problem<T>& p, const Moments<T>& m, const SmallDTile<T>& tile,
                           const QuerySums& sums, const T* reference, const T*) {
     tile.add_first_moment(p.d, reference, sums);
+    const T* const weight = tile.weight;  // a store could change what `tile` points to
+    T* const scratch = tile.scratch;
+    const int64_t padded = tile.padded;
     for (int64_t r = 0; r < p.d; ++r) {
-      for (int64_t j = 0; j < tile.padded; j += W<T>)
-        store<T>(tile.scratch + j,
-                 load(tile.weight + j) * (load(tile.cols + r * tile.padded + j) - reference[r]));
+      const T *column = tile.cols + r * padded, origin = reference[r];
+      for (int64_t j = 0; j < padded; j += W<T>)
+        store<T>(scratch + j, load(weight + j) * (load(column + j) - origin));
       tile.add_scratch_moment(p.d, reference, sums.second_moment + r * m.stride);
     }
   }
