@@ -72,30 +72,42 @@ def _warn(name: str, op, needs: Sequence[bool], fast: str) -> None:
     )
 
 
-def run(op, keyset, args):
-    """The op below autograd. What a kernel says of a value becomes an error of the library."""
-    try:
-        with private.below_autograd():
-            out = op.redispatch(keyset & private.after_autograd, *args)
-    except RuntimeError as error:
-        known = from_kernel(error)
-        if known is None:
-            raise
-        raise known from error
-    backend.ran(op, args)
-    return out
+def _runner(op) -> Callable:
+    """The op below autograd, as a function of the keyset and the arguments.
+
+    What a kernel says of a value becomes an error of the library. The first call that a compiled
+    kernel computes is logged.
+    """
+    logged = False
+
+    def run(keyset, args):
+        nonlocal logged
+        try:
+            with private.below_autograd():
+                out = op.redispatch(keyset & private.after_autograd, *args)
+        except RuntimeError as error:
+            known = from_kernel(error)
+            if known is None:
+                raise
+            raise known from error
+        if not logged:
+            logged = backend.ran(op, args)
+        return out
+
+    return run
 
 
 def kernel(name: str, op, rules: Derivatives) -> Callable:
     """The implementation of an op at the Autograd key."""
-    function: Any = _function(name, op, rules)
+    run = _runner(op)
+    function: Any = _function(name, op, run, rules)
 
     def at_autograd(keyset, *args):
         flat = args if rules.vjp is None else flatten(args)
         tracked = torch.is_grad_enabled() and private.any_requires_grad(*flat)
         dual = private.may_carry_tangents() and any(map(_has_tangent, flat))
         if not (tracked or dual):
-            return run(op, keyset, args)
+            return run(keyset, args)
         if dual and rules.differentiable is not None:
             with _slow_derivative(name, op, [_has_tangent(a) for a in args], rules.fast):
                 return rules.differentiable(*args)
@@ -111,14 +123,14 @@ def _has_tangent(a) -> bool:
     return isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None
 
 
-def _function(name: str, op, rules: Derivatives) -> type:
+def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
     """The single-level autograd function. `apply` takes the keyset, the lengths of the arguments
     that are lists (None for the others), and all arguments in a row."""
 
     def forward(keyset, lengths, *flat):
         # apply has switched both modes off, and the levels below this one inherit what is set here
         with torch.enable_grad(), private.forward_derivatives(True):
-            out = run(op, keyset, nest(flat, lengths))
+            out = run(keyset, nest(flat, lengths))
         return tuple(out) if isinstance(out, list) else out
 
     def setup_context(ctx, inputs, output):

@@ -64,13 +64,15 @@ def chosen(op, device: torch.device, backend: str, reason: str = "") -> None:
         log.log(level, "%s on %s runs in %s%s", op._schema.name, device.type, backend, why)
 
 
-def ran(op, args) -> None:
-    """Logs that a compiled kernel ran, unless another backend has said that it did."""
+def ran(op, args) -> bool:
+    """Logs that a compiled kernel ran, unless another backend has said that it did. True once that
+    is settled for the CPU."""
     like = args[0]
-    if not isinstance(like, torch.Tensor) or (op, like.device.type) in _chosen:
-        return
-    if like.device.type == "cpu" and _native.available and not private.is_virtual(like):
+    if not isinstance(like, torch.Tensor) or like.device.type != "cpu" or private.is_virtual(like):
+        return False
+    if _native.available:
         chosen(op, like.device, "native-cpu")
+    return True
 
 
 def fell_back(op, device: torch.device) -> None:

@@ -11,7 +11,7 @@ What happens to one call of ``torch.ops.dfkernels.posterior``:
 4. While shapes are traced (torch.compile, torch.export, meta tensors), `fake` answers.
 5. Otherwise the device's implementation runs: on the CPU the compiled kernel, which registered
    itself when dfkernels._C was loaded; on CUDA Triton's, if it can run; else `fallback`.
-6. If the kernel could not use a value, `autograd.run` makes an error of the library's own of what
+6. If the kernel could not use a value, `autograd` makes an error of the library's own of what
    it says; the public function then finds out which value it was (check.call).
 
 The private names of torch that this needs are in private.py.
