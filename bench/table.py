@@ -52,9 +52,9 @@ def markdown(rows: list[dict]) -> str:
     about = rows[0]
     lines = [
         (
-            f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']},"
-            f" {about['date']}; measured in the same run: memory {about['read_gbs']} GB/s, torch.mm"
-            f" {about['gemm_gflops']} GFLOP/s, exp {about['exp_gs']} G/s."
+            f"{certified_table.machine(about)}, {about['date']}; measured in the same run: "
+            f"memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, "
+            f"exp {about['exp_gs']} G/s."
         ),
         "",
     ]
@@ -90,9 +90,8 @@ def overview(rows: list[dict]) -> str:
             f"| `{op}` | {noise} | {len(part)} | **{geometric_mean(part, 'speedup'):.1f}** "
             f"({min(ratios):.1f} to {max(ratios):.1f}) |"
         )
-    about = rows[0]
-    machine = f"{about['cpu']}, {about['threads']} threads ({about['isa']}), torch {about['torch']}"
-    return "\n".join([*lines, "", f"Geometric mean and range; {machine}, {about['date']}."])
+    machine = certified_table.machine(rows[0])
+    return "\n".join([*lines, "", f"Geometric mean and range; {machine}, {rows[0]['date']}."])
 
 
 def with_block(text: str, mark: str, body: str) -> str:

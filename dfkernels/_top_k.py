@@ -54,7 +54,11 @@ def top_k(
     784, B >= 16), and some ten times as long at d = 8; the first one of a cloud a second pass, for
     what later calls reuse (8 bytes an atom).
 
-    Raises TypeError or ValueError naming the argument.
+    Returns:
+        A `TopK`: the rows and the weights of the atoms, heaviest first.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
     """
     fisher = DiffusionFisher(x, cloud, alpha, sigma, tolerance=tolerance)
     k = check.integer("k", k, 1, len(cloud))

@@ -43,8 +43,9 @@ class PointCloud(Object):
     memory of a numpy array, or through `.data`, goes unseen, and the results are then wrong. Both
     are detached: for derivatives with respect to the atoms or their weights call the ops.
 
-    Raises TypeError for a wrong type, layout or dtype, ValueError for a wrong shape or a value that
-    is not finite.
+    Raises:
+        TypeError: A type, layout or dtype is wrong.
+        ValueError: A shape is wrong, or a value is not finite.
     """
 
     y = Watched[Tensor]()
@@ -118,8 +119,9 @@ class PointCloud(Object):
         log_prior moves but keeps its dtype. The index moves along, unless y is cast: then the
         atoms are others.
 
-        Raises TypeError for a cast between floating and integer storage (requantise the data
-        instead), ValueError where a narrower dtype overflows.
+        Raises:
+            TypeError: A cast between floating and integer storage: requantise the data instead.
+            ValueError: A narrower dtype overflows.
         """
         with plain(self.device):
             y = self.y.to(*args, **kwargs)
@@ -149,9 +151,10 @@ class PointCloud(Object):
         Seconds per 10^5 atoms of a few thousand numbers; about a quarter of the size of float32
         atoms, at most 1.3 times the size of uint8 ones.
 
-        Raises FileError (a ValueError): a file that is damaged, of another format or of another
-        cloud, or that cannot be written. ValueError for atoms of less than 32 bytes, which are read
-        as fast as any index, and for atoms whose distances float32 cannot hold.
+        Raises:
+            ValueError: The file is damaged, of another format or of another cloud, or cannot be
+                written (a `FileError`); the atoms have less than 32 bytes, and are read as fast as
+                any index; or float32 cannot hold their distances.
         """
         if self.y.element_size() * self.d < 32:
             raise ValueError(

@@ -46,7 +46,8 @@ class FisherOperator(Object, LinearOperator):
         x: [B, *E], float32 or float64; the computation follows its dtype.
         alpha, sigma: float, 0-d or [B]; sigma > 0.
 
-    Raises TypeError / ValueError naming the argument.
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
     """
 
     x, alpha, sigma = Watched[Tensor](), Watched[Tensor](), Watched[Tensor]()
@@ -133,8 +134,9 @@ class DiffusionFisher(FisherOperator):
     through several of them, one after the other, takes retain_graph=True. torch.compile breaks its
     graph here: with fullgraph=True call the ops.
 
-    Raises TypeError / ValueError naming the argument: from the constructor for types, shapes and
-    numbers, for values of tensors from the first use.
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it. Types, shapes and numbers
+            are checked by the constructor, values of tensors at the first use.
     """
 
     def __init__(

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+from documents import blocks
 
 from tools.new_op import lay_out
 
@@ -48,6 +50,15 @@ def test_the_example_op_passes_the_tests(tmp_path):
     ]
     summary = python("pytest", "-p", "no:cacheprovider", "-k", "skewness", *files)
     assert int(re.search(r"(\d+) passed", summary)[1]) > 60
+
+
+def test_contributing_quotes_the_example_op():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    reference, declaration = blocks(text, "python")
+    assert (
+        textwrap.indent(reference, "    ") in (ROOT / "tests/example_op/reference.py").read_text()
+    )
+    assert declaration in (ROOT / "tests/example_op/__init__.py").read_text()
 
 
 @pytest.mark.parametrize("name", ["Third", "a-b", "1st", "lambda", "", "posterior"])

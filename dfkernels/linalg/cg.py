@@ -44,7 +44,8 @@ def conjugate_gradients(
         tol: bound on |b - (A + shift I) x|/|b|.
         max_iter: of steps; at the end the solution may be worse than tol: see its residual.
 
-    Raises NotPositiveDefinite where a direction has no positive curvature.
+    Raises:
+        NotPositiveDefinite: A direction has no positive curvature.
     """
     scale = power_of_two(b.abs().amax(-1, keepdim=True))  # so that no square overflows
     b, shift = b / scale, shift[:, None, None]

@@ -35,7 +35,8 @@ def lanczos(
         rows: the basis has at most so many, at least 2 block.
         size: [B, 1], about |A|; None: the largest |l| found.
 
-    Raises RuntimeError where max_iter products do not reach tol.
+    Raises:
+        RuntimeError: max_iter products do not reach tol.
     """
     basis, block = orthonormal(start), start.shape[1]
     image = apply(basis)

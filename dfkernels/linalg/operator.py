@@ -126,9 +126,14 @@ class LinearOperator(abc.ABC):
         Differentiable in b, damping and `parameters`: implicitly, a backward pass is one more
         solve. Forward mode raises.
 
-        Raises ValueError if CG meets a direction of non-positive curvature (A + damping I is not
-        positive definite), naming the damping that is needed; RuntimeError if max_iter steps do not
-        reach tol.
+        Returns:
+            The solutions, of b's shape.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or CG meets a direction of non-positive
+                curvature (A + damping I is not positive definite); the message names the damping
+                that is needed.
+            RuntimeError: max_iter steps do not reach tol.
         """
         solution = self.solve_ex(b, damping, tol=tol, max_iter=max_iter)
         tol = _tolerance(b.dtype, tol)
@@ -222,7 +227,12 @@ class LinearOperator(abc.ABC):
             generator: of the start vectors; None is a fixed seed: a call repeated gives the same
                 bits.
 
-        Raises ValueError if k is not in [1, d]; RuntimeError if max_iter blocks do not reach tol.
+        Returns:
+            The eigenvalues and the vectors.
+
+        Raises:
+            ValueError: k is not in [1, d].
+            RuntimeError: max_iter blocks do not reach tol.
         """
         self._no_tangent("eigsh")
         self._unchanged()

@@ -1,8 +1,8 @@
 """Adjoint guidance: the gradient of a loss on x_0 carried back along a sampler's path, and descent
 on x_t.
 
-dlam/dt = -f lam - (g^2/2) F lam, lam_t = dL/dx_t (eq. 18); with s = sigma/alpha,
-d(alpha lam)/ds = -alpha sigma F (alpha lam).
+    dlam/dt = -f lam - (g^2/2) F lam,  lam_t = dL/dx_t  (eq. 18)
+    d(alpha lam)/ds = -alpha sigma F (alpha lam),  s = sigma/alpha
 """
 
 from __future__ import annotations
@@ -62,9 +62,13 @@ def adjoint(
         cloud, trace: see `endpoint.fisher`.
         conditions: keyword arguments of the network, as in the sampling.
 
-    Returns the gradients at all nodes, in the trajectory's order: the first is dL/dx at the noisy
-    end. No graph. Raises ValueError / TypeError naming the argument, RuntimeError where an unstable
-    form overflows.
+    Returns:
+        The gradients at all nodes, in the trajectory's order, without a graph; the first is dL/dx
+        at the noisy end.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        RuntimeError: An unstable form overflows.
     """
     path = nodes(denoiser.schedule, trajectory.t)
     total = len(path.t) - 1
@@ -150,7 +154,8 @@ def guide(
 
     Args:
         loss: loss(x_0) -> [B], differentiable in x_0 [B, *E], one number per sample.
-        x: [B, *E], e.g. sigma times normal noise; t: [M + 1], noisiest first, sigma > 0.
+        x: [B, *E], e.g. sigma times normal noise.
+        t: [M + 1], noisiest first, sigma > 0.
         steps: >= 0. Each costs the sampling, M calls of the network (Heun: 2 M), and the adjoint: M
             calls and backward passes for "vjp", 2 M calls for "finite-difference", none for
             "paper", "centred", "isotropic" (unless the trace's network does) and "exact".
@@ -162,7 +167,12 @@ def guide(
         progress: show a bar on stderr.
         conditions: keyword arguments of the network.
 
-    Raises ValueError / TypeError naming the argument, `loss` for another shape, NaN or inf.
+    Returns:
+        The best x of each sample with its x_0, the losses of all steps, and the evaluations.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it: `loss` for a result of
+            another shape, NaN or inf.
     """
     steps = check.integer("steps", steps, 0)
     lr, before = check.constant("lr", lr), denoiser.evaluations

@@ -4,11 +4,11 @@ prediction and score.
 With x = alpha x_0 + sigma eps and an output `out` of the network, the predictions of x_0 and eps
 are each (p x + q out) m:
 
-network         predicts                        x_0: p, q, m              eps: p, q, m
-epsilon         eps                             1, -sigma, 1/alpha        out itself
-sample          x_0                             out itself                1, -alpha, 1/sigma
-v_prediction    alpha eps - sigma x_0           alpha, -sigma, 1/n        sigma, alpha, 1/n
-flow            alpha' x_0 + sigma' eps         1, -r, 1/(alpha - alpha' r)   -alpha', alpha, 1/D
+    network        predicts                  x_0: p, q, m                  eps: p, q, m
+    epsilon        eps                       1, -sigma, 1/alpha            out itself
+    sample         x_0                       out itself                    1, -alpha, 1/sigma
+    v_prediction   alpha eps - sigma x_0     alpha, -sigma, 1/n            sigma, alpha, 1/n
+    flow           alpha' x_0 + sigma' eps   1, -r, 1/(alpha - alpha' r)   -alpha', alpha, 1/D
 
 n = alpha^2 + sigma^2, r = sigma/sigma', D = alpha sigma' - sigma alpha'; primes are derivatives in
 t. n and D are never 0, so that the last two hold over the whole closed range of a schedule, ends
@@ -108,8 +108,7 @@ class Denoiser(nn.Module):
 
     @property
     def evaluations(self) -> int:
-        """How often the network has been called, but for calls inside a compiled graph; may be
-        set."""
+        """The number of calls of the network, without those inside a compiled graph; may be set."""
         return self._count.calls
 
     @evaluations.setter
@@ -275,8 +274,9 @@ class PosteriorMean(nn.Module):
 def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
     """A network's output, converted to the dtype of the tensor `like` that it has to resemble.
 
-    Raises ValueError or TypeError naming `name` where shape, dtype or device differ, and where a
-    value is not finite; t [B] tells at which time.
+    Raises:
+        TypeError, ValueError: Shape, dtype or device differ, or a value is not finite; the message
+            names `name` and the time, from t [B].
     """
     if not isinstance(out, Tensor):
         hint = f"; return its .sample, as in lambda x, t: {name.replace(' ', '_')}(x, t).sample"

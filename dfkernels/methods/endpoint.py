@@ -42,15 +42,15 @@ def fisher(
 
     F = I/sigma^2 - (alpha^2/sigma^4) C = J_eps/sigma, J_eps = d eps/dx, with C or J_eps by one of:
 
-    form                 F v                                              needs   a vector costs
-    "paper"              C = x0 x0^T - mean mean^T (DF-EA, eq. 20)        x0      O(d)
-    "centred"            C = r r^T, r = x0 - mean; with a trace, capped:  x0      O(d)
-                         |r|^2 <= tr C = (sigma^2/alpha^2)(d - sigma^2 tr F)
-    "isotropic"          (tr F/d) v                                       trace   O(d)
-    "exact"              the Fisher of the data set                       cloud   a pass over it
-    "jvp"                J_eps v/sigma, forward mode, no graph                    a dual call
-    "finite-difference"  (eps(x + h v) - eps(x - h v))/(2 h sigma)                two calls
-    "vjp"                J_eps^T v/sigma, reverse mode                            call + backward
+        form                 F v                                             needs   a vector costs
+        "paper"              C = x0 x0^T - mean mean^T (DF-EA, eq. 20)       x0      O(d)
+        "centred"            C = r r^T, r = x0 - mean; with a trace, capped: x0      O(d)
+                             |r|^2 <= tr C = (sigma^2/alpha^2)(d - sigma^2 tr F)
+        "isotropic"          (tr F/d) v                                      trace   O(d)
+        "exact"              the Fisher of the data set                      cloud   a pass over it
+        "jvp"                J_eps v/sigma, forward mode, no graph                   a dual call
+        "finite-difference"  (eps(x + h v) - eps(x - h v))/(2 h sigma)               two calls
+        "vjp"                J_eps^T v/sigma, reverse mode                           call + backward
 
     When to trust them. "exact" is F itself for the law of the data set; a trained network
     approximates the law behind it, and at small sigma the two differ. The last three are the
@@ -59,13 +59,13 @@ def fisher(
     the true adjoint, and length relative to it, when each carries a random gradient from sigma =
     0.002 up to 2.3 (exact score, 100 DDIM steps; medians):
 
-    data                                      "paper"     "centred"   "isotropic"
-    16 atoms, d = 2                           .82, 4      .98, .4      .96, .9
-    16 atoms, d = 8                           .82, 2      .99, .8      .95, .9
-    8 Gaussians of deviation 0.3, d = 8       .26, 1e20   .90, .007    .98, 1
-    8 Gaussians of deviation 0.3, d = 64      .09, 1e75   .08, 12     1.00, 1
-    a Gaussian, variances 1 to 1e-4, d = 8    .42, 1e20   .61, .008    .67, .3
-    a Gaussian, variances 1 to 1e-4, d = 64   .14, 1e70   .00, 10      .66, .3
+        data                                      "paper"     "centred"   "isotropic"
+        16 atoms, d = 2                           .82, 4      .98, .4      .96, .9
+        16 atoms, d = 8                           .82, 2      .99, .8      .95, .9
+        8 Gaussians of deviation 0.3, d = 8       .26, 1e20   .90, .007    .98, 1
+        8 Gaussians of deviation 0.3, d = 64      .09, 1e75   .08, 12     1.00, 1
+        a Gaussian, variances 1 to 1e-4, d = 8    .42, 1e20   .61, .008    .67, .3
+        a Gaussian, variances 1 to 1e-4, d = 64   .14, 1e70   .00, 10      .66, .3
 
     So: "isotropic" keeps every direction and about the right length; it is never far off. "centred"
     is best where single atoms explain the sample, and bad on smooth data in high dimension at noise
@@ -85,19 +85,23 @@ def fisher(
         trace: trace(x, t) -> tr F [B], such as a MatchedTrace.
         conditions: keyword arguments of the network. Where K vectors per query take K copies of x,
             tensors [B, ...] among them are repeated as x is.
-        What a form does not need is ignored.
 
-    Returns the operator of the form: `@`, trace(), diagonal() (closed forms for the first four,
-    else d products), to_dense(), solve(b, damping), eigsh(k). CG needs at most three steps for the
-    first three forms; on "centred", solve is the sound Levenberg-Marquardt step (a I - b r
-    r^T)^{-1} v.
+    Arguments that a form does not need are ignored.
+
+    CG needs at most three steps for the first three forms; on "centred", solve is the sound
+    Levenberg-Marquardt step (a I - b r r^T)^{-1} v.
 
     A trained network's F is not quite symmetric: `T` swaps "jvp" and "vjp"; solve runs CG all the
     same, judges by the true residual and raises where the asymmetry keeps it above tol (it has
     derivatives in b, damping and x, none in the network's parameters); eigsh gives the pairs of (F
     + F^T)/2 up to d = 512, above that it raises as solve does.
 
-    Raises TypeError / ValueError naming the argument.
+    Returns:
+        The operator, with `@`, trace() and diagonal() (closed forms for the first four, else d
+        products), to_dense(), solve(b, damping) and eigsh(k).
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
     """
     check.choice("form", form, FORMS)
     if not isinstance(denoiser, Denoiser):

@@ -38,8 +38,8 @@ class Trajectory(NamedTuple):
 def noise_range(noise: tuple[float, float]) -> tuple[float, float]:
     """A range of noise levels as two numbers (low, high).
 
-    Raises TypeError / ValueError naming `noise` unless it is a pair of finite levels sigma/alpha,
-    0 < low < high.
+    Raises:
+        TypeError, ValueError: `noise` is no pair of finite levels sigma/alpha, 0 < low < high.
     """
     try:
         low, high = noise
@@ -71,8 +71,9 @@ def time_grid(
             "time": uniform in t.
         rho: of "edm", > 0.
 
-    Raises ValueError or TypeError naming the argument, also where the schedule does not reach these
-    levels.
+    Raises:
+        TypeError, ValueError: An argument is wrong, or the schedule does not reach these levels;
+            the message names the argument.
     """
     low, high = noise_range(noise)
     steps = check.integer("steps", steps, 1)
@@ -96,8 +97,9 @@ def time_grid(
 def nodes(schedule: Schedule, t: Tensor) -> Nodes:
     """The levels at the times t [M + 1], noisiest first.
 
-    Raises TypeError / ValueError naming `t` for another shape, sigma = 0 or alpha = 0 at a node (a
-    solver divides by both), or noise sigma/alpha that does not strictly fall.
+    Raises:
+        TypeError, ValueError: `t` has another shape, sigma = 0 or alpha = 0 at a node (a solver
+            divides by both), or noise sigma/alpha that does not strictly fall.
     """
     check.tensor("t", t)
     if t.ndim != 1 or len(t) < 1 or not t.is_floating_point():

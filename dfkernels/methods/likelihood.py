@@ -109,18 +109,23 @@ def log_prob(
             any `traces.Source`.
         generator: of the probes of "hutchinson", on x's device; None: seed 0, so that a repeated
             call gives the same bits.
-        method: "dopri5" (order 5, 6 evaluations per step): in steps whose error is at most rtol
-            |x/alpha| + atol s in the root mean square over the entries of x/alpha, and rtol d +
-            atol nats, for each sample. The batch takes steps together, those of its stiffest
-            sample: what else is in the batch moves a result within the tolerance. It looks at
-            values, and so cannot run under vmap. "rk4" (order 4, 4 per step) and "heun" (order 2, 2
-            per step) take `steps` equal steps in ln s.
+        method: "dopri5" (order 5, 6 evaluations per step) chooses its steps by their errors; it
+            looks at values, and so cannot run under vmap. "rk4" (order 4, 4 per step) and "heun"
+            (order 2, 2 per step) take `steps` equal steps in ln s.
+        steps: of "rk4" and "heun".
+        rtol, atol: of "dopri5": for each sample a step's error is at most rtol |x/alpha| + atol s
+            in the root mean square over the entries of x/alpha, and rtol d + atol nats. The batch
+            takes steps together, those of its stiffest sample: what else is in the batch moves a
+            result within the tolerance.
         max_evaluations: of the velocity by "dopri5"; see RuntimeError.
         data_std: standard deviation added to the prior's: 0 for variance exploding, 1 for N(0, I)
             of a variance-preserving process, the data's own for the least error.
         width: of a bin, in units of x/alpha: 2/256 for 8-bit values spread over [-1, 1]; 1 if
-        continuous. step: called as step(done, total) after each step; "dopri5": in percent of the
-        way in ln s, of 100.
+            continuous.
+        callback: called as callback(done, total) after each step; for "dopri5" in percent of the
+            way in ln s, out of 100.
+        progress: show a bar on stderr.
+        conditions: keyword arguments of the network.
 
     `error` adds up the sizes of the local errors, of an embedded method of order 4 for "dopri5",
     else of what a quadrature of the slopes at the steps' ends says (one evaluation more), and of
@@ -130,10 +135,15 @@ def log_prob(
 
     Differentiable in the steps taken; call it under torch.no_grad() otherwise.
 
-    Raises ValueError or TypeError naming the argument, `network` or `trace` (wrong shape, NaN,
-    inf); RuntimeError where "dopri5" gives up, with the noise level reached: before it would exceed
-    max_evaluations, as it may at low noise, where the flow of a finite data set is stiff between
-    atoms.
+    Returns:
+        A `Likelihood`, with log_prob in nats and the estimated error.
+
+    Raises:
+        TypeError, ValueError: An argument, or what `network` or `trace` returned, is wrong (shape,
+            NaN, inf); the message names it.
+        RuntimeError: "dopri5" gives up before it would exceed max_evaluations, as it may at low
+            noise, where the flow of a finite data set is stiff between atoms. The message says at
+            which noise level.
     """
     d = check.query("x", x).shape[1]
     check.choice("method", method, METHODS)

@@ -28,15 +28,17 @@ class Preconditioned(nn.Module):
     With v = alpha^2 std^2 + sigma^2, z = (x - alpha mean)/sqrt(v), F = body(z, ln(sigma/(alpha
     std))):
 
-    epsilon:  (sigma z + alpha std F)/sqrt(v)                   Karras et al. 2022, Table 1, written
-              for eps: F has targets of mean square 1 at every level
-    residual: (alpha^2 std^2/v) softplus(F)/ln 2                m ~ E|eps_true - eps|^2/d; positive
-    noise:    p + 2 r sqrt(p/d) F                               m ~ E|eps|^2/d, with r = alpha
-              std/sqrt(v), p = |sigma z|^2/(v d) + r^2
-    paper:    p + 2 r sqrt(p/d) F                               t ~ E|x_0|^2/d, with r = std
-              sigma/sqrt(v), p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2; with a denoiser
-              |mean|^2/d + r^2 softplus(F)/ln 2, mean its prediction, frozen: F need not resolve
-              |x_0|^2/d to a relative sigma^2
+        epsilon:   eps = (sigma z + alpha std F)/sqrt(v)
+        residual:  E|eps_true - eps|^2/d ~ (alpha^2 std^2/v) softplus(F)/ln 2
+        noise:     E|eps|^2/d ~ p + 2 r sqrt(p/d) F
+                   r = alpha std/sqrt(v), p = |sigma z|^2/(v d) + r^2
+        paper:     E|x_0|^2/d ~ p + 2 r sqrt(p/d) F
+                   r = std sigma/sqrt(v), p = |mean + (alpha std^2/sqrt(v)) z|^2/d + r^2
+                   with a denoiser: |its mean|^2/d + r^2 softplus(F)/ln 2
+
+    "epsilon" is Table 1 of Karras et al. 2022 for eps: F has targets of mean square 1 at every
+    level. The denoiser of "paper" is frozen; with it F need not resolve |x_0|^2/d to a relative
+    sigma^2.
 
     Args:
         body: `body(z, level)`, z [B, *E], level [B] -> [B, *E] for "epsilon", else [B]; VectorNet

@@ -1,10 +1,10 @@
 """Deterministic samplers of the probability-flow ODE d(x/alpha) = eps ds, s = sigma/alpha.
 
-ddim     first order, 1 evaluation of the network per step:
-         x_{i+1} = (alpha_{i+1}/alpha_i) x_i + alpha_{i+1} (s_{i+1} - s_i) eps_i
-heun     second order, 2 evaluations: eps_i above is averaged with the eps that the DDIM step
-arrives at
-o-belm   second order, 1 evaluation, exactly invertible; two states, the first step is DDIM's
+    ddim     first order, 1 evaluation of the network per step:
+             x_{i+1} = (alpha_{i+1}/alpha_i) x_i + alpha_{i+1} (s_{i+1} - s_i) eps_i
+    heun     second order, 2 evaluations: eps_i above is averaged with the eps that the DDIM step
+             arrives at
+    o-belm   second order, 1 evaluation, exactly invertible; two states, the first step is DDIM's
 
 Nodes are numbered in the order of sampling, noisiest first (O-BELM's paper counts from the data
 end). With x/alpha, all of it is the same for every schedule on the same noise levels s.
@@ -55,18 +55,21 @@ def sample(
             last one too: ask the denoiser for x_0 there.
         method: "ddim" (Song et al. 2021, M evaluations of the network), "heun" (Karras et al. 2022,
             Alg. 1 without churn, 2 M), "o-belm" (Wang et al. 2024, M; with `second`, M - 1).
-        second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` it
-            returns the way that the inversion came. Default: a DDIM step.
+        second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` the
+            sampling goes back the way that the inversion came. Default: a DDIM step.
         keep: how many states the trajectory holds, the last ones; default all. `invert` needs 2.
         callback: called as callback(done, total) after each of the M steps.
         progress: show a bar on stderr.
         conditions: keyword arguments of the network, such as class labels.
 
-    Returns the trajectory; its last state, `.x[-1]`, is the sample at the lowest noise level.
     Differentiable through the denoiser; sample under torch.no_grad() otherwise.
 
-    Raises ValueError or TypeError naming the argument: sigma = 0 or alpha = 0 at a node, noise that
-    does not fall, a network that returns another shape, NaN or inf (`network`).
+    Returns:
+        The trajectory; its last state, `.x[-1]`, is the sample at the lowest noise level.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong (sigma = 0 or alpha = 0 at a node, noise that
+            does not fall), or the network returns another shape, NaN or inf; the message names it.
     """
     check.query("x", x)
     check.choice("method", method, METHODS)
@@ -113,13 +116,18 @@ def invert(
         second: the state at t[-2]; with `trajectory.x[-2]` of a sample it is the sampling undone.
             Default, for an image that was not sampled: a DDIM step towards the noise.
 
-    `sample(denoiser, y.x[-1], t, "o-belm", second=y.x[-2])` of the result y returns x. M - 1
-    evaluations of the network, M without `second`.
+    It takes M - 1 evaluations of the network, M without `second`.
 
     Exact up to rounding, which the recursion amplifies by up to (first step in s / last step in
     s)^2: on 50 steps from s = 80 to 0.002 the error relative to |x| is 1e-12 (spacing "edm") or
     6e-11 ("log") in float64. In float32 only grids of nearly equal steps can be inverted. Sampling
     itself amplifies where steps grow.
+
+    Returns:
+        The trajectory y; `sample(denoiser, y.x[-1], t, "o-belm", second=y.x[-2])` returns to x.
+
+    Raises:
+        TypeError, ValueError: As `sample` does.
     """
     check.query("x", x)
     path = nodes(denoiser.schedule, t)

@@ -1,7 +1,10 @@
 """Explicit Runge-Kutta methods: their coefficients as data, one step of any of them, and adaptive
 steps.
 
-For dy/du = f(u, y):  k_i = f(u + c_i h, y + h sum_j a_ij k_j),  y(u + h) ~ y + h sum_i b_i k_i.
+For dy/du = f(u, y)
+
+    k_i = f(u + c_i h, y + h sum_j a_ij k_j),  y(u + h) ~ y + h sum_i b_i k_i
+
 A state y is a tuple of tensors, and so is a slope.
 """
 
@@ -134,8 +137,8 @@ def adaptive(
         accept: called for each step that is taken.
         max_evaluations: of f.
 
-    Raises Unfinished before max_evaluations would be exceeded, and where a step is too short to
-    change u.
+    Raises:
+        Unfinished: max_evaluations would be exceeded, or a step is too short to change u.
     """
     tableau, spent, u, last = DORMAND_PRINCE, 2, begin, 1e-4
     k = f(begin, y)

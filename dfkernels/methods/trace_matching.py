@@ -1,9 +1,10 @@
 """DF-TM: tr F from a scalar network that is trained by regression, beside a denoiser.
 
-residual: m ~ E|eps - eps_theta|^2/d;  tr F ~ (d/sigma^2)(1 - m)
-noise:    m ~ E|eps|^2/d;              tr F ~ (d (1 - m) + |eps_theta|^2)/sigma^2
-paper:    m ~ E|x_0|^2/d;              tr F ~ d/sigma^2 - (alpha^2/sigma^4)(d m - |ybar_theta|^2)
-(eq. 17)
+    residual: m ~ E|eps - eps_theta|^2/d;  tr F ~ (d/sigma^2)(1 - m)
+    noise:    m ~ E|eps|^2/d;              tr F ~ (d (1 - m) + |eps_theta|^2)/sigma^2
+    paper:    m ~ E|x_0|^2/d;              tr F ~ d/sigma^2
+                                                  - (alpha^2/sigma^4)(d m - |ybar_theta|^2)
+                                           (eq. 17)
 
 Prefer "residual": an error of eps_theta enters at second order. "noise" is eq. 17 about the origin
 x/alpha: the error enters at first order; needs no eps_theta to train. "paper" is a difference of
@@ -65,8 +66,8 @@ def diffuse(
     the weight. Take N well above B: the queries share their rows. Worth its N B d operations in few
     dimensions, where many rows do.
 
-    Raises ValueError for another range than 0 < noise[0] < noise[1], or one that the schedule does
-    not reach.
+    Raises:
+        ValueError: `noise` is no range 0 < noise[0] < noise[1], or the schedule does not reach it.
     """
     check.query("x_0", x_0)
     low, high = noise_range(noise)
@@ -111,8 +112,9 @@ def denoising_loss(
     std: float | None = None,
     queries: int | None = None,
 ) -> Tensor:
-    """The training loss of a denoiser, whatever its network predicts: the mean of
-    w_t |eps_theta(x_t, t) - eps|^2/d, a scalar.
+    """The training loss of a denoiser, whatever its network predicts, a scalar: the mean of
+
+        w_t |eps_theta(x_t, t) - eps|^2/d
 
     Conditions of the network: `denoising_loss(denoiser.bind(label=label), x_0, ...)`.
 
@@ -155,8 +157,9 @@ def trace_loss(
         x_0: [N, *E], a batch of data.
         noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
 
-    Raises ValueError / TypeError naming `trace network` where its output is not [B], finite and of
-    x's dtype.
+    Raises:
+        TypeError, ValueError: The output of the `trace network` is not [B], finite and of x's
+            dtype.
     """
     check.choice("form", form, FORMS)
     mean, std = check.constant("mean", mean), None if std is None else check.positive("std", std)

@@ -108,8 +108,9 @@ def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = No
 
 @dataclass(frozen=True)
 class Hutchinson(Source):
-    """Hutchinson's estimator of tr F, unbiased at any number K of random probes v with E v v^T = I:
-    mean_k <v_k, J v_k>/sigma, J = d eps/dx.
+    """Hutchinson's estimator of tr F, unbiased at any number K of random probes v, E v v^T = I:
+
+        tr F ~ mean_k <v_k, J v_k>/sigma,  J = d eps/dx
 
     The probes are drawn once per trajectory, as in FFJORD: the solver sees a smooth field, and
     log_prob is unbiased but for the solver's error.
@@ -192,8 +193,8 @@ def source_of(
 ) -> Source:
     """The source that `trace` stands for: one of NAMES, a function trace(x, t), or a Source itself.
 
-    Raises ValueError or TypeError naming `trace` for anything else, and for "exact" with the
-    denoiser of a network.
+    Raises:
+        TypeError, ValueError: `trace` is anything else, or "exact" with the denoiser of a network.
     """
     if isinstance(trace, Source):
         return trace

@@ -61,11 +61,14 @@ def train(
         callback: called as callback(done, steps) after each step, and once at the start.
         progress: show a bar on stderr.
 
-    Returns a copy of the module with the averaged weights, in eval mode, frozen.
+    Returns:
+        A copy of the module with the averaged weights, in eval mode, frozen.
 
-    Raises files.FileError (a ValueError) naming a checkpoint that is truncated, unwritable or of
-    another run; FloatingPointError naming the step where loss or gradient is not finite (the
-    checkpoint stays as it was).
+    Raises:
+        ValueError: The checkpoint is truncated, unwritable or of another run (a `FileError` that
+            names it), or an argument is wrong.
+        FloatingPointError: Loss or gradient is not finite at the step that the message names; the
+            checkpoint stays as it was.
     """
     steps, every = check.integer("steps", steps, 1), check.integer("every", every, 1)
     lr, ema, clip = (check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))

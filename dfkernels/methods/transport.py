@@ -71,7 +71,11 @@ class TransportTest(NamedTuple):
         return (self.asymmetry <= tolerance) & (self.smallest > 0)
 
     def summary(self, tolerance: float = 1e-6) -> Summary:
-        """Statistics over the chains. Raises ValueError where there is none."""
+        """Statistics over the chains.
+
+        Raises:
+            ValueError: There is no chain.
+        """
         a = self.asymmetry.double().cpu()
         if len(a) == 0:
             raise ValueError("summary: expected at least one chain, got 0")
@@ -117,8 +121,12 @@ def transport_test(
     sigma/alpha) only: with "jacobian" every schedule gives the same over the same grid of
     sigma/alpha.
 
-    Raises ValueError or TypeError naming the argument; NotImplementedError for an x that requires
-    grad.
+    Returns:
+        The end, the Jacobian and the statistics of each chain.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: x requires grad.
     """
     if not isinstance(cloud, PointCloud):
         raise TypeError(f"cloud: expected a PointCloud, got {type(cloud).__name__}")
