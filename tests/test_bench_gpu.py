@@ -280,7 +280,7 @@ def test_the_table_and_the_summary():
     assert lines[0].startswith(
         "H, driver 1, torch 2, triton 3, 2000-01-01; measured in the same run: copy 4,000 GB/s"
     )
-    assert lines[2].startswith("| op | B | N | d | K | | dfkernels | torch | sdpa |")
+    assert lines[2].startswith("| op | B | N | d | K |  | dfkernels | torch | sdpa |")
     case = "| `posterior` | 4,096 | 262,144 | 1024 | 1 | bfloat16, high noise |"
     assert lines[-1] == case + " **10** | 40 | 25 | 2.5 | 1.82 (matrix) |"
     assert lines[-1].count("|") == lines[2].count("|") == lines[3].count("|")

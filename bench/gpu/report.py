@@ -158,7 +158,7 @@ def markdown(result: dict) -> str:
 
 def with_tables(text: str, results: list[dict]) -> str:
     """`text` with everything between the markers <!-- gpu --> and <!-- /gpu --> made anew."""
-    body = "\n\n".join(map(markdown, results)) or "Not yet measured on a GPU."
+    body = "\n\n".join(map(markdown, results)) or "No measured run is committed yet."
     return re.sub(
         r"<!-- gpu -->.*?<!-- /gpu -->",
         lambda _: f"<!-- gpu -->\n{body}\n<!-- /gpu -->",
