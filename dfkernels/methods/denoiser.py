@@ -58,14 +58,15 @@ class Denoiser(nn.Module):
     them once for all calls.
 
     Each result is computed by the formula that is finite and accurate over the closed range of t.
-    Where there is none, asking for it raises ValueError naming t: x_0 of an "epsilon" network at
-    alpha = 0, eps of a "sample" network at sigma = 0, eps of a "flow" network where d sigma/dt is
-    infinite (VP and VE at t = 0), a score at sigma = 0. Levels are computed in float64, results are
-    in x's dtype.
+    Levels are computed in float64, results are in x's dtype. Every output of the network is
+    checked, but its values are not looked at on an accelerator, under vmap or torch.compile.
 
-    Every output of the network is checked: ValueError naming `network` for another shape, NaN or
-    inf, TypeError for a dtype of higher precision (values are not looked at on an accelerator,
-    under vmap or torch.compile).
+    Raises:
+        ValueError: The network's output has another shape, NaN or inf; or there is no result at t:
+            x_0 of an "epsilon" network at alpha = 0, eps of a "sample" network at sigma = 0, eps of
+            a "flow" network where d sigma/dt is infinite (VP and VE at t = 0), a score at sigma =
+            0. The message names `network` or t.
+        TypeError: The output has a dtype of higher precision than x.
     """
 
     schedule: Schedule

@@ -56,15 +56,20 @@ def diffuse(
     noise: tuple[float, float],
     queries: int | None = None,
 ) -> Noisy:
-    """Adds noise to a batch of data x_0 [N, *E], at levels sigma/alpha log-uniform in `noise`,
-    stratified: one in each of B equal parts.
+    """Adds noise to a batch of data, at levels log-uniform in `noise` and stratified: one in each
+    of B equal parts.
 
-    queries None: B = N, and the targets are the draws themselves. An integer B <= N, for rows in
-    random order: only the first B are diffused, and the targets are means given x over all N rows
-    (one pass of ops.posterior). Since each x came from one of the rows, this is Rao-Blackwell:
-    expected gradients stay, exactly, and a target's variance falls by the number of rows that share
-    the weight. Take N well above B: the queries share their rows. Worth its N B d operations in few
-    dimensions, where many rows do.
+    Args:
+        schedule: maps t to alpha and sigma.
+        x_0: [N, *E]; in random order where `queries` is given.
+        generator: of levels and noise.
+        noise: range of sigma/alpha.
+        queries: None: B = N, and the targets are the draws themselves. An integer B <= N: only the
+            first B rows are diffused, and the targets are means given x over all N rows (one pass
+            of ops.posterior). Since each x came from one of the rows, this is Rao-Blackwell:
+            expected gradients stay, exactly, and a target's variance falls by the number of rows
+            that share the weight. Take N well above B: the queries share their rows. Worth its
+            N B d operations in few dimensions, where many rows share the weight.
 
     Raises:
         ValueError: `noise` is no range 0 < noise[0] < noise[1], or the schedule does not reach it.
@@ -116,11 +121,18 @@ def denoising_loss(
 
         w_t |eps_theta(x_t, t) - eps|^2/d
 
-    Conditions of the network: `denoising_loss(denoiser.bind(label=label), x_0, ...)`.
-
     w_t = 1 + sigma^2/(alpha std)^2 is one over the variance of eps given x_t for data of standard
-    deviation std (EDM's weighting); std = None: w_t = 1. x_0 [N, *E]: a batch of data; noise: range
-    of sigma/alpha; queries: see `diffuse`.
+    deviation std (EDM's weighting); std = None: w_t = 1.
+
+    Args:
+        denoiser: what is trained; conditions of its network by `denoiser.bind(label=label)`.
+        x_0: [N, *E], a batch of data.
+        generator: of levels and noise.
+        noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
+        std: of the data, one number.
+
+    Raises:
+        TypeError, ValueError: An argument or the network's output is wrong; the message names it.
     """
     at = _diffused(denoiser, x_0, generator, noise, queries)
     std = None if std is None else check.positive("std", std)

@@ -101,7 +101,12 @@ def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = No
     """The source of tr F that a data set itself is (Prop. 5).
 
     With `Denoiser.exact(cloud, schedule)` and the same tolerance it gives log q_t of the cloud by
-    one pass over the data per evaluation. tolerance: as in `DiffusionFisher`.
+    one pass over the data per evaluation.
+
+    Args:
+        cloud: the atoms.
+        schedule: maps t to alpha and sigma.
+        tolerance: as in `DiffusionFisher`.
     """
     return Exact(PosteriorMean(cloud, schedule, tolerance))
 

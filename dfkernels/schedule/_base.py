@@ -64,8 +64,10 @@ class Schedule:
         return self._log_snr(self._time(t))
 
     def t_of_log_snr(self, log_snr: float | Tensor) -> Tensor:
-        """The time with a given log-SNR: the inverse of `log_snr`. Raises ValueError if it lies
-        outside the schedule's range.
+        """The time with a given log-SNR: the inverse of `log_snr`.
+
+        Raises:
+            ValueError: It lies outside the schedule's range.
         """
         t = self._t_of_log_snr(as_tensor("log_snr", log_snr))
         lo, hi = self.t_range

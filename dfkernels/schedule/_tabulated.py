@@ -22,9 +22,10 @@ class Tabulated(Schedule):
     table, t in [0, T-1], and alpha^2 = sigmoid(lam), f = lam' sigma^2 / 2, g2 = -lam' sigma^2:
     consistent with the interpolant by construction.
 
-    Raises ValueError for a table that is not strictly decreasing inside (0, 1), or whose entries'
-    log-SNR is the same but for rounding; a zero-terminal-SNR table has to be cut or floored
-    (diffusers uses 2**-24) first.
+    Raises:
+        ValueError: The table is not strictly decreasing inside (0, 1), or two entries have the same
+            log-SNR but for rounding. A zero-terminal-SNR table has to be cut or floored (diffusers
+            uses 2**-24) first.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
