@@ -23,7 +23,7 @@ from torch import Tensor
 import dfkernels as df
 from dfkernels._constants import QUERY_GROUP
 from dfkernels._torch import native
-from dfkernels.certified.search import op as select_atoms
+from dfkernels.certified.select_atoms import op as select_atoms
 
 LENGTHS = (784, 3072)  # d of digits and of photographs
 NUMBERS = 1 << 26  # of a cloud: far more than caches hold

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ops
 from ._torch import check
 from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
-from .certified.search import op as select_atoms
+from .certified.select_atoms import op as select_atoms
 from .cloud import PointCloud
 from .linalg.cg import power_of_two
 from .linalg.operator import LinearOperator
@@ -51,6 +51,7 @@ class FisherOperator(Object, LinearOperator):
     """
 
     x, alpha, sigma = Watched[Tensor](), Watched[Tensor](), Watched[Tensor]()
+    _symbol, _element = "F", "query"
 
     def __init__(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> None:
         check.query("x", x)
@@ -319,9 +320,9 @@ class DiffusionFisher(FisherOperator):
         """F as [B, d, d]. The object stores it and returns a copy: 2 B d^2 numbers of memory."""
         return self._dense.clone()
 
-    def _enough(self, query: int) -> str:
+    def _enough(self, element: int) -> str:
         # every eigenvalue is <= 1/sigma^2, so the smallest is at least tr F - (d - 1)/sigma^2
-        sigma, trace = self.sigma[query].item(), self._posterior.fisher_trace[query].item()
+        sigma, trace = self.sigma[element].item(), self._posterior.fisher_trace[element].item()
         enough = (self.d - 1) / sigma**2 - trace
         return f", more than (d - 1)/sigma^2 - tr F = {enough:.4g} is always enough"
 

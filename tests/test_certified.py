@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import dfkernels as df
 from dfkernels import fisher
 from dfkernels._torch import native
-from dfkernels.certified import search
+from dfkernels.certified import select_atoms
 from dfkernels.certified.pytorch import Search, search_in_pytorch
 from dfkernels.certified.reference import logits
 
@@ -99,7 +99,7 @@ def check(x, cloud, alpha, sigma, tolerance=EPS, path="op"):
     args = (x, cloud.y, alpha, sigma, prior, cloud.scale, cloud.offset)
     gap = math.log(N / tolerance)
     if path == "op":
-        atoms, counts, dropped = search.op(*args, *cloud.index(), gap, 1)
+        atoms, counts, dropped = select_atoms.op(*args, *cloud.index(), gap, 1)
     else:
         atoms, counts, dropped = search_in_pytorch(*args, *cloud.index(), gap, 1)
     assert atoms.dtype == counts.dtype == torch.int64 and dropped.dtype == torch.float64

@@ -13,7 +13,7 @@ from test_certified_masked import PATHS, both_paths, found
 
 import dfkernels as df
 from dfkernels.certified.build import build_index
-from dfkernels.certified.search import op
+from dfkernels.certified.select_atoms import op
 
 
 def assert_same_with_an_index(x, cloud, alpha, sigma, k):

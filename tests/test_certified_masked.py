@@ -12,12 +12,12 @@ import torch
 from test_certified import EPS, gaussian, normal, queries
 
 from dfkernels._torch import native
-from dfkernels.certified import search
+from dfkernels.certified import select_atoms
 from dfkernels.certified.build import build_index
 from dfkernels.certified.pytorch import search_in_pytorch
 from dfkernels.certified.reference import logits
 
-PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": select_atoms.op} if native.available else {})
 N, D = 600, 160
 both_paths = pytest.mark.parametrize("path", PATHS)
 

@@ -18,12 +18,12 @@ import torch
 from test_certified import gaussian, normal
 
 from dfkernels._torch import native
-from dfkernels.certified import rounding, search
+from dfkernels.certified import rounding, select_atoms
 from dfkernels.certified.bounds import Queries
 from dfkernels.certified.build import build_index
 from dfkernels.certified.pytorch import Search, search_in_pytorch
 
-PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": select_atoms.op} if native.available else {})
 U = Exact(2) ** -53
 
 

@@ -16,7 +16,7 @@ import dfkernels as df
 from dfkernels._io import files
 from dfkernels._io.files import FileError
 from dfkernels._torch import native
-from dfkernels.certified import search
+from dfkernels.certified import select_atoms
 from dfkernels.certified.index import FIELDS, CloudIndex
 from dfkernels.certified.index_file import FORMAT
 from dfkernels.certified.pytorch import search_in_pytorch
@@ -26,7 +26,7 @@ DTYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
 N, D = 300, 160
-PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": select_atoms.op} if native.available else {})
 
 
 @pytest.fixture(scope="module")

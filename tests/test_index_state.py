@@ -14,12 +14,12 @@ from torch_state import default_dtype, deterministic
 
 from dfkernels._io import files
 from dfkernels._torch import native
-from dfkernels.certified import index_file, search
+from dfkernels.certified import index_file, select_atoms
 from dfkernels.certified.build import build_index
 from dfkernels.certified.pytorch import search_in_pytorch
 
 N, D = 300, 160
-PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": search.op} if native.available else {})
+PATHS = {"PyTorch": search_in_pytorch} | ({"compiled": select_atoms.op} if native.available else {})
 
 
 STATES = {

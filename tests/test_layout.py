@@ -4,6 +4,7 @@ torch.library."""
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -344,3 +345,9 @@ def test_an_op_has_its_twin_and_its_kernel():
     compiled = {p.stem for p in (ROOT / "csrc").rglob("*.cpp")}
     assert [op for op in ops if op not in compiled] == []
     assert [op for op in ops if not (PACKAGE / "ops" / op / "triton.py").exists()] == []
+
+
+@pytest.mark.parametrize("path", ["Makefile", "tests/__main__.py"])
+def test_the_test_files_that_are_named_exist(path):
+    named = set(re.findall(r"tests/[\w/]+\.py", (ROOT / path).read_text()))
+    assert named and sorted(n for n in named if not (ROOT / n).is_file()) == []

@@ -139,7 +139,7 @@ def test_what_a_subclass_lacks_is_named():
         (
             lambda m: m.solve(torch.tensor([[1.0] * 4, [0, 1, 0, 0]], dtype=torch.float64), 0.5),
             ValueError,
-            "damping: F + damping I is not positive definite at query 1 (damping = 0.5); "
+            "damping: A + damping I is not positive definite at element 1 (damping = 0.5); "
             "more than 3 is necessary",
         ),
     ],

@@ -33,7 +33,7 @@ SIZES = (1, 2, 3, 16, 17, 64, 784, 1024, 1025, 3072, 4096, 4097, 100_000)
 def test_tile(targets, d, itemsize, D, ATOMS, TARGETS, COORD_AXIS, warps, given):
     t = launch.tile_for(targets, d, itemsize, H200)
     assert (t.D, t.ATOMS, t.TARGETS, t.COORD_AXIS) == (D, ATOMS, TARGETS, COORD_AXIS)
-    assert (t.warps, t.given) == (warps, given)
+    assert (t.warps, t.logits_given) == (warps, given)
 
 
 @DEVICES
@@ -43,8 +43,8 @@ def test_every_shape(device, itemsize):
     for targets, d in itertools.product(TARGETS, SIZES):
         t = launch.tile_for(targets, d, itemsize, device)
         assert all(n > 0 and n & (n - 1) == 0 for n in (t.D, t.ATOMS, t.TARGETS, t.warps, t.strip))
-        assert t.given or d <= t.D
-        assert t.strip * t.ATOMS <= 1024 and (t.strip == 1 or t.given)
+        assert t.logits_given or d <= t.D
+        assert t.strip * t.ATOMS <= 1024 and (t.strip == 1 or t.logits_given)
         assert (t.STAGES - 1) * t.ATOMS * t.D * itemsize + 2**15 <= device.shared or t.STAGES == 1
         assert t.ATOMS * t.TARGETS * t.D * itemsize <= 256 * 32 * t.warps  # 64 registers a thread
 
@@ -69,7 +69,7 @@ def test_scratch_is_bounded(device):
         step = launch.queries_at_once(B, K, N, d, 4, device)
         t = launch.tile_for(B * K, d, 4, device)
         splits = launch.splits_for(N, -(-B * K // t.TARGETS), t, device)
-        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.given) <= launch.SCRATCH
+        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.logits_given) <= launch.SCRATCH
 
 
 @DEVICES

@@ -1,5 +1,5 @@
 // The op select_atoms: the atoms that can carry weight, found from an index of codes
-// (dfkernels/certified/search.py) without reading most of y.
+// (dfkernels/certified/select_atoms.py) without reading most of y.
 #include <tuple>
 #include <vector>
 

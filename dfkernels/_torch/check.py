@@ -11,7 +11,8 @@ Who checks what:
   `call` looks for the culprit (`diagnose`), under vmap, grad and jvp in the tensors behind what
   these hand on. On CUDA values are never looked at, nor from a compiled graph or in a backward
   pass: there the kernels' own words, which name the argument as well, are the error.
-* A wrong sigma is refused by `sigma` if it is a number, else by the kernels and `diagnose`.
+* A wrong sigma is refused by `sigma` if it is a number, else by the kernels and `diagnose`. Inside
+  a compiled graph, where a number may be symbolic, the kernels refuse it.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def alpha(value: Level, x: Tensor) -> Tensor:
 def sigma(value: Level, x: Tensor) -> Tensor:
     """sigma > 0 for queries x [B, *E], as [B] in x's dtype: see `per_query`.
 
-    A wrong sigma is refused here, but for values inside a tensor: those the kernels find.
+    A number that is not positive is refused here, except inside a compiled graph. There, and inside
+    a tensor, the kernels refuse it.
     """
     return per_query("sigma", value, x, positive=True)
 
@@ -294,8 +296,8 @@ def _kind(a: object) -> str:
 def points(
     x: Tensor,
     y: Tensor,
-    alpha: Level,
-    sigma: Level,
+    alpha_level: Level,
+    sigma_level: Level,
     log_prior: Tensor | None,
     scale: float,
     offset: float,
@@ -307,7 +309,7 @@ def points(
         log_prior = _log_prior(x, y, log_prior)
     if not (type(scale) is type(offset) is float and scale == 1.0 and offset == 0.0):
         scale, offset = constant("scale", scale), constant("offset", offset)
-    levels = per_query("alpha", alpha, x), per_query("sigma", sigma, x, positive=True)
+    levels = alpha(alpha_level, x), sigma(sigma_level, x)
     return flat, y, *levels, log_prior, scale, offset
 
 

@@ -62,11 +62,12 @@ def define(
         batch: (info, in_dims, *args), a rule of vmap in place of the usual one.
         cuda: (*args), the implementation by Triton, which it imports.
         differentiable: (*args), the same function made of differentiable ops, from which both
-            derivatives follow. Without torch.func: forward AD runs it below functorch's key.
+            derivatives follow. It must not call torch.func itself: forward AD runs it below
+            functorch's key.
         fused_vjp: (needs, args, outputs, cotangents), gradients by kernels, or None to leave them
             to the differentiable form.
-        fast: Which derivatives are fast, for the warning that another one takes the slow way; None
-            if the differentiable form is not slow.
+        fast: Text of SlowDerivativeWarning: which derivatives are fast; None if the differentiable
+            form is not slow.
         vjp, jvp: (args, needs, cotangents) and (args, tangents), in place of a differentiable form,
             for an op that takes and returns lists of tensors. needs, tangents and the gradients are
             nested like args; None may stand for a list of Nones.

@@ -1,4 +1,5 @@
-"""The certified search in PyTorch, in float64: for devices without a kernel."""
+"""The fallback of the op ``select_atoms``, for devices without a kernel: the certified search in
+PyTorch, in float64."""
 
 from __future__ import annotations
 
@@ -124,7 +125,7 @@ def search_in_pytorch(
     offset: float,
     *index_gap_k,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `select_atoms` (see search.py) for any device.
+    """The op `select_atoms` (see select_atoms.py) for any device.
 
     The last arguments are the tensors of an index, gap and k.
     """

@@ -44,6 +44,7 @@ class LinearOperator(abc.ABC):
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    _symbol, _element = "A", "element"  # what errors call the matrix, and one of the B
 
     @abc.abstractmethod
     def apply(self, v: Tensor) -> Tensor:
@@ -189,13 +190,14 @@ class LinearOperator(abc.ABC):
             damping = shift[error.batch].item()
             least = error.curvature / unit[error.batch].item() ** 2  # in double
             raise ValueError(
-                f"damping: F + damping I is not positive definite at query {error.batch} "
+                f"damping: {self._symbol} + damping I is not positive definite "
+                f"at {self._element} {error.batch} "
                 f"(damping = {damping:g}); more than {damping - least:.4g} is necessary"
                 f"{self._enough(error.batch)}"
             ) from None
         return Solution(unit[..., None] * x * unit[..., None], steps, residual)
 
-    def _enough(self, query: int) -> str:
+    def _enough(self, element: int) -> str:
         """What is known of a damping that suffices, for the message above."""
         return ""
 

@@ -76,7 +76,7 @@ def test_every_case_in_float64(case):
 # offset).
 LOW, FAR, MIDDLE, HIGH, VAST = (1e-3, 0.0), (0.3, 10.0), (1.0, 0.0), (3.0, 10.0), (1e3, 0.0)
 TILES = {
-    "one lane": (10, 1, 200, 40, [FAR, VAST]),
+    "one target": (10, 1, 200, 40, [FAR, VAST]),
     "few, behind the filter": (12, 12, 40, 20, [LOW, FAR, HIGH]),
     "few and wide": (
         10,
@@ -87,7 +87,7 @@ TILES = {
     ),  # three blocks of coordinates; also with large logits, below
     "many, behind the filter": (17, 17, 30, 40, [MIDDLE, HIGH]),
     "few, small d": (12, 12, 1100, 2, [MIDDLE]),
-    "a lane per thread": (64, 64, 20, 3, [LOW, HIGH]),
+    "a target per thread": (64, 64, 20, 3, [LOW, HIGH]),
 }
 
 
@@ -115,7 +115,7 @@ def inputs(B, N, d, sigma, offset, seed=0):
 def test_float32_error(tile, sigma, offset):
     B, together, N, d, _ = TILES[tile]
     p = inputs(B, N, d, sigma, offset)
-    dense = (sigma, d) in ((0.3, 20), (3.0, 20))  # by differences, and near the data
+    dense = (sigma, d) in ((0.3, 20), (3.0, 20))  # by differences, and by products
     assert far(p, by_launchers(p, together, DATA_OPS if dense else DATA_OPS[:3])) == {}
 
 
@@ -247,7 +247,7 @@ def bounds(p):
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_queries_near_the_data_take_products(offset):
+def test_queries_in_large_noise_take_products(offset):
     """At sigma = 3 times the data's spread all of them; at a tenth none."""
     for sigma, expected in ((3.0, 1), (0.1, 0)):
         p = inputs(20, 150, 40, sigma, offset)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_certified import CLOUDS, gaussian, normal, queries
 
-from dfkernels.certified import search
+from dfkernels.certified import select_atoms
 from dfkernels.certified import triton as kernels
 from dfkernels.certified.bounds import Queries
 from dfkernels.certified.build import build_index
@@ -187,7 +187,9 @@ def test_the_lightest_go_as_far_as_the_tolerance_allows(monkeypatch):
     y = gaussian(400, 150)
     args = arguments(queries(y, 0.3, "noisy", B=8), y, 1.0, 0.3)
     assert int(check(args).min()) >= 1
-    assert 2 * int(selected(args)[0].sum()) <= int(search.reference(*args[:7], args[-2], 1).sum())
+    assert 2 * int(selected(args)[0].sum()) <= int(
+        select_atoms.reference(*args[:7], args[-2], 1).sum()
+    )
 
 
 @pytest.mark.parametrize("storage", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
@@ -218,7 +220,7 @@ def test_the_k_heaviest_are_selected(k, masked):
     for sigma in (0.01, 0.05):
         args = arguments(queries(y, sigma, "noisy", B=8), y, 1.0, sigma, prior, gap=0.0, k=k)
         found = selected(args)[0]
-        assert bool((found | ~search.reference(*args[:7], 0.0, k)).all())
+        assert bool((found | ~select_atoms.reference(*args[:7], 0.0, k)).all())
         assert k > 4 or float(found.double().mean()) < 0.5
 
 

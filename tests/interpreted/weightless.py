@@ -14,10 +14,10 @@ from data_ops import inputs, run
 WAYS = {
     "one query": (1, 20, 1.0, DATA_OPS),
     "few, by differences": (3, 20, 0.3, DATA_OPS),
-    "few, near the data": (3, 20, 9.0, DATA_OPS),
+    "few, by products": (3, 20, 9.0, DATA_OPS),
     "many, by differences": (17, 20, 0.3, DATA_OPS[:1]),
-    "many, near the data": (17, 20, 9.0, DATA_OPS[:1]),
-    "a lane per thread": (64, 3, 1.0, DATA_OPS[:1]),
+    "many, by products": (17, 20, 9.0, DATA_OPS[:1]),
+    "a target per thread": (64, 3, 1.0, DATA_OPS[:1]),
 }
 
 
@@ -32,7 +32,7 @@ def test_atoms_of_no_weight_are_not_seen(way):
     p["x"] = p["alpha"][:, None] * p["y"][1] + p["sigma"][:, None] * _normal(7)(B, d).float()
     odd = {"y": p["y"].clone(), "log_prior": p["log_prior"].clone()}
     odd["y"][::5] = torch.tensor([[math.nan], [math.inf], [1e38]])  # masked by `inputs`
-    if sigma < 9:  # one far atom, and no query counts as near the data
+    if sigma < 9:  # one far atom, and no query takes products
         odd["y"][2::5] = torch.tensor([[1e20], [-1e38]])
     odd["log_prior"][2::5], p["log_prior"][2::5] = -200.0, -math.inf
     for op in ops:

@@ -2,9 +2,9 @@
 
     S_k(b) = sum_i s_k(query b, atom i), the sums of a moment kind (moments.py)
 
-`shift` and `centre` among their inputs keep everything well conditioned; what the ops return does
-not depend on them, so they count as constants. One op serves all orders, because derivatives of
-such sums are such sums. With z = (query tensors, atom tensors),
+`shift` and `reference` among their inputs keep everything well conditioned; what the ops return
+does not depend on them, so they count as constants. One op serves all orders, because derivatives
+of such sums are such sums. With z = the tensors of `Inputs`, then the kind's own,
 
     psi_0(z, h) = sum_k <h_k, S_k(z)>
     psi_{n+1}(.., k) = sum_{j in wanted_n} <k_j, d psi_n / d z_j>
@@ -80,8 +80,7 @@ def tiles(B: int, N: int, d: int) -> Iterator[tuple[slice, list[slice]]]:
 
 
 def _leaf(t: Tensor) -> Tensor:
-    """The same numbers without a graph. What was made in inference mode can have none, but a copy
-    can."""
+    """The numbers without a graph. An inference tensor cannot require grad, so it is copied."""
     return t.clone() if t.is_inference() else t.detach()
 
 

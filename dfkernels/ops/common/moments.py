@@ -1,7 +1,7 @@
 """Moment kinds: what an op over a data set sums over the atoms, in plain differentiable PyTorch.
 
 Per query and atom there are e = exp(log_prior - |x - alpha y|^2/(2 sigma^2) - shift) and
-t = y - centre. A kind is a family of sums over the atoms of products of e, t and tensors of its
+t = y - reference. A kind is a family of sums over the atoms of products of e, t and tensors of its
 own; it is declared once, as a `MomentKind`, in the directory of the op that needs it. Everything
 else follows from that: the op without compiled kernels, and all derivatives (derivatives.py).
 """
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     sigma: Tensor  # [B]
     log_prior: Tensor  # [N], normalised
     shift: Tensor  # [B]: taken off the logits, so that the weights are of order one
-    centre: Tensor  # [B, d]: the point about which moments are taken
+    reference: Tensor  # [B, d]: the point about which moments are taken
 
 
 PER_ATOM = ("y", "log_prior")
@@ -127,10 +127,10 @@ def weights(z: Inputs) -> tuple[Tensor, Tensor]:
     shift = z.shift[:, None]
     with torch.no_grad():
         weight = torch.exp(logits(z.x, z.y, z.alpha, z.sigma, z.log_prior) - shift)
-    y, log_prior = without_weightless(weight, z.y, z.log_prior, z.centre)
+    y, log_prior = without_weightless(weight, z.y, z.log_prior, z.reference)
     u = (z.x[:, None] - z.alpha[:, None, None] * y) / z.sigma[:, None, None]
     e = torch.exp(log_prior - 0.5 * (u * u).sum(-1) - shift)
-    return e, y - z.centre[:, None]
+    return e, y - z.reference[:, None]
 
 
 def weight_sum(e: Tensor) -> Tensor:

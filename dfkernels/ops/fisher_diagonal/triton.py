@@ -28,7 +28,7 @@ def _launch(p: Problem) -> Tensor:
         targets=B,
         d=d,
         splits=moments.splits,
-        atoms=moments.atoms,
+        atoms=moments.prior_count,
         DIAGONAL=True,
         **sizes,
     )

@@ -20,7 +20,7 @@ from ..common.triton.problem import Problem
 
 def _launch(p: Problem, fisher: bool) -> Tensor:
     targets, (B, d) = p.targets, p.x.shape
-    if tile_for(targets, d, p.x.element_size(), device_of(p.x)).given:
+    if tile_for(targets, d, p.x.element_size(), device_of(p.x)).logits_given:
         logits = compute_logits(p)
         moments = accumulate(p._replace(v=None), logits, trace_only=True)
         mean = merged_mean(moments, B, d).repeat_interleave(targets // B, 0)

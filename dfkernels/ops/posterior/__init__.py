@@ -35,16 +35,19 @@ class Posterior(NamedTuple):
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], for the arguments of the call."""
-        return -self.eps(x, alpha, sigma) / _per_query("sigma", sigma, x)
+        return -self.eps(x, alpha, sigma) / _column(check.sigma(sigma, x), x)
 
     def eps(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], for the arguments of the
         call."""
-        return (x - _per_query("alpha", alpha, x) * self.mean) / _per_query("sigma", sigma, x)
+        return (x - _column(check.alpha(alpha, x), x) * self.mean) / _column(
+            check.sigma(sigma, x), x
+        )
 
 
-def _per_query(name: str, a: Level, x: Tensor) -> Tensor:
-    return check.per_query(name, a, x, positive=name == "sigma").reshape(-1, *[1] * (x.dim() - 1))
+def _column(a: Tensor, x: Tensor) -> Tensor:
+    """Levels [B] in a shape that goes with x [B, *E]."""
+    return a.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _sums(e: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -63,7 +66,7 @@ KIND = moments.register(
 
 
 def inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset) -> Inputs:
-    """The inputs of a moment kind; shift and centre come from a fused pass, as constants."""
+    """The inputs of a moment kind; shift and reference come from a fused pass, as constants."""
     args = [a.detach() if isinstance(a, Tensor) else a for a in (x, y, alpha, sigma, log_prior)]
     log_prob, mean, _, _ = op(*args, scale, offset)
     shift = log_prob + _log_norm(x, args[3])
@@ -84,13 +87,13 @@ def _log_norm(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _finish(z: Inputs, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op's results from the sums about z.centre."""
+    """The op's results from the sums about z.reference."""
     weight, first, square, weight_square = sums
     delta = first / weight[:, None]
     variance = square / weight - (delta * delta).sum(1)
     log_prob = z.shift + torch.log(weight) - _log_norm(z.x, z.sigma)
     trace = (z.x.shape[1] - (z.alpha / z.sigma) ** 2 * variance) / (z.sigma * z.sigma)
-    return log_prob, z.centre + delta, trace, weight * weight / weight_square
+    return log_prob, z.reference + delta, trace, weight * weight / weight_square
 
 
 def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
@@ -98,7 +101,7 @@ def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
     return _finish(z, derivatives.pair_sums(KIND, z, scale, offset))
 
 
-def _shift_and_centre(x, y, alpha, sigma, log_pi, scale, offset) -> tuple[Tensor, Tensor]:
+def _shift_and_reference(x, y, alpha, sigma, log_pi, scale, offset) -> tuple[Tensor, Tensor]:
     """log sum e [B] and the mean [B, d] by a streaming softmax in PyTorch, with moments about the
     heaviest atom so far."""
     B, d = x.shape
@@ -126,8 +129,8 @@ def _shift_and_centre(x, y, alpha, sigma, log_pi, scale, offset) -> tuple[Tensor
 
 def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
     log_pi = _log_pi(log_prior, x, y)
-    shift, centre = _shift_and_centre(x, y, alpha, sigma, log_pi, scale, offset)
-    z = Inputs(x, y, alpha, sigma, log_pi, shift, centre)
+    shift, reference = _shift_and_reference(x, y, alpha, sigma, log_pi, scale, offset)
+    z = Inputs(x, y, alpha, sigma, log_pi, shift, reference)
     return _finish(z, derivatives.pair_sums(KIND, z, scale, offset))
 
 

@@ -33,7 +33,7 @@ def _launch(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         targets=B,
         d=d,
         splits=moments.splits,
-        atoms=moments.atoms,
+        atoms=moments.prior_count,
         DIAGONAL=False,
         **sizes,
     )

@@ -32,7 +32,7 @@ class Tile(NamedTuple):
     COORD_AXIS: int
     STAGES: int
     warps: int
-    given: bool  # logits come from another launch, and d may be cut into blocks of D
+    logits_given: bool  # logits come from another launch, and d may be cut into blocks of D
     strip: int = 1  # tiles whose given logits are looked at together
 
 
@@ -59,18 +59,20 @@ class TileRule(NamedTuple):
 
 def _target_per_thread(s: Shape) -> Tile:
     atoms = max(2, min(16, 32 // s.D))
-    return Tile(s.D, atoms, 128, COORD_AXIS=0, STAGES=1, warps=4, given=False)
+    return Tile(s.D, atoms, 128, COORD_AXIS=0, STAGES=1, warps=4, logits_given=False)
 
 
 def _shared_atoms(s: Shape) -> Tile:
-    return Tile(128, 8, 4, COORD_AXIS=2, STAGES=1, warps=4, given=True, strip=128)
+    return Tile(128, 8, 4, COORD_AXIS=2, STAGES=1, warps=4, logits_given=True, strip=128)
 
 
 def _blocks_of_coordinates(s: Shape) -> Tile:
     D = min(s.D, 4096 // s.itemsize)
     atoms = min(16, 32768 // s.itemsize // D)
     warps = 8 if D >= 512 else 4
-    return Tile(D, atoms, 1, COORD_AXIS=2, STAGES=1, warps=warps, given=True, strip=1024 // atoms)
+    return Tile(
+        D, atoms, 1, COORD_AXIS=2, STAGES=1, warps=warps, logits_given=True, strip=1024 // atoms
+    )
 
 
 def _whole_rows(s: Shape) -> Tile:
@@ -80,11 +82,14 @@ def _whole_rows(s: Shape) -> Tile:
     if warps == 16 and s.device.cc // 10 == 10:
         atoms //= 2  # Triton 3.7 would spill in the loop
     stages = min(3, 1 + (s.device.shared - 2**15) // (atoms * row)) if s.D >= 512 else 1
-    return Tile(s.D, atoms, 1, COORD_AXIS=2, STAGES=stages, warps=warps, given=False)
+    return Tile(s.D, atoms, 1, COORD_AXIS=2, STAGES=stages, warps=warps, logits_given=False)
 
 
-# A thread holds 32 words of a tile (in float64 half as many numbers, each of two words) and its
-# share of four vectors. That sets the warps, and how large d may be unless logits are given.
+# Registers set the constants of the rules. In float32 a thread holds up to 32 numbers of a tile: the
+# 32 of `_target_per_thread`; the 8 x 4 x 128 of `_shared_atoms` and 32768 bytes of
+# `_blocks_of_coordinates`, on 4 and 8 warps; the 16384 of `_whole_rows`, 32 threads times 32 numbers
+# times itemsize^2. A thread also holds its share of four vectors, the query, the reference and two
+# moments: therefore D * itemsize^2 <= 2^16 unless logits are given.
 TILE_RULES = (
     TileRule(
         "a target per thread",
@@ -149,7 +154,7 @@ def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Devic
     """How many queries SCRATCH has room for, at least one."""
     tile = tile_for(B * K, d, itemsize, device)
     splits = splits_for(N, triton.cdiv(B * K, tile.TARGETS), tile, device)
-    step = max(1, SCRATCH // (K * (3 * splits * d + 2 * N * tile.given)))
+    step = max(1, SCRATCH // (K * (3 * splits * d + 2 * N * tile.logits_given)))
     return step if step < 128 else step // 128 * 128  # whole tiles of the filter
 
 
@@ -173,7 +178,7 @@ def in_query_groups(
     return tuple(torch.cat(o) for o in zip(*outs, strict=True))
 
 
-class Moments(NamedTuple):
+class SplitMoments(NamedTuple):
     """The moments of every split and target."""
 
     scalars: (
@@ -181,7 +186,7 @@ class Moments(NamedTuple):
     )
     vectors: Tensor  # [3, splits, targets, d]: reference, first_moment, second_moment
     splits: int
-    atoms: int  # N where no log_pi was added, and every atom weighs 1/N; else 1
+    prior_count: int  # N if no log_pi was added and every atom has prior 1/N, else 1
 
 
 class _ProductPlan(NamedTuple):
@@ -207,7 +212,7 @@ def accumulate(
     reference: Tensor | None = None,
     *,
     trace_only: bool = False,
-) -> Moments:
+) -> SplitMoments:
     """The moments of all splits.
 
     Args:
@@ -220,13 +225,13 @@ def accumulate(
     (B, d), N, targets = p.x.shape, p.y.shape[0], p.targets
     device = device_of(p.x)
     tile = tile_for(targets, d, p.x.element_size(), device)
-    if tile.given and logits is None:
+    if tile.logits_given and logits is None:
         logits = compute_logits(p)
     programs = triton.cdiv(d, tile.D) * triton.cdiv(targets, tile.TARGETS)
     span, splits = even_splits(N, splits_for(N, programs, tile, device), tile.ATOMS)
-    matvec = p.v is not None and (projections is not None or not tile.given)
+    matvec = p.v is not None and (projections is not None or not tile.logits_given)
     products = None
-    if tile.given and logits.by_products is not None:
+    if tile.logits_given and logits.by_products is not None:
         products = _product_plan(N, d, targets, trace_only or matvec, device)
     count = splits + (0 if products is None else products.splits)
     scalars, vectors = p.x.new_empty(4, count, targets), p.x.new_empty(3, count, targets, d)
@@ -251,7 +256,7 @@ def accumulate(
         span=span,
         gap=p.gap,
         MATVEC=matvec,
-        GIVEN=tile.given,
+        GIVEN=tile.logits_given,
         D=tile.D,
         ATOMS=tile.ATOMS,
         TARGETS=tile.TARGETS,
@@ -260,7 +265,7 @@ def accumulate(
         STRIP=tile.strip,
         num_warps=tile.warps,
     )
-    moments = Moments(scalars, vectors, count, N if p.log_pi is None else 1)
+    moments = SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1)
     if products is not None:
         _add_products(
             p, logits, projections, reference, moments, splits, products, matvec, trace_only
@@ -273,7 +278,7 @@ def _add_products(
     logits: Logits,
     projections: Tensor | None,
     reference: Tensor | None,
-    moments: Moments,
+    moments: SplitMoments,
     begin_split: int,
     plan: _ProductPlan,
     matvec: bool,
@@ -311,7 +316,7 @@ def merge_grid(targets: int, d: int) -> tuple[tuple[int], dict[str, int]]:
     return (targets * triton.cdiv(d, D),), {"SPLITS": 16, "D": D, "num_warps": 4}
 
 
-def merged_mean(moments: Moments, targets: int, d: int) -> Tensor:
+def merged_mean(moments: SplitMoments, targets: int, d: int) -> Tensor:
     """The posterior mean, [targets, d] in double."""
     mean = moments.vectors.new_empty(targets, d, dtype=torch.float64)
     grid, sizes = merge_grid(targets, d)

@@ -32,12 +32,12 @@ class Moments(NamedTuple):
     max_logit: tl.tensor
     weight_sum: tl.tensor
     weight_lost: tl.tensor  # what the rounding of weight_sum lost
-    square_sum: tl.tensor  # of the weights
-    square_lost: tl.tensor
+    weight_square_sum: tl.tensor
+    weight_square_lost: tl.tensor  # what the rounding of weight_square_sum lost
     projection_sum: tl.tensor
     reference: tl.tensor
-    first: tl.tensor
-    second: tl.tensor
+    first_moment: tl.tensor
+    second_moment: tl.tensor
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def no_moments(scalar, reference):
 @triton.jit
 def raise_max_logit(m, logit, peak):
     """Goes over to the larger max_logit: (e of the tile, its sum, the factor `down` of all older
-    weights, the moments times it). weight_lost and the sums of squares are left to `add_tile`."""
+    weights, the moments times it). weight_lost and the sum of squares are left to `add_tile`."""
     new = tl.maximum(m.max_logit, peak)
     safe = tl.where(new == -float("inf"), 0.0, new)
     e = tl.exp2(logit - safe)
@@ -61,12 +61,12 @@ def raise_max_logit(m, logit, peak):
         new,
         m.weight_sum * down,
         m.weight_lost,
-        m.square_sum,
-        m.square_lost,
+        m.weight_square_sum,
+        m.weight_square_lost,
         m.projection_sum * down,
         m.reference,
-        m.first * down,
-        m.second * down,
+        m.first_moment * down,
+        m.second_moment * down,
     )
     return e, tile_weight, down, m
 
@@ -86,45 +86,49 @@ def move_reference(
     mean = heaviest + offset / tl.where(heavier, tile_weight, 1.0)
     delta = tl.where(heavier, m.reference - mean, 0.0)
     projection_sum = m.projection_sum
-    second = m.second
+    second_moment = m.second_moment
     if MATVEC:
         delta_v = tl.sum(delta * b_v, COORD_AXIS, keep_dims=True)
         projection_sum += m.weight_sum * delta_v
-        second += delta_v * m.first + projection_sum * delta
+        second_moment += delta_v * m.first_moment + projection_sum * delta
     else:
-        second += delta * (2 * m.first + m.weight_sum * delta)
+        second_moment += delta * (2 * m.first_moment + m.weight_sum * delta)
     return Moments(
         m.max_logit,
         m.weight_sum,
         m.weight_lost,
-        m.square_sum,
-        m.square_lost,
+        m.weight_square_sum,
+        m.weight_square_lost,
         projection_sum,
         tl.where(heavier, mean, m.reference),
-        m.first + m.weight_sum * delta,
-        second,
+        m.first_moment + m.weight_sum * delta,
+        second_moment,
     )
 
 
 @triton.jit
-def add_tile(m, e, first, second, projection_sum, down, tile_weight):
-    """The moments with one tile more, which first, second and projection_sum contain already."""
+def add_tile(m, e, first_moment, second_moment, projection_sum, down, tile_weight):
+    """Adds the tile's weights e, whose sum is tile_weight, to both sums of weights.
+
+    The other three moments are passed with the tile added. weight_lost and the sum of squares are
+    scaled by `down` (or its square) here; `raise_max_logit` has scaled weight_sum.
+    """
     weight_sum, weight_lost = add_compensated(m.weight_sum, m.weight_lost * down, tile_weight)
-    square_sum, square_lost = add_compensated(
-        m.square_sum * (down * down),
-        m.square_lost * (down * down),
+    weight_square_sum, weight_square_lost = add_compensated(
+        m.weight_square_sum * (down * down),
+        m.weight_square_lost * (down * down),
         tl.sum(e * e, 1, keep_dims=True),
     )
     return Moments(
         m.max_logit,
         weight_sum,
         weight_lost,
-        square_sum,
-        square_lost,
+        weight_square_sum,
+        weight_square_lost,
         projection_sum,
         m.reference,
-        first,
-        second,
+        first_moment,
+        second_moment,
     )
 
 
@@ -143,24 +147,25 @@ def store_moments(
     MATVEC: tl.constexpr,
     COORD_AXIS: tl.constexpr,
 ):
-    """Writes one split's moments; max_logit and weight_sum become NaN where anything was no number.
+    """Writes one split's moments; max_logit and weight_sum become NaN if a sum is not finite.
 
-    Without that in max_logit, a split of nothing else would seem to have no atom.
+    max_logit has to become NaN too: otherwise a split in which all logits are NaN would look like
+    one without atoms.
     """
     active = i_target < targets
     out = split * targets + i_target
     count = tl.full((), splits, tl.int64) * targets
     whole = active & (part == 0)
-    taint = 0.0 * m.weight_sum + tl.sum(0.0 * m.first, COORD_AXIS, keep_dims=True)
+    taint = 0.0 * m.weight_sum + tl.sum(0.0 * m.first_moment, COORD_AXIS, keep_dims=True)
     tl.store(scalars + out, m.max_logit + taint, mask=whole)
     tl.store(scalars + count + out, m.weight_sum + m.weight_lost + taint, mask=whole)
-    tl.store(scalars + 2 * count + out, m.square_sum + m.square_lost, mask=whole)
+    tl.store(scalars + 2 * count + out, m.weight_square_sum + m.weight_square_lost, mask=whole)
     if MATVEC:
         tl.store(scalars + 3 * count + out, m.projection_sum, mask=whole)
     mask = active & (k < d) & (m.weight_sum > 0)
     tl.store(vectors + out * d + k, m.reference, mask=mask)
-    tl.store(vectors + (count + out) * d + k, m.first, mask=mask)
-    tl.store(vectors + (2 * count + out) * d + k, m.second, mask=mask)
+    tl.store(vectors + (count + out) * d + k, m.first_moment, mask=mask)
+    tl.store(vectors + (2 * count + out) * d + k, m.second_moment, mask=mask)
 
 
 @triton.jit
@@ -171,7 +176,7 @@ def sweep_kernel(
     alpha,  # [B]
     sigma,  # [B]
     log_pi,  # [N], or None
-    logits,  # [B, N], base 2, or None; one below floor - gap need not be more exact than that
+    logits,  # [B, N], base 2, or None; where less than floor - gap, only upper bounds
     floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
     projections,  # [targets, N]: <y - reference, v>, right where the logit matters, or None
     reference,  # [targets, d], or None: chosen here
@@ -198,7 +203,12 @@ def sweep_kernel(
     STAGES: tl.constexpr,
     STRIP: tl.constexpr,  # GIVEN: tiles whose logits are looked at together
 ):
-    """logit = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), and moments as the module says."""
+    """Accumulates the moments of the module's docstring: one program has TARGETS targets, D
+    coordinates and one split of the atoms.
+
+    Logits are in base 2: logit = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), computed here by
+    differences, unless they are GIVEN.
+    """
     T = x.dtype.element_ty
     target_blocks = tl.cdiv(targets, TARGETS)
     parts = tl.cdiv(d, D)  # 1 unless GIVEN
@@ -267,7 +277,7 @@ def sweep_kernel(
                     )
                 t = b_y - m.reference
                 et = e * t
-                first = m.first + tl.sum(et, 1, keep_dims=True)
+                first_moment = m.first_moment + tl.sum(et, 1, keep_dims=True)
                 projection_sum = m.projection_sum
                 if MATVEC:
                     if GIVEN:
@@ -278,10 +288,10 @@ def sweep_kernel(
                         projection = tl.sum(t * b_v, COORD_AXIS, keep_dims=True)
                         projection = tl.where(e > 0, projection, 0.0)
                     projection_sum += tl.sum(e * projection, 1, keep_dims=True)
-                    second = m.second + tl.sum(projection * et, 1, keep_dims=True)
+                    second_moment = m.second_moment + tl.sum(projection * et, 1, keep_dims=True)
                 else:
-                    second = m.second + tl.sum(t * et, 1, keep_dims=True)
-                m = add_tile(m, e, first, second, projection_sum, down, tile_weight)
+                    second_moment = m.second_moment + tl.sum(t * et, 1, keep_dims=True)
+                m = add_tile(m, e, first_moment, second_moment, projection_sum, down, tile_weight)
     store_moments(
         m, scalars, vectors, i_target, k, split, splits, targets, d, part, MATVEC, COORD_AXIS
     )

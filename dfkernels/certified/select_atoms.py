@@ -8,9 +8,9 @@ gap = log(N / eps) and k = 1, all dropped atoms together weigh less than eps.
     select_atoms(x, y, alpha, sigma, log_prior, scale, offset, *index, gap, k)
         -> (atoms int64 [total], counts int64 [B], dropped float64 [B])
 
-`atoms` has the selected atoms of one query after another, `counts` how many each query has, -1
-where it should take all atoms. `dropped` bounds the weight of the dropped atoms, relative to that
-of the selected ones.
+`atoms` has the selected atoms of one query after another, `counts` how many each query has, -1 for
+a query that should take all atoms. `dropped` bounds the weight of the dropped atoms, relative to
+that of the selected ones.
 """
 
 from __future__ import annotations
