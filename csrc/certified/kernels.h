@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "generated/constants.h"
+#include "generated/constants.h"  // written by _build/native.py
 
 namespace dfk {
 

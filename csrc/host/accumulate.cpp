@@ -1,3 +1,5 @@
+// How the work of an op over a data set is cut among threads, and how the moments of the pieces are
+// merged.
 #include "host/accumulate.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// The choice of the instruction set whose kernels this process uses.
 #include "host/isa.h"
 
 #include <cstdlib>

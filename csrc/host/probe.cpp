@@ -1,3 +1,4 @@
+// Measurements of what this machine can do at most: the benchmark's denominators.
 #include "host/probe.h"
 
 #include <algorithm>

@@ -15,7 +15,7 @@ struct DenseMoments {
     const T* coefficient[tile_queries] = {};
     T* sum[tile_queries] = {};
     for (int64_t i = 0; i < tile.count; ++i) {
-      const Target<T>& query = tile.queries[i];
+      const QueryInTile<T>& query = tile.queries[i];
       for (int64_t k = 0; k < p.d; k += tile_queries) {
         const int64_t rows = p.d - k < tile_queries ? p.d - k : tile_queries;
         for (int64_t r = 0; r < rows; ++r) {

@@ -7,6 +7,8 @@ namespace {
 
 template <class T>
 struct MatvecMoments {
+  // As large as the posterior's, although a vector comes out: projections are taken less an origin
+  // (weigh_projections), so little is subtracted at the end. simd/query.h says what it limits.
   static constexpr double centre_limit = 4;
   static constexpr AddRows<T> add_rows = nullptr;
 
@@ -20,7 +22,7 @@ struct MatvecMoments {
       dots<T>(tile.count, in, tile.rows, tile.cols, tile.n, m.stride, tile.scratch,
               tile.scratch_stride, nullptr);
       for (int64_t i = 0; i < tile.count; ++i) {
-        const Target<T>& query = tile.queries[i];
+        const QueryInTile<T>& query = tile.queries[i];
         T* projection = tile.scratch + i * tile.scratch_stride;
         in[i] = projection;
         sum[i] = query.vectors + (1 + k) * m.stride;
@@ -62,9 +64,9 @@ struct MatvecMoments {
   }
 
  private:
-  // Makes e_j (projection_j - origin) of the projections <t_j, v> and returns their sum. An origin
-  // near the mean of <t, v> keeps the second moment from being a small difference of large numbers;
-  // it is set from the first tile, where it is nan.
+  // Replaces each projection <t_j, v> by e_j (projection_j - origin), in place, and returns the sum
+  // of these. An origin near the mean of <t, v> keeps the second moment from being a small
+  // difference of large numbers; it is set from the first tile, where it is nan.
   static double weigh_projections(const T* weight, int64_t n, T* projection, double* origin) {
     if (*origin != *origin) {
       double weight_sum = 0, sum = 0;

@@ -13,7 +13,7 @@ struct PosteriorMoments {
 
   static void add_tile(const Problem<T>&, const Moments<T>&, const WeightedTile<T>& tile) {
     for (int64_t i = 0; i < tile.count; ++i) {
-      const Target<T>& query = tile.queries[i];
+      const QueryInTile<T>& query = tile.queries[i];
       Vec<T> sum{};
       int64_t j = 0;
       for (; j + W<T> <= tile.n; j += W<T>) sum += load(query.weight + j) * load(tile.norm + j);

@@ -64,9 +64,10 @@ void dot_rows(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t w
                              norm + even);
 }
 
-// The same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector width): atoms
-// in the lanes, no sum over lanes, for d too short to pay for one. Summed 32 terms at a time: the
-// rounding error of one long chain would show in the weights.
+// Computes the same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector
+// width). Atoms are in the lanes, which saves the sum over lanes; with few coordinates that would
+// be most of the work. Terms are added 32 at a time, since the rounding error of one long chain
+// would show in the weights.
 template <class T, int Q, int V>
 DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, int64_t d, T* out,
                                int64_t ldo) {
@@ -99,7 +100,7 @@ void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t 
   for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
 }
 
-// f(Count<n>{}): n, 1 <= n <= MOST, as a constant.
+// Calls f(Count<n>{}), which has n as a constant, for 1 <= n <= MOST.
 template <int N>
 struct Count {
   static constexpr int value = N;
@@ -117,7 +118,7 @@ DFK_INLINE void with_count(int64_t n, const F& f) {
 inline constexpr int tile_queries = 8;
 
 // out[i * ldo + j] = <q_i, row_j> for i < count <= tile_queries; where norm is given also
-// |row_j|^2. cols: the tile's transpose, or null.
+// |row_j|^2. `cols` is the tile's transpose, or null.
 template <class T>
 void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width,
           T* out, int64_t ldo, T* norm) {
@@ -137,8 +138,9 @@ void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t
     });
 }
 
-// out[j] = |x - alpha rows[j]|^2: by differences, so that nothing cancels, and sixteen terms of a
-// lane at a time, added up in double: the rounding error of long sums would show in the weights.
+// out[j] = |x - alpha rows[j]|^2, by differences, so that nothing cancels. Sixteen terms of a lane
+// at a time are added up in double, since the rounding error of long sums would show in the
+// weights.
 template <class T, int R, class Out>
 DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, Out* out) {
   Vec<double> sum[R] = {};
@@ -198,10 +200,10 @@ void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t wid
 }
 
 template <class T, int V>
-DFK_INLINE Vec<T> shifted_block(const T* e, const T* const* rows, int64_t n, const T* ref, T* dst,
-                                int64_t k) {
+DFK_INLINE Vec<T> shifted_block(const T* e, const T* const* rows, int64_t n, const T* reference,
+                                T* dst, int64_t k) {
   Vec<T> from[V], sum[V] = {}, square[V] = {};
-  for (int v = 0; v < V; ++v) from[v] = load(ref + k + v * W<T>);
+  for (int v = 0; v < V; ++v) from[v] = load(reference + k + v * W<T>);
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> weight = all(e[j]);
     for (int v = 0; v < V; ++v) {
@@ -217,19 +219,21 @@ DFK_INLINE Vec<T> shifted_block(const T* e, const T* const* rows, int64_t n, con
   }
   return square[0];
 }
-// dst += sum_j e_j t_j, t_j = row_j - ref, for n rows, few; returns sum_j e_j |t_j|^2.
+// dst += sum_j e_j t_j, t_j = row_j - reference, for a few (n) rows; returns sum_j e_j |t_j|^2.
 template <class T>
-double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, const T* ref, T* dst) {
+double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, const T* reference,
+                 T* dst) {
   constexpr int V = 4;
   Vec<T> sum{};
   int64_t k = 0;
-  for (; k + V * W<T> <= width; k += V * W<T>) sum += shifted_block<T, V>(e, rows, n, ref, dst, k);
-  for (; k < width; k += W<T>) sum += shifted_block<T, 1>(e, rows, n, ref, dst, k);
+  for (; k + V * W<T> <= width; k += V * W<T>)
+    sum += shifted_block<T, V>(e, rows, n, reference, dst, k);
+  for (; k < width; k += W<T>) sum += shifted_block<T, 1>(e, rows, n, reference, dst, k);
   return total<T>(sum);
 }
 
-// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. Summed 64 rows at
-// a time.
+// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. The sums take
+// 64 rows at a time.
 template <class T, int Q, int V, bool SQUARE>
 DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64_t n, T* const* dst,
                           int64_t k) {

@@ -1,7 +1,7 @@
 // All moment kinds behind one table of functions, indexed by MomentKind, and what is done with
 // moments of any kind: a tile is added, the reference moves, splits are merged.
 #pragma once
-#include "generated/moments.h"
+#include "generated/moments.h"  // written by _build/native.py
 
 namespace {
 

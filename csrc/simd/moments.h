@@ -81,9 +81,9 @@ void restore_projections(const Problem<T>& p, const Moments<T>& m, const QuerySu
   }
 }
 
-// One query while a tile is added.
+// The working state of one query while a tile is added.
 template <class T>
-struct Target {
+struct QueryInTile {
   QuerySums sums;
   T* vectors;       // where this tile's vectors go: the first moment, then the rows of the second
   const T* v;       // K vectors, rows of `stride`
@@ -95,7 +95,7 @@ struct Target {
 template <class T>
 struct WeightedTile {
   int64_t count;
-  const Target<T>* queries;
+  const QueryInTile<T>* queries;
   Rows<T> rows;
   const T* cols;  // the transpose of the rows, or null
   int64_t n;

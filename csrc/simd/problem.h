@@ -5,8 +5,8 @@
 #include <stdint.h>
 
 #include "certified/kernels.h"
-#include "generated/constants.h"
-#include "generated/moment_kinds.h"
+#include "generated/constants.h"     // written by _build/native.py
+#include "generated/moment_kinds.h"  // written by _build/native.py
 
 namespace dfk {
 

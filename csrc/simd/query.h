@@ -17,8 +17,10 @@ double weight_gap(const Problem<T>& p) {
 }
 
 // With z = alpha^2 |y|^2 / d sigma^2: the centre is the reference only where z <= 2 centre_limit,
-// since second moments about it are then good to a few units in the last place. Expanded logits are
-// used as they are only where z + |x|^2 / d sigma^2 <= 2 expanded_limit.
+// since second moments about it are then good to a few units in the last place. The limit is
+// smaller for elementwise moments (diagonal, dense), from which products of the mean's coordinates
+// are subtracted at the end. Expanded logits are used as they are only where
+// z + |x|^2 / d sigma^2 <= 2 expanded_limit.
 inline constexpr double expanded_limit = 1;
 
 template <class T>

@@ -25,7 +25,8 @@ class SweepBase {
     reference_ = scratch_.template take<T>(B_ * w_);
     v_ = scratch_.template take<T>(B_ * p.K * w_);
     shifted_ = scratch_.template take<T>(kind_of(p).add_rows ? 0 : tile_ * w_);
-    coefficient_ = scratch_.template take<T>((tile_queries + 1) * tile_);
+    weight_ = scratch_.template take<T>(tile_);
+    kind_scratch_ = scratch_.template take<T>(tile_queries * tile_);
     picked_log_prior_ = scratch_.template take<T>(tile_);
     logit_ = scratch_.template take<double>(tile_);
     picked_atom_ = scratch_.template take<int64_t>(tile_);
@@ -41,8 +42,8 @@ class SweepBase {
     }
   }
 
-  // Must come before anything is added to query i. A query that is never begun costs nothing, and
-  // its vectors of sums are not written.
+  // Call begin(i) before anything is added to query i. A query that is never begun costs nothing,
+  // and its vectors of sums are not written.
   void begin(int64_t i) {
     const int64_t b = batch_index(i);
     begun_[i] = true;
@@ -68,7 +69,7 @@ class SweepBase {
   int64_t batch_index(int64_t i) const { return query_at(p_, b0_ + i); }
   QuerySums sums(int64_t i) const { return sums_of(p_, m_, s_, batch_index(i)); }
   T* work(int64_t i) const { return work_ + i * (1 + m_.second_rows) * w_; }
-  Target<T> target(int64_t i, const T* weight) const {
+  QueryInTile<T> in_tile(int64_t i, const T* weight) const {
     return {.sums = sums(i),
             .vectors = work(i),
             .v = v_ + i * p_.K * w_,
@@ -98,7 +99,7 @@ class SweepBase {
   }
 
   // Adds the n <= tile_ atoms at picked_row_, with picked_log_prior_ and picked_atom_, to query i;
-  // picked_row_ is used up. False where an atom is not finite.
+  // picked_row_ is overwritten. False where an atom is not finite.
   bool add_by_differences(int64_t i, int64_t n) {
     if (!begun_[i]) begin(i);
     const QuerySums s = sums(i);
@@ -106,12 +107,11 @@ class SweepBase {
     if (heaviest < 0) return false;
     if (logit_[heaviest] == -__builtin_inf()) return true;  // all are outliers
     if (logit_[heaviest] > *s.max_logit) refer_to(i, heaviest);
-    T* weight = coefficient_;
-    const int64_t count = weigh(s, n, weight);
+    const int64_t count = weigh(s, n);
     if (const AddRows<T> add_rows = kind_of(p_).add_rows)
-      add_rows(s, weight, picked_row_, count, w_, reference_ + i * w_, work(i));
+      add_rows(s, weight_, picked_row_, count, w_, reference_ + i * w_, work(i));
     else
-      add_shifted(i, weight, count);
+      add_shifted(i, count);
     return true;
   }
 
@@ -123,8 +123,8 @@ class SweepBase {
  private:
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + t((tile_queries + 1) * tile_) +
-           t(tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
+    return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + 2 * t(tile_) +
+           t(tile_queries * tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
            Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) +
            t(B_ * (1 + m_.second_rows) * w_);
   }
@@ -164,9 +164,10 @@ class SweepBase {
     *s.reference = picked_atom_[j];
   }
 
-  // Weights of the atoms that are not negligible, which move to the front of picked_row_; returns
-  // how many there are.
-  int64_t weigh(const QuerySums& s, int64_t n, T* weight) {
+  // Weights of the atoms that are not negligible into weight_; these atoms move to the front of
+  // picked_row_. Returns how many there are.
+  int64_t weigh(const QuerySums& s, int64_t n) {
+    T* const weight = weight_;
     int64_t count = 0;
     for (int64_t j = 0; j < n; ++j) {
       if (logit_[j] < *s.max_logit - gap_) continue;
@@ -187,7 +188,7 @@ class SweepBase {
   }
 
   // Adds the n atoms at picked_row_ as a tile of rows less the reference.
-  void add_shifted(int64_t i, const T* weight, int64_t n) {
+  void add_shifted(int64_t i, int64_t n) {
     const T* reference = reference_ + i * w_;
     for (int64_t j = 0; j < n; ++j) {
       T* row = shifted_ + j * w_;
@@ -195,7 +196,7 @@ class SweepBase {
     }
     for (int64_t k = 0; k < p_.K; ++k)
       if (origin_[i * p_.K + k] != origin_[i * p_.K + k]) origin_[i * p_.K + k] = 0;
-    const Target<T> query = target(i, weight);
+    const QueryInTile<T> query = in_tile(i, weight_);
     add_tile<T>(p_, m_,
                 {.count = 1,
                  .queries = &query,
@@ -203,18 +204,19 @@ class SweepBase {
                  .cols = nullptr,
                  .n = n,
                  .norm = nullptr,
-                 .scratch = coefficient_ + tile_,
+                 .scratch = kind_scratch_,
                  .scratch_stride = tile_});
   }
 
   double* delta_;
-  T* shifted_;
+  T *shifted_, *weight_;
   double* logit_;
   bool* begun_;
 
  protected:
   Arena scratch_;
-  T *raw_x_, *reference_, *v_, *coefficient_, *picked_log_prior_, *work_;
+  T *raw_x_, *reference_, *v_, *picked_log_prior_, *work_;
+  T* kind_scratch_;  // [tile_queries, tile_]: what a moment kind's add_tile may overwrite
   double* origin_;
   int64_t* picked_atom_;
   const T** picked_row_;

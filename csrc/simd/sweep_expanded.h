@@ -18,9 +18,9 @@ namespace {
 template <class T>
 class ExpandedSweep : private SweepBase<T> {
   using Base = SweepBase<T>;
-  using Base::batch_index, Base::sums, Base::work, Base::target, Base::flush;
+  using Base::batch_index, Base::sums, Base::work, Base::in_tile, Base::flush;
   using Base::p_, Base::m_, Base::b0_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
-      Base::reference_, Base::coefficient_, Base::picked_log_prior_, Base::origin_,
+      Base::reference_, Base::kind_scratch_, Base::picked_log_prior_, Base::origin_,
       Base::picked_atom_, Base::picked_row_;
 
  public:
@@ -164,7 +164,7 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
-    Target<T> active[tile_queries];
+    QueryInTile<T> active[tile_queries];
     int64_t n_active = 0, again[tile_queries], n_again = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = query_[q + i];
@@ -183,7 +183,7 @@ class ExpandedSweep : private SweepBase<T> {
       const bool centre_will_do = z <= kind_of(p_).centre_limit * p_.d && *s.reference < 0 &&
                                   (*s.weight_sum > 0 || crowded(t, l, largest));
       if (centre_will_do && z - query.constant <= expanded_limit * p_.d) {
-        if (weigh(t, q + i, l, largest, query.constant)) active[n_active++] = target(q + i, l);
+        if (weigh(t, q + i, l, largest, query.constant)) active[n_active++] = in_tile(q + i, l);
       } else if (centre_will_do) {
         again[n_again++] = q + i;
       } else {
@@ -194,7 +194,8 @@ class ExpandedSweep : private SweepBase<T> {
       logits_by_differences(t, n_again, again, logits_ - q * tile_);
       for (int64_t i = 0; i < n_again; ++i) {
         T* l = logits_ + (again[i] - q) * tile_;
-        if (weigh(t, again[i], l, max_of(l, t.padded), 0)) active[n_active++] = target(again[i], l);
+        if (weigh(t, again[i], l, max_of(l, t.padded), 0))
+          active[n_active++] = in_tile(again[i], l);
       }
     }
     if (n_active)
@@ -205,7 +206,7 @@ class ExpandedSweep : private SweepBase<T> {
                    .cols = t.cols,
                    .n = t.n,
                    .norm = t.norm,
-                   .scratch = coefficient_,
+                   .scratch = kind_scratch_,
                    .scratch_stride = tile_});
   }
 
@@ -268,18 +269,18 @@ class ExpandedSweep : private SweepBase<T> {
   // Makes weights of logits less `offset`, in place. False where the whole tile is negligible.
   bool weigh(const Tile<T>& t, int64_t i, T* l, T largest, double offset) {
     const QuerySums s = sums(i);
-    T top = T(*s.max_logit - offset);
-    if (largest < top - T(gap_)) return false;
-    if (largest > top) top = largest;
-    // The top is offset plus a number of type T, so that it comes back from double without
+    T max_logit = T(*s.max_logit - offset);
+    if (largest < max_logit - T(gap_)) return false;
+    if (largest > max_logit) max_logit = largest;
+    // *s.max_logit is offset plus a number of type T, so that it comes back from double without
     // rounding.
-    if (offset + top != *s.max_logit) {
+    if (offset + max_logit != *s.max_logit) {
       flush(i);
-      raise_max_logit(p_, m_, s, offset + top);
+      raise_max_logit(p_, m_, s, offset + max_logit);
     }
     Vec<T> sum{}, square_sum{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
-      const Vec<T> e = vexp(::load(l + j) - top);
+      const Vec<T> e = vexp(::load(l + j) - max_logit);
       store<T>(l + j, e);
       sum += e;
       square_sum += e * e;

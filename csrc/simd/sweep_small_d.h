@@ -103,11 +103,11 @@ class SmallDSweep {
     const bool heavier = largest > *s.max_logit;
     if (heavier) raise_max_logit(p_, m_, s, largest);
     const int64_t heaviest = heavier ? find(largest) : 0;
-    const T top = T(*s.max_logit);
+    const T max_logit = T(*s.max_logit);
     Vec<T> sum[4] = {}, square_sum[4] = {};
     for (int64_t j = 0; j < padded_; j += 4 * W<T>)
       for (int u = 0; u < 4; ++u) {
-        const Vec<T> e = vexp(load(logits_ + j + u * W<T>) - top);
+        const Vec<T> e = vexp(load(logits_ + j + u * W<T>) - max_logit);
         store<T>(logits_ + j + u * W<T>, e);
         sum[u] += e;
         square_sum[u] += e * e;

@@ -1,5 +1,5 @@
 // Tiles of atoms: rows of y as whole, zero-padded vectors of T, read in place where they already
-// are that.
+// have that form.
 #pragma once
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +17,7 @@ DFK_INLINE constexpr Storage native_storage() {
 }
 DFK_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Scratch memory of a task, one block, freed at its end.
+// The scratch memory of a task: one block, which is freed when the task ends.
 class Arena {
  public:
   explicit Arena(size_t bytes)
@@ -54,7 +54,7 @@ template <class T>
 void convert_bf16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
   for (int64_t k = 0; k < d; ++k) out[k] = scale * T(float_of_bits(uint32_t(in[k]) << 16)) + offset;
 }
-// By bits: not every compiler that builds the rest has _Float16.
+// The conversion is done on bits, since not every compiler that builds the rest has _Float16.
 template <class T>
 void convert_f16(const uint16_t* in, int64_t d, T scale, T offset, T* out) {
   for (int64_t k = 0; k < d; ++k) {
@@ -71,13 +71,13 @@ template <class T>
 DFK_INLINE int64_t row_of(const Problem<T>& p, int64_t i) {
   return p.atom_rows ? p.atom_rows[i] : i;
 }
-// Which query of the batch is the kernels' i-th.
+// The number in the batch of the query that the kernels take as their i-th.
 template <class T>
 DFK_INLINE int64_t query_at(const Problem<T>& p, int64_t i) {
   return p.query_order ? p.query_order[i] : i;
 }
 
-// Row `row` of y.
+// Writes the values of row `row` of y.
 template <class T>
 void read_row(const Problem<T>& p, int64_t row, T* out) {
   const T scale = T(p.scale), offset = T(p.offset);
@@ -101,10 +101,10 @@ void read_row(const Problem<T>& p, int64_t row, T* out) {
   }
 }
 
-// The point about which moments with this `ref` are taken.
+// Writes the reference: the atom in row `reference` of y or, for -1, the centre.
 template <class T>
-void read_reference(const Problem<T>& p, int64_t ref, T* out) {
-  if (ref >= 0) return read_row(p, ref, out);
+void read_reference(const Problem<T>& p, int64_t reference, T* out) {
+  if (reference >= 0) return read_row(p, reference, out);
   for (int64_t k = 0; k < p.d; ++k) out[k] = p.centre ? p.centre[k] : T(0);
 }
 
@@ -119,8 +119,9 @@ struct Rows {
   int64_t ld;
 };
 
-// Atoms [i, i + n), in place where they may be and follow one another, else through `room`: n rows
-// of width + a vector, since rows a multiple of 4 KiB apart would compete for the same cache lines.
+// Returns atoms [i, i + n), in place where `in_place` says so and they follow one another. Else
+// they are copied to `room`, n rows of the width plus one vector, since rows a multiple of 4 KiB
+// apart would compete for the same cache lines.
 template <class T>
 Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* room,
                   bool in_place) {
@@ -135,16 +136,16 @@ Rows<T> read_rows(const Problem<T>& p, int64_t i, int64_t n, int64_t width, T* r
   return {room, width + W<T>};
 }
 
-// log_prior of atoms [i, i + n) into out[0, padded); the padding is masked.
+// Writes log_prior of atoms [i, i + n), less the largest, to out[0, padded); the padding is masked.
 template <class T>
 void read_log_prior(const Problem<T>& p, int64_t i, int64_t n, int64_t padded, T* out) {
-  const T top = p.max_log_prior;
+  const T max_log_prior = p.max_log_prior;
   if (!p.log_prior)
     for (int64_t j = 0; j < n; ++j) out[j] = 0;
   else if (!p.atom_rows)
-    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[i + j] - top;
+    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[i + j] - max_log_prior;
   else
-    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[p.atom_rows[i + j]] - top;
+    for (int64_t j = 0; j < n; ++j) out[j] = p.log_prior[p.atom_rows[i + j]] - max_log_prior;
   for (int64_t j = n; j < padded; ++j) out[j] = -T(__builtin_inf());
 }
 

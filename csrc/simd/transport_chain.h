@@ -5,7 +5,8 @@
 
 namespace {
 
-// 2^-e for the m >= 0 in [2^e, 2^(e+1)); adds e to `exponent`. A product with it is exact.
+// Returns 2^-e for an m >= 0 in [2^e, 2^(e+1)) and adds e to `exponent`. A product with 2^-e is
+// exact.
 template <class T>
 DFK_INLINE Vec<T> rescaling(Vec<T> m, IntVec<T>& exponent) {
   using Int = typename Lane<T>::Int;
@@ -18,8 +19,8 @@ DFK_INLINE Vec<T> rescaling(Vec<T> m, IntVec<T>& exponent) {
 template <class T>
 class ChainGroup {
  public:
-  static constexpr int U =
-      2;  // vectors of chains side by side: a step is one long chain of dependences
+  // Vectors of chains side by side, since a step is one long chain of dependences.
+  static constexpr int U = 2;
   static constexpr int64_t lanes = U * W<T>;
 
   explicit ChainGroup(const Chains<T>& c) : c_(c), arena_(room()) {
@@ -33,7 +34,7 @@ class ChainGroup {
   }
   bool ok() const { return arena_.ok(); }
 
-  // Chains [b0, b1), at most `lanes` of them; the lanes left over repeat the last one.
+  // Runs chains [b0, b1), at most `lanes` of them; the lanes left over repeat the last one.
   void run(int64_t b0, int64_t b1) {
     const int64_t d = c_.d;
     for (int64_t k = 0; k < d; ++k)
@@ -52,7 +53,7 @@ class ChainGroup {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n * lanes); };
     return 2 * t(c_.d) + t(c_.N) + 3 * t(c_.d * c_.d);
   }
-  // f(first, Count): [0, n) in blocks of four and the rest.
+  // Calls f(first, Count) for [0, n) in blocks of four and a last one of what remains.
   template <class F>
   DFK_INLINE void blocks(int64_t n, const F& f) {
     for (int64_t i = 0; i < n; i += 4)

@@ -1,4 +1,4 @@
-// Tiles on their side: atoms in the lanes.
+// The transposes of tiles, which have atoms in the lanes.
 #pragma once
 #include "simd/tile.h"
 
@@ -7,7 +7,7 @@ namespace {
 #if DFK_VECTOR_BYTES == 64 && defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 #define DFK_TRANSPOSE_16
 #define DFK_SHUFFLE __builtin_shufflevector
-// The transpose of a 16 x 16 block in registers, by shuffles that stay within 128 bits first.
+// Transposes a 16 x 16 block in registers, first by shuffles that stay within 128 bits.
 DFK_INLINE void transpose_16(Vec<float>* v) {
   Vec<float> t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
@@ -40,7 +40,8 @@ DFK_INLINE void transpose_16(Vec<float>* v) {
 #undef DFK_SHUFFLE
 #endif
 
-// The same for any width: log2(W) rounds of interleaving the first half with the second.
+// Transposes a block of any width W by log2(W) rounds, each of which interleaves the first half
+// with the second.
 template <class T>
 DFK_INLINE void transpose_square(Vec<T>* v) {
 #ifdef DFK_TRANSPOSE_16
@@ -85,7 +86,7 @@ void transpose(Rows<T> rows, int64_t n, int64_t d, T* cols, int64_t ldc) {
   }
 }
 
-// norm[j] = |row_j|^2 for j < n, from the transpose; 32 terms at a time.
+// norm[j] = |row_j|^2 for j < n, from the transpose; 32 terms are added at a time.
 template <class T>
 void squares(const T* cols, int64_t ldc, int64_t n, int64_t d, T* norm) {
   for (int64_t j = 0; j < n; j += W<T>) {

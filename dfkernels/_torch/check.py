@@ -360,8 +360,8 @@ def _narrowed(log_prior: Tensor, dtype: torch.dtype) -> Tensor:
     in float32 a large one would cost the digits of what differs.
     """
     if log_prior.dtype.itemsize > dtype.itemsize:
-        top = log_prior.detach().amax()
-        log_prior = log_prior - torch.where(torch.isfinite(top), top, 0.0)
+        largest = log_prior.detach().amax()
+        log_prior = log_prior - torch.where(torch.isfinite(largest), largest, 0.0)
     return log_prior.to(dtype)
 
 

@@ -85,11 +85,11 @@ def _whole_rows(s: Shape) -> Tile:
     return Tile(s.D, atoms, 1, COORD_AXIS=2, STAGES=stages, warps=warps, logits_given=False)
 
 
-# Registers set the constants of the rules. In float32 a thread holds up to 32 numbers of a tile: the
-# 32 of `_target_per_thread`; the 8 x 4 x 128 of `_shared_atoms` and 32768 bytes of
-# `_blocks_of_coordinates`, on 4 and 8 warps; the 16384 of `_whole_rows`, 32 threads times 32 numbers
-# times itemsize^2. A thread also holds its share of four vectors, the query, the reference and two
-# moments: therefore D * itemsize^2 <= 2^16 unless logits are given.
+# Registers set the constants of the rules. In float32 a thread holds up to 32 numbers of a tile:
+# the 32 of `_target_per_thread`; the 8 x 4 x 128 of `_shared_atoms` and the 32768 bytes of
+# `_blocks_of_coordinates`, on 4 and 8 warps; the 16384 of `_whole_rows`, 32 threads times 32
+# numbers times itemsize^2. A thread also holds its share of four vectors, the query, the reference
+# and two moments: therefore D * itemsize^2 <= 2^16 unless logits are given.
 TILE_RULES = (
     TileRule(
         "a target per thread",
