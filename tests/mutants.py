@@ -251,7 +251,7 @@ def place(mutant: Mutant) -> Path:
 def copied(folder: Path) -> None:
     """What the tests need of the checkout."""
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("dfkernels", "tests", "tools"):
+    for name in ("csrc", "dfkernels", "tests", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
 
