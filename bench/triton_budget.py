@@ -131,7 +131,7 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
 def search_arguments(new, x, y, level, log_prior, scale, offset):
     """What `search` takes: queries with an index of y, and k."""
     from dfkernels._constants import CODE_TILE
-    from dfkernels.certified.bounds import Queries
+    from dfkernels.certified.bounds import Queries, Sought
     from dfkernels.certified.index import FIELDS, CloudIndex, has_fine_level
 
     (N, d), fine = y.shape, has_fine_level(y.shape[1], y.element_size())
@@ -149,7 +149,7 @@ def search_arguments(new, x, y, level, log_prior, scale, offset):
             for f in FIELDS.values()
         )
     )
-    return Queries(x, y, level, level, log_prior, scale, offset, index, 24.0), 1
+    return Queries(Sought(x, y, level, level, log_prior, scale, offset), index, 24.0), 1
 
 
 def kind(value) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch import check
+from ._torch import check, diagnosis
 from ._torch.objects import plain
 from .certified.heaviest import error_bound, heaviest, k_largest, logits
 from .cloud import PointCloud
@@ -66,7 +66,7 @@ def top_k(
         if len(x) == 0:
             empty = fisher.x.new_empty(0, k)
             return TopK(empty.to(torch.int64), empty)
-        check.diagnose({name: getattr(fisher, name) for name in ("x", "alpha", "sigma")}, None)
+        diagnosis.diagnose({name: getattr(fisher, name) for name in ("x", "alpha", "sigma")}, None)
         index, log_weight = (_of_all if tolerance is None else _of_some)(fisher, k)
         if not bool(log_weight.isfinite().any(1).all()):
             raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._torch import check
+from ._torch import check, diagnosis
 from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
 from .certified.select_atoms import op as select_atoms
 from .cloud import PointCloud
@@ -381,4 +381,4 @@ def select(
         gap,
         k or 1,
     )
-    return check.call(select_atoms, args, x=x, y=y)
+    return diagnosis.call(select_atoms, args, x=x, y=y)

@@ -190,8 +190,8 @@ MUTANTS = [
     ),
     Mutant(
         "fields: values unchecked in the op",
-        "    check_values(index)\n    index = CloudIndex(",
-        "    index = CloudIndex(",
+        "    check_values(index)\n    x = sought.x",
+        "    x = sought.x",
         FIELDS,
     ),
     Mutant(

@@ -21,6 +21,7 @@ import dfkernels as df
 from dfkernels import fisher
 from dfkernels._torch import native
 from dfkernels.certified import select_atoms
+from dfkernels.certified.bounds import Sought
 from dfkernels.certified.pytorch import Search, search_in_pytorch
 from dfkernels.certified.reference import logits
 
@@ -353,7 +354,8 @@ def test_every_level_bounds_every_logit():
             seen.append(float(((true - product).abs() / error).max()))
             return super().bounds(atoms, product, norm_square, error)
 
-    s = Watched(x, cloud.y, alpha, sigma, None, 1.0, 0.0, index, math.log(1400 / EPS), 1)
+    sought = Sought(x, cloud.y, alpha, sigma, None, 1.0, 0.0)
+    s = Watched(sought, index, math.log(1400 / EPS), 1)
     s.run()
     assert len(seen) == 2 and min(seen) > 0.02  # both levels; neither is idle
     assert bool((exact.softmax(1)[~s.selected()] <= EPS).all())

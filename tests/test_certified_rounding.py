@@ -19,7 +19,7 @@ from test_certified import gaussian, normal
 
 from dfkernels._torch import native
 from dfkernels.certified import rounding, select_atoms
-from dfkernels.certified.bounds import Queries
+from dfkernels.certified.bounds import Queries, Sought
 from dfkernels.certified.build import build_index
 from dfkernels.certified.pytorch import Search, search_in_pytorch
 
@@ -161,7 +161,7 @@ def queries_of(truth):
 
 def screened(truth, x, y, alpha=1.0, sigma=1.0):
     level = torch.ones(len(x), dtype=torch.float64)
-    return Search(x, y, alpha * level, sigma * level, None, 1.0, 0.0, truth.of, 10.0, 1)
+    return Search(Sought(x, y, alpha * level, sigma * level, None, 1.0, 0.0), truth.of, 10.0, 1)
 
 
 def upper_bounds(s, a, product):
@@ -210,7 +210,7 @@ def test_upper_ends_are_above_the_logits(truth):
 
 def test_exact_logits_are_below_the_truth(truth):
     x, y = queries_of(truth)
-    s = Queries(x, y, torch.ones(5), torch.ones(5), None, 1.0, 0.0, truth.of, 1.0)
+    s = Queries(Sought(x, y, torch.ones(5), torch.ones(5), None, 1.0, 0.0), truth.of, 1.0)
     found = s.exact_logits(torch.arange(len(y)).expand(5, -1))
     for q, point in enumerate(exact(x)):
         size = square(minus(point, truth.centre))
@@ -269,7 +269,7 @@ def test_the_coordinate_error_covers_what_large_coordinates_lose():
     y = 2.0**40 + sign * torch.ones(d, dtype=torch.float64)
     x = torch.full((1, d), alpha * 2.0**40 + 0.01, dtype=torch.float64)
     of, level = build_index(y, 1.0, 0.0), torch.ones(1, dtype=torch.float64)
-    s = Search(x, y, alpha * level, level, None, 1.0, 0.0, of, 1.0, 1)
+    s = Search(Sought(x, y, alpha * level, level, None, 1.0, 0.0), of, 1.0, 1)
     a, K, a_exact = s.z @ of.basis.double().T, len(of.basis), Exact(alpha)
     codes = of.coarse_codes.transpose(1, 2).reshape(-1, K)[:N].double()
     product = (a * of.axis_scale) @ codes.T * of.code_scale[0].double()

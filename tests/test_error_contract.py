@@ -14,7 +14,7 @@ from cases import DATA_OPS
 from torch.func import grad, jvp, vmap
 
 from dfkernels import ops
-from dfkernels._torch import check, native
+from dfkernels._torch import check, diagnosis, native
 
 x, y, v = torch.zeros(2, 3), torch.linspace(-1, 1, 15).reshape(5, 3), torch.ones(2, 3)
 ones = torch.ones(2)
@@ -113,9 +113,9 @@ BAD = (x + math.nan, y, ones, ones, None, 1.0, 0.0)
 )
 def test_an_error_of_others_became_that_of_an_argument(error, monkeypatch):
     """With a NaN in x, which no scan must find: none takes place."""
-    monkeypatch.setattr(check, "diagnose", lambda *args: pytest.fail("looked at the arguments"))
+    monkeypatch.setattr(diagnosis, "diagnose", lambda *args: pytest.fail("looked at the arguments"))
     with pytest.raises(type(error)) as raised:
-        check.call(fails_with(error), BAD)
+        diagnosis.call(fails_with(error), BAD)
     assert raised.value is error
 
 
@@ -129,13 +129,13 @@ def refuses(monkeypatch, kind, arguments, message):
 def test_memory_that_a_kernel_did_not_get(monkeypatch):
     op = refuses(monkeypatch, "memory", "", "dfkernels: out of memory (8 bytes)")
     with pytest.raises(torch.OutOfMemoryError, match="^dfkernels: out of memory"):
-        check.call(op, BAD)
+        diagnosis.call(op, BAD)
 
 
 def test_a_record_of_another_error_is_not_believed(monkeypatch):
     refuses(monkeypatch, "value", "x", "x: expected finite values, got nan or inf")
     with pytest.raises(RuntimeError, match="^x: expected something else$") as raised:
-        check.call(fails_with(RuntimeError("x: expected something else")), BAD)
+        diagnosis.call(fails_with(RuntimeError("x: expected something else")), BAD)
     assert type(raised.value) is RuntimeError
 
 
@@ -143,7 +143,7 @@ def test_no_values_are_looked_at_off_the_cpu(monkeypatch):
     """A kernel's word about tensors elsewhere is taken as it is."""
     op = refuses(monkeypatch, "value", "x", "x: expected finite values, got nan or inf")
     with pytest.raises(ValueError, match="^x: expected finite values, got nan or inf$"):
-        check.call(op, (x.to("meta"), *BAD[1:]))
+        diagnosis.call(op, (x.to("meta"), *BAD[1:]))
 
 
 def test_values_hidden():

@@ -6,13 +6,10 @@ Who checks what:
   it does anything, by the functions below (`query`, `alpha`, `sigma`, `points`, `vectors`, ...). An
   object passes what it has checked to an op, which checks again: of tensors in order this takes
   about a microsecond each, and an op can be called by anybody.
-* Values inside tensors (NaN, inf, sigma <= 0) are found by the kernels in what they compute, since
-  to look at every value first would cost a pass over y. Where a CPU kernel has raised an error,
-  `call` looks for the culprit (`diagnose`), under vmap, grad and jvp in the tensors behind what
-  these hand on. On CUDA values are never looked at, nor from a compiled graph or in a backward
-  pass: there the kernels' own words, which name the argument as well, are the error.
-* A wrong sigma is refused by `sigma` if it is a number, else by the kernels and `diagnose`. Inside
-  a compiled graph, where a number may be symbolic, the kernels refuse it.
+* Values inside tensors (NaN, inf, sigma <= 0) are found by the kernels in what they compute, and
+  named by diagnosis.py.
+* A wrong sigma is refused by `sigma` if it is a number, else by the kernels and diagnosis.py.
+  Inside a compiled graph, where a number may be symbolic, the kernels refuse it.
 """
 
 from __future__ import annotations
@@ -21,19 +18,17 @@ import math
 import operator
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import private
-from .errors import UnusableValue, from_kernel
 from .types import Level
 
 _COMPUTE = (torch.float32, torch.float64)
 _NARROW = (torch.float16, torch.bfloat16, torch.uint8)
-_BLOCK = 1 << 22  # elements of y that diagnose looks at together
 
 
 def mismatch(name: str, expected: str, got: object) -> ValueError:
@@ -399,95 +394,3 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Refuses a value that is not one of the names allowed."""
     if value not in allowed:
         raise mismatch(name, " or ".join(map(repr, allowed)), repr(value))
-
-
-def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor | None) -> Any:
-    """op(*args). A value that the kernel could not use becomes a ValueError that names the argument
-    or, where each is finite and together they overflow, says in the kernel's words what did.
-
-    Args:
-        op: an operator of torch.ops.dfkernels.
-        args: its arguments.
-        given: those that were reshaped, as the caller gave them: the index in the message is
-            theirs.
-    """
-    if torch.compiler.is_compiling():
-        return op(*args)
-    try:
-        return op(*args)
-    except RuntimeError as error:
-        known = from_kernel(error)
-        if known is None:
-            raise
-        if isinstance(known, UnusableValue):
-            names = [a.name for a in op._schema.arguments]  # pyrefly: ignore[missing-attribute]
-            diagnose({**dict(zip(names, args, strict=False)), **given}, error)
-        raise known from error
-
-
-def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
-    """Raises ValueError for the first of the named arguments whose values explain `cause`, an error
-    of a kernel: NaN, inf, a sigma that is not positive. Returns if there is none.
-    """
-    plain = {
-        name: private.fully_unwrapped(a.detach())
-        for name, a in args.items()
-        if isinstance(a, Tensor)
-    }
-    if any(a.device.type != "cpu" for a in plain.values()):
-        return
-    for name, a in plain.items():
-        if not a.dtype.is_floating_point:
-            continue
-        if name == "log_prior":
-            _first(name, a, torch.isnan(a) | (a == math.inf), "values < inf and not nan", cause)
-            if bool((a == -math.inf).all(-1).any()):
-                raise mismatch(name, "at least one finite value", "all -inf") from cause
-        elif name == "sigma":
-            _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
-        else:
-            finite(name, a, cause, _unread(a, plain) if name == "y" else None)
-
-
-def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
-    """bool [N]: the atoms that no query counts, which may hold anything; None if there are none."""
-    prior, atoms = args.get("log_prior"), args.get("atoms")
-    unread = None
-    if prior is not None and prior.shape == y.shape[:1]:
-        unread = prior == -math.inf
-    if atoms is not None:
-        listed = atoms.clamp(0, y.shape[0] - 1)
-        unlisted = atoms.new_ones(y.shape[0], dtype=torch.bool).index_fill(0, listed, False)
-        unread = unlisted if unread is None else unread | unlisted
-    return unread
-
-
-def finite(
-    name: str, a: Tensor, cause: Exception | None = None, unread: Tensor | None = None
-) -> None:
-    """Raises ValueError for the first NaN or inf of a tensor [n, ...], in rows that are not
-    `unread` [n].
-    """
-    step = max(1, _BLOCK // max(1, a[:1].numel()))
-    for start in range(0, a.shape[0], step):
-        block = a[start : start + step]
-        bad = ~torch.isfinite(block)
-        if unread is not None:
-            bad &= ~unread[start : start + step].reshape(-1, *[1] * (a.dim() - 1))
-        _first(name, block, bad, "finite values", cause, start)
-
-
-def _first(
-    name: str,
-    a: Tensor,
-    bad: Tensor,
-    expected: str,
-    cause: Exception | None,
-    start: int = 0,
-) -> None:
-    """Raises ValueError for the first entry that is bad; `start`: the number of a's first row."""
-    if bool(bad.any()):
-        index = torch.nonzero(bad)[0].tolist()
-        raise mismatch(
-            name, expected, f"{a[tuple(index)].item()} at index {[index[0] + start, *index[1:]]}"
-        ) from cause

@@ -12,7 +12,7 @@ What happens to one call of ``torch.ops.dfkernels.posterior``:
 5. Otherwise the device's implementation runs: on the CPU the compiled kernel, which registered
    itself when dfkernels._C was loaded; on CUDA Triton's, if it can run; else `fallback`.
 6. If the kernel could not use a value, `autograd` makes an error of the library's own of what
-   it says; the public function then finds out which value it was (check.call).
+   it says; the public function then finds out which value it was (diagnosis.call).
 
 The private names of torch that this needs are in private.py.
 """

@@ -17,8 +17,43 @@ import torch
 from torch import Tensor
 
 from ..ops.common.moments import load
-from .index import CloudIndex
+from .index import CloudIndex, check_layout
 from .rounding import COORDINATES, STORED_NORM, double_sums, exact_logit
+
+
+class Sought(NamedTuple):
+    """The queries and atoms that a search is about: the first arguments of `select_atoms`."""
+
+    x: Tensor  # [Q, d]
+    y: Tensor  # [N, d], the stored atoms
+    alpha: Tensor  # [Q]
+    sigma: Tensor  # [Q]
+    log_prior: Tensor | None  # [N]
+    scale: float  # with offset, maps the stored numbers to the data
+    offset: float
+
+    def part(self, queries: slice) -> Sought:
+        """Some of the queries, and all atoms."""
+        x, alpha, sigma = (t[queries] for t in (self.x, self.alpha, self.sigma))
+        return self._replace(x=x, alpha=alpha, sigma=sigma)
+
+
+def parsed(args: tuple) -> tuple[Sought, CloudIndex, float, int]:
+    """The arguments of `select_atoms` as (what is sought, index, gap, k).
+
+    Raises:
+        RuntimeError: A tensor of the index cannot be read as the index declares it, gap is not
+            finite or is negative, or k is not from 1 to N.
+    """
+    sought = Sought(*args[: len(Sought._fields)])
+    *tensors, gap, k = args[len(Sought._fields) :]
+    index, N = CloudIndex(*tensors), len(sought.y)
+    check_layout(index, sought.y.shape, sought.x.device)
+    if not 0 <= gap < torch.inf:
+        raise RuntimeError(f"gap: expected a finite number >= 0, got {gap}")
+    if not 1 <= k <= N:
+        raise RuntimeError(f"k: expected 1 <= k <= {N}, got {k}")
+    return sought, CloudIndex(*(t.contiguous() for t in index)), gap, k
 
 
 class ProductError(NamedTuple):
@@ -42,11 +77,7 @@ class Queries:
     """Some queries, and how well the logits of all atoms are known at each level of an index.
 
     Args:
-        x: [Q, d].
-        y: [N, d], the stored atoms.
-        alpha, sigma: [Q].
-        log_prior: [N] or None.
-        scale, offset: map the stored numbers to the data.
+        sought: the queries and the atoms.
         index: of these atoms.
         gap: an atom whose logit is certainly more than this below the k-th largest is left out.
 
@@ -59,18 +90,8 @@ class Queries:
         kth_logit: [Q, 1], a lower bound of the k-th largest logit.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        log_prior: Tensor | None,
-        scale: float,
-        offset: float,
-        index: CloudIndex,
-        gap: float,
-    ) -> None:
+    def __init__(self, sought: Sought, index: CloudIndex, gap: float) -> None:
+        x, y, alpha, sigma, log_prior, scale, offset = sought
         self.y, self.scale, self.offset, self.index = y, scale, offset, index
         self.x, self.alpha = x.double(), alpha.double()[:, None]
         self.variance = sigma.double()[:, None] ** 2
@@ -171,11 +192,3 @@ class Queries:
         prior = self.variance * self.log_prior[atoms]
         estimate, sizes = estimate + prior, sizes + prior.abs().nan_to_num(posinf=0)
         return estimate, estimate + self.alpha.abs() * error + STORED_NORM * sizes
-
-
-def expect_gap_and_k(gap: float, k: int, N: int) -> None:
-    """Raises RuntimeError unless gap is finite and not negative, and k from 1 to N."""
-    if not 0 <= gap < torch.inf:
-        raise RuntimeError(f"gap: expected a finite number >= 0, got {gap}")
-    if not 1 <= k <= N:
-        raise RuntimeError(f"k: expected 1 <= k <= {N}, got {k}")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .._constants import QUERY_GROUP
-from .bounds import ProductError, Queries, expect_gap_and_k
-from .index import CloudIndex, check_layout, check_values
+from .bounds import ProductError, Queries, Sought, parsed
+from .index import CloudIndex, check_values
 from .rounding import FEW_ROUNDINGS
 
 
@@ -22,24 +22,13 @@ class Search(Queries):
         dropped: the upper bounds of what each step dropped, -inf elsewhere.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        log_prior: Tensor | None,
-        scale: float,
-        offset: float,
-        index: CloudIndex,
-        gap: float,
-        k: int,
-    ) -> None:
-        super().__init__(x, y, alpha, sigma, log_prior, scale, offset, index, gap)
+    def __init__(self, sought: Sought, index: CloudIndex, gap: float, k: int) -> None:
+        super().__init__(sought, index, gap)
+        Q, N = len(self.x), len(self.y)
         self.k = k
-        self.atoms = torch.arange(len(y), dtype=torch.int64, device=y.device)
-        self.candidate = self.atoms.new_ones(len(x), len(y), dtype=torch.bool)
-        self.upper = self.x.new_empty(len(x), len(y))
+        self.atoms = torch.arange(N, dtype=torch.int64, device=self.y.device)
+        self.candidate = self.atoms.new_ones(Q, N, dtype=torch.bool)
+        self.upper = self.x.new_empty(Q, N)
         self.dropped: list[Tensor] = []
 
     def run(self) -> None:
@@ -115,33 +104,15 @@ class Search(Queries):
         return (weight + self.remote_weight())[:, 0] * FEW_ROUNDINGS
 
 
-def search_in_pytorch(
-    x: Tensor,
-    y: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    log_prior: Tensor | None,
-    scale: float,
-    offset: float,
-    *index_gap_k,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `select_atoms` (see select_atoms.py) for any device.
-
-    The last arguments are the tensors of an index, gap and k.
-    """
-    *tensors, gap, k = index_gap_k
-    index = CloudIndex(*tensors)
-    check_layout(index, y.shape, x.device)
+def search_in_pytorch(*args) -> tuple[Tensor, Tensor, Tensor]:
+    """The op `select_atoms`, whose arguments select_atoms.py explains, for any device."""
+    sought, index, gap, k = parsed(args)
     check_values(index)
-    index = CloudIndex(*(t.contiguous() for t in index))
-    expect_gap_and_k(gap, k, len(y))
+    x = sought.x
     atoms = [x.new_empty(0, dtype=torch.int64)]
     counts, dropped = [atoms[0]], [x.new_empty(0, dtype=torch.float64)]
     for b in range(0, len(x), QUERY_GROUP):
-        group = slice(b, b + QUERY_GROUP)
-        search = Search(
-            x[group], y, alpha[group], sigma[group], log_prior, scale, offset, index, gap, k
-        )
+        search = Search(sought.part(slice(b, b + QUERY_GROUP)), index, gap, k)
         search.run()
         takes_all = search.takes_all()
         search.candidate &= ~takes_all

@@ -18,8 +18,8 @@ from torch.nn.functional import pad
 from .._constants import CODE_TILE, QUERY_GROUP
 from ..ops.common.moments import load
 from . import triton_bounds
-from .bounds import ProductError, Queries, expect_gap_and_k
-from .index import CloudIndex, check_layout, check_values
+from .bounds import ProductError, Queries, parsed
+from .index import check_values
 from .rounding import FEW_ROUNDINGS, float_sums, round_down, round_up
 
 kernels: Any = triton_bounds  # launches have no types
@@ -169,27 +169,15 @@ def _select(q: Queries, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return atoms, counts, dropped.masked_fill(takes_all, 0)
 
 
-def launch(
-    x: Tensor,
-    y: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    log_prior: Tensor | None,
-    scale: float,
-    offset: float,
-    *index_gap_k,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op for at least one query. The last arguments are the tensors of an index, gap and k."""
-    *tensors, gap, k = index_gap_k
-    index = CloudIndex(*(t.contiguous() for t in tensors))
-    check_layout(index, y.shape, x.device)
-    expect_gap_and_k(gap, k, len(y))
+def launch(*args) -> tuple[Tensor, Tensor, Tensor]:
+    """The op, whose arguments select_atoms.py explains, for at least one query."""
+    sought, index, gap, k = parsed(args)
+    x, y = sought.x, sought.y
     step = max(QUERY_GROUP, PAIRS // max(len(y), k * y.shape[1]) // QUERY_GROUP * QUERY_GROUP)
     found = []
     with torch.cuda.device_of(x):
         for b in range(0, len(x), step):
-            part = slice(b, b + step)
-            q = Queries(x[part], y, alpha[part], sigma[part], log_prior, scale, offset, index, gap)
+            q = Queries(sought.part(slice(b, b + step)), index, gap)
             found.append(_select(q, k))
     check_values(index)  # now that the device is waited for anyway
     atoms, counts, dropped = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .._torch import check
+from .._torch import check, diagnosis
 from .._torch.objects import ordinary, plain, unaffected
 from .cg import NotPositiveDefinite, Solution, conjugate_gradients
 from .lanczos import lanczos
@@ -161,7 +161,7 @@ class LinearOperator(abc.ABC):
         self._no_tangent("solve")
         self._unchanged()
         rows = ordinary(self._rows("b", b))
-        check.finite("b", b.detach())
+        diagnosis.finite("b", b.detach())
         shift = check.per_query("damping", damping, self._like[1])
         usable = (shift >= 0) & shift.isfinite()
         if not bool(usable.all()):

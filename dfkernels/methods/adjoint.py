@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import check
+from .._torch import check, diagnosis
 from ..cloud import PointCloud
 from ..fisher import FisherOperator
 from ._reporting import Callback, reporting
@@ -76,7 +76,7 @@ def adjoint(
         expected = f"a state for each of its {total + 1} times"
         raise check.mismatch("trajectory", expected, f"{len(trajectory.x)}: sample with keep=None")
     check.like("gradient", gradient, "x", trajectory.x[-1])
-    check.finite("gradient", gradient.detach())
+    diagnosis.finite("gradient", gradient.detach())
     order = check.integer("order", order, 1, 2)
     if not callable(form):
         check.choice("form", form, FORMS)
@@ -227,6 +227,6 @@ def _value_and_gradient(loss: Callable[[Tensor], Tensor], x0: Tensor) -> tuple[T
             raise check.mismatch(
                 "loss", f"shape [{len(x0)}], one number per sample", list(value.shape)
             )
-        check.finite("loss", value.detach())
+        diagnosis.finite("loss", value.detach())
         (gradient,) = torch.autograd.grad(value.sum(), x0)
     return value.detach(), gradient

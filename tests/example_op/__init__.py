@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dfkernels._torch import check
+from dfkernels._torch import check, diagnosis
 from dfkernels._torch.types import Level
 from dfkernels.ops.common import derivatives, lists, moments
 from dfkernels.ops.common.moments import first_moment, weight_sum
@@ -75,5 +75,5 @@ def third_moment(
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, None, args[0])
-    out = check.call(op, args, x=x, y=y)
+    out = diagnosis.call(op, args, x=x, y=y)
     return out if x.dim() == 2 else out.reshape(x.shape)

@@ -12,7 +12,7 @@ from test_certified import CLOUDS, gaussian, normal, queries
 
 from dfkernels.certified import select_atoms
 from dfkernels.certified import triton as kernels
-from dfkernels.certified.bounds import Queries
+from dfkernels.certified.bounds import Queries, Sought
 from dfkernels.certified.build import build_index
 from dfkernels.certified.index import CloudIndex
 from dfkernels.certified.pytorch import search_in_pytorch
@@ -90,7 +90,7 @@ def test_every_level_bounds_every_logit(make, level, monkeypatch):
         found = CloudIndex(*args[7:-2])
         if level == 0:
             found = found._replace(fine_codes=found.fine_codes[:0])
-        s = Queries(*args[:7], found, 0.0)
+        s = Queries(Sought(*args[:7]), found, 0.0)
         up, _, _ = kernels.search(s, args[-1])
         error = (s.fine_error if level else s.coarse_error)(s.z @ found.basis.double().T)
         size = found.atom_norm.double()
@@ -147,7 +147,7 @@ def test_sums_in_float_are_part_of_the_bounds(d, monkeypatch):
     )
     found = CloudIndex(*made, no(levels, N), limits)
     args = (x, y, torch.full((8,), 1e-9), torch.ones(8), None, 1.0, 0.0)
-    s = Queries(*args, found, math.inf)
+    s = Queries(Sought(*args), found, math.inf)
     up, _, _ = kernels.search(s, 1)
     true = 1e-9 * (x.double() @ y.double().T) - 0.5e-18 * y.double().square().sum(1)
     assert (

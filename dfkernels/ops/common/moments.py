@@ -128,8 +128,7 @@ def weights(z: Inputs) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         weight = torch.exp(logits(z.x, z.y, z.alpha, z.sigma, z.log_prior) - shift)
     y, log_prior = without_weightless(weight, z.y, z.log_prior, z.reference)
-    u = (z.x[:, None] - z.alpha[:, None, None] * y) / z.sigma[:, None, None]
-    e = torch.exp(log_prior - 0.5 * (u * u).sum(-1) - shift)
+    e = torch.exp(logits(z.x, y, z.alpha, z.sigma, log_prior) - shift)
     return e, y - z.reference[:, None]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
 from ..common.moments import first_moment, weight_sum
@@ -93,4 +93,4 @@ def fisher_dense(
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, kept, args[0])
-    return check.call(op, args, x=x, y=y)
+    return diagnosis.call(op, args, x=x, y=y)

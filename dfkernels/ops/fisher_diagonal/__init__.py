@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
 from ..common.moments import first_moment, weight_sum
@@ -92,5 +92,5 @@ def fisher_diagonal(
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, kept, args[0])
-    out = check.call(op, args, x=x, y=y)
+    out = diagnosis.call(op, args, x=x, y=y)
     return out if x.dim() == 2 else out.reshape(x.shape)

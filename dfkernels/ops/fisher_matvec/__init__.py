@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
 from ..common.moments import first_moment, weight_sum
@@ -127,4 +127,4 @@ def fisher_matvec(
     flat, stored, *others = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1]), *others)
     args += lists.arguments(atoms, counts, kept, flat)
-    return check.call(op, args, x=x, y=y, v=v).reshape(v.shape)
+    return diagnosis.call(op, args, x=x, y=y, v=v).reshape(v.shape)

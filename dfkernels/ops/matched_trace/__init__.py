@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from .reference import matched_trace as reference
 
@@ -74,4 +74,4 @@ def matched_trace(
     flat_x = None if x is None else check.like("x", x, "eps", eps)
     alpha, sigma = check.alpha(alpha, flat), check.sigma(sigma, flat)
     given = {"eps": eps} if x is None else {"eps": eps, "x": x}
-    return check.call(op, (m, flat, flat_x, alpha, sigma, form), **given)
+    return diagnosis.call(op, (m, flat, flat_x, alpha, sigma, form), **given)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
 from ..common.moments import Inputs, first_moment, weight_sum
@@ -217,5 +217,5 @@ def posterior(
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
     args += lists.arguments(atoms, counts, kept, args[0])
-    log_prob, mean, trace, ess = check.call(op, args, x=x, y=y)
+    log_prob, mean, trace, ess = diagnosis.call(op, args, x=x, y=y)
     return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..._constants import CHAIN_MOST_D
-from ..._torch import check, library
+from ..._torch import check, diagnosis, library
 from ..._torch.errors import Unsupported
 from ..posterior import op as posterior_op
 from .reference import advance, coefficients, normalised
@@ -153,5 +153,5 @@ def transport_chain(
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         _no_derivative()
     run = op if flat.shape[1] <= CHAIN_MOST_D else stepwise
-    end, A, log_norm = check.call(run, args, x=x, y=y)
+    end, A, log_norm = diagnosis.call(run, args, x=x, y=y)
     return Chain(end.reshape(x.shape), A, log_norm)

@@ -1,0 +1,114 @@
+"""Names the argument whose values a kernel could not use.
+
+To look at every value before a call would cost a pass over y. So the kernels find NaN, inf and
+sigma <= 0 in what they compute, and only where a CPU kernel has raised an error does `call` look
+for the culprit, under vmap, grad and jvp in the tensors behind what these hand on. On CUDA values
+are never looked at, nor from a compiled graph or in a backward pass: there the kernels' own words,
+which name the argument as well, are the error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import check, private
+from .errors import UnusableValue, from_kernel
+
+_BLOCK = 1 << 22  # elements of a tensor that are looked at together
+
+
+def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor | None) -> Any:
+    """op(*args). A value that the kernel could not use becomes a ValueError that names the argument
+    or, where each is finite and together they overflow, says in the kernel's words what did.
+
+    Args:
+        op: an operator of torch.ops.dfkernels.
+        args: its arguments.
+        given: those that were reshaped, as the caller gave them: the index in the message is
+            theirs.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        known = from_kernel(error)
+        if known is None:
+            raise
+        if isinstance(known, UnusableValue):
+            names = [a.name for a in op._schema.arguments]  # pyrefly: ignore[missing-attribute]
+            diagnose({**dict(zip(names, args, strict=False)), **given}, error)
+        raise known from error
+
+
+def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
+    """Raises ValueError for the first of the named arguments whose values explain `cause`, an error
+    of a kernel: NaN, inf, a sigma that is not positive. Returns if there is none.
+    """
+    plain = {
+        name: private.fully_unwrapped(a.detach())
+        for name, a in args.items()
+        if isinstance(a, Tensor)
+    }
+    if any(a.device.type != "cpu" for a in plain.values()):
+        return
+    for name, a in plain.items():
+        if not a.dtype.is_floating_point:
+            continue
+        if name == "log_prior":
+            _first(name, a, torch.isnan(a) | (a == math.inf), "values < inf and not nan", cause)
+            if bool((a == -math.inf).all(-1).any()):
+                raise check.mismatch(name, "at least one finite value", "all -inf") from cause
+        elif name == "sigma":
+            _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
+        else:
+            finite(name, a, cause, _unread(a, plain) if name == "y" else None)
+
+
+def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
+    """bool [N]: the atoms that no query counts, which may hold anything; None if there are none."""
+    prior, atoms = args.get("log_prior"), args.get("atoms")
+    unread = None
+    if prior is not None and prior.shape == y.shape[:1]:
+        unread = prior == -math.inf
+    if atoms is not None:
+        listed = atoms.clamp(0, y.shape[0] - 1)
+        unlisted = atoms.new_ones(y.shape[0], dtype=torch.bool).index_fill(0, listed, False)
+        unread = unlisted if unread is None else unread | unlisted
+    return unread
+
+
+def finite(
+    name: str, a: Tensor, cause: Exception | None = None, unread: Tensor | None = None
+) -> None:
+    """Raises ValueError for the first NaN or inf of a tensor [n, ...], in rows that are not
+    `unread` [n].
+    """
+    step = max(1, _BLOCK // max(1, a[:1].numel()))
+    for start in range(0, a.shape[0], step):
+        block = a[start : start + step]
+        bad = ~torch.isfinite(block)
+        if unread is not None:
+            bad &= ~unread[start : start + step].reshape(-1, *[1] * (a.dim() - 1))
+        _first(name, block, bad, "finite values", cause, start)
+
+
+def _first(
+    name: str,
+    a: Tensor,
+    bad: Tensor,
+    expected: str,
+    cause: Exception | None,
+    start: int = 0,
+) -> None:
+    """Raises ValueError for the first entry that is bad; `start`: the number of a's first row."""
+    if bool(bad.any()):
+        index = torch.nonzero(bad)[0].tolist()
+        raise check.mismatch(
+            name, expected, f"{a[tuple(index)].item()} at index {[index[0] + start, *index[1:]]}"
+        ) from cause
