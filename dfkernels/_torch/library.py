@@ -29,7 +29,15 @@ from . import autograd, backend, batching, private
 from .errors import UnusableValue
 from .private import tracked
 
-__all__ = ["NAMESPACE", "define", "in_triton", "overload", "tracked", "unknown_size"]
+__all__ = [
+    "NAMESPACE",
+    "declare_kernel",
+    "define",
+    "in_triton",
+    "overload",
+    "tracked",
+    "unknown_size",
+]
 
 NAMESPACE = "dfkernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -90,6 +98,26 @@ def define(
     if vjp is not None:
         _library.impl(name, batching.legacy(batch), "Batched")
     return op
+
+
+def declare_kernel(name: str, schema: str, *, cuda: Callable | None = None):
+    """Declares ``dfkernels::name``, which only kernels implement and nobody differentiates.
+
+    It is called below autograd, from the implementation of an op that `define` has declared.
+
+    Args:
+        name: Name of the kernel.
+        schema: Its arguments and results.
+        cuda: (*args), the implementation by Triton, which it imports. A compiled kernel adds the
+            one for the CPU.
+
+    Returns:
+        The kernel's overload.
+    """
+    _library.define(name + schema)
+    if cuda is not None:
+        _library.impl(name, cuda, "CUDA")
+    return overload(name)
 
 
 def overload(name: str):
