@@ -2,36 +2,30 @@
 minutes.
 
 All contenders of a case run in turn, round after round, in this process; a row reports medians. A
-case whose result is wrong is refused. Writes bench/results/cpu.csv and the tables of the documents.
+case whose result is wrong is refused. Writes bench/results/cpu-avx512.csv or cpu-avx2.csv, by the
+instruction set in use, and the tables of the documents. `--isa v3` holds a CPU that has AVX-512 to
+AVX2: our kernels, and the peers with all that they use.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import dfkernels as df
 from dfkernels._torch import native
-from experiments.page.text import processor
 
-from . import table
+from . import machine, table
 from .cases import CHAINS, NOISE, SIZES, Case, ChainCase, atoms
 from .floor import floor, measure
 from .peers import contenders, transport_chain_reference
-
-RESULTS = Path(__file__).parent / "results" / "cpu.csv"
 
 
 def run(function, inputs) -> float:
@@ -112,25 +106,6 @@ def measure_case(
     }
 
 
-def machine(threads: int, rates: dict[str, float]) -> dict:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-    )
-    return {
-        "cpu": processor(),
-        "threads": threads,
-        "isa": native.info()["isa"],
-        "torch": torch.__version__,
-        "dfkernels": df.__version__,
-        "commit": commit.stdout.strip(),
-        "date": date.today().isoformat(),
-        **{k: f"{v:.1f}" for k, v in rates.items()},
-    }
-
-
 def cases(indices) -> Iterator[Case | ChainCase]:
     """Every op at the sizes wanted; the chains follow the last size."""
     for index in indices:
@@ -155,14 +130,16 @@ def main() -> None:
         default=range(len(SIZES)),
         help=f"which of {SIZES}; writes nothing",
     )
+    parser.add_argument("--isa", choices=("base", "v3"), help="hold the CPU to it, peers included")
     args = parser.parse_args()
     if not native.available:
         sys.exit(f"the compiled part is not loaded: {native.reason}")
+    isa = machine.hold(args.isa)
     torch.set_num_threads(args.threads)
     torch._dynamo.config.recompile_limit = 4 * len(SIZES)
     rates = measure(args.threads)
     print(", ".join(f"{k} {v:.1f}" for k, v in rates.items()), flush=True)
-    rows, about = [], machine(args.threads, rates)
+    rows, about = [], machine.columns(args.threads, rates)
     with torch.no_grad():
         for case in cases(args.sizes):
             rounds = (
@@ -179,12 +156,7 @@ def main() -> None:
     for line in table.summary(rows):
         print(line)
     if len(args.sizes) == len(SIZES):
-        temporary = RESULTS.with_suffix(".part")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, RESULTS)
+        table.write_rows(machine.results("cpu", isa), rows)
         table.write_pages()
 
 

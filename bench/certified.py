@@ -35,8 +35,7 @@ from dfkernels.methods.samplers import sample
 from experiments.page import extra
 from experiments.progress import Progress
 
-from . import table
-from .__main__ import machine
+from . import machine, table
 from .certified_data import Data, available, data_sets
 
 faiss: Any = import_module("faiss") if find_spec("faiss") else None  # optional
@@ -357,7 +356,7 @@ def run(quick: bool, threads: int, csv_path: Path) -> list[dict]:
                 flush=True,
             )
     wanted = [data for data in wanted if available(data)]
-    about = machine(threads, {}) | {
+    about = machine.columns(threads, {}) | {
         "tolerance": TOLERANCE,
         "faiss": faiss.__version__ if faiss else "",
     }

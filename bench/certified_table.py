@@ -6,13 +6,7 @@ import math
 
 from experiments.page.text import markdown_table
 
-INSTRUCTIONS = {"v4": "AVX-512", "v3": "AVX2", "base": "x86-64"}
-
-
-def machine(row: dict) -> str:
-    """What the numbers of a results file were measured on."""
-    isa = INSTRUCTIONS.get(row["isa"], row["isa"])
-    return f"{row['cpu']}, {row['threads']} threads ({isa}), torch {row['torch']}"
+from . import machine
 
 
 def power(value: float) -> str:
@@ -121,7 +115,7 @@ def markdown(rows: list[dict]) -> str:
     (name, N), first = next(iter(clouds.items()))
     peer = f"faiss-cpu {about['faiss']}" if about["faiss"] else "faiss-cpu was not installed"
     made = (
-        f"{machine(about)}, {peer}, {about['date']}; "
+        f"{machine.text(about)}, {peer}, {about['date']}; "
         f"B = {first[0]['B']}, ε = {power(float(about['tolerance']))}, "
         f"medians over {first[0]['batches']} batches or more."
     )

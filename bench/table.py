@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from pathlib import Path
 
 from experiments.page.text import markdown_table
 
-from . import certified_table
+from . import certified_table, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "cpu.csv"
-CERTIFIED = ROOT / "bench" / "results" / "certified.csv"
+CERTIFIED = machine.RESULTS / "certified.csv"
+SHOWN = ("v4", "v3")  # the instruction sets whose results the documents show
 PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --> stands
     "speed": ROOT / "README.md",
     "bench": ROOT / "docs" / "guide" / "speed.md",
@@ -23,9 +24,25 @@ PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
 
 
-def read_rows(path: Path = RESULTS) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Replaces a results file, all of it or nothing."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def by_machine(kind: str) -> dict[str, list[dict]]:
+    """The rows of a benchmark for each instruction set whose results are there."""
+    paths = {isa: machine.results(kind, isa) for isa in SHOWN}
+    return {isa: read_rows(path) for isa, path in paths.items() if path.exists()}
 
 
 def geometric_mean(rows: list[dict], column: str) -> float:
@@ -48,11 +65,19 @@ def summary(rows: list[dict]) -> list[str]:
     ]
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(found: dict[str, list[dict]]) -> str:
+    """For each machine all cases, under a heading of its own."""
+    parts = []
+    for isa, rows in found.items():
+        parts += [f"### {machine.INSTRUCTIONS[isa]}", "", all_cases(rows), ""]
+    return "\n".join(parts).rstrip()
+
+
+def all_cases(rows: list[dict]) -> str:
     about = rows[0]
     lines = [
         (
-            f"{certified_table.machine(about)}, {about['date']}; measured in the same run: "
+            f"{machine.text(about)}, {about['date']}; measured in the same run: "
             f"memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, "
             f"exp {about['exp_gs']} G/s."
         ),
@@ -78,20 +103,27 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def overview(rows: list[dict]) -> str:
-    """One line per operator and noise level: how many times faster than the best peer."""
-    lines = [
-        "| operator | noise | cases | times as fast as the best peer |",
-        "| --- | --- | --: | --: |",
-    ]
-    for (op, noise), part in groups(rows).items():
-        ratios = [float(r["speedup"]) for r in part]
-        lines.append(
-            f"| `{op}` | {noise} | {len(part)} | **{geometric_mean(part, 'speedup'):.1f}** "
-            f"({min(ratios):.1f} to {max(ratios):.1f}) |"
-        )
-    machine = certified_table.machine(rows[0])
-    return "\n".join([*lines, "", f"Geometric mean and range; {machine}, {rows[0]['date']}."])
+def overview(found: dict[str, list[dict]]) -> str:
+    """One line per operator and noise level, one column per machine: how many times faster than
+    the best peer."""
+    grouped = {isa: groups(rows) for isa, rows in found.items()}
+    columns = (f"times as fast, {machine.INSTRUCTIONS[isa]}" for isa in found)
+    head = ["operator", "noise", "cases", *columns]
+    lines = []
+    for op, noise in dict.fromkeys(key for parts in grouped.values() for key in parts):
+        parts = [p.get((op, noise), []) for p in grouped.values()]
+        cells = [speedups(part) if part else "" for part in parts]
+        lines.append([f"`{op}`", noise, str(max(map(len, parts))), *cells])
+    made = [f"{machine.text(rows[0])}, {rows[0]['date']}" for rows in found.values()]
+    return "\n".join(
+        [markdown_table(head, lines, {0, 1}), "", f"Geometric mean and range; {'; '.join(made)}."]
+    )
+
+
+def speedups(rows: list[dict]) -> str:
+    """How many times faster than the best peer: geometric mean and range."""
+    ratios = [float(r["speedup"]) for r in rows]
+    return f"**{geometric_mean(rows, 'speedup'):.1f}** ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 def with_block(text: str, mark: str, body: str) -> str:
@@ -102,10 +134,10 @@ def with_block(text: str, mark: str, body: str) -> str:
 
 def bodies() -> dict[str, str]:
     """The table for each mark, from the results that are there."""
-    rows = read_rows()
+    found = by_machine("cpu")
     return {
-        "speed": overview(rows),
-        "bench": markdown(rows),
+        "speed": overview(found),
+        "bench": markdown(found),
         "certified": certified_table.markdown(read_rows(CERTIFIED)),
     }
 
