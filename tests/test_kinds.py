@@ -53,12 +53,12 @@ def test_a_kind_may_have_any_number_of_sums_and_tensors(name, monkeypatch):
     tensors = [x, y, level, level + 0.2, prior, 0.1 * level, 0.1 * x]
     tensors += [0.5 * x, level][: len(kind.own)]
     direct = kind.on_tile(tensors, 1.0, 0.0)
-    sums = derivatives.pair_sums(kind, tensors, 1.0, 0.0)
+    sums = derivatives.pair_sums(kind, tensors, derivatives.Stored())
     for got, want, shape in zip(sums, direct, kind.shapes_for(tensors), strict=True):
         assert got.shape == shape
         assert torch.allclose(got, want, rtol=1e-12)
     inputs = tuple(t.clone().requires_grad_(i not in (5, 6)) for i, t in enumerate(tensors))
-    f = lambda *z: tuple(derivatives.pair_sums(kind, z, 1.0, 0.0))
+    f = lambda *z: tuple(derivatives.pair_sums(kind, z, derivatives.Stored()))
     assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(
         f, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True

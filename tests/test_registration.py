@@ -4,6 +4,8 @@ with dynamic shapes.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import table
@@ -19,8 +21,11 @@ CHECKS = {
 }
 SCHEMAS = {name: spec.schema for name, spec in TABLE.items()} | {
     "covariance_matvec": TABLE["fisher_matvec"].schema,
-    "pair_gradient": "(str kind, int[] wanted, int[] lengths, Tensor[] tensors, float scale, "
-    "float offset) -> Tensor[]",
+    "pair_gradient": "(str kind, int[] wanted, int[] lengths, Tensor?[] tensors, float scale, "
+    "float offset, Tensor? atoms, Tensor? counts) -> Tensor[]",
+    "sums_about_mean": "(Tensor x, Tensor y, Tensor[] own, Tensor alpha, Tensor sigma, "
+    "Tensor? log_pi, str kind, float scale, float offset, Tensor? atoms, Tensor? counts)"
+    " -> Tensor[]",
 }
 
 
@@ -83,6 +88,18 @@ def test_opcheck(name, args):
     assert torch.library.opcheck(op(name), args) == CHECKS
 
 
+def _inputs(kind):
+    """x, y, alpha, sigma, log_pi, and the kind's own tensors."""
+    normal = lambda *shape: torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).view(shape)
+    level = torch.tensor([0.7, 0.9], dtype=torch.float64)
+    own = [normal(2, 2, 3)] if kind == "matvec" else []
+    return [normal(2, 3), normal(4, 3), level, level + 0.1, normal(4)], own
+
+
+LISTS = torch.tensor([0, 3, 1, 2, 3]), torch.tensor([2, 3])
+
+
+@pytest.mark.parametrize("lists", [(None, None), LISTS], ids=["all", "lists"])
 @pytest.mark.parametrize(
     "kind, sets",
     [
@@ -93,23 +110,29 @@ def test_opcheck(name, args):
         ("dense", [[0, 1], [2, 9]]),
     ],
 )
-def test_opcheck_pair_gradient(kind, sets):
+def test_opcheck_pair_gradient(kind, sets, lists):
     """Sums, and gradients of first and second order, of each kind."""
-    normal = lambda *shape: torch.linspace(
-        -1, 1, max(1, torch.Size(shape).numel()), dtype=torch.float64
-    ).reshape(shape)
-    x, y, level = normal(2, 3), normal(4, 3), torch.tensor([0.7, 0.9], dtype=torch.float64)
-    tensors = [x, y, level, level + 0.1, normal(4), torch.zeros(2, dtype=torch.float64), 0.1 * x]
-    if kind == "matvec":
-        tensors.append(normal(2, 2, 3))
+    inputs, own = _inputs(kind)
+    tensors = [*inputs, torch.zeros(2, dtype=torch.float64), 0.1 * inputs[0], *own]
     if sets:
         shapes = KINDS[kind].shapes_for(tensors)
         tensors += [torch.ones(s, dtype=torch.float64) for s in shapes]
     for order in sets[:-1]:
         tensors += [torch.cos(tensors[j]) for j in order]
     tensors = [t.clone().requires_grad_() for t in tensors]
-    args = (kind, [j for s in sets for j in s], list(map(len, sets)), tensors, 0.5, 0.1)
+    args = (kind, [j for s in sets for j in s], list(map(len, sets)), tensors, 0.5, 0.1, *lists)
     assert torch.library.opcheck(op("pair_gradient"), args) == CHECKS
+
+
+@pytest.mark.parametrize("lists", [(None, None), LISTS], ids=["all", "lists"])
+@pytest.mark.parametrize("kind", ["posterior", "matvec"])
+def test_opcheck_sums_about_mean(kind, lists):
+    inputs, own = _inputs(kind)
+    x, y, alpha, sigma, prior = (t.clone().requires_grad_() for t in inputs)
+    own = [t.clone().requires_grad_() for t in own]
+    prior = prior if own else None
+    args = (x, y, own, alpha, sigma, prior, kind, 0.5, 0.1, *lists)
+    assert torch.library.opcheck(op("sums_about_mean"), args) == CHECKS
 
 
 def test_inner_ops_differentiate_by_themselves():

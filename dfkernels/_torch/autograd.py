@@ -137,9 +137,10 @@ def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
         _, ctx.lengths, *flat = inputs
         ctx.constants = [None if isinstance(a, Tensor) else (a,) for a in flat]
         tensors = [a for a in flat if isinstance(a, Tensor)]
-        ctx.save_for_backward(*tensors, *(() if rules.fused_vjp is None else as_tuple(output)))
+        uses_outputs = rules.fused_vjp is not None or rules.vjp is not None
+        ctx.save_for_backward(*tensors, *(as_tuple(output) if uses_outputs else ()))
         if rules.jvp is not None:
-            ctx.save_for_forward(*tensors)
+            ctx.save_for_forward(*tensors, *output)
         ctx.set_materialize_grads(False)
 
     def backward(ctx, *cotangents):
@@ -150,7 +151,7 @@ def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
             grads = (None,) * len(flat)
         elif rules.vjp is not None:
             args, nested = nest(flat, ctx.lengths), nest(needs, ctx.lengths)
-            grads = flatten(rules.vjp(args, nested, cotangents), ctx.lengths)
+            grads = flatten(rules.vjp(args, nested, outputs, cotangents), ctx.lengths)
         elif rules.fused_vjp is not None:
             grads = rules.fused_vjp(needs, flat, outputs, cotangents)
         if grads is None:
@@ -160,14 +161,14 @@ def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
         return None, None, *grads
 
     def forward_derivative(ctx, *tangents):
-        flat, _ = _restore(ctx)
+        flat, outputs = _restore(ctx)
         flat = [
             forward_ad.unpack_dual(a, level=0).primal if isinstance(a, Tensor) else a for a in flat
         ]
         assert rules.jvp is not None
         with torch.enable_grad(), private.forward_derivatives(True):  # as in forward
             args = nest(flat, ctx.lengths)
-            return tuple(rules.jvp(args, nest(tangents[2:], ctx.lengths)))
+            return tuple(rules.jvp(args, outputs, nest(tangents[2:], ctx.lengths)))
 
     members: dict[str, Any] = {
         "forward": staticmethod(forward),
@@ -205,7 +206,7 @@ def _vjp(differentiable, args, needs, cotangents) -> tuple:
 
 def as_tuple(out) -> tuple:
     """The outputs of an op that may have one."""
-    return out if isinstance(out, tuple) else (out,)
+    return tuple(out) if isinstance(out, (list, tuple)) else (out,)
 
 
 def flatten(args, lengths: Sequence[int | None] | None = None) -> list:

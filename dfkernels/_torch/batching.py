@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,15 +25,9 @@ def folded(op, shared: Collection[str]) -> Callable:
 
     def rule(info, in_dims, *args):
         batched = [dim is not None for dim in in_dims]
-        args = [
-            a if dim is None else a.movedim(dim, 0) for a, dim in zip(args, in_dims, strict=True)
-        ]
+        args = to_front(args, in_dims)
         if any(b and name in shared for b, name in zip(batched, names, strict=False)):
-            outs = [
-                as_tuple(op(*[a[i] if b else a for a, b in zip(args, batched, strict=True)]))
-                for i in range(info.batch_size)
-            ]
-            results = tuple(torch.stack(o) for o in zip(*outs, strict=True))
+            results = tuple(one_by_one(op, args, batched, info.batch_size))
         else:
             size = info.batch_size
             flat = [
@@ -46,6 +40,22 @@ def folded(op, shared: Collection[str]) -> Callable:
         return results, (0,) * len(results)
 
     return rule
+
+
+def to_front(tensors: Sequence, dims: Sequence[int | None]) -> list:
+    """The tensors with their new dimension, where they have one, in front."""
+    return [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)]
+
+
+def one_by_one(
+    call: Callable, tensors: Sequence, batched: Sequence[bool], size: int
+) -> list[Tensor]:
+    """call(*tensors) for each element of the new dimension, which is in front; stacked."""
+    parts = [
+        as_tuple(call(*[t[i] if b else t for t, b in zip(tensors, batched, strict=True)]))
+        for i in range(size)
+    ]
+    return [torch.stack(o) for o in zip(*parts, strict=True)]
 
 
 def fold(tensor: Tensor, batched: bool, size: int) -> Tensor:

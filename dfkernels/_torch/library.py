@@ -31,6 +31,7 @@ from .private import tracked
 
 __all__ = [
     "NAMESPACE",
+    "can_run",
     "declare_kernel",
     "define",
     "in_triton",
@@ -76,9 +77,9 @@ def define(
             to the differentiable form.
         fast: Text of SlowDerivativeWarning: which derivatives are fast; None if the differentiable
             form is not slow.
-        vjp, jvp: (args, needs, cotangents) and (args, tangents), in place of a differentiable form,
-            for an op that takes and returns lists of tensors. needs, tangents and the gradients are
-            nested like args; None may stand for a list of Nones.
+        vjp, jvp: (args, needs, outputs, cotangents) and (args, outputs, tangents), in place of a
+            differentiable form, for an op that takes and returns lists of tensors. needs, tangents
+            and the gradients are nested like args; None may stand for a list of Nones.
 
     Returns:
         The op's overload.
@@ -118,6 +119,14 @@ def declare_kernel(name: str, schema: str, *, cuda: Callable | None = None):
     if cuda is not None:
         _library.impl(name, cuda, "CUDA")
     return overload(name)
+
+
+def can_run(kernel, device: torch.device) -> bool:
+    """Whether a kernel that `declare_kernel` has declared can run on this device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
+    if key is None or not private.has_kernel(kernel, key):
+        return False
+    return device.type == "cpu" or backend.triton(device).can_run
 
 
 def overload(name: str):

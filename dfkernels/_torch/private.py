@@ -24,6 +24,7 @@ try:
         _AutoDispatchBelowAutograd,
         _DisableAutocast,
         _DisableFuncTorch,
+        _dispatch_has_kernel_for_dispatch_key,
         _dispatch_tls_local_exclude_set,
         _dispatch_tls_local_include_set,
         _ForceDispatchKeyGuard,
@@ -74,6 +75,7 @@ __all__ = [
     "enable_single_level_autograd_function",
     "forward_derivatives",
     "fully_unwrapped",
+    "has_kernel",
     "is_differentiated",
     "is_dtensor",
     "is_fake",
@@ -87,6 +89,11 @@ __all__ = [
     "without_autocast",
     "without_saved_tensors_hooks",
 ]
+
+
+def has_kernel(op, key: str) -> bool:
+    """Whether somebody has registered a kernel of an op's overload for a dispatch key."""
+    return _dispatch_has_kernel_for_dispatch_key(op._schema.name, key)
 
 
 class tracked:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dfkernels._torch import check, diagnosis
 from dfkernels._torch.types import Level
-from dfkernels.ops.common import derivatives, lists, moments
+from dfkernels.ops.common import lists, moments
+from dfkernels.ops.common.about_mean import about_mean
+from dfkernels.ops.common.derivatives import Stored
 from dfkernels.ops.common.moments import first_moment, weight_sum
-from dfkernels.ops.posterior import inputs_about_mean
 
 from .reference import third_moment as reference
 
@@ -34,9 +35,9 @@ KIND = moments.register(
 )
 
 
-def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
-    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
-    weight, *sums = derivatives.pair_sums(KIND, z, scale, offset)
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    stored = Stored(scale, offset, atoms, counts)
+    _, (weight, *sums) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored)
     first, second, third = (s / weight[:, None] for s in sums)
     return third - 3 * first * second + 2 * first**3
 

@@ -1,4 +1,4 @@
-"""Sums over all pairs (query, atom) and every derivative of them, tile by tile: bounded memory.
+"""Sums over all pairs (query, atom) and every derivative of them: bounded memory.
 
     S_k(b) = sum_i s_k(query b, atom i), the sums of a moment kind (moments.py)
 
@@ -12,12 +12,16 @@ of such sums are such sums. With z = the tensors of `Inputs`, then the kind's ow
 `pair_gradient` returns d psi_n / d z_j for j in wanted_n. Its VJP with cotangents k is itself at
 order n+1. It is the gradient of a scalar, its Jacobian symmetric: so its JVP along tangents k of a
 set T is itself at order n+1 too, with wanted_n = T and the first wanted set asked for. Sets are
-positions in z, to which cotangents are appended; with no set the op returns the sums. README.md
-derives all this.
+positions in z, to which cotangents are appended, None for zero; with no set the op returns the
+sums. README.md derives all this.
+
+First derivatives of the sums, in either mode, run fused kernels where there are some
+(pair_kernels.py); everything else is summed tile by tile.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,9 +29,20 @@ import torch
 from torch import Tensor
 
 from ..._torch import batching, library
+from . import first_derivatives
 from .moments import KINDS, PER_ATOM, Inputs, MomentKind
 
 TILE = 2**18  # elements of a [queries, atoms, d] block: a few of them stay in a core's L2
+
+
+class Stored(NamedTuple):
+    """How the atoms are stored: their values are scale * y + offset, and each query counts those of
+    its list, or all."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    atoms: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class Contraction(NamedTuple):
@@ -45,12 +60,12 @@ class Contraction(NamedTuple):
         items = iter(wanted)
         return cls(KINDS[kind], tuple(tuple(next(items) for _ in range(n)) for n in lengths))
 
-    def call(self, tensors: Sequence[Tensor], scale: float, offset: float) -> list[Tensor]:
+    def call(self, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
         """The op with these arguments."""
         flat, lengths = [j for w in self.wanted for j in w], [len(w) for w in self.wanted]
-        return pair_gradient(self.kind.name, flat, lengths, list(tensors), scale, offset)
+        return pair_gradient(self.kind.name, flat, lengths, list(tensors), *stored)
 
-    def per_atom(self, tensors: Sequence[Tensor]) -> list[bool]:
+    def per_atom(self, tensors: Sequence[Tensor | None]) -> list[bool]:
         """Whether each tensor is per atom, or else per query."""
         found = [name in PER_ATOM for name in self.kind.inputs]
         if self.wanted:
@@ -59,13 +74,23 @@ class Contraction(NamedTuple):
             found += [found[j] for j in wanted]
         return found
 
-    def outputs(self, tensors: Sequence[Tensor], empty: bool = False) -> list[Tensor]:
+    def completed(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The tensors, with zeros for cotangents of sums by which something is differentiated."""
+        out, first = list(tensors), len(self.kind.inputs)
+        used = {j for wanted in self.wanted for j in wanted}
+        if self.wanted:
+            for j, shape in enumerate(self.kind.shapes_for(tensors), first):
+                if out[j] is None and j in used:
+                    out[j] = tensors[0].new_zeros(()).expand(shape)
+        return out
+
+    def outputs(self, tensors: Sequence[Tensor | None], empty: bool = False) -> list[Tensor]:
         """The results, filled with zeros in the compute dtype, or empty in their own."""
         x = tensors[0]
         if not self.wanted:
             shapes = self.kind.shapes_for(tensors)
             return [x.new_empty(s) if empty else x.new_zeros(s) for s in shapes]
-        like = [tensors[j] for j in self.wanted[-1]]
+        like = [self.completed(tensors)[j] for j in self.wanted[-1]]
         if empty:
             return [t.new_empty(t.shape) for t in like]
         return [t.new_zeros(t.shape, dtype=x.dtype) for t in like]
@@ -79,24 +104,35 @@ def tiles(B: int, N: int, d: int) -> Iterator[tuple[slice, list[slice]]]:
         yield slice(i, min(i + b, B)), [slice(j, min(j + n, N)) for j in range(0, N, n)]
 
 
+def _tiles_of_lists(atoms: Tensor, counts: Tensor, d: int):
+    """Queries, one by one, each with the blocks of its list."""
+    for b, rows in enumerate(atoms.split(counts.tolist())):
+        yield slice(b, b + 1), rows.split(max(1, TILE // d))
+
+
 def _leaf(t: Tensor) -> Tensor:
     """The numbers without a graph. An inference tensor cannot require grad, so it is copied."""
     return t.clone() if t.is_inference() else t.detach()
 
 
-def _on_tile(c: Contraction, tile: list[Tensor], scale: float, offset: float) -> Sequence[Tensor]:
-    """The results' share of one tile. Every tensor of `tile` is in the compute dtype already."""
+def _on_tile(
+    c: Contraction, tile: list[Tensor | None], scale: float, offset: float
+) -> Sequence[Tensor]:
+    """The results' share of one tile. Its tensors are in the compute dtype already."""
     inputs = len(c.kind.inputs)
     if not c.wanted:
         return c.kind.on_tile(tile[:inputs], scale, offset)
     with library.tracked():
         used = {j for wanted in c.wanted for j in wanted}
-        tile = [_leaf(t).requires_grad_(j in used) for j, t in enumerate(tile)]
+        tile = [
+            None if t is None else _leaf(t).requires_grad_(j in used) for j, t in enumerate(tile)
+        ]
         functions: Sequence[Tensor] = c.kind.on_tile(tile[:inputs], scale, offset)
         cotangents = iter(tile[inputs:])
         for order, wanted in enumerate(c.wanted):
-            terms = [(next(cotangents) * f).sum() for f in functions]
-            psi = sum(terms, start=tile[0].new_zeros(()))
+            pairs = [(next(cotangents), f) for f in functions]
+            terms = [(k * f).sum() for k, f in pairs if k is not None]
+            psi = sum(terms, start=functions[0].new_zeros(()))
             leaves = [tile[j] for j in wanted]
             if not psi.requires_grad:  # psi has become constant
                 return [torch.zeros_like(t) for t in leaves]
@@ -105,38 +141,52 @@ def _on_tile(c: Contraction, tile: list[Tensor], scale: float, offset: float) ->
         return functions
 
 
-def _pair_gradient(kind, wanted, lengths, tensors, scale, offset):
-    c = Contraction.of(kind, wanted, lengths)
+def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -> list[Tensor]:
     x, y = tensors[:2]
+    N, log_pi = y.shape[0], Inputs._fields.index("log_pi")
     per_atom = c.per_atom(tensors)
     out_per_atom = [per_atom[j] for j in c.wanted[-1]] if c.wanted else None
     outs = c.outputs(tensors)
+    tensors = c.completed(tensors)
     own = tensors[len(Inputs._fields) : len(c.kind.inputs)]
     width = max(t.shape[1] for t in (x, *own) if t.dim() > 1)  # d, or K where that is larger
-    for queries, atom_tiles in tiles(x.shape[0], y.shape[0], width):
-        rows = [None if a else t[queries] for t, a in zip(tensors, per_atom, strict=True)]
+    cut = tiles(x.shape[0], N, width)
+    if a.atoms is not None:
+        cut = _tiles_of_lists(a.atoms, a.counts, width)
+    for queries, atom_tiles in cut:
+        rows = [
+            None if t is None or is_per_atom else t[queries]
+            for t, is_per_atom in zip(tensors, per_atom, strict=True)
+        ]
         for atoms in atom_tiles:
             tile = [
-                t[atoms].to(x.dtype) if row is None else row
-                for t, row in zip(tensors, rows, strict=True)
+                t[atoms].to(x.dtype) if t is not None and is_per_atom else row
+                for t, row, is_per_atom in zip(tensors, rows, per_atom, strict=True)
             ]
-            for i, part in enumerate(_on_tile(c, tile, scale, offset)):
+            if tile[log_pi] is None:
+                tile[log_pi] = x.new_full(tile[1].shape[:1], -math.log(N))
+            for i, part in enumerate(_on_tile(c, tile, a.scale, a.offset)):
                 outs[i][atoms if out_per_atom and out_per_atom[i] else queries] += part
-    if c.wanted:
-        outs = [o.to(tensors[j].dtype) for o, j in zip(outs, c.wanted[-1], strict=True)]
     return outs
 
 
-def _fake(kind, wanted, lengths, tensors, scale, offset):
+def _pair_gradient(kind, wanted, lengths, tensors, *atoms):
+    c, stored = Contraction.of(kind, wanted, lengths), Stored(*atoms)
+    outs = first_derivatives.run(c.kind, c.wanted, tensors, stored)
+    if outs is None:
+        outs = _tile_by_tile(c, tensors, stored)
+    if c.wanted:
+        like = c.completed(tensors)
+        outs = [o.to(like[j].dtype) for o, j in zip(outs, c.wanted[-1], strict=True)]
+    return outs
+
+
+def _fake(kind, wanted, lengths, tensors, *atoms):
     return Contraction.of(kind, wanted, lengths).outputs(tensors, empty=True)
 
 
-def _zeros(like: Tensor, shapes) -> list[Tensor]:
-    return [like.new_zeros(()).expand(s) for s in shapes]
-
-
-def _vjp(args, needs, cotangents):
-    kind, wanted, lengths, tensors, scale, offset = args
+def _vjp(args, needs, outputs, cotangents):
+    kind, wanted, lengths, tensors, *atoms = args
     c = Contraction.of(kind, wanted, lengths)
     asked = tuple(j for j, need in enumerate(needs[3]) if need)
     if c.wanted:
@@ -144,57 +194,62 @@ def _vjp(args, needs, cotangents):
         sets = (*c.wanted[:-1], tuple(j for j, _ in given), asked)
         extra = [g for _, g in given]
     else:
-        sets = (asked,)
-        zeros = _zeros(tensors[0], c.kind.shapes_for(tensors))
-        extra = [z if g is None else g for g, z in zip(cotangents, zeros, strict=True)]
-    out = Contraction(c.kind, sets).call([*tensors, *extra], scale, offset)
+        sets, extra = (asked,), cotangents
+    out = Contraction(c.kind, sets).call([*tensors, *extra], Stored(*atoms))
     grads = dict(zip(asked, out, strict=True))
-    return None, None, None, [grads.get(j) for j in range(len(tensors))], None, None
+    return None, None, None, [grads.get(j) for j in range(len(tensors))], *[None] * len(atoms)
 
 
-def _jvp(args, tangents):
-    kind, wanted, lengths, tensors, scale, offset = args
+def _jvp(args, outputs, tangents):
+    kind, wanted, lengths, tensors, *atoms = args
     c = Contraction.of(kind, wanted, lengths)
     given = [(j, t) for j, t in enumerate(tangents[3]) if t is not None]
     moved, extra = tuple(j for j, _ in given), [t for _, t in given]
     if c.wanted:
         sets = (*c.wanted[:-1], moved, c.wanted[-1])
     else:
-        shapes, n = c.kind.shapes_for(tensors), len(c.kind.inputs)
-        sets = (moved, tuple(range(n, n + len(shapes))))
-        tensors = [*tensors, *_zeros(tensors[0], shapes)]
-    return Contraction(c.kind, sets).call([*tensors, *extra], scale, offset)
+        sums, n = len(c.kind.shapes_for(tensors)), len(c.kind.inputs)
+        sets = (moved, tuple(range(n, n + sums)))
+        tensors = [*tensors, *[None] * sums]
+    return Contraction(c.kind, sets).call([*tensors, *extra], Stored(*atoms))
 
 
-def _batch(info, in_dims, kind, wanted, lengths, tensors, scale, offset):
-    dims, size = in_dims[3], info.batch_size
-    tensors = [
-        t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, dims, strict=True)
+def folded(tensors: Sequence, batched: Sequence[bool], shared: Sequence[bool], size: int) -> list:
+    """One call's tensors for `size` calls that share some; the last two are lists of atoms."""
+    *others, atoms, counts = tensors
+    flat = [
+        t if t is None or s else batching.fold(t, b, size)
+        for t, b, s in zip(others, batched[:-2], shared[:-2], strict=True)
     ]
-    single = [t if dim is None else t[0] for t, dim in zip(tensors, dims, strict=True)]
-    c = Contraction.of(kind, wanted, lengths)
-    per_atom = c.per_atom(single)
+    return flat + [None if t is None else t.repeat(size) for t in (atoms, counts)]
+
+
+def _batch(info, in_dims, kind, wanted, lengths, tensors, *atoms):
+    a, size = Stored(*atoms), info.batch_size
+    dims = [*in_dims[3], *in_dims[6:]]
+    moved = batching.to_front([*tensors, a.atoms, a.counts], dims)
     batched = [dim is not None for dim in dims]
-    one_by_one = any(b and a for b, a in zip(batched, per_atom, strict=True))
+    single = [t[0] if b else t for t, b in zip(moved, batched, strict=True)]
+    c = Contraction.of(kind, wanted, lengths)
+    per_atom = c.per_atom(single[:-2])
+    shared = [*per_atom, True, True]
+
+    def call(tensors, atoms, counts):
+        return c.call(tensors, a._replace(atoms=atoms, counts=counts))
+
+    one_by_one = any(b and s for b, s in zip(batched, shared, strict=True))
     if one_by_one or (c.wanted and any(per_atom[j] for j in c.wanted[-1])):
-        calls = []
-        for i in range(size):
-            part = [t[i] if b else t for t, b in zip(tensors, batched, strict=True)]
-            calls.append(c.call(part, scale, offset))
-        outs = [torch.stack(o) for o in zip(*calls, strict=True)]
+        outs = batching.one_by_one(lambda *t: call(t[:-2], *t[-2:]), moved, batched, size)
     else:
-        tensors = [
-            t if a else batching.fold(t, b, size)
-            for t, b, a in zip(tensors, batched, per_atom, strict=True)
-        ]
-        outs = [batching.unfold(o, size) for o in c.call(tensors, scale, offset)]
+        flat = folded(moved, batched, shared, size)
+        outs = [batching.unfold(o, size) for o in call(flat[:-2], *flat[-2:])]
     return outs, [0] * len(outs)
 
 
 pair_gradient = library.define(
     "pair_gradient",
-    "(str kind, int[] wanted, int[] lengths, Tensor[] tensors, float scale, float offset)"
-    " -> Tensor[]",
+    "(str kind, int[] wanted, int[] lengths, Tensor?[] tensors, float scale, float offset, "
+    "Tensor? atoms, Tensor? counts) -> Tensor[]",
     fallback=_pair_gradient,
     fake=_fake,
     batch=_batch,
@@ -203,14 +258,12 @@ pair_gradient = library.define(
 )
 
 
-def pair_sums(
-    kind: MomentKind, tensors: Sequence[Tensor], scale: float, offset: float
-) -> list[Tensor]:
+def pair_sums(kind: MomentKind, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
     """The sums of a kind over all atoms, differentiable to any order in every tensor.
 
     Args:
         kind: A registered kind.
         tensors: Its inputs: those of `moments.Inputs`, then its own.
-        scale, offset: The atoms are scale * y + offset.
+        stored: How the atoms are stored.
     """
-    return Contraction(kind).call(tensors, scale, offset)
+    return Contraction(kind).call(tensors, stored)

@@ -9,7 +9,6 @@ without them per query, which is what `define` adds to an op.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -37,8 +36,10 @@ def define(
     Args:
         name: Name of the op.
         schema: Its schema, which ends in ``Tensor? atoms=None, Tensor? counts=None``.
-        fallback, fake, differentiable, cuda: As in `library.define`, for calls without lists; they
-            never see the two arguments.
+        fallback, fake, cuda: As in `library.define`, for calls without lists; they never see the
+            two arguments.
+        differentiable: As in `library.define`, for both: its last two arguments are None or left
+            out where there are no lists.
         fast: As in `library.define`.
         fused_vjp: As in `library.define`; it hands lists on with the other arguments.
         density: Whether the first result is a log-density.
@@ -68,12 +69,6 @@ def define(
         clouds = ((y[rows], prior[rows]) for rows in _split(atoms, counts, len(y)))
         return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
 
-    def by_masks(args, atoms, counts):
-        """Can be traced, and keeps no copies of ``y`` for the derivatives."""
-        y, prior = _cloud(op, args)
-        clouds = ((y, torch.where(m, prior, -math.inf)) for m in _masks(atoms, counts, len(y)))
-        return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
-
     def batched(info, in_dims, *args):
         rule = one_by_one if any(a is not None for a in args[count:]) else together
         return rule(info, in_dims[: len(args)], *args)
@@ -84,7 +79,7 @@ def define(
         fallback=choice(fallback, by_rows),
         fake=choice(fake, lambda args, *_: fake(*args)),
         cuda=choice(cuda, by_rows),
-        differentiable=choice(differentiable, by_masks),
+        differentiable=differentiable,
         fused_vjp=fused_vjp,
         fast=fast,
         batch=batched,
@@ -120,17 +115,6 @@ def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: 
     if isinstance(outs[0], Tensor):
         return torch.cat(outs)
     return tuple(map(torch.cat, zip(*outs, strict=True)))
-
-
-def _masks(atoms, counts, N):
-    """[B, N]: which atoms a query counts."""
-    B, M = counts.shape[0], atoms.shape[0]
-    query = torch.arange(B, dtype=torch.int64, device=atoms.device).repeat_interleave(
-        counts, output_size=M
-    )
-    return atoms.new_zeros(B, N, dtype=torch.bool).index_put(
-        (query, atoms), atoms.new_ones(M).bool()
-    )
 
 
 def _split(atoms, counts, N):

@@ -1,9 +1,14 @@
 """Moment kinds: what an op over a data set sums over the atoms, in plain differentiable PyTorch.
 
-Per query and atom there are e = exp(log_prior - |x - alpha y|^2/(2 sigma^2) - shift) and
-t = y - reference. A kind is a family of sums over the atoms of products of e, t and tensors of its
-own; it is declared once, as a `MomentKind`, in the directory of the op that needs it. Everything
-else follows from that: the op without compiled kernels, and all derivatives (derivatives.py).
+Per query and atom there are t = y - reference and the weight
+
+    e = exp(log_pi - (|u|^2 - |r|^2)/2 - shift),  u = (x - alpha y)/sigma,
+                                                  r = (x - alpha reference)/sigma
+
+less a factor that all atoms of a query share: what the reference would weigh. A kind is a family of
+sums over the atoms of products of e, t and tensors of its own; it is declared once, as a
+`MomentKind`, in the directory of the op that needs it. Everything else follows from that: the op
+without compiled kernels, and all derivatives (derivatives.py).
 """
 
 from __future__ import annotations
@@ -20,19 +25,20 @@ Shape = tuple[int, ...]
 
 
 class Inputs(NamedTuple):
-    """The tensors of which every kind's sums are functions; `y` and `log_prior` are per atom, the
+    """The tensors of which every kind's sums are functions; `y` and `log_pi` are per atom, the
     others per query. A kind's own tensors come after them, per query."""
 
     x: Tensor  # [B, d]
     y: Tensor  # [N, d], as stored
     alpha: Tensor  # [B]
     sigma: Tensor  # [B]
-    log_prior: Tensor  # [N], normalised
-    shift: Tensor  # [B]: taken off the logits, so that the weights are of order one
+    log_pi: Tensor | None  # [N], normalised; None is -log N for every atom
+    shift: Tensor  # [B], float64: taken off the logits, so that the weights are of order one
     reference: Tensor  # [B, d]: the point about which moments are taken
 
 
-PER_ATOM = ("y", "log_prior")
+PER_ATOM = ("y", "log_pi")
+CONSTANTS = ("shift", "reference")  # what the ops return does not depend on them
 KINDS: dict[str, MomentKind] = {}  # by name, as `pair_gradient` takes it
 
 
@@ -46,12 +52,14 @@ class MomentKind:
             number of tensors [B, ...].
         shapes: (x, *own), the shapes of these sums.
         own: Names of the kind's own tensors, per query.
+        fused: Whether its first derivatives have kernels (pair_kernels.py).
     """
 
     name: str
     sums: Callable[..., tuple[Tensor, ...]]
     shapes: Callable[..., tuple[Shape, ...]]
     own: tuple[str, ...] = ()
+    fused: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -122,14 +130,34 @@ def without_weightless(
     )
 
 
+def residual(x: Tensor, alpha: Tensor, sigma: Tensor, reference: Tensor) -> Tensor:
+    """r = (x - alpha reference)/sigma, [B, d]."""
+    return (x - alpha[:, None] * reference) / sigma[:, None]
+
+
+def half_square(x: Tensor, alpha: Tensor, sigma: Tensor, reference: Tensor) -> Tensor:
+    """|r|^2/2 in float64, [B]: what is large in a logit and the same for all atoms."""
+    r = residual(x.double(), alpha.double(), sigma.double(), reference.double())
+    return 0.5 * (r * r).sum(1)
+
+
 def weights(z: Inputs) -> tuple[Tensor, Tensor]:
     """e [B, N] and t [B, N, d] of the module's docstring."""
-    shift = z.shift[:, None]
+    reference, shift = z.reference.detach()[:, None], z.shift.detach()[:, None]
+    ratio = (z.alpha / z.sigma)[:, None]
+    r = residual(z.x, z.alpha, z.sigma, z.reference.detach())[:, None]
+
+    def exponential(t: Tensor, log_pi: Tensor) -> Tensor:
+        """Only what differs between atoms is rounded: |u|^2 = |r|^2 - <t, 2 r - ratio t> ratio."""
+        logit = log_pi + ratio * (t * (r - 0.5 * ratio[..., None] * t)).sum(-1)
+        logit = torch.where(log_pi == -math.inf, -math.inf, logit)
+        return torch.exp((logit - shift).to(t.dtype))
+
     with torch.no_grad():
-        weight = torch.exp(logits(z.x, z.y, z.alpha, z.sigma, z.log_prior) - shift)
-    y, log_prior = without_weightless(weight, z.y, z.log_prior, z.reference)
-    e = torch.exp(logits(z.x, y, z.alpha, z.sigma, log_prior) - shift)
-    return e, y - z.reference[:, None]
+        weight = exponential(z.y - reference, z.log_pi)
+    y, log_pi = without_weightless(weight, z.y, z.log_pi, z.reference)
+    t = y - reference
+    return exponential(t, log_pi), t
 
 
 def weight_sum(e: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
-from ..common import derivatives, lists, moments
+from ..common import lists, moments
+from ..common.about_mean import about_mean
+from ..common.derivatives import Stored
 from ..common.moments import first_moment, weight_sum
-from ..posterior import inputs_about_mean
 from .reference import fisher_dense as reference
 
 __all__ = ["fisher_dense", "reference"]
@@ -33,9 +34,9 @@ KIND = moments.register(
 )
 
 
-def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
-    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
-    weight, first, second = derivatives.pair_sums(KIND, z, scale, offset)
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    stored = Stored(scale, offset, atoms, counts)
+    _, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored)
     delta = first / weight[:, None]
     cov = second / weight[:, None, None] - delta[:, :, None] * delta[:, None, :]
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)

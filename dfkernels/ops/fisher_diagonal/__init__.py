@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
-from ..common import derivatives, lists, moments
+from ..common import lists, moments
+from ..common.about_mean import about_mean
+from ..common.derivatives import Stored
 from ..common.moments import first_moment, weight_sum
-from ..posterior import inputs_about_mean
 from .reference import fisher_diagonal as reference
 
 __all__ = ["fisher_diagonal", "reference"]
@@ -29,13 +30,14 @@ KIND = moments.register(
         name="diagonal",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, x.shape),
+        fused=True,
     )
 )
 
 
-def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
-    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
-    weight, first, second = derivatives.pair_sums(KIND, z, scale, offset)
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    stored = Stored(scale, offset, atoms, counts)
+    _, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored)
     weight = weight[:, None]
     cov = second / weight - (first / weight) ** 2
     return (1 - ((alpha / sigma) ** 2)[:, None] * cov) / (sigma * sigma)[:, None]

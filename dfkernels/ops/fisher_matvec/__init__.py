@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
-from ..common import derivatives, lists, moments
+from ..common import lists, moments
+from ..common.about_mean import about_mean
+from ..common.derivatives import Stored
 from ..common.moments import first_moment, weight_sum
-from ..posterior import inputs_about_mean
 from .reference import fisher_matvec as reference
 
 __all__ = ["fisher_matvec", "reference"]
@@ -36,20 +37,21 @@ KIND = moments.register(
         sums=_sums,
         shapes=lambda x, v: (x.shape[:1], x.shape, v.shape),
         own=("v",),
+        fused=True,
     )
 )
 
 
-def _covariance(x, y, v, alpha, sigma, log_prior, scale, offset):
-    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
-    weight, first, second = derivatives.pair_sums(KIND, [*z, v], scale, offset)
+def _covariance(x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    stored = Stored(scale, offset, atoms, counts)
+    _, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored, [v])
     weight, first = weight[:, None, None], first[:, None]
     delta = first / weight
     return second / weight - delta * (v * delta).sum(-1, keepdim=True)
 
 
-def _fisher(x, y, v, alpha, sigma, log_prior, scale, offset):
-    cov = covariance_matvec(x, y, v, alpha, sigma, log_prior, scale, offset)
+def _fisher(x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    cov = _covariance(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts)
     return (v - ((alpha / sigma) ** 2)[:, None, None] * cov) / (sigma * sigma)[:, None, None]
 
 

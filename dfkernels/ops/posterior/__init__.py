@@ -19,7 +19,9 @@ from torch import Tensor
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
-from ..common.moments import Inputs, first_moment, weight_sum
+from ..common.about_mean import about_mean, log_norm
+from ..common.derivatives import Stored
+from ..common.moments import Inputs, first_moment, half_square, weight_sum
 from .reference import posterior as reference
 
 __all__ = ["Posterior", "posterior", "reference"]
@@ -61,49 +63,31 @@ KIND = moments.register(
         name="posterior",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, x.shape[:1], x.shape[:1]),
+        fused=True,
     )
 )
 
 
-def inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset) -> Inputs:
-    """The inputs of a moment kind; shift and reference come from a fused pass, as constants."""
-    args = [a.detach() if isinstance(a, Tensor) else a for a in (x, y, alpha, sigma, log_prior)]
-    log_prob, mean, _, _ = op(*args, scale, offset)
-    shift = log_prob + _log_norm(x, args[3])
-    return Inputs(x, y, alpha, sigma, _log_pi(log_prior, x, y), shift, mean)
-
-
-def _log_pi(log_prior: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-    """log pi, normalised first: a large constant in log_prior would cost the logits their
-    digits."""
-    if log_prior is None:
-        log_prior = x.new_zeros(()).expand(y.shape[0])
-    return torch.log_softmax(log_prior, 0)
-
-
-def _log_norm(x: Tensor, sigma: Tensor) -> Tensor:
-    """(d/2) log(2 pi sigma^2), where sigma^2 may overflow."""
-    return x.shape[1] * (torch.log(sigma) + 0.5 * math.log(2 * math.pi))
-
-
 def _finish(z: Inputs, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op's results from the sums about z.reference."""
+    d = z.x.shape[1]
     weight, first, square, weight_square = sums
     delta = first / weight[:, None]
     variance = square / weight - (delta * delta).sum(1)
-    log_prob = z.shift + torch.log(weight) - _log_norm(z.x, z.sigma)
-    trace = (z.x.shape[1] - (z.alpha / z.sigma) ** 2 * variance) / (z.sigma * z.sigma)
+    common = half_square(z.x, z.alpha, z.sigma, z.reference) + log_norm(z.sigma.double(), d)
+    log_prob = (z.shift - common + torch.log(weight)).to(z.x.dtype)
+    trace = (d - (z.alpha / z.sigma) ** 2 * variance) / (z.sigma * z.sigma)
     return log_prob, z.reference + delta, trace, weight * weight / weight_square
 
 
-def _differentiable(x, y, alpha, sigma, log_prior, scale, offset):
-    z = inputs_about_mean(x, y, alpha, sigma, log_prior, scale, offset)
-    return _finish(z, derivatives.pair_sums(KIND, z, scale, offset))
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    stored = Stored(scale, offset, atoms, counts)
+    return _finish(*about_mean(KIND, x, y, alpha, sigma, log_prior, stored))
 
 
 def _shift_and_reference(x, y, alpha, sigma, log_pi, scale, offset) -> tuple[Tensor, Tensor]:
-    """log sum e [B] and the mean [B, d] by a streaming softmax in PyTorch, with moments about the
-    heaviest atom so far."""
+    """log sum_i exp(logit_i) [B], float64, and the mean [B, d] by a streaming softmax in PyTorch,
+    with moments about the heaviest atom so far."""
     B, d = x.shape
     max_logit, total = x.new_full((B,), -math.inf), x.new_zeros(B)
     reference, first = x.new_zeros(B, d), x.new_zeros(B, d)
@@ -124,14 +108,16 @@ def _shift_and_reference(x, y, alpha, sigma, log_pi, scale, offset) -> tuple[Ten
             )
             total[q] = down * total[q] + weight_sum(e)
             max_logit[q], reference[q] = new, new_reference
-    return max_logit + torch.log(total), reference + first / total[:, None]
+    return max_logit.double() + torch.log(total), reference + first / total[:, None]
 
 
 def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
-    log_pi = _log_pi(log_prior, x, y)
+    prior = x.new_zeros(y.shape[0]) if log_prior is None else log_prior
+    log_pi = torch.log_softmax(prior, 0)
     shift, reference = _shift_and_reference(x, y, alpha, sigma, log_pi, scale, offset)
+    shift = shift + half_square(x, alpha, sigma, reference)
     z = Inputs(x, y, alpha, sigma, log_pi, shift, reference)
-    return _finish(z, derivatives.pair_sums(KIND, z, scale, offset))
+    return _finish(z, derivatives.pair_sums(KIND, z, Stored(scale, offset)))
 
 
 def _fake(x, y, alpha, sigma, log_prior, scale, offset):

@@ -1,0 +1,138 @@
+"""The sums of a moment kind about the posterior mean, in one pass over the atoms.
+
+`sums_about_mean` returns, for a kind (moments.py), what its derivatives need as well:
+
+    shift       log sum_i pi_i exp(-(|u_i|^2 - |r|^2)/2) [B], float64, so that e = w
+    reference   the posterior mean [B, d], rounded to the compute dtype
+    sums        of the kind, with these two
+
+`shift` and `reference` are constants: what an op makes of the sums does not depend on them. So the
+derivatives are those of the sums with both held fixed, which is `pair_gradient`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..._torch import batching, library
+from .derivatives import Contraction, Stored, folded, pair_sums
+from .moments import KINDS, Inputs, MomentKind, half_square
+
+
+def log_norm(sigma: Tensor, d: int) -> Tensor:
+    """(d/2) log(2 pi sigma^2), where sigma^2 may overflow."""
+    return d * (torch.log(sigma) + 0.5 * math.log(2 * math.pi))
+
+
+def about_mean(
+    kind: MomentKind,
+    x: Tensor,
+    y: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    log_prior: Tensor | None,
+    stored: Stored,
+    own: Sequence[Tensor] = (),
+) -> tuple[Inputs, list[Tensor]]:
+    """The inputs of a kind and its sums, differentiable to any order in every tensor.
+
+    Args:
+        kind: A registered kind.
+        x, y, alpha, sigma, log_prior: As the ops have them.
+        stored: How the atoms are stored.
+        own: The kind's own tensors.
+    """
+    # normalised first: a large constant in log_prior would cost the logits their digits
+    prior = None if log_prior is None else torch.log_softmax(log_prior, 0)
+    shift, reference, *sums = sums_about_mean(
+        x, y, list(own), alpha, sigma, prior, kind.name, *stored
+    )
+    return Inputs(x, y, alpha, sigma, prior, shift.detach(), reference.detach()), sums
+
+
+def _fallback(x, y, own, alpha, sigma, prior, kind, *stored):
+    """In two steps: the posterior, by whatever kernel this device has, then the sums."""
+    scale, offset, atoms, counts = stored
+    posterior = library.overload("posterior")
+    log_prob, mean, _, _ = posterior(x, y, alpha, sigma, prior, scale, offset, atoms, counts)
+    shift = log_prob.double() + log_norm(sigma.double(), x.shape[1])
+    shift = shift + half_square(x, alpha, sigma, mean)
+    z = Inputs(x, y, alpha, sigma, prior, shift, mean)
+    return [shift, mean, *pair_sums(KINDS[kind], [*z, *own], Stored(*stored))]
+
+
+def _fake(x, y, own, alpha, sigma, prior, kind, *stored):
+    shapes = KINDS[kind].shapes(x, *own)
+    shift = x.new_empty(x.shape[0], dtype=torch.float64)
+    return [shift, x.new_empty(x.shape), *map(x.new_empty, shapes)]
+
+
+def _inputs(args, outputs) -> list[Tensor | None]:
+    """z of derivatives.py."""
+    x, y, own, alpha, sigma, prior = args[:6]
+    shift, reference = outputs[0].detach(), outputs[1].detach()
+    return [*Inputs(x, y, alpha, sigma, prior, shift, reference), *own]
+
+
+def _in_order(x, y, own, alpha, sigma, prior) -> list:
+    """What stands for the tensors among the arguments, in the order of z."""
+    return [x, y, alpha, sigma, prior, None, None, *own]
+
+
+def _vjp(args, needs, outputs, cotangents):
+    kind, *stored = args[6:]
+    asked = tuple(j for j, need in enumerate(_in_order(*needs[:6])) if need)
+    z = _inputs(args, outputs)
+    grads = [None] * len(z)
+    if any(g is not None for g in cotangents[2:]):
+        c = Contraction(KINDS[kind], (asked,))
+        for j, grad in zip(asked, c.call([*z, *cotangents[2:]], Stored(*stored)), strict=True):
+            grads[j] = grad
+    x, y, alpha, sigma, prior, _, _, *own = grads
+    return x, y, own, alpha, sigma, prior, *[None] * 5
+
+
+def _jvp(args, outputs, tangents):
+    kind, *stored = args[6:]
+    given = [(j, t) for j, t in enumerate(_in_order(*tangents[:6])) if t is not None]
+    z, n = _inputs(args, outputs), len(outputs) - 2
+    sums = tuple(range(len(z), len(z) + n))
+    c = Contraction(KINDS[kind], (tuple(j for j, _ in given), sums))
+    moved = c.call([*z, *[None] * n, *[t for _, t in given]], Stored(*stored))
+    return [torch.zeros_like(outputs[0]), torch.zeros_like(outputs[1]), *moved]
+
+
+def _batch(info, in_dims, x, y, own, alpha, sigma, prior, kind, *stored):
+    a, size, n = Stored(*stored), info.batch_size, len(own)
+    dims = [*in_dims[:2], *in_dims[3:6], *in_dims[2], *in_dims[9:]]
+    moved = batching.to_front([x, y, alpha, sigma, prior, *own, a.atoms, a.counts], dims)
+    batched = [dim is not None for dim in dims]
+
+    def call(x, y, alpha, sigma, prior, *rest):
+        *own, atoms, counts = rest
+        some = a._replace(atoms=atoms, counts=counts)
+        return sums_about_mean(x, y, own, alpha, sigma, prior, kind, *some)
+
+    shared = [False, True, False, False, True, *[False] * n, True, True]
+    if any(b and s for b, s in zip(batched, shared, strict=True)):
+        outs = batching.one_by_one(call, moved, batched, size)
+    else:
+        flat = folded(moved, batched, shared, size)
+        outs = [batching.unfold(o, size) for o in call(*flat)]
+    return outs, [0] * len(outs)
+
+
+sums_about_mean = library.define(
+    "sums_about_mean",
+    "(Tensor x, Tensor y, Tensor[] own, Tensor alpha, Tensor sigma, Tensor? log_pi, str kind, "
+    "float scale, float offset, Tensor? atoms, Tensor? counts) -> Tensor[]",
+    fallback=_fallback,
+    fake=_fake,
+    batch=_batch,
+    vjp=_vjp,
+    jvp=_jvp,
+)
