@@ -5,6 +5,7 @@
 #include "certified/simd.h"
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
+#include "simd/pair_sweep.h"
 #include "simd/sweep_expanded.h"
 #include "simd/sweep_lists.h"
 #include "simd/sweep_small_d.h"
@@ -45,6 +46,7 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .second_rows = second_rows<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
+                             .pair_sums = pair_sums<T>,
                              .read_reference = read_reference<T>,
                              .endpoint = endpoint<T>,
                              .residual_square = residual_square<T>,

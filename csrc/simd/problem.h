@@ -58,6 +58,32 @@ struct Moments {
   int64_t stride, second_rows;
 };
 
+// What the kernels of first derivatives have beside a Problem, whose v is the kind's own tensor: the
+// arguments of dfkernels/ops/common/pair_kernels.py, which has the formulas. Null is zero.
+template <class T>
+struct PairArguments {
+  const double* shift;  // [B], less max_log_prior
+  const T* reference;   // [B, d]
+  bool forward;         // tangents are given, else cotangents
+  const T *h_weight, *h_first, *h_second, *h_weight_square;
+  const T *dx, *dv, *dalpha, *dsigma, *dlog_pi;
+  const T* dy;  // rows dy_stride apart, of the atoms' values
+  int64_t dy_stride;
+};
+
+// The sums over the atoms of one split, per query, with t from the query's reference.
+//   reverse mode:  scalars sum c, sum c |t|^2, 0, then sum_i e <h_second_k, t> for every k
+//                  rows sum c t, then sum e <h_second_k, t> t
+//   forward mode:  scalars d weight, the posterior's d second, d weight_square, then K for the
+//                  kernel's own use
+//                  rows d first, then d second of the other kinds
+template <class T>
+struct PairOutput {
+  double* scalars;  // [S, B, scalar_count]
+  double* vectors;  // [S, B, rows, stride]
+  int64_t scalar_count, rows, stride;
+};
+
 // One step of transport_chain, x being x - alpha centre: x <- keep x + pull mean, and
 // A <- (identity I + covariance C) A, or transposed A <- A + A^T (identity I + covariance C).
 template <class T>
@@ -107,6 +133,9 @@ struct Kernels {
                     int64_t n0, int64_t n1);
   // Merges the splits of query b (of the batch) into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t splits, int64_t b);
+  // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
+  int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
+                   int64_t b0, int64_t b1, int64_t n0, int64_t n1);
   // Row `reference` of y as T, scaled, or the centre where that is -1, into out[0, d).
   void (*read_reference)(const Problem<T>&, int64_t reference, T* out);
   // One row of endpoint_matvec; false where a result is not finite.

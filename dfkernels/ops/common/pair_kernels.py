@@ -44,7 +44,8 @@ Forward mode. For tangents of the inputs (dy: of the atoms' values, in the compu
 
 `shift` is double, so that weights keep their digits where logits are large. A cotangent or tangent
 that is None is zero, and its products are left out. `log_pi` None is -log N for every atom. `atoms`
-and `counts` are lists (lists.py).
+and `counts` are lists (lists.py). The shift is at most log sum exp(logit), up to rounding: an atom
+counts as negligible beside sum e = 1. dy is in the compute dtype.
 
 `moments_about_mean` gives all of a kind in one pass: shift = log sum_i exp(logit_i), so that e is
 the posterior weight; the reference, the mean rounded to the compute dtype; the sums about it.

@@ -1,0 +1,229 @@
+// Sweeps over atoms with given shift and reference: they make tiles with weights (pair_tile.h) and
+// hand them to a sink,
+//   ok()        whether it has its memory
+//   forms()     the PairForms, which say what a tile must have
+//   add(tile)   takes a tile
+//   flush()     is called every few tiles
+// such as PairSums. Nothing has to be found out on the way: no maximum, no reference.
+#pragma once
+#include "simd/pair_sums.h"
+
+namespace {
+
+// The evaluation of a few atoms by differences for one query, with t from its reference.
+template <class T, class Sink>
+class PairDifferences {
+ protected:
+  // tile: the most atoms that are evaluated at once.
+  PairDifferences(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w, int64_t b0,
+                  int64_t B, int64_t tile)
+      : p_(p),
+        a_(a),
+        sink_(sink),
+        w_(w),
+        b0_(b0),
+        B_(B),
+        tile_(tile),
+        gap_(weight_gap(p)),
+        scratch_(room()) {
+    if (!scratch_.ok()) return;
+    const PairForms<T>& forms = sink.forms();
+    raw_x_ = scratch_.template take<T>(B * w);
+    reference_ = scratch_.template take<T>(B * w);
+    shift_ = scratch_.template take<double>(B);
+    shifted_ = scratch_.template take<T>(tile * w);
+    squares_ = scratch_.template take<T>(forms.needs_squares() ? tile * w : 0);
+    tangents_ = scratch_.template take<T>(forms.needs_tangents() ? tile * w : 0);
+    products_ = scratch_.template take<T>(forms.needs_products() ? tile * w : 0);
+    weight_ = scratch_.template take<T>(tile);
+    norm_ = scratch_.template take<T>(tile);
+    along_ = scratch_.template take<T>(tile);
+    log_pi_tangent_ = scratch_.template take<T>(tile);
+    logit_ = scratch_.template take<double>(tile);
+    picked_log_prior_ = scratch_.template take<T>(tile);
+    picked_atom_ = scratch_.template take<int64_t>(tile);
+    picked_row_ = scratch_.template take<const T*>(tile);
+    for (int64_t i = 0; i < B; ++i) {
+      const int64_t b = batch_index(i);
+      shift_[i] = a.shift[b];
+      for (int64_t k = 0; k < w; ++k) {
+        raw_x_[i * w + k] = k < p.d ? p.x[b * p.d + k] : T(0);
+        reference_[i * w + k] = k < p.d ? a.reference[b * p.d + k] : T(0);
+      }
+    }
+  }
+
+  bool ok() const { return scratch_.ok() && sink_.ok(); }
+  int64_t batch_index(int64_t i) const { return query_at(p_, b0_ + i); }
+
+  // Adds the n <= tile_ atoms at picked_row_, with picked_log_prior_ and picked_atom_, to query i;
+  // these are overwritten. False where an atom is not finite.
+  bool add_by_differences(int64_t i, int64_t n) {
+    const int64_t b = batch_index(i);
+    const double half_precision = 0.5 / (double(p_.sigma[b]) * p_.sigma[b]);
+    distances(raw_x_ + i * w_, p_.alpha[b], picked_row_, n, w_, logit_);
+    int64_t count = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      if (!(logit_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308))) {
+        if (!finite_row(picked_row_[j], p_.d)) return false;
+        continue;  // an outlier
+      }
+      const double logit = double(picked_log_prior_[j]) - half_precision * logit_[j] - shift_[i];
+      if (logit < -gap_) continue;
+      weight_[count] = T(logit);
+      picked_row_[count] = picked_row_[j], picked_atom_[count++] = picked_atom_[j];
+    }
+    if (!count) return true;
+    for (int64_t j = 0; j < count; ++j) shift_row(i, j);
+    const int64_t padded = round_up(count, W<T>);
+    for (int64_t j = count; j < padded; ++j) {
+      weight_[j] = -T(__builtin_inf());
+      norm_[j] = along_[j] = log_pi_tangent_[j] = 0;
+    }
+    for (int64_t j = 0; j < padded; j += W<T>) store<T>(weight_ + j, vexp(::load(weight_ + j)));
+    const T* weight = weight_;
+    const PairForms<T>& forms = sink_.forms();
+    const auto matrix = [&](bool needed, T* rows) {
+      return Matrix<T>{{needed ? rows : nullptr, w_}, nullptr};
+    };
+    sink_.add(PairTile<T>{.count = 1,
+                          .queries = &i,
+                          .weight = &weight,
+                          .about_centre = false,
+                          .n = count,
+                          .padded = padded,
+                          .width = w_,
+                          .t = matrix(true, shifted_),
+                          .squares = matrix(forms.needs_squares(), squares_),
+                          .tangents = matrix(forms.needs_tangents(), tangents_),
+                          .products = matrix(forms.needs_products(), products_),
+                          .norm = norm_,
+                          .along = along_,
+                          .log_pi_tangent = a_.dlog_pi ? log_pi_tangent_ : nullptr,
+                          .atoms = picked_atom_});
+    return true;
+  }
+
+  const Problem<T>& p_;
+  const PairArguments<T>& a_;
+  Sink& sink_;
+  const int64_t w_, b0_, B_, tile_;
+  const double gap_;
+
+ private:
+  size_t room() const {
+    const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
+    return 2 * t(B_ * w_) + Arena::bytes<double>(B_) + 4 * t(tile_ * w_) + 5 * t(tile_) +
+           3 * Arena::bytes<double>(tile_);
+  }
+
+  // All that a tile has of picked atom j, for query i.
+  void shift_row(int64_t i, int64_t j) {
+    const PairForms<T>& forms = sink_.forms();
+    const T *const row = picked_row_[j], *const reference = reference_ + i * w_;
+    T* const t = shifted_ + j * w_;
+    Vec<T> norm{}, along{};
+    for (int64_t k = 0; k < w_; k += W<T>) {
+      const Vec<T> v = ::load(row + k) - ::load(reference + k);
+      store<T>(t + k, v);
+      norm += v * v;
+      if (forms.needs_squares()) store<T>(squares_ + j * w_ + k, v * v);
+    }
+    norm_[j] = T(total<T>(norm));
+    if (a_.dlog_pi) log_pi_tangent_[j] = a_.dlog_pi[picked_atom_[j]];
+    if (!a_.dy) return;
+    T* const dy = tangents_ + j * w_;
+    read_tangent(p_, a_, picked_atom_[j], w_, dy);
+    for (int64_t k = 0; k < w_; k += W<T>) {
+      const Vec<T> product = ::load(t + k) * ::load(dy + k);
+      along += product;
+      if (forms.needs_products()) store<T>(products_ + j * w_ + k, product);
+    }
+    along_[j] = T(total<T>(along));
+  }
+
+  T *shifted_, *squares_, *tangents_, *products_, *weight_, *norm_, *along_, *log_pi_tangent_;
+  double* logit_;
+
+ protected:
+  Arena scratch_;
+  double* shift_;  // [B]
+  T *raw_x_, *reference_, *picked_log_prior_;
+  int64_t* picked_atom_;
+  const T** picked_row_;
+};
+
+// The sweep that evaluates every atom of a list, or all atoms, by differences.
+template <class T, class Sink>
+class PairListSweep : private PairDifferences<T, Sink> {
+  using Base = PairDifferences<T, Sink>;
+  using Base::p_, Base::sink_, Base::B_, Base::w_, Base::tile_, Base::picked_log_prior_,
+      Base::picked_atom_, Base::picked_row_;
+
+ public:
+  PairListSweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w, int64_t b0,
+                int64_t B)
+      : Base(p, a, sink, w, b0, B, most_atoms),
+        in_place_(rows_in_place(p)),
+        tile_scratch_(Arena::bytes<T>(in_place_ ? 0 : tile_ * w_) + Arena::bytes<const T*>(tile_)) {
+    if (!tile_scratch_.ok()) return;
+    rows_ = tile_scratch_.template take<T>(in_place_ ? 0 : tile_ * w_);
+    row_ = tile_scratch_.template take<const T*>(tile_);
+  }
+  static constexpr int64_t most_atoms = 64;
+
+  int run(int64_t n0, int64_t n1) {
+    if (!tile_scratch_.ok() || !Base::ok()) return out_of_memory;
+    int64_t visited = 0;
+    for (int64_t i = n0; i < n1; i += tile_) {
+      const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      load(i, n);
+      for (int64_t q = 0; q < B_; ++q) {
+        int64_t count = 0;
+        for (int64_t j = 0; j < n; ++j) {
+          if (p_.listed_by && !(p_.listed_by[i + j] >> q & 1)) continue;
+          picked_row_[count] = row_[j];
+          picked_atom_[count] = row_of(p_, i + j);
+          picked_log_prior_[count] =
+              p_.log_prior ? p_.log_prior[picked_atom_[count]] - p_.max_log_prior : T(0);
+          ++count;
+        }
+        if (count && !Base::add_by_differences(q, count)) return non_finite_atom;
+      }
+      if (++visited % 16 == 0) sink_.flush();
+    }
+    sink_.flush();
+    return ok;
+  }
+
+ private:
+  void load(int64_t start, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = row_of(p_, start + j);
+      if (in_place_) {
+        row_[j] = static_cast<const T*>(p_.y) + row * p_.row_stride;
+        continue;
+      }
+      T* to = rows_ + j * w_;
+      read_row(p_, row, to);
+      for (int64_t k = p_.d; k < w_; ++k) to[k] = 0;
+      row_[j] = to;
+    }
+  }
+
+  const bool in_place_;
+  Arena tile_scratch_;
+  T* rows_;
+  const T** row_;
+};
+
+template <class T>
+int pair_sums(const Problem<T>& p, const PairArguments<T>& a, const PairOutput<T>& out, int64_t s,
+              int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  using Sweep = PairListSweep<T, PairSums<T>>;
+  PairSums<T> sums(p, a, out, s, b0, b1 - b0, Sweep::most_atoms);
+  if (!sums.ok()) return out_of_memory;
+  return Sweep(p, a, sums, out.stride, b0, b1 - b0).run(n0, n1);
+}
+
+}  // namespace
