@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import batching, library
+from . import pair_kernels
 from .derivatives import Contraction, Stored, folded, pair_sums
 from .moments import KINDS, Inputs, MomentKind, half_square
 
@@ -54,9 +55,17 @@ def about_mean(
     return Inputs(x, y, alpha, sigma, prior, shift.detach(), reference.detach()), sums
 
 
-def _fallback(x, y, own, alpha, sigma, prior, kind, *stored):
-    """In two steps: the posterior, by whatever kernel this device has, then the sums."""
+def _implementation(x, y, own, alpha, sigma, prior, kind, *stored):
+    """A kernel's one pass; without one the posterior, by whatever this device has, and the sums."""
     scale, offset, atoms, counts = stored
+    kernel = pair_kernels.moments_about_mean
+    usable = all(t.numel() for t in (x, *own)) and library.can_run(kernel, x.device)
+    if usable and kind in pair_kernels.KINDS_OF_MOMENTS:
+        v = own[0] if own else None
+        args = (x, y, v, alpha, sigma, prior, scale, offset, kind, atoms, counts)
+        shift, reference, *sums = kernel(*args)
+        shift = shift + half_square(x, alpha, sigma, reference)
+        return [shift, reference, *sums[: len(KINDS[kind].shapes(x, *own))]]
     posterior = library.overload("posterior")
     log_prob, mean, _, _ = posterior(x, y, alpha, sigma, prior, scale, offset, atoms, counts)
     shift = log_prob.double() + log_norm(sigma.double(), x.shape[1])
@@ -130,7 +139,7 @@ sums_about_mean = library.define(
     "sums_about_mean",
     "(Tensor x, Tensor y, Tensor[] own, Tensor alpha, Tensor sigma, Tensor? log_pi, str kind, "
     "float scale, float offset, Tensor? atoms, Tensor? counts) -> Tensor[]",
-    fallback=_fallback,
+    fallback=_implementation,
     fake=_fake,
     batch=_batch,
     vjp=_vjp,

@@ -22,7 +22,9 @@ def kernels(kind: MomentKind, wanted: Sequence[Sequence[int]]) -> list:
         wanted: The sets of positions of `pair_gradient`.
     """
     inputs = kind.inputs
-    if not kind.fused or not wanted or any(_is_constant(kind, j) for j in wanted[0]):
+    if kind.name not in pair_kernels.KINDS_OF_DERIVATIVES or not wanted:
+        return []
+    if any(_is_constant(kind, j) for j in wanted[0]):
         return []
     if len(wanted) == 1:
         per_atom = {inputs[j] in PER_ATOM for j in wanted[0]}

@@ -52,14 +52,12 @@ class MomentKind:
             number of tensors [B, ...].
         shapes: (x, *own), the shapes of these sums.
         own: Names of the kind's own tensors, per query.
-        fused: Whether its first derivatives have kernels (pair_kernels.py).
     """
 
     name: str
     sums: Callable[..., tuple[Tensor, ...]]
     shapes: Callable[..., tuple[Shape, ...]]
     own: tuple[str, ...] = ()
-    fused: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ from __future__ import annotations
 
 from ..._torch import library
 
+KINDS_OF_MOMENTS = ("posterior", "matvec", "diagonal", "dense")
+KINDS_OF_DERIVATIVES = ("posterior", "matvec", "diagonal")
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? v, Tensor alpha, Tensor sigma, Tensor? log_pi, float scale, "
     "float offset, Tensor shift, Tensor reference, str kind, "

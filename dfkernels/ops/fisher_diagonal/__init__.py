@@ -30,7 +30,6 @@ KIND = moments.register(
         name="diagonal",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, x.shape),
-        fused=True,
     )
 )
 

@@ -37,7 +37,6 @@ KIND = moments.register(
         sums=_sums,
         shapes=lambda x, v: (x.shape[:1], x.shape, v.shape),
         own=("v",),
-        fused=True,
     )
 )
 

@@ -63,7 +63,6 @@ KIND = moments.register(
         name="posterior",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, x.shape[:1], x.shape[:1]),
-        fused=True,
     )
 )
 
