@@ -59,7 +59,7 @@ def _reference(op, args, options):
     reference = REFERENCES[op]
     if op in DATA_OPS:
         return (
-            _by_query(reference, args, **options)
+            _by_query(op, reference, args, **options)
             if "atoms" in options
             else reference(*args.values(), **options)
         )
@@ -90,7 +90,7 @@ def _reference(op, args, options):
     )
 
 
-def _by_query(reference, args, atoms, counts, **options):
+def _by_query(op, reference, args, atoms, counts, **options):
     """Each query with its own atoms alone; log q is of all."""
     outs = []
     for b, rows in enumerate(atoms.split(counts.tolist())):
@@ -103,7 +103,9 @@ def _by_query(reference, args, atoms, counts, **options):
             share = one["log_prior"].logsumexp(0) - args["log_prior"].logsumexp(0)
         else:
             share = math.log(len(rows) / len(args["y"]))
-        outs.append((out[0] + share, *out[1:]) if isinstance(out, tuple) else out)
+        if isinstance(out, tuple):
+            out = (out[0] + share, *out[1:])
+        outs.append(out + share if op == "log_prob" else out)
     if isinstance(outs[0], tuple):
         return tuple(map(torch.cat, zip(*outs, strict=True)))
     return torch.cat(outs)

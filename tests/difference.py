@@ -45,6 +45,7 @@ def _some(x, alpha, sigma, v, y, log_pi, dense):
         "mean": w @ y,
         "ess": 1 / (w * w).sum(1),
     }
+    out["log_prob_alone"] = out["log_prob"]
     u -= w[:, None] @ u
     precision = 1 / sigma**2
     variance = (w[:, None] @ (u * u))[:, 0]
@@ -64,6 +65,7 @@ def _some(x, alpha, sigma, v, y, log_pi, dense):
 def by_ops(x, y, alpha, sigma, log_prior=None, v=None, *, dense=False, **stored):
     """The same from dfkernels.ops; stored: scale, offset, atoms and counts."""
     out = ops.posterior(x, y, alpha, sigma, log_prior, **stored)._asdict()
+    out["log_prob_alone"] = ops.log_prob(x, y, alpha, sigma, log_prior, **stored)
     out["diagonal"] = ops.fisher_diagonal(x, y, alpha, sigma, log_prior, **stored)
     if v is not None:
         out["matvec"] = ops.fisher_matvec(x, y, v, alpha, sigma, log_prior, **stored)
@@ -74,11 +76,14 @@ def by_ops(x, y, alpha, sigma, log_prior=None, v=None, *, dense=False, **stored)
 
 def errors(got, exact, unit=None):
     """name -> [B], in units of the output's own norm, or of unit[name] [B]."""
+    unit = dict(unit or {})
+    if "log_prob" in unit:
+        unit["log_prob_alone"] = unit["log_prob"]
     out = {}
     for name, e in exact.items():
         far = (got[name].double() - e).reshape(len(e), -1).norm(dim=1)
         own = e.reshape(len(e), -1).norm(dim=1)
-        out[name] = far / (unit[name] if unit and name in unit else own)
+        out[name] = far / unit.get(name, own)
     return out
 
 
@@ -90,9 +95,9 @@ def far(p, got):
     exact, plain = (
         difference_form(**p, dense="dense" in got, dtype=t) for t in (torch.float64, torch.float32)
     )
-    exact = {k: exact[k] for k in got}
+    log_prob, exact = exact["log_prob"], {k: exact[k] for k in got}
     unit = {
-        "log_prob": 1 + exact["log_prob"].abs() if "log_prob" in got else None,
+        "log_prob": 1 + log_prob.abs(),
         "fisher_trace": p["x"].shape[1] * p["sigma"].double() ** -2,
     }
     rms = lambda e: float(e.square().mean().sqrt())

@@ -56,6 +56,7 @@ OPS = {  # by the name of the op, and by that with "+lists"
     "covariance_matvec": cloud(**VECTORS),
     "fisher_diagonal": cloud(),
     "fisher_dense": cloud(),
+    "log_prob": cloud(),
     "endpoint_matvec": VECTORS
     | {"x0": normal(B, D), "mean": normal(B, D, seed=1)}
     | PER_QUERY

@@ -113,6 +113,9 @@ TABLE = {
             gpu_sizes=((16, 50_000, 784), (256, 10_000, 64)),
         ),
         OpSpec(
+            "log_prob", moments=lambda d, K: 1, vectors=lambda d, K: 0, exact=("log_prob_alone",)
+        ),
+        OpSpec(
             "endpoint_matvec",
             arguments=("v", "x0", "mean", "alpha", "sigma"),
             over_data=False,

@@ -15,8 +15,7 @@ void allocate(Accumulated<T>& out, int64_t most) {
   const Problem<T>& p = out.problem;
   Moments<T>& m = out.moments;
   const int64_t cells = most * p.B;
-  const size_t bytes =
-      size_t(cells) * size_t(6 + p.K + (1 + m.second_rows) * m.stride) * sizeof(double);
+  const size_t bytes = size_t(cells) * size_t(6 + p.K + m.rows() * m.stride) * sizeof(double);
   out.memory.reset(std::malloc(bytes));
   if (!out.memory) out_of_memory_for(std::to_string(bytes) + " bytes of partial sums");
   double* at = static_cast<double*>(out.memory.get());
@@ -28,7 +27,7 @@ void allocate(Accumulated<T>& out, int64_t most) {
   m.reference = reinterpret_cast<int64_t*>(at + 5 * cells);
   m.projection_sum = at + 6 * cells;
   m.first_moment = m.projection_sum + cells * p.K;
-  m.second_moment = m.first_moment + cells * m.stride;
+  m.second_moment = m.first_moment + cells * m.first_rows * m.stride;
 }
 
 // Raises unless every query has an atom at a distance that T can represent, beside which the
@@ -59,9 +58,10 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind) {
   out.log_total = c.log_total;
   Moments<T>& m = out.moments;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  m.first_rows = kernel.first_rows(p);
   m.second_rows = kernel.second_rows(p);
   if (p.B == 0) return out;
-  Cut<T> work = cut(a, c, m.stride, m.second_rows);
+  Cut<T> work = cut(a, c, m.stride, m.rows() - 1);
   out.centre = std::move(work.centre);
   if (!out.centre.empty()) p.centre = out.centre.data();
   allocate(out, work.most);
@@ -70,7 +70,7 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind) {
   });
   DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");
   if (status == ok && work.most > 1)
-    each(p.B, work.most * m.stride * (1 + m.second_rows), [&](int64_t b) {
+    each(p.B, work.most * m.stride * m.rows(), [&](int64_t b) {
       const int result = kernel.merge(p, m, work.splits[b], b);
       if (result != ok) status = result;
     });

@@ -49,6 +49,15 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind);
 extern template Accumulated<float> accumulate(const Arguments&, MomentKind);
 extern template Accumulated<double> accumulate(const Arguments&, MomentKind);
 
+// log q_t of query b.
+template <class T>
+double log_density(const Accumulated<T>& sums, int64_t b) {
+  const Problem<T>& p = sums.problem;
+  const double precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
+  return sums.moments.max_logit[b] + std::log(sums.moments.weight_sum[b]) - sums.log_total +
+         0.5 * double(p.d) * std::log(precision / (2 * M_PI));
+}
+
 // One query whose results are made: F = (I - ratio C) precision, its mean lies at `mean` from the
 // reference.
 template <class T>

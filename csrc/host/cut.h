@@ -1,6 +1,6 @@
-// How the work of an op over a data set is cut into tasks: groups of queries that share the rows they
-// read, and splits of the atoms of each. That depends on the shapes and the lists alone, never on
-// the number of threads, so that the results do not either.
+// How the work of an op over a data set is cut into tasks: groups of queries that share the rows
+// they read, and splits of the atoms of each. That depends on the shapes and the lists alone, never
+// on the number of threads, so that the results do not either.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -35,10 +35,11 @@ struct Cut {
   std::vector<int64_t> rows, order;
   std::vector<ListedRows> listed;
   std::vector<QueryGroup<T>> groups;
-  std::vector<int64_t> splits;   // of every query of the batch
+  std::vector<int64_t> splits;  // of every query of the batch
   int64_t most = 1, tasks = 0;  // the most splits of a query, the splits of all groups
 };
-// stride, rows: every split of a query has `rows` vectors of sums beside the first moment.
+// stride, rows: every split of a query has `rows` vectors of sums beside the first moment; -1 where
+// it has not even that.
 template <class T>
 Cut<T> cut(const Arguments& a, const CheckedProblem<T>& c, int64_t stride, int64_t rows);
 extern template Cut<float> cut(const Arguments&, const CheckedProblem<float>&, int64_t, int64_t);

@@ -6,6 +6,7 @@ namespace {
 
 template <class T>
 struct DiagonalMoments {
+  static constexpr bool first_moment = true;
   static constexpr double centre_limit = 0.125;
   static constexpr AddRows<T> add_rows = nullptr;
 

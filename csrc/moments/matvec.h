@@ -7,6 +7,7 @@ namespace {
 
 template <class T>
 struct MatvecMoments {
+  static constexpr bool first_moment = true;
   // As large as the posterior's, although a vector comes out: projections are taken less an origin
   // (weigh_projections), so little is subtracted at the end. simd/query.h says what it limits.
   static constexpr double centre_limit = 4;

@@ -7,6 +7,7 @@ namespace {
 
 template <class T>
 struct PosteriorMoments {
+  static constexpr bool first_moment = true;
   static constexpr double centre_limit = 4;
 
   static int64_t second_rows(const Problem<T>&) { return 0; }

@@ -16,8 +16,7 @@ void finish(const Accumulated<T>& sums, T* log_prob, T* mean, T* fisher_trace, T
     for (int64_t k = 0; k < p.d; ++k) mean[q.b * p.d + k] = T(q.reference[k] + q.mean[k]);
     const double trace = PosteriorMoments<T>::covariance_trace(p, m, q.b, q.mean);
     const double weight_sum = m.weight_sum[q.b];
-    log_prob[q.b] = T(m.max_logit[q.b] + std::log(weight_sum) - sums.log_total +
-                      0.5 * double(p.d) * std::log(q.precision / (2 * M_PI)));
+    log_prob[q.b] = T(log_density(sums, q.b));
     fisher_trace[q.b] = T((double(p.d) - q.ratio * trace) * q.precision);
     ess[q.b] = T(weight_sum * weight_sum / m.weight_square_sum[q.b]);
   });

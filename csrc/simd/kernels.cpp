@@ -43,6 +43,7 @@ double exp_rate(int64_t repeats) {
 template <class T>
 constexpr Kernels<T> kernels{.lanes = W<T>,
                              .chain_lanes = ChainGroup<T>::lanes,
+                             .first_rows = first_rows<T>,
                              .second_rows = second_rows<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,

@@ -7,6 +7,7 @@ namespace {
 
 template <class T>
 struct MomentKindFunctions {
+  bool first_moment;  // whether sum e t is added up
   double centre_limit;
   int64_t (*second_rows)(const Problem<T>&);
   void (*add_tile)(const Problem<T>&, const Moments<T>&, const WeightedTile<T>&);
@@ -18,7 +19,8 @@ struct MomentKindFunctions {
 };
 
 template <class T, template <class> class Kind>
-inline constexpr MomentKindFunctions<T> functions_of{.centre_limit = Kind<T>::centre_limit,
+inline constexpr MomentKindFunctions<T> functions_of{.first_moment = Kind<T>::first_moment,
+                                                     .centre_limit = Kind<T>::centre_limit,
                                                      .second_rows = Kind<T>::second_rows,
                                                      .add_tile = Kind<T>::add_tile,
                                                      .add_rows = Kind<T>::add_rows,
@@ -34,6 +36,10 @@ const MomentKindFunctions<T>& kind_of(const Problem<T>& p) {
 }
 
 template <class T>
+int64_t first_rows(const Problem<T>& p) {
+  return kind_of(p).first_moment;
+}
+template <class T>
 int64_t second_rows(const Problem<T>& p) {
   return kind_of(p).second_rows(p);
 }
@@ -42,13 +48,16 @@ int64_t second_rows(const Problem<T>& p) {
 // where each query says.
 template <class T>
 void add_tile(const Problem<T>& p, const Moments<T>& m, const WeightedTile<T>& tile) {
-  const T* weight[tile_queries] = {};
-  T* first_moment[tile_queries] = {};
-  for (int64_t i = 0; i < tile.count; ++i) {
-    weight[i] = tile.queries[i].weight;
-    first_moment[i] = tile.queries[i].vectors;
+  if (m.first_rows) {
+    const T* weight[tile_queries] = {};
+    T* first_moment[tile_queries] = {};
+    for (int64_t i = 0; i < tile.count; ++i) {
+      weight[i] = tile.queries[i].weight;
+      first_moment[i] = tile.queries[i].vectors;
+    }
+    weighted_sums<T>(tile.count, weight, tile.rows.at, tile.rows.ld, tile.n, m.stride,
+                     first_moment);
   }
-  weighted_sums<T>(tile.count, weight, tile.rows.at, tile.rows.ld, tile.n, m.stride, first_moment);
   kind_of(p).add_tile(p, m, tile);
 }
 
@@ -57,7 +66,7 @@ template <class T>
 void move_reference(const Problem<T>& p, const Moments<T>& m, const QuerySums& s,
                     const double* delta, const T* v) {
   kind_of(p).move_reference(p, m, s, delta, v);
-  add_scaled(s.first_moment, m.stride, *s.weight_sum, delta);
+  add_scaled(s.first_moment, m.first_rows * m.stride, *s.weight_sum, delta);
 }
 
 // Adds the moments of `part` to those of `all`: same reference, same max_logit.
@@ -68,7 +77,7 @@ void add_sums(const Problem<T>& p, const Moments<T>& m, const QuerySums& all,
   *all.weight_square_sum += *part.weight_square_sum;
   *all.square_moment += *part.square_moment;
   for (int64_t k = 0; k < p.K; ++k) all.projection_sum[k] += part.projection_sum[k];
-  add_scaled(all.first_moment, m.stride, 1, part.first_moment);
+  add_scaled(all.first_moment, m.first_rows * m.stride, 1, part.first_moment);
   add_scaled(all.second_moment, m.second_rows * m.stride, 1, part.second_moment);
 }
 

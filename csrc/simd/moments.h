@@ -23,7 +23,7 @@ QuerySums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b
           .projection_sum = m.projection_sum + i * p.K,
           .outlier_logit = m.outlier_logit + i,
           .reference = m.reference + i,
-          .first_moment = m.first_moment + i * m.stride,
+          .first_moment = m.first_moment + i * m.first_rows * m.stride,
           .second_moment = m.second_moment + i * m.second_rows * m.stride};
 }
 
@@ -37,7 +37,7 @@ void clear(const Problem<T>& p, const QuerySums& s) {
 }
 template <class T>
 void clear_vectors(const Moments<T>& m, const QuerySums& s) {
-  memset(s.first_moment, 0, size_t(m.stride) * sizeof(double));
+  memset(s.first_moment, 0, size_t(m.first_rows * m.stride) * sizeof(double));
   memset(s.second_moment, 0, size_t(m.second_rows * m.stride) * sizeof(double));
 }
 
@@ -64,7 +64,7 @@ void raise_max_logit(const Problem<T>& p, const Moments<T>& m, const QuerySums& 
   *s.weight_square_sum *= by * by;
   *s.square_moment *= by;
   for (int64_t k = 0; k < p.K; ++k) s.projection_sum[k] *= by;
-  for (int64_t k = 0; k < m.stride; ++k) s.first_moment[k] *= by;
+  for (int64_t k = 0; k < m.first_rows * m.stride; ++k) s.first_moment[k] *= by;
   for (int64_t k = 0; k < m.second_rows * m.stride; ++k) s.second_moment[k] *= by;
 }
 
@@ -85,7 +85,7 @@ void restore_projections(const Problem<T>& p, const Moments<T>& m, const QuerySu
 template <class T>
 struct QueryInTile {
   QuerySums sums;
-  T* vectors;       // where this tile's vectors go: the first moment, then the rows of the second
+  T* vectors;       // where this tile's vectors go: the first moments, then the second
   const T* v;       // K vectors, rows of `stride`
   const T* weight;  // zero where an atom does not count
   double* origin;   // [K] what is taken off <t, v_k>; nan until the first tile sets it

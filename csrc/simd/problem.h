@@ -53,9 +53,12 @@ struct Moments {
   double* projection_sum;     // [S, B, K]  sum e <t, v_k>
   double* outlier_logit;  // [S, B]     the largest of an atom too far out to be evaluated, or -inf
   int64_t* reference;     // [S, B]
-  double* first_moment;   // [S, B, stride]               sum e t
+  double* first_moment;   // [S, B, first_rows, stride]   sum e t
   double* second_moment;  // [S, B, second_rows, stride]  what the kind says
-  int64_t stride, second_rows;
+  int64_t stride;
+  int64_t first_rows, second_rows;  // 1, or 0 for a kind without first moments; what the kind says
+
+  int64_t rows() const { return first_rows + second_rows; }
 };
 
 // What the kernels of first derivatives have beside a Problem, whose v is the kind's own tensor: the
@@ -126,7 +129,8 @@ template <class T>
 struct Kernels {
   int64_t lanes;  // elements of T in a vector
   int64_t chain_lanes;
-  // Rows of second moments of a query.
+  // Rows of first and of second moments of a query.
+  int64_t (*first_rows)(const Problem<T>&);
   int64_t (*second_rows)(const Problem<T>&);
   // Adds up the moments of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*accumulate)(const Problem<T>&, const Moments<T>&, int64_t s, int64_t b0, int64_t b1,

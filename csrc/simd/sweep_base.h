@@ -33,7 +33,7 @@ class SweepBase {
     picked_row_ = scratch_.template take<const T*>(tile_);
     delta_ = scratch_.template take<double>(w_);
     origin_ = scratch_.template take<double>(B_ * p.K);
-    work_ = scratch_.template take<T>(B_ * (1 + m.second_rows) * w_);
+    work_ = scratch_.template take<T>(B_ * m.rows() * w_);
     begun_ = scratch_.template take<bool>(B_);
     for (int64_t i = 0; i < B_; ++i) {
       begun_[i] = false;
@@ -62,13 +62,13 @@ class SweepBase {
     clear(p_, sums(i));
     clear_vectors(m_, sums(i));
     read_reference(p_, -1, reference_ + i * w_);
-    memset(work(i), 0, size_t((1 + m_.second_rows) * w_) * sizeof(T));
+    memset(work(i), 0, size_t(m_.rows() * w_) * sizeof(T));
   }
 
   bool ok() const { return scratch_.ok(); }
   int64_t batch_index(int64_t i) const { return query_at(p_, b0_ + i); }
   QuerySums sums(int64_t i) const { return sums_of(p_, m_, s_, batch_index(i)); }
-  T* work(int64_t i) const { return work_ + i * (1 + m_.second_rows) * w_; }
+  T* work(int64_t i) const { return work_ + i * m_.rows() * w_; }
   QueryInTile<T> in_tile(int64_t i, const T* weight) const {
     return {.sums = sums(i),
             .vectors = work(i),
@@ -82,9 +82,9 @@ class SweepBase {
   void flush(int64_t i) {
     const QuerySums s = sums(i);
     T* from = work(i);
-    add_scaled(s.first_moment, w_, 1, from);
-    add_scaled(s.second_moment, m_.second_rows * w_, 1, from + w_);
-    memset(from, 0, size_t((1 + m_.second_rows) * w_) * sizeof(T));
+    add_scaled(s.first_moment, m_.first_rows * w_, 1, from);
+    add_scaled(s.second_moment, m_.second_rows * w_, 1, from + m_.first_rows * w_);
+    memset(from, 0, size_t(m_.rows() * w_) * sizeof(T));
   }
   void flush() {
     for (int64_t i = 0; i < B_; ++i)
@@ -125,8 +125,7 @@ class SweepBase {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + 2 * t(tile_) +
            t(tile_queries * tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
-           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) +
-           t(B_ * (1 + m_.second_rows) * w_);
+           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) + t(B_ * m_.rows() * w_);
   }
 
   // Logits of the atoms at picked_row_ into logit_, -inf for an outlier. Returns the index of the

@@ -13,6 +13,7 @@ from .endpoint_matvec import endpoint_matvec
 from .fisher_dense import fisher_dense
 from .fisher_diagonal import fisher_diagonal
 from .fisher_matvec import fisher_matvec
+from .log_prob import log_prob
 from .matched_trace import matched_trace
 from .posterior import Posterior, posterior
 from .transport_chain import Chain, transport_chain
@@ -25,6 +26,7 @@ __all__ = [
     "fisher_dense",
     "fisher_diagonal",
     "fisher_matvec",
+    "log_prob",
     "matched_trace",
     "posterior",
     "transport_chain",
@@ -43,6 +45,7 @@ for _function in (
     fisher_dense,
     fisher_diagonal,
     fisher_matvec,
+    log_prob,
     matched_trace,
     posterior,
     transport_chain,

@@ -110,7 +110,8 @@ def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: 
             one[i] = part
         out = op(*one)
         if density:  # log_prior is normalised over all atoms, not over those of the list
-            out = (out[0] + cloud[1].logsumexp(0) - log_prior.logsumexp(0), *out[1:])
+            share = cloud[1].logsumexp(0) - log_prior.logsumexp(0)
+            out = out + share if isinstance(out, Tensor) else (out[0] + share, *out[1:])
         outs.append(out)
     if isinstance(outs[0], Tensor):
         return torch.cat(outs)

@@ -1,0 +1,112 @@
+"""log q_t alone, in one pass over the atoms that adds up no vectors.
+
+log_prob = logsumexp_i(log pi_i - |x - alpha y_i|^2/(2 sigma^2)) - (d/2) log(2 pi sigma^2)
+with log pi normalised; its gradient in x is the score, (alpha mean - x)/sigma^2
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..._torch import check, diagnosis, library
+from ..._torch.types import Level
+from ..common import derivatives, lists, moments
+from .reference import log_prob as reference
+
+__all__ = ["log_prob", "reference"]
+
+
+def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
+    """A streaming logsumexp of logits in the difference form."""
+    if log_prior is None:
+        log_prior = x.new_zeros(()).expand(y.shape[0])
+    log_pi = torch.log_softmax(log_prior, 0)
+    B, d = x.shape
+    found = x.new_full((B,), -math.inf, dtype=torch.float64)
+    for q, atom_tiles in derivatives.tiles(B, y.shape[0], d):
+        for atoms in atom_tiles:
+            values = moments.load(y[atoms], x.dtype, scale, offset)
+            logits = moments.logits(x[q], values, alpha[q], sigma[q], log_pi[atoms])
+            found[q] = torch.logaddexp(found[q], logits.double().logsumexp(1))
+    norm = d * (torch.log(sigma.double()) + 0.5 * math.log(2 * math.pi))
+    return (found - norm).to(x.dtype)
+
+
+def _posterior(*args) -> tuple[Tensor, ...]:
+    """The op posterior, with the same arguments."""
+    return library.overload("posterior")(*args)
+
+
+def _fused_vjp(needs, args, outputs, cotangents):
+    """The gradient in x alone, the score: one pass for the mean."""
+    if any(needs[1:]):
+        return None
+    x, _, alpha, sigma = args[:4]
+    mean = _posterior(*args)[1]
+    grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * mean)
+    return (grad, *[None] * (len(args) - 1))
+
+
+op = lists.define(
+    "log_prob",
+    "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
+    "float offset, Tensor? atoms=None, Tensor? counts=None) -> Tensor",
+    fallback=_fallback,
+    fake=lambda x, *_: x.new_empty(x.shape[0]),
+    cuda=library.in_triton(__name__),
+    differentiable=lambda *args: _posterior(*args)[0],
+    fused_vjp=_fused_vjp,
+    fast="in reverse mode, that with respect to x alone",
+    density=True,
+)
+
+
+def log_prob(
+    x: Tensor,
+    y: Tensor,
+    alpha: Level,
+    sigma: Level,
+    log_prior: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    atoms: Tensor | None = None,
+    counts: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Computes log q_t of a diffused data set, and nothing else, in one pass.
+
+    It is the first result of `posterior`, for about half the work where many atoms carry weight.
+    Take it where the mean is not needed: kernel density estimates, half-steps of Sinkhorn's
+    algorithm, likelihood ratios. Where the score is needed too, call `posterior`, which leaves the
+    mean: here the gradient in x costs a pass of its own.
+
+    Args:
+        x: Queries ``[B, *E]``, float32 or float64: the compute dtype, and that of the output.
+        y: Atoms ``[N, *E]``, stored as x.dtype, float32, float16, bfloat16 or uint8; their values
+            are scale * y + offset.
+        alpha: Signal level of each query, a number or [B]; 0 is legal (pure noise).
+        sigma: Noise level of each query, a number or [B], positive.
+        log_prior: Log weights [N], None for uniform ones; any constant may be added to them. -inf
+            masks an atom, whatever it holds.
+        scale: Factor of the stored atoms.
+        offset: What is added to them.
+        atoms: Lists of atoms, int64 [M], as in `posterior`. log_prior stays normalised over all
+            atoms.
+        counts: How many of them each query has, int64 [B]; goes with atoms.
+        kept: (atoms, counts); deprecated, write the two arguments.
+
+    Returns:
+        log_prob [B], differentiable to any order in x, y, alpha, sigma and log_prior, as that of
+        `posterior` is. In reverse mode, the gradient in x alone costs one fused pass.
+
+    Raises:
+        TypeError: An argument has a type or dtype that it cannot have; the message names it.
+        ValueError: So for a shape, a device or a value.
+    """
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    args += lists.arguments(atoms, counts, kept, args[0])
+    return diagnosis.call(op, args, x=x, y=y)
