@@ -51,7 +51,7 @@ DFK_INLINE void store(T* p, Vec<T> v) {
 }
 template <class T>
 DFK_INLINE Vec<T> all(T a) {
-  return Vec<T>{} + a;
+  return a - Vec<T>{};  // a + 0 would be an addition, since -0 + 0 is 0
 }
 template <class T>
 DFK_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
