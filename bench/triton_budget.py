@@ -48,10 +48,12 @@ CLOUDS = [
     ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
 ]
 WIDE = [cloud for cloud in CLOUDS if cloud[1] == cloud[2]]
+PAIR_KERNELS = ("vjp_queries", "vjp_atoms", "jvp")
 CALLS: dict[str, list[tuple[Any, ...]]] = {
     # narrow atoms change only what a load is: not in every op, nor small d where only a merge is
     # new
     "posterior": CLOUDS,
+    "log_prob": [cloud for cloud in CLOUDS if cloud[0][0] in (1, 64, 65_536)],
     "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
     "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
     "fisher_dense": [cloud for cloud in WIDE if cloud[0][0] * cloud[0][2] ** 2 < 2**26],
@@ -77,9 +79,19 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         ((64, 50_000, 48, 1), SINGLE, torch.uint8, False),
     ],
 }
+# first derivatives: every tile, in float64 too, and where d is cut
+PAIRS = [
+    ((1, 50_000, 784, 1), SINGLE, SINGLE, True),
+    ((64, 50_000, 784, 2), SINGLE, torch.bfloat16, False),
+    ((4096, 50_000, 64, 1), SINGLE, SINGLE, True),
+    ((65_536, 65_536, 16, 1), SINGLE, SINGLE, False),
+    ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
+]
 LAUNCHERS = {
-    "select_atoms": ("certified.triton", "search")  # what comes after it needs a device
+    "select_atoms": ("certified.triton", "search"),  # what comes after it needs a device
+    **{f"pair_{name}": ("ops.common.triton.pair", name) for name in PAIR_KERNELS},
 }
+CALLS |= {f"pair_{name}": PAIRS for name in PAIR_KERNELS}
 
 
 class Launch(NamedTuple):
@@ -125,7 +137,26 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
         if op == "select_atoms":
             yield search_arguments(new, x, y, level, log_prior, *affine)
             return
+        if op.startswith("pair"):
+            yield from pair_arguments(op, new, x, y, v, level, log_prior, *affine)
+            return
         yield (x, y, *((v,) if op == "fisher_matvec" else ()), level, level, log_prior, *affine)
+
+
+def pair_arguments(op, new, x, y, v, level, log_pi, scale, offset):
+    """What the kernels of ops/common/pair_kernels.py take: all cotangents, or all tangents and
+    those of the queries alone."""
+    shift = new(len(x), dtype=DOUBLE)
+    for kind, second in {"posterior": level, "matvec": v, "diagonal": x}.items():
+        own = v if kind == "matvec" else None
+        head = (x, y, own, level, level, log_pi, scale, offset, shift, x, kind)
+        if op == "pair_jvp":
+            yield (*head, x, None, own, level, level, None, None, None)
+            yield (*head, x, new(*y.shape), own, level, level, log_pi, None, None)
+        else:
+            square = level if kind == "posterior" else None
+            want_y = (True,) if op == "pair_vjp_atoms" else ()
+            yield (*head, level, x, second, square, None, None, *want_y)
 
 
 def search_arguments(new, x, y, level, log_prior, scale, offset):

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from dfkernels.ops.common.triton import device as _triton
-from dfkernels.ops.common.triton import launch, logits
+from dfkernels.ops.common.triton import launch, logits, pair
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -81,3 +81,49 @@ def test_products_fit(device):
         assert held <= 64  # registers a thread for the product
         stages = sizes["STAGES"] - 1
         assert stages * 4 * sizes["D"] * (sizes["ATOMS"] + sizes["QUERIES"]) <= device.shared
+
+
+@pytest.mark.parametrize(
+    "B, d, itemsize, tangent, tile",
+    [
+        (1, 784, 4, False, (512, 8, 1, 2, 4, False)),
+        (64, 784, 4, False, (128, 8, 4, 2, 4, False)),  # in blocks of coordinates
+        (64, 100, 4, True, (128, 4, 4, 2, 4, True)),
+        (4096, 64, 4, False, (64, 16, 4, 2, 4, True)),
+        (65_536, 16, 4, False, (16, 2, 128, 0, 4, True)),  # a query per thread
+        (65_536, 2, 4, False, (2, 16, 128, 0, 4, True)),
+        (16, 64, 8, False, (64, 8, 2, 2, 4, True)),
+    ],
+)
+def test_tile_of_derivatives(B, d, itemsize, tangent, tile):
+    assert pair.pair_tile(B, d, itemsize, tangent, H200) == tile
+
+
+@DEVICES
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_derivatives_of_every_shape(device, itemsize):
+    """Powers of two, d whole or cut, 32 numbers a thread at most, and short chains of sums."""
+    power = lambda n: n > 0 and n & (n - 1) == 0
+    for B, d, tangent in itertools.product(TARGETS, SIZES, (False, True)):
+        t = pair.pair_tile(B, d, itemsize, tangent, device)
+        assert all(power(n) for n in (t.D, t.ATOMS, t.QUERIES, t.warps))
+        assert t.whole == (d <= t.D)
+        assert t.D * t.ATOMS * t.QUERIES * itemsize <= 32 * 4 * 32 * t.warps
+        s = pair.sum_tile(B, d, itemsize, tangent)
+        assert all(map(power, s.values())) and s["STRIP"] * s["ATOMS"] <= 512
+        a = pair.atoms_tile(d, itemsize)
+        assert all(map(power, a.values())) and a["D"] * a["ATOMS"] * itemsize <= 2**14
+        for N in (1, 1000, 2**31 + 7):
+            span, splits = pair.pair_splits(N, -(-B // t.QUERIES), t.ATOMS, device)
+            assert span * splits >= N > span * (splits - 1)
+            assert span <= launch.MAX_TILES * t.ATOMS
+
+
+@pytest.mark.parametrize("K", [0, 7])
+def test_scratch_of_derivatives_is_bounded(K):
+    """c, e, products and projections of the queries in flight."""
+    for B, N, d in itertools.product((1, 100, 10**5), (10, 10**6), SIZES):
+        groups = list(pair.query_groups(B, N, d, K))
+        assert groups[0].start == 0 and groups[-1].stop == B
+        most = max(g.stop - g.start for g in groups)
+        assert most == 1 or most * N * (3 + 4 * K) <= launch.SCRATCH

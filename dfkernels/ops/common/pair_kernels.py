@@ -53,6 +53,9 @@ the posterior weight; the reference, the mean rounded to the compute dtype; the 
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+
 from ..._torch import library
 
 KINDS_OF_MOMENTS = ("posterior", "matvec", "diagonal", "dense")
@@ -70,6 +73,16 @@ _TANGENTS = (
     "Tensor? atoms, Tensor? counts"
 )
 
+
+def _in_triton(file: str, name: str) -> Callable:
+    """The launcher in triton/, which is imported by the first call."""
+
+    def implementation(*args):
+        return getattr(importlib.import_module(f"{__package__}.triton.{file}"), name)(*args)
+
+    return implementation
+
+
 # -> shift [B], double; reference [B, d]; weight [B], first [B, d], second (dense: sum e t t^T),
 # weight_square [B] (no elements but for posterior)
 moments_about_mean = library.declare_kernel(
@@ -77,19 +90,23 @@ moments_about_mean = library.declare_kernel(
     "(Tensor x, Tensor y, Tensor? v, Tensor alpha, Tensor sigma, Tensor? log_pi, float scale, "
     "float offset, str kind, Tensor? atoms, Tensor? counts)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cuda=_in_triton("about_mean", "moments_about_mean"),
 )
 # -> grad x [B, d], grad alpha [B], grad sigma [B], grad v [B, K, d] (no elements without v)
 pair_vjp_queries = library.declare_kernel(
     "pair_vjp_queries",
     f"({_INPUTS}{_COTANGENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    cuda=_in_triton("pair", "vjp_queries"),
 )
 # -> grad y [N, d] in the compute dtype (no elements unless want_y), grad log_pi [N]
 pair_vjp_atoms = library.declare_kernel(
     "pair_vjp_atoms",
     f"({_INPUTS}{_COTANGENTS}, bool want_y) -> (Tensor, Tensor)",
+    cuda=_in_triton("pair", "vjp_atoms"),
 )
 # -> d weight [B], d first [B, d], d second, d weight_square [B] (no elements but for posterior)
 pair_jvp = library.declare_kernel(
     "pair_jvp",
     f"({_INPUTS}{_TANGENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    cuda=_in_triton("pair", "jvp"),
 )

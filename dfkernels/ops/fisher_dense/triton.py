@@ -15,10 +15,12 @@ from torch import Tensor
 from ..common.triton.device import device_of
 from ..common.triton.functions import any_true, load_atoms, valid_atoms
 from ..common.triton.launch import (
+    SplitMoments,
     accumulate,
     even_splits,
     in_query_groups,
     merged_mean,
+    merged_weights,
     product_splits_for,
 )
 from ..common.triton.logits import compute_logits
@@ -100,10 +102,12 @@ def outer_products_kernel(
     tl.store(weight_sum + split * B + b, tl.sum(total), mask=first_block)
 
 
-def _launch(p: Problem) -> Tensor:
+def _covariance(p: Problem) -> tuple[SplitMoments, Tensor, Tensor]:
+    """The moments of the queries, their means and C, in double."""
     (B, d), N = p.x.shape, p.y.shape[0]
     logits = compute_logits(p)
-    mean = merged_mean(accumulate(p, logits), B, d)
+    moments = accumulate(p, logits)
+    mean = merged_mean(moments, B, d)
     reference = mean.to(p.x.dtype)
     blocks = B * triton.cdiv(d, D) ** 2
     splits = product_splits_for(N, blocks, ATOMS, device_of(p.x))
@@ -124,20 +128,43 @@ def _launch(p: Problem) -> Tensor:
         ATOMS=ATOMS,
         num_warps=4,
     )
-    delta, sigma = mean - reference, p.sigma.double()
+    delta = mean - reference
     cov = out.sum(0, dtype=torch.float64) / weight_sum.sum(0, dtype=torch.float64)[:, None, None]
     cov -= delta[:, :, None] * delta[:, None, :]
+    return moments, mean, cov
+
+
+def _launch(p: Problem) -> Tensor:
+    sigma, (_, _, cov) = p.sigma.double(), _covariance(p)
     cov *= -((p.alpha / sigma) ** 2)[:, None, None]
     cov.diagonal(dim1=1, dim2=2).add_(1)
     cov /= (sigma * sigma)[:, None, None]
     return ((cov + cov.mT) / 2).to(p.x.dtype)
 
 
+def takes_products(x: Tensor) -> bool:
+    """Whether F is made by matrix products, rather than of products with unit vectors."""
+    return x.shape[1] > 16 and x.dtype == torch.float32
+
+
+def units(x: Tensor) -> Tensor:
+    """The d unit vectors for every query."""
+    return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
+
+
+def about_mean(p: Problem) -> tuple[Tensor, ...]:
+    """What `moments_about_mean` returns for the kind, by products."""
+    moments, mean, cov = _covariance(p)
+    shift, weight_square = merged_weights(moments)
+    reference = mean.to(p.x.dtype)
+    first = mean - reference
+    second = (cov + cov.mT) / 2 + first[:, :, None] * first[:, None, :]
+    return shift, reference, first, second, weight_square
+
+
 def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
-    B, d = x.shape
-    if B > 0 and d > 16 and x.dtype == torch.float32:
+    if len(x) > 0 and takes_products(x):
         return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
-    units = torch.eye(d, dtype=x.dtype, device=x.device).expand(B, d, d)
-    f = matvec(x, y, units, alpha, sigma, log_prior, scale, offset, fisher=True)
+    f = matvec(x, y, units(x), alpha, sigma, log_prior, scale, offset, fisher=True)
     return (f + f.mT) / 2

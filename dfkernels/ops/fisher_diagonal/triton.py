@@ -4,24 +4,30 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ..common.triton.launch import accumulate, in_query_groups, merge_grid
+from ..common.triton.launch import (
+    SplitMoments,
+    accumulate,
+    in_query_groups,
+    merge_grid,
+    merged_weights,
+)
 from ..common.triton.merge import merge_squares_kernel
 from ..common.triton.problem import Problem
 
 
-def _launch(p: Problem) -> Tensor:
+def _merge(p: Problem, moments: SplitMoments, fisher: bool, mean: Tensor | None, out: Tensor):
+    """Writes diag F, or diag C, and the mean."""
     B, d = p.x.shape
-    moments = accumulate(p)
-    out = p.x.new_empty(B, d)
     grid, sizes = merge_grid(B, d)
     merge_squares_kernel[grid](
         scalars=moments.scalars,
         vectors=moments.vectors,
-        alpha=p.alpha,
-        sigma=p.sigma,
-        mean=None,
+        alpha=p.alpha if fisher else None,
+        sigma=p.sigma if fisher else None,
+        mean=mean,
         out=out,
         log_prob=None,
         ess=None,
@@ -32,7 +38,23 @@ def _launch(p: Problem) -> Tensor:
         DIAGONAL=True,
         **sizes,
     )
+
+
+def _launch(p: Problem) -> Tensor:
+    out = torch.empty_like(p.x)
+    _merge(p, accumulate(p), True, None, out)
     return out
+
+
+def about_mean(p: Problem) -> tuple[Tensor, ...]:
+    """What `moments_about_mean` returns for the kind."""
+    moments = accumulate(p)
+    mean, variance = (torch.empty_like(p.x, dtype=torch.float64) for _ in range(2))
+    _merge(p, moments, False, mean, variance)
+    shift, weight_square = merged_weights(moments)
+    reference = mean.to(p.x.dtype)
+    first = mean - reference
+    return shift, reference, first, variance + first.square(), weight_square
 
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset):

@@ -12,23 +12,34 @@ import triton
 from torch import Tensor
 
 from ..common.triton.device import device_of
-from ..common.triton.launch import accumulate, in_query_groups, merge_grid, merged_mean, tile_for
+from ..common.triton.launch import (
+    SplitMoments,
+    accumulate,
+    in_query_groups,
+    merge_grid,
+    merged_mean,
+    merged_weights,
+    tile_for,
+)
 from ..common.triton.logits import compute_logits, compute_projections
 from ..common.triton.merge import merge_matvec_kernel, reference_projections_kernel
 from ..common.triton.problem import Problem
+from ..posterior import triton as posterior
 
 
-def _launch(p: Problem, fisher: bool) -> Tensor:
+def _product(p: Problem, fisher: bool, out: Tensor) -> tuple[SplitMoments, Tensor]:
+    """Writes F v, or C v. Returns moments of the targets, or of the queries, and the targets' means
+    in double."""
     targets, (B, d) = p.targets, p.x.shape
     if tile_for(targets, d, p.x.element_size(), device_of(p.x)).logits_given:
         logits = compute_logits(p)
-        moments = accumulate(p._replace(v=None), logits, trace_only=True)
+        weights = moments = accumulate(p._replace(v=None), logits, trace_only=True)
         mean = merged_mean(moments, B, d).repeat_interleave(targets // B, 0)
         reference = mean.to(p.x.dtype)
         projections = compute_projections(p, logits, reference)
         moments = accumulate(p, logits, projections, reference)
     else:
-        moments = accumulate(p)
+        weights = moments = accumulate(p)
         mean = merged_mean(moments, targets, d)
     reference_projections = mean.new_empty(moments.splits, targets)
     reference_projections_kernel[(moments.splits * targets,)](
@@ -41,7 +52,6 @@ def _launch(p: Problem, fisher: bool) -> Tensor:
         d=d,
         D=min(triton.next_power_of_2(d), 1024),
     )
-    out = torch.empty_like(p.v)
     grid, sizes = merge_grid(targets, d)
     merge_matvec_kernel[grid](
         scalars=moments.scalars,
@@ -59,7 +69,29 @@ def _launch(p: Problem, fisher: bool) -> Tensor:
         FISHER=fisher,
         **sizes,
     )
+    return weights, mean
+
+
+def _launch(p: Problem, fisher: bool) -> Tensor:
+    out = torch.empty_like(p.v)
+    _product(p, fisher, out)
     return out
+
+
+def about_mean(p: Problem) -> tuple[Tensor, ...]:
+    """What `moments_about_mean` returns for the kind."""
+    B, K, d = p.v.shape
+    if K == 0:
+        shift, reference, first, _, weight_square = posterior.about_mean(p._replace(v=None))
+        return shift, reference, first, torch.zeros_like(p.v), weight_square
+    second = torch.empty_like(p.v, dtype=torch.float64)
+    moments, mean = _product(p, False, second)
+    shift, weight_square = (t.view(B, -1)[:, 0] for t in merged_weights(moments))
+    mean = mean.view(B, K, d)[:, 0]
+    reference = mean.to(p.x.dtype)
+    first = (mean - reference)[:, None]
+    second += first * (first * p.v).sum(-1, keepdim=True)
+    return shift, reference, first[:, 0], second, weight_square
 
 
 def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher: bool):

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.triton.launch import accumulate, in_query_groups, merge_grid
+from ..common.triton.launch import accumulate, in_query_groups, merge_grid, merged_weights
 from ..common.triton.merge import finish_trace_kernel, merge_squares_kernel
 from ..common.triton.problem import Problem
 
@@ -55,3 +55,32 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset):
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
     return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
+
+
+def about_mean(p: Problem) -> tuple[Tensor, ...]:
+    """What `moments_about_mean` returns for the kind."""
+    B, d = p.x.shape
+    moments = accumulate(p, trace_only=True)
+    grid, sizes = merge_grid(B, d)
+    mean = p.x.new_empty(B, d, dtype=torch.float64)
+    parts = mean.new_empty(B, triton.cdiv(d, sizes["D"]))
+    merge_squares_kernel[grid](
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        alpha=None,
+        sigma=None,
+        mean=mean,
+        out=parts,
+        log_prob=None,
+        ess=None,
+        targets=B,
+        d=d,
+        splits=moments.splits,
+        atoms=moments.prior_count,
+        DIAGONAL=False,
+        **sizes,
+    )
+    shift, weight_square = merged_weights(moments)
+    reference = mean.to(p.x.dtype)
+    first = mean - reference
+    return shift, reference, first, parts.sum(1) + first.square().sum(1), weight_square

@@ -38,6 +38,20 @@ def add_compensated(total, lost, more):
 
 
 @triton.jit
+def exponential(t):
+    """e^t. In float32 the whole part of t in base 2 is taken off first, exactly enough: tl.exp
+    would round t log2(e), and so cost 2^-24 |t| of the result."""
+    if t.dtype == tl.float64:
+        out = tl.exp(t)
+    else:
+        inside = tl.where(t < -100, -100.0, t)  # also -inf, of which nothing can be taken off
+        whole = tl.floor(inside * LOG2E + 0.5)
+        rest = (inside - whole * 0.693359375) + whole * 2.1219444e-4  # 9 bits of ln 2, then others
+        out = tl.where(t < -100, 0.0, tl.exp2(whole) * tl.exp2(rest * LOG2E))
+    return out
+
+
+@triton.jit
 def valid_atoms(log_pi, start, i, N, PRIOR: tl.constexpr):
     """Which of the atoms start + i exist and are not masked; a masked atom may hold NaN."""
     valid = i < N - start

@@ -159,11 +159,21 @@ def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Devic
 
 
 def in_query_groups(
-    launch: Callable, x, y, v, alpha, sigma, log_prior, scale: float, offset: float
+    launch: Callable,
+    x,
+    y,
+    v,
+    alpha,
+    sigma,
+    log_prior,
+    scale: float,
+    offset: float,
+    *,
+    normalised: bool = False,
 ):
     """Calls launch(problem) on as many queries at a time as the scratch memory allows."""
     B, K = x.shape[0], 1 if v is None else v.shape[1]
-    p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset)
+    p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised)
     step = queries_at_once(B, K, *p.y.shape, x.element_size(), device_of(x))
     with torch.cuda.device_of(x):
         if step >= B:
@@ -330,3 +340,13 @@ def merged_mean(moments: SplitMoments, targets: int, d: int) -> Tensor:
         **sizes,
     )
     return mean
+
+
+def merged_weights(moments: SplitMoments) -> tuple[Tensor, Tensor]:
+    """(log sum_i pi_i exp(-|u_i|^2/2), sum_i w_i^2), [targets] in double."""
+    max_logit, weight_sum, weight_square_sum = moments.scalars[:3].double()
+    largest = max_logit.amax(0)
+    w = torch.exp2(max_logit - largest)
+    total = (w * weight_sum).sum(0)
+    log_sum = math.log(2) * largest + torch.log(total) - math.log(moments.prior_count)
+    return log_sum, (w * w * weight_square_sum).sum(0) / (total * total)

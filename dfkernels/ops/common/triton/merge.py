@@ -71,10 +71,10 @@ def merge_first_moments(
 def merge_squares_kernel(
     scalars,
     vectors,
-    alpha,
-    sigma,
+    alpha,  # [B]; None, with sigma: diag C instead of diag F
+    sigma,  # [B], or None
     mean,  # out [B, d], or None
-    out,  # out: diag F [B, d], or tr C in parts [B, blocks of d], double
+    out,  # out: diag F or diag C [B, d], or tr C in parts [B, blocks of d], double
     log_prob,  # out [B], or None
     ess,  # out [B], or None
     targets,
@@ -86,7 +86,7 @@ def merge_squares_kernel(
     D: tl.constexpr,
 ):
     """diag C = sum e (y - mean)^2 / sum e; then DIAGONAL: diag F = (1 - (alpha/sigma)^2 diag C) /
-    sigma^2, else mean, log_prob, ess and the parts of tr C."""
+    sigma^2, else the parts of tr C; and those of mean, log_prob and ess that are asked for."""
     T = scalars.dtype.element_ty
     blocks = tl.cdiv(d, D)
     i_target = (tl.program_id(0) // blocks).to(tl.int64)
@@ -111,22 +111,25 @@ def merge_squares_kernel(
         delta = tl.where(mask, reference - b_mean, 0.0)
         variance += w * (second_moment + delta * (2 * first_moment + weight_sum * delta))
     variance = tl.sum(variance, 0, keep_dims=True) / total
-    b_sigma = tl.load(sigma + i_target).to(tl.float64)
     if DIAGONAL:
-        ratio = tl.load(alpha + i_target) / b_sigma
-        variance = tl.where(variance < 0, 0.0, variance)
-        f = (1 - ratio * ratio * variance) / (b_sigma * b_sigma)
-        tl.store(out + i_target * d + k, f.to(T), mask=k < d)
+        if sigma is not None:
+            b_sigma = tl.load(sigma + i_target).to(tl.float64)
+            ratio = tl.load(alpha + i_target) / b_sigma
+            variance = tl.where(variance < 0, 0.0, variance)
+            variance = (1 - ratio * ratio * variance) / (b_sigma * b_sigma)
+        tl.store(out + i_target * d + k, variance.to(out.dtype.element_ty), mask=k < d)
     else:
-        tl.store(mean + i_target * d + k, b_mean.to(T), mask=k < d)
         tl.store(out + i_target * blocks + block, tl.sum(tl.where(k < d, variance, 0.0)))
-        if block == 0:
-            log_norm = (0.9189385332046727 + tl.log(b_sigma)) * d  # (d/2) log(2 pi sigma^2)
-            # atoms is an integer: a float argument would be a float32
-            share = total / tl.full((), atoms, tl.float64)
-            b_log_prob = max_logit * LN2 + tl.log(share) - log_norm
-            tl.store(log_prob + i_target, b_log_prob.to(T))
-            tl.store(ess + i_target, (total * total / weight_square_sum).to(T))
+    if mean is not None:
+        tl.store(mean + i_target * d + k, b_mean.to(mean.dtype.element_ty), mask=k < d)
+    if log_prob is not None and block == 0:
+        b_sigma = tl.load(sigma + i_target).to(tl.float64)
+        log_norm = (0.9189385332046727 + tl.log(b_sigma)) * d  # (d/2) log(2 pi sigma^2)
+        # atoms is an integer: a float argument would be a float32
+        share = total / tl.full((), atoms, tl.float64)
+        b_log_prob = max_logit * LN2 + tl.log(share) - log_norm
+        tl.store(log_prob + i_target, b_log_prob.to(T))
+        tl.store(ess + i_target, (total * total / weight_square_sum).to(T))
 
 
 @triton.jit

@@ -54,6 +54,16 @@ class Problem(NamedTuple):
         }
 
 
+def stored_atoms(x: Tensor, y: Tensor, scale: float, offset: float) -> tuple[Tensor, float, float]:
+    """y with rows that kernels can read, and scale and offset as they may be given to kernels."""
+    if y.stride(1) != 1 or y.stride(0) >= 2**22:
+        y = y.contiguous()
+    if x.dtype == torch.float64 and (scale, offset) != (1.0, 0.0):
+        # a kernel would receive scale and offset as float32
+        y, scale, offset = load(y, x.dtype, scale, offset), 1.0, 0.0
+    return y, scale, offset
+
+
 def make_problem(
     x: Tensor,
     y: Tensor,
@@ -63,15 +73,14 @@ def make_problem(
     log_prior: Tensor | None,
     scale: float,
     offset: float,
+    *,
+    normalised: bool = False,
 ) -> Problem:
-    """The prepared form of an op's flat arguments."""
-    if y.stride(1) != 1 or y.stride(0) >= 2**22:
-        y = y.contiguous()
-    if x.dtype == torch.float64 and (scale, offset) != (1.0, 0.0):
-        # a kernel would receive scale and offset as float32
-        y, scale, offset = load(y, x.dtype, scale, offset), 1.0, 0.0
-    log_pi = None if log_prior is None else torch.log_softmax(log_prior, 0)
+    """The prepared form of an op's flat arguments; normalised: log_prior is log pi already."""
+    y, scale, offset = stored_atoms(x, y, scale, offset)
+    if log_prior is not None:
+        log_prior = log_prior.contiguous() if normalised else torch.log_softmax(log_prior, 0)
     v = None if v is None else v.contiguous()
     return Problem(
-        x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_pi, scale, offset
+        x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_prior, scale, offset
     )

@@ -1,0 +1,57 @@
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""`moments_about_mean` (../pair_kernels.py) on CUDA: the moments that the ops accumulate, merged in
+double and taken about the mean as it is rounded."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .pair import listed
+
+OPS = {
+    "posterior": "posterior",
+    "matvec": "fisher_matvec",
+    "diagonal": "fisher_diagonal",
+    "dense": "fisher_dense",
+}
+
+
+def moments_about_mean(
+    x, y, v, alpha, sigma, log_pi, scale, offset, kind, atoms, counts
+) -> tuple[Tensor, ...]:
+    """For tensors on one GPU: shift, reference, weight, first, second and weight_square."""
+    B, d = x.shape
+    if B == 0:
+        second = {"posterior": (0,), "diagonal": (0, d), "dense": (0, d, d)}
+        shape = v.shape if kind == "matvec" else second[kind]
+        empty = x.new_zeros(0)
+        return (
+            empty.double(),
+            x.new_zeros(0, d),
+            empty,
+            x.new_zeros(0, d),
+            x.new_zeros(shape),
+            empty,
+        )
+    if atoms is not None:
+        outs = []
+        for a in listed(y, log_pi, atoms, counts, x.dtype):
+            head = (*a.row(x), a.y, *a.row(v, alpha, sigma), a.log_pi)
+            outs.append(moments_about_mean(*head, scale, offset, kind, None, None))
+        return tuple(map(torch.cat, zip(*outs, strict=True)))
+    module = importlib.import_module(f"dfkernels.ops.{OPS[kind]}.triton")
+    if kind == "dense" and not module.takes_products(x):
+        given = (x, y, module.units(x), alpha, sigma, log_pi, scale, offset, "matvec")
+        *outs, second, square = moments_about_mean(*given, None, None)
+        return *outs, (second + second.mT) / 2, square
+    given = (x, y, v if kind == "matvec" else None, alpha, sigma, log_pi, scale, offset)
+    outs = launch.in_query_groups(module.about_mean, *given, normalised=True)
+    shift, reference, first, second, weight_square = outs
+    square = weight_square if kind == "posterior" else weight_square[:0]
+    weight, *rest = (t.to(x.dtype) for t in (torch.ones_like(shift), first, second, square))
+    return shift, reference, weight, *rest
