@@ -26,6 +26,7 @@ test: $(VENV)/compiled
 
 bench: $(VENV)/compiled
 	$(PY) -m bench
+	$(PY) -m bench.derivatives
 
 env: $(VENV)/compiled
 	@$(PY) -m dfkernels env

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.page.text import markdown_table
 
-from . import certified_table, machine
+from . import certified_table, derivatives_table, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFIED = machine.RESULTS / "certified.csv"
@@ -19,6 +19,8 @@ SHOWN = ("v4", "v3")  # the instruction sets whose results the documents show
 PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --> stands
     "speed": ROOT / "README.md",
     "bench": ROOT / "docs" / "guide" / "speed.md",
+    "derivatives": ROOT / "docs" / "guide" / "oracle.md",
+    "derivatives-in-short": ROOT / "README.md",
     "certified": ROOT / "docs" / "guide" / "certified.md",
 }
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
@@ -134,10 +136,12 @@ def with_block(text: str, mark: str, body: str) -> str:
 
 def bodies() -> dict[str, str]:
     """The table for each mark, from the results that are there."""
-    found = by_machine("cpu")
+    found, derivatives = by_machine("cpu"), by_machine("derivatives")
     return {
         "speed": overview(found),
         "bench": markdown(found),
+        "derivatives": derivatives_table.markdown(derivatives),
+        "derivatives-in-short": derivatives_table.in_short(derivatives),
         "certified": certified_table.markdown(read_rows(CERTIFIED)),
     }
 

@@ -104,7 +104,7 @@ def test_the_tables_are_the_committed_results(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     table = importlib.import_module("bench.table")
     bodies = table.bodies()
-    assert set(bodies) == set(table.PAGES) == {"speed", "bench", "certified"}
+    assert set(bodies) == set(table.PAGES) >= {"speed", "bench", "derivatives", "certified"}
     for mark, body in bodies.items():
         text = table.PAGES[mark].read_text()
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1
