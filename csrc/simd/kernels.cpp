@@ -5,6 +5,7 @@
 #include "certified/simd.h"
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
+#include "simd/pair_atoms.h"
 #include "simd/pair_sweep.h"
 #include "simd/sweep_expanded.h"
 #include "simd/sweep_lists.h"
@@ -48,6 +49,8 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
                              .pair_sums = pair_sums<T>,
+                             .pair_atoms_tile = pair_atoms_tile<T>,
+                             .pair_atoms = pair_atoms<T>,
                              .read_reference = read_reference<T>,
                              .endpoint = endpoint<T>,
                              .residual_square = residual_square<T>,

@@ -11,15 +11,16 @@ namespace {
 template <class T>
 class PairForms {
  public:
-  // Queries [b0, b0 + B), rows of w; tile: the most atoms of a tile.
+  // Queries [b0, b0 + B), rows of w; tile: the most atoms of a tile; with_x: shifted_x is needed.
   PairForms(const Problem<T>& p, const PairArguments<T>& a, int64_t w, int64_t b0, int64_t B,
-            int64_t tile)
+            int64_t tile, bool with_x = false)
       : p_(p),
         a_(a),
         w_(w),
         b0_(b0),
         B_(B),
         tile_(tile),
+        with_x_(with_x || a.dy),
         linear_given_(a.forward ? a.dx || a.dalpha || a.dsigma : a.h_first || a.h_second),
         vectors_(p.kind == MomentKind::matvec && (a.forward || a.h_second) ? p.K : 0),
         scratch_(room()) {
@@ -28,7 +29,7 @@ class PairForms {
     quadratic_ = scratch_.template take<T>(B);
     square_ = scratch_.template take<T>(B);
     linear_ = scratch_.template take<T>(2 * B * w);
-    shifted_x_ = scratch_.template take<T>(a.dy ? 2 * B * w : 0);
+    shifted_x_ = scratch_.template take<T>(with_x_ ? 2 * B * w : 0);
     v_ = scratch_.template take<T>(B * vectors_ * w);
     partner_ = scratch_.template take<T>(B * partners() * w);
     v_origin_ = scratch_.template take<T>(B * vectors_);
@@ -53,6 +54,17 @@ class PairForms {
   bool logits_move() const { return linear_given_ || a_.dy || a_.dlog_pi; }
   // How many vectors of a query have products of their own.
   int64_t vectors() const { return vectors_; }
+
+  // What query i has, rows of w; `about_centre` or about its reference. No linear form: null.
+  const T* shifted_x(int64_t i, bool about_centre) const {
+    return shifted_x_ + (about_centre * B_ + i) * w_;
+  }
+  const T* linear(int64_t i, bool about_centre) const {
+    return linear_given_ ? linear_ + (about_centre * B_ + i) * w_ : nullptr;
+  }
+  T quadratic(int64_t i) const { return quadratic_[i]; }
+  const T* v(int64_t i, int64_t k) const { return v_ + (i * vectors_ + k) * w_; }
+  const T* partner(int64_t i, int64_t k) const { return partner_ + (i * partners() + k) * w_; }
 
   // Reverse mode: c = e f, [count, tile]. For every vector k it calls each(k, ha, va) with
   // ha = <h_second_k, t> and va = <v_k, t>, both [count, tile], before c is done.
@@ -129,16 +141,17 @@ class PairForms {
   }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return t(2 * B_) + 2 * t(B_) + t(2 * B_ * w_) + t(a_.dy ? 2 * B_ * w_ : 0) +
-           t(B_ * vectors_ * w_) + t(B_ * partners() * w_) + t(B_ * vectors_) +
-           t(B_ * partners()) + 4 * t(tile_queries * tile_) + Arena::bytes<double>(4 * w_);
+    return t(2 * B_) + 2 * t(B_) + t(2 * B_ * w_) + t(with_x_ ? 2 * B_ * w_ : 0) +
+           t(B_ * vectors_ * w_) + t(B_ * partners() * w_) + t(B_ * vectors_) + t(B_ * partners()) +
+           4 * t(tile_queries * tile_) + Arena::bytes<double>(4 * w_);
   }
 
   // What there is of query i; `room` holds 4 w numbers.
   void prepare(int64_t i, double* room) {
     const int64_t b = query_at(p_, b0_ + i), d = p_.d;
     const T* const reference = a_.reference + b * d;
-    for (int64_t k = 0; k < vectors_; ++k) pad(p_.v + (b * p_.K + k) * d, v_ + (i * vectors_ + k) * w_);
+    for (int64_t k = 0; k < vectors_; ++k)
+      pad(p_.v + (b * p_.K + k) * d, v_ + (i * vectors_ + k) * w_);
     const T* const given = a_.forward ? a_.dv : a_.h_second;
     for (int64_t k = 0; k < partners(); ++k)
       pad(given + (b * partners() + k) * d, partner_ + (i * partners() + k) * w_);
@@ -154,15 +167,17 @@ class PairForms {
       for (int64_t k = 0; k < w_; ++k) {
         if (k >= d) {
           linear_[at * w_ + k] = from_reference[k] = 0;
-          if (a_.dy) shifted_x_[at * w_ + k] = 0;
+          if (with_x_) shifted_x_[at * w_ + k] = 0;
           continue;
         }
-        const double origin = !about_centre ? reference[k] : p_.centre ? p_.centre[k] : T(0),
+        const double origin = !about_centre ? reference[k]
+                              : p_.centre   ? p_.centre[k]
+                                            : T(0),
                      delta = origin - reference[k];
         from_reference[k] = delta;
         sum += (first[k] + second[k] * delta) * delta;
         linear_[at * w_ + k] = T(first[k] + 2 * second[k] * delta);
-        if (a_.dy)
+        if (with_x_)
           shifted_x_[at * w_ + k] = T(double(p_.x[b * d + k]) - double(p_.alpha[b]) * origin);
       }
       constant_[at] = T(sum);
@@ -186,7 +201,7 @@ class PairForms {
     const int64_t d = p_.d;
     for (int64_t k = 0; k < d; ++k) {
       first[k] = a_.h_first ? a_.h_first[b * d + k] : T(0);
-      second[k] = !a_.h_second || vectors_                ? T(0)
+      second[k] = !a_.h_second || vectors_           ? T(0)
                   : p_.kind == MomentKind::posterior ? a_.h_second[b]
                                                      : a_.h_second[b * d + k];
     }
@@ -250,8 +265,7 @@ class PairForms {
       const T more = square ? square[t.queries[i]] : T(0);
       for (int64_t j = 0; j < t.padded; j += W<T>) {
         const Vec<T> e = load(t.weight[i] + j);
-        store<T>(f + i * tile_ + j,
-                 e > T(0) ? e * (load(f + i * tile_ + j) + more * e) : Vec<T>{});
+        store<T>(f + i * tile_ + j, e > T(0) ? e * (load(f + i * tile_ + j) + more * e) : Vec<T>{});
       }
     }
   }
@@ -259,7 +273,7 @@ class PairForms {
   const Problem<T>& p_;
   const PairArguments<T>& a_;
   const int64_t w_, b0_, B_, tile_;
-  const bool linear_given_;
+  const bool with_x_, linear_given_;
   const int64_t vectors_;
   Arena scratch_;
   T *constant_, *linear_, *shifted_x_;  // [2, B] and [2, B, w]: about the reference, the centre

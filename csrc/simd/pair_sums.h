@@ -39,6 +39,7 @@ class PairSums {
   bool ok() const { return scratch_.ok() && forms_.ok(); }
   const PairForms<T>& forms() const { return forms_; }
 
+  void begin(int64_t, int64_t) {}
   void add(const PairTile<T>& t) {
     if (a_.forward)
       add_tangents(t);

@@ -2,6 +2,7 @@
 // hand them to a sink,
 //   ok()        whether it has its memory
 //   forms()     the PairForms, which say what a tile must have
+//   begin(start, n)  the next tiles are of atoms [start, start + n), or of some of them
 //   add(tile)   takes a tile
 //   flush()     is called every few tiles
 // such as PairSums. Nothing has to be found out on the way: no maximum, no reference.
@@ -177,6 +178,7 @@ class PairListSweep : private PairDifferences<T, Sink> {
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      sink_.begin(i, n);
       load(i, n);
       for (int64_t q = 0; q < B_; ++q) {
         int64_t count = 0;

@@ -61,8 +61,8 @@ struct Moments {
   int64_t rows() const { return first_rows + second_rows; }
 };
 
-// What the kernels of first derivatives have beside a Problem, whose v is the kind's own tensor: the
-// arguments of dfkernels/ops/common/pair_kernels.py, which has the formulas. Null is zero.
+// What the kernels of first derivatives have beside a Problem, whose v is the kind's own tensor:
+// the arguments of dfkernels/ops/common/pair_kernels.py, which has the formulas. Null is zero.
 template <class T>
 struct PairArguments {
   const double* shift;  // [B], less max_log_prior
@@ -85,6 +85,13 @@ struct PairOutput {
   double* scalars;  // [S, B, scalar_count]
   double* vectors;  // [S, B, rows, stride]
   int64_t scalar_count, rows, stride;
+};
+
+// The gradients of all atoms.
+template <class T>
+struct AtomGradients {
+  T* y;       // [N, d], of the atoms' values, or null
+  T* log_pi;  // [N]
 };
 
 // One step of transport_chain, x being x - alpha centre: x <- keep x + pull mean, and
@@ -140,6 +147,12 @@ struct Kernels {
   // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);
+  // How many atoms pair_atoms takes together.
+  int64_t (*pair_atoms_tile)(const Problem<T>&);
+  // Adds to the gradients of atoms [n0, n1) what queries [b0, b1) give; n0 is a multiple of the
+  // tile.
+  int (*pair_atoms)(const Problem<T>&, const PairArguments<T>&, const AtomGradients<T>&, int64_t b0,
+                    int64_t b1, int64_t n0, int64_t n1);
   // Row `reference` of y as T, scaled, or the centre where that is -1, into out[0, d).
   void (*read_reference)(const Problem<T>&, int64_t reference, T* out);
   // One row of endpoint_matvec; false where a result is not finite.
