@@ -49,10 +49,10 @@ void expect_complete(const Problem<T>& p, const Moments<T>& m, const std::vector
 }  // namespace
 
 template <class T>
-Accumulated<T> accumulate(const Arguments& a, MomentKind kind) {
+Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud) {
   const Kernels<T>& kernel = kernels_for<T>();
   Accumulated<T> out;
-  const CheckedProblem<T> c = problem_of<T>(a, kind);
+  const CheckedProblem<T> c = problem_of<T>(a, kind, cloud);
   Problem<T>& p = out.problem;
   p = c.problem;
   out.log_total = c.log_total;
@@ -79,7 +79,7 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind) {
   return out;
 }
 
-template Accumulated<float> accumulate(const Arguments&, MomentKind);
-template Accumulated<double> accumulate(const Arguments&, MomentKind);
+template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t);
+template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t);
 
 }  // namespace dfk

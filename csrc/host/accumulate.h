@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -17,13 +18,25 @@ struct Arguments {
   std::optional<Tensor> log_prior, v;
   double scale, offset;
   std::optional<Tensor> atoms, counts;  // lists of atoms; none: every query counts all atoms
+  // y is [N, d] or, with an axis of clouds, [G, N, d]; log_prior likewise. The first B queries
+  // belong to the first cloud, the next B to the second.
+  int64_t clouds = 1, B = 0;
 };
+Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                         std::optional<Tensor> log_prior, double scale, double offset,
+                         std::optional<Tensor> atoms = std::nullopt,
+                         std::optional<Tensor> counts = std::nullopt);
+// The same of an op that takes one cloud only.
 Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                             std::optional<Tensor> log_prior, double scale, double offset,
                             std::optional<Tensor> atoms = std::nullopt,
                             std::optional<Tensor> counts = std::nullopt);
 
-// Arguments as a Problem; all values are checked but those of y.
+// f(cloud) for every cloud, several of them at once where they are small. The error of a cloud says
+// which it is.
+void for_each_cloud(const Arguments& a, const std::function<void(int64_t cloud)>& f);
+
+// Arguments of one cloud as a Problem; all values are checked but those of y.
 template <class T>
 struct CheckedProblem {
   Problem<T> problem;
@@ -31,11 +44,11 @@ struct CheckedProblem {
   int64_t masked = 0;  // atoms whose log_prior is -inf
 };
 template <class T>
-CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind);
-extern template CheckedProblem<float> problem_of(const Arguments&, MomentKind);
-extern template CheckedProblem<double> problem_of(const Arguments&, MomentKind);
+CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind, int64_t cloud = 0);
+extern template CheckedProblem<float> problem_of(const Arguments&, MomentKind, int64_t);
+extern template CheckedProblem<double> problem_of(const Arguments&, MomentKind, int64_t);
 
-// The merged moments of every query (split 0), with the memory they live in.
+// The merged moments of every query of one cloud (split 0), with the memory they live in.
 template <class T>
 struct Accumulated {
   Problem<T> problem;
@@ -45,9 +58,9 @@ struct Accumulated {
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 };
 template <class T>
-Accumulated<T> accumulate(const Arguments& a, MomentKind kind);
-extern template Accumulated<float> accumulate(const Arguments&, MomentKind);
-extern template Accumulated<double> accumulate(const Arguments&, MomentKind);
+Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud = 0);
+extern template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t);
+extern template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t);
 
 // log q_t of query b.
 template <class T>

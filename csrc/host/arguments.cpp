@@ -66,11 +66,25 @@ void sum_priors(CheckedProblem<T>& c) {
   c.log_total = std::log(sum);
 }
 
+// How many clouds there are: one, unless y or log_prior has an axis of them.
+int64_t clouds_of(const Tensor& y, const std::optional<Tensor>& log_prior) {
+  if (!log_prior || log_prior->dim() < 2) return y.dim() < 3 ? 1 : y.size(0);
+  DFK_EXPECT(y.dim() < 3 || y.size(0) == log_prior->size(0), "log_prior", "shape [",
+             log_prior->size(1), "] or [", y.size(0), ", ", log_prior->size(1),
+             "] to go with the clouds of y, got ", shape_text(*log_prior));
+  return log_prior->size(0);
+}
+
+template <class T>
+const T* prior_of(const Tensor& log_prior, int64_t cloud) {
+  return data<T>(log_prior) + (log_prior.dim() == 2 ? cloud * log_prior.stride(0) : 0);
+}
+
 }  // namespace
 
-Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
-                            std::optional<Tensor> log_prior, double scale, double offset,
-                            std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                         std::optional<Tensor> log_prior, double scale, double offset,
+                         std::optional<Tensor> atoms, std::optional<Tensor> counts) {
   DFK_EXPECT(atoms.has_value() == counts.has_value(), atoms ? "counts" : "atoms",
              "a tensor to go with ", atoms ? "atoms" : "counts", ", got None");
   const ScalarType type = compute_type("x", x);
@@ -79,49 +93,73 @@ Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor 
   storage_of(y.scalar_type());  // or an error
   DFK_EXPECT(type == ScalarType::Double || y.scalar_type() != ScalarType::Double, "y",
              "float32 or narrower storage for a float32 x, got float64");
-  y = expect_rows("y", y, {positive("N"), d});
+  const Tensor rows = expect_clouds("y", y, {positive("N"), d});
+  std::optional<Tensor> prior;
+  if (log_prior) {
+    prior = expect_clouds("log_prior", *log_prior, {rows.size(rows.dim() - 2)});
+    expect_dtype("log_prior", *log_prior, type);
+  }
+  const int64_t clouds = clouds_of(y, log_prior);
+  DFK_EXPECT(clouds ? B % clouds == 0 : B == 0, "x", "equally many queries for each of ", clouds,
+             " clouds, got ", B);
+  DFK_EXPECT(!atoms || (y.dim() == 2 && !(log_prior && log_prior->dim() == 2)), "atoms",
+             "None where y or log_prior has an axis of clouds, got a tensor");
   return {.x = x,
-          .y = y,
+          .y = rows,
           .alpha = expect("alpha", alpha, type, {B}),
           .sigma = expect("sigma", sigma, type, {B}),
-          .log_prior = expect("log_prior", log_prior, type, {y.size(0)}),
+          .log_prior = prior,
           .v = expect("v", v, type, {B, "K", d}),
           .scale = scale,
           .offset = offset,
           .atoms = expect("atoms", atoms, ScalarType::Long, {"M"}),
-          .counts = expect("counts", counts, ScalarType::Long, {B})};
+          .counts = expect("counts", counts, ScalarType::Long, {B}),
+          .clouds = clouds,
+          .B = clouds ? B / clouds : 0};
+}
+
+Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
+                            std::optional<Tensor> log_prior, double scale, double offset,
+                            std::optional<Tensor> atoms, std::optional<Tensor> counts) {
+  expect_shape("y", y, {"N", "d"});
+  if (log_prior) expect_shape("log_prior", *log_prior, {y.size(0)});
+  return checked_clouds(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts);
 }
 
 template <class T>
-CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind) {
-  CheckedProblem<T> c{.problem = {.x = data<T>(a.x),
-                                  .y = a.y.const_data_ptr(),
-                                  .v = data<T>(a.v),
-                                  .alpha = data<T>(a.alpha),
-                                  .sigma = data<T>(a.sigma),
-                                  .log_prior = data<T>(a.log_prior),
-                                  .centre = nullptr,
-                                  .atom_rows = nullptr,
-                                  .query_order = nullptr,
-                                  .listed_by = nullptr,
-                                  .max_log_prior = 0,
-                                  .scale = a.scale,
-                                  .offset = a.offset,
-                                  .B = a.x.size(0),
-                                  .N = a.y.size(0),
-                                  .d = a.x.size(1),
-                                  .K = a.v ? a.v->size(1) : 0,
-                                  .row_stride = a.y.stride(0),
-                                  .storage = storage_of(a.y.scalar_type()),
-                                  .kind = kind},
-                      .log_total = std::log(double(a.y.size(0)))};
+CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind, int64_t cloud) {
+  const int64_t d = a.x.size(1), K = a.v ? a.v->size(1) : 0, first = cloud * a.B;
+  const int64_t rows = a.y.dim() - 2, N = a.y.size(rows);  // `rows`: the axis that they have
+  const int64_t y_at = rows ? cloud * a.y.stride(0) * int64_t(a.y.element_size()) : 0;
+  CheckedProblem<T> c{
+      .problem = {.x = data<T>(a.x) + first * d,
+                  .y = static_cast<const char*>(a.y.const_data_ptr()) + y_at,
+                  .v = a.v ? data<T>(*a.v) + first * K * d : nullptr,
+                  .alpha = data<T>(a.alpha) + first,
+                  .sigma = data<T>(a.sigma) + first,
+                  .log_prior = a.log_prior ? prior_of<T>(*a.log_prior, cloud) : nullptr,
+                  .centre = nullptr,
+                  .atom_rows = nullptr,
+                  .query_order = nullptr,
+                  .listed_by = nullptr,
+                  .max_log_prior = 0,
+                  .scale = a.scale,
+                  .offset = a.offset,
+                  .B = a.B,
+                  .N = N,
+                  .d = d,
+                  .K = K,
+                  .row_stride = a.y.stride(rows),
+                  .storage = storage_of(a.y.scalar_type()),
+                  .kind = kind},
+      .log_total = std::log(double(N))};
   Problem<T>& p = c.problem;
   expect_values(p);
   if (p.log_prior) sum_priors(c);
   return c;
 }
 
-template CheckedProblem<float> problem_of(const Arguments&, MomentKind);
-template CheckedProblem<double> problem_of(const Arguments&, MomentKind);
+template CheckedProblem<float> problem_of(const Arguments&, MomentKind, int64_t);
+template CheckedProblem<double> problem_of(const Arguments&, MomentKind, int64_t);
 
 }  // namespace dfk

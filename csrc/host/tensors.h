@@ -67,15 +67,18 @@ struct Size {
 };
 inline Size positive(const char* name) { return {name, true}; }
 
-inline void expect_shape(const char* name, const Tensor& t, std::initializer_list<Size> want) {
-  bool same = t.dim() == int64_t(want.size());
+// With `clouds`, a leading axis of any size may come before that shape.
+inline void expect_shape(const char* name, const Tensor& t, std::initializer_list<Size> want,
+                         bool clouds = false) {
+  int64_t i = clouds && t.dim() == int64_t(want.size()) + 1;
+  bool same = t.dim() == i + int64_t(want.size());
   std::string text;
-  int64_t i = 0;
   for (const Size& size : want) {
     same = same && size.allows(t.size(i++));
     text += (text.empty() ? "" : ", ") + size.text();
   }
-  DFK_EXPECT(same, name, "shape [", text, "], got ", shape_text(t));
+  DFK_EXPECT(same, name, "shape [", text, clouds ? "] or [G, " + text : "", "], got ",
+             shape_text(t));
 }
 
 // In memory that this process can read, and that a pointer to T may point to.
@@ -128,14 +131,22 @@ inline std::optional<Tensor> expect(const char* name, const std::optional<Tensor
                                     ScalarType type, std::initializer_list<Size> shape) {
   return t ? std::optional<Tensor>(expect(name, *t, type, shape)) : std::nullopt;
 }
-// A matrix, of a dtype that the caller has checked, whose rows are contiguous and follow one
-// another at some distance, perhaps none: rows that are expanded, overlap or lie in a wider matrix
-// are not copied.
+// What each cloud has of its own, a matrix or a vector, of a dtype that the caller has checked: one
+// for all clouds, or with a leading axis one for each. Its rows are contiguous; they and the clouds
+// follow one another at some distance, perhaps none: what is expanded, overlaps or lies in
+// something wider is not copied. Clouds that are one and the same lose their axis.
+inline Tensor expect_clouds(const char* name, Tensor t, std::initializer_list<Size> shape) {
+  expect_shape(name, t, shape, true);
+  expect_memory(name, t);
+  if (t.dim() > int64_t(shape.size()) && t.size(0) > 0 && (t.stride(0) == 0 || t.size(0) == 1))
+    t = allocated("a view of an argument", [&] { return torch::stable::select(t, 0, 0); });
+  const int64_t last = t.dim() - 1;
+  return is_aligned(t) && (t.stride(last) == 1 || t.size(last) == 1) ? t : contiguous_copy(t);
+}
+// The same of one cloud.
 inline Tensor expect_rows(const char* name, const Tensor& t, std::initializer_list<Size> shape) {
   expect_shape(name, t, shape);
-  expect_memory(name, t);
-  const bool rows = is_aligned(t) && (t.stride(1) == 1 || t.size(1) == 1) && t.stride(0) >= 0;
-  return rows ? t : contiguous_copy(t);
+  return expect_clouds(name, t, shape);
 }
 
 inline ScalarType compute_type(const char* name, const Tensor& t) {

@@ -23,11 +23,15 @@ Tensor fisher_dense(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optiona
                     double scale, double offset, std::optional<Tensor> atoms,
                     std::optional<Tensor> counts) {
   const Arguments a =
-      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+      checked_clouds(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
   const int64_t d = a.x.size(1);
   const Tensor out = new_output(a.x, {a.x.size(0), d, d});
-  with_dtype_of(
-      a.x, [&]<class T>(T) { finish(accumulate<T>(a, MomentKind::dense), mutable_data<T>(out)); });
+  with_dtype_of(a.x, [&]<class T>(T) {
+    for_each_cloud(a, [&](int64_t cloud) {
+      finish(accumulate<T>(a, MomentKind::dense, cloud),
+             mutable_data<T>(out) + cloud * a.B * d * d);
+    });
+  });
   return out;
 }
 

@@ -21,10 +21,13 @@ Tensor fisher_diagonal(Tensor x, Tensor y, Tensor alpha, Tensor sigma,
                        std::optional<Tensor> log_prior, double scale, double offset,
                        std::optional<Tensor> atoms, std::optional<Tensor> counts) {
   const Arguments a =
-      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+      checked_clouds(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
   const Tensor out = new_output(a.x, {a.x.size(0), a.x.size(1)});
   with_dtype_of(a.x, [&]<class T>(T) {
-    finish(accumulate<T>(a, MomentKind::diagonal), mutable_data<T>(out));
+    for_each_cloud(a, [&](int64_t cloud) {
+      finish(accumulate<T>(a, MomentKind::diagonal, cloud),
+             mutable_data<T>(out) + cloud * a.B * a.x.size(1));
+    });
   });
   return out;
 }

@@ -28,7 +28,10 @@ Tensor run(const Arguments& a, bool fisher) {
   const Tensor out = new_output(v, {v.size(0), v.size(1), v.size(2)});
   if (v.numel() > 0)
     with_dtype_of(v, [&]<class T>(T) {
-      finish(accumulate<T>(a, MomentKind::matvec), fisher, mutable_data<T>(out));
+      for_each_cloud(a, [&](int64_t cloud) {
+        finish(accumulate<T>(a, MomentKind::matvec, cloud), fisher,
+               mutable_data<T>(out) + cloud * a.B * v.size(1) * v.size(2));
+      });
     });
   return out;
 }
@@ -36,15 +39,13 @@ Tensor run(const Arguments& a, bool fisher) {
 Tensor fisher_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
                      std::optional<Tensor> log_prior, double scale, double offset,
                      std::optional<Tensor> atoms, std::optional<Tensor> counts) {
-  return run(checked_arguments(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts),
-             true);
+  return run(checked_clouds(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts), true);
 }
 
 Tensor covariance_matvec(Tensor x, Tensor y, Tensor v, Tensor alpha, Tensor sigma,
                          std::optional<Tensor> log_prior, double scale, double offset,
                          std::optional<Tensor> atoms, std::optional<Tensor> counts) {
-  return run(checked_arguments(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts),
-             false);
+  return run(checked_clouds(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts), false);
 }
 
 }  // namespace

@@ -14,10 +14,12 @@ Tensor log_prob(Tensor x, Tensor y, Tensor alpha, Tensor sigma, std::optional<Te
                 double scale, double offset, std::optional<Tensor> atoms,
                 std::optional<Tensor> counts) {
   const Arguments a =
-      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+      checked_clouds(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
   const Tensor out = new_output(a.x, {a.x.size(0)});
   with_dtype_of(a.x, [&]<class T>(T) {
-    finish(accumulate<T>(a, MomentKind::log_prob), mutable_data<T>(out));
+    for_each_cloud(a, [&](int64_t cloud) {
+      finish(accumulate<T>(a, MomentKind::log_prob, cloud), mutable_data<T>(out) + cloud * a.B);
+    });
   });
   return out;
 }

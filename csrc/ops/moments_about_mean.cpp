@@ -58,13 +58,17 @@ void second_moment(const Accumulated<T>& sums, const FinishedQuery<T>& q, const 
 }
 
 template <class T>
-void finish(const Accumulated<T>& sums, const Outputs& out) {
+void finish(const Accumulated<T>& sums, int64_t b0, const Outputs& out) {
   const Problem<T>& p = sums.problem;
   const Moments<T>& m = sums.moments;
-  double* const shift = mutable_data<double>(out.shift);
-  T *const reference = mutable_data<T>(out.reference), *const weight = mutable_data<T>(out.weight),
-    *const first = mutable_data<T>(out.first), *const second = mutable_data<T>(out.second),
-    *const weight_square = mutable_data<T>(out.weight_square);
+  const int64_t second_size = p.B ? out.second.numel() / out.shift.numel() : 0;  // of a query
+  const bool squares = p.kind == MomentKind::posterior;
+  double* const shift = mutable_data<double>(out.shift) + b0;
+  T *const reference = mutable_data<T>(out.reference) + b0 * p.d,
+           *const weight = mutable_data<T>(out.weight) + b0,
+           *const first = mutable_data<T>(out.first) + b0 * p.d,
+           *const second = mutable_data<T>(out.second) + b0 * second_size,
+           *const weight_square = squares ? mutable_data<T>(out.weight_square) + b0 : nullptr;
   for_each_query(sums, 4 * p.d * (1 + m.second_rows), [&](const FinishedQuery<T>& q) {
     std::vector<double> delta(p.d);
     for (int64_t k = 0; k < p.d; ++k) {
@@ -80,11 +84,10 @@ void finish(const Accumulated<T>& sums, const Outputs& out) {
     shift[q.b] = m.max_logit[q.b] + std::log(weight_sum) +
                  (p.log_prior ? double(p.max_log_prior) : -sums.log_total);
     weight[q.b] = 1;
-    if (p.kind == MomentKind::posterior)
-      weight_square[q.b] = T(m.weight_square_sum[q.b] / (weight_sum * weight_sum));
+    if (squares) weight_square[q.b] = T(m.weight_square_sum[q.b] / (weight_sum * weight_sum));
   });
   expect_representable(reference, p.B * p.d);
-  expect_representable(second, out.second.numel());
+  expect_representable(second, p.B * second_size);
 }
 
 MomentKind kind_named(const std::string& name) {
@@ -99,8 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moments_about_mean(
     Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
     std::optional<Tensor> log_pi, double scale, double offset, std::string kind_name,
     std::optional<Tensor> atoms, std::optional<Tensor> counts) {
-  const Arguments a =
-      checked_arguments(x, y, v, alpha, sigma, log_pi, scale, offset, atoms, counts);
+  const Arguments a = checked_clouds(x, y, v, alpha, sigma, log_pi, scale, offset, atoms, counts);
   const MomentKind kind = kind_named(kind_name);
   DFK_EXPECT((kind == MomentKind::matvec) == v.has_value(), "v",
              "a tensor with kind 'matvec' and None with another");
@@ -115,7 +117,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moments_about_mean(
                                  : posterior                  ? new_output(a.x, {B})
                                                               : new_output(a.x, {B, d}),
                        .weight_square = new_output(a.x, {posterior ? B : 0})};
-  with_dtype_of(a.x, [&]<class T>(T) { finish(accumulate<T>(a, kind), out); });
+  with_dtype_of(a.x, [&]<class T>(T) {
+    for_each_cloud(a,
+                   [&](int64_t cloud) { finish(accumulate<T>(a, kind, cloud), cloud * a.B, out); });
+  });
   return {out.shift, out.reference, out.weight, out.first, out.second, out.weight_square};
 }
 

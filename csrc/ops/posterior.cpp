@@ -30,13 +30,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> posterior(Tensor x, Tensor y, Tensor 
                                                      double offset, std::optional<Tensor> atoms,
                                                      std::optional<Tensor> counts) {
   const Arguments a =
-      checked_arguments(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
-  const int64_t B = a.x.size(0);
-  const Tensor log_prob = new_output(a.x, {B}), mean = new_output(a.x, {B, a.x.size(1)}),
+      checked_clouds(x, y, std::nullopt, alpha, sigma, log_prior, scale, offset, atoms, counts);
+  const int64_t B = a.x.size(0), d = a.x.size(1);
+  const Tensor log_prob = new_output(a.x, {B}), mean = new_output(a.x, {B, d}),
                trace = new_output(a.x, {B}), ess = new_output(a.x, {B});
   with_dtype_of(a.x, [&]<class T>(T) {
-    finish(accumulate<T>(a, MomentKind::posterior), mutable_data<T>(log_prob),
-           mutable_data<T>(mean), mutable_data<T>(trace), mutable_data<T>(ess));
+    for_each_cloud(a, [&](int64_t cloud) {
+      const int64_t b = cloud * a.B;
+      finish(accumulate<T>(a, MomentKind::posterior, cloud), mutable_data<T>(log_prob) + b,
+             mutable_data<T>(mean) + b * d, mutable_data<T>(trace) + b, mutable_data<T>(ess) + b);
+    });
   });
   return {log_prob, mean, trace, ess};
 }

@@ -71,11 +71,16 @@ def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
 
 
 def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
-    """bool [N]: the atoms that no query counts, which may hold anything; None if there are none."""
+    """bool [N], or [G, N] where y has clouds: the atoms that no query counts, which may hold
+    anything; None if there are none."""
     prior, atoms = args.get("log_prior"), args.get("atoms")
     unread = None
-    if prior is not None and prior.shape == y.shape[:1]:
+    if prior is not None and prior.shape == y.shape[: prior.dim()]:
         unread = prior == -math.inf
+    elif prior is not None and prior.dim() == 2 and prior.shape[1:] == y.shape[:1]:
+        unread = (prior == -math.inf).all(0)
+    elif prior is not None and prior.dim() == 1 and prior.shape == y.shape[1:2]:
+        unread = (prior == -math.inf).expand(y.shape[:2])
     if atoms is not None:
         listed = atoms.clamp(0, y.shape[0] - 1)
         unlisted = atoms.new_ones(y.shape[0], dtype=torch.bool).index_fill(0, listed, False)
@@ -86,15 +91,16 @@ def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
 def finite(
     name: str, a: Tensor, cause: Exception | None = None, unread: Tensor | None = None
 ) -> None:
-    """Raises ValueError for the first NaN or inf of a tensor [n, ...], in rows that are not
-    `unread` [n].
+    """Raises ValueError for the first NaN or inf of a tensor [n, ...], where it is not `unread`,
+    which has the first one or two of its dimensions.
     """
     step = max(1, _BLOCK // max(1, a[:1].numel()))
     for start in range(0, a.shape[0], step):
         block = a[start : start + step]
         bad = ~torch.isfinite(block)
         if unread is not None:
-            bad &= ~unread[start : start + step].reshape(-1, *[1] * (a.dim() - 1))
+            rows = unread[start : start + step]
+            bad &= ~rows.reshape(*rows.shape, *[1] * (a.dim() - rows.dim()))
         _first(name, block, bad, "finite values", cause, start)
 
 

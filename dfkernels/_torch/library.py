@@ -194,6 +194,13 @@ def _expect_finite_atoms(y: Tensor, log_prior: Tensor | None) -> None:
     without weight."""
     if not y.dtype.is_floating_point:
         return
+    if y.dim() == 3:  # clouds
+        for g, cloud in enumerate(y):
+            own = log_prior is not None and log_prior.dim() == 2
+            _expect_finite_atoms(cloud, log_prior[g] if own else log_prior)
+        return
+    if log_prior is not None and log_prior.dim() == 2:
+        log_prior = log_prior.amax(0)  # masked is what is so in every cloud
     for start in range(0, len(y), 4096):
         rows = slice(start, start + 4096)
         finite = torch.isfinite(y[rows]).all(1)

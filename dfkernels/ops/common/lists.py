@@ -5,18 +5,24 @@ query's ascending; ``counts`` (int64 [B]) says how many belong to each query, at
 then counts the atoms of its list and no other, while ``log_prior`` is still normalised over all
 atoms. The compiled kernels take the lists themselves. Everywhere else a call with lists is one call
 without them per query, which is what `define` adds to an op.
+
+And clouds: ``y`` and ``log_prior`` may each have a leading dimension, [G, N, d] and [G, N]. The
+queries then belong to the clouds in turn, B/G to each. The compiled kernels take clouds, as long as
+there are no lists; everywhere else `define` makes one call per cloud.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..._torch import batching, check, library
 from ..._torch.errors import UnusableValue
+
+PER_ATOM = {"y": 2, "log_prior": 1}  # dimensions of the arguments with a row per atom
 
 
 def define(
@@ -60,7 +66,19 @@ def define(
                 return plain(*args[:count])
             if atoms is None or counts is None:
                 raise UnusableValue("atoms, counts: expected both or neither, got None for one")
+            _refuse_lists_of_clouds(op, args)
             return with_lists(args[:count], atoms, counts)
+
+        return implementation
+
+    def by_clouds(plain: Callable) -> Callable:
+        """`plain` for calls with clouds as well."""
+
+        def implementation(*args):
+            parts = list(_clouds(op, args))
+            if len(parts) == 1:
+                return plain(*parts[0])
+            return _joined([plain(*part) for part in parts]) if parts else fake(*args)
 
         return implementation
 
@@ -76,15 +94,15 @@ def define(
     op = library.define(
         name,
         schema,
-        fallback=choice(fallback, by_rows),
+        fallback=choice(by_clouds(fallback), by_rows),
         fake=choice(fake, lambda args, *_: fake(*args)),
-        cuda=choice(cuda, by_rows),
-        differentiable=differentiable,
+        cuda=choice(by_clouds(cuda), by_rows),
+        differentiable=by_clouds(differentiable),
         fused_vjp=fused_vjp,
         fast=fast,
         batch=batched,
     )
-    together = batching.folded(op, ("y", "log_prior"))
+    together = batching.folded(op, per_atom=PER_ATOM)
     one_by_one = batching.folded(op, [a.name for a in op._schema.arguments])
     return op
 
@@ -113,9 +131,56 @@ def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: 
             share = cloud[1].logsumexp(0) - log_prior.logsumexp(0)
             out = out + share if isinstance(out, Tensor) else (out[0] + share, *out[1:])
         outs.append(out)
+    return _joined(outs)
+
+
+def _joined(outs: list):
+    """The results of one call for the queries of several, in their order."""
     if isinstance(outs[0], Tensor):
         return torch.cat(outs)
     return tuple(map(torch.cat, zip(*outs, strict=True)))
+
+
+def _own(op, args) -> list[bool]:
+    """Which arguments have a leading dimension of clouds."""
+    ranks = [PER_ATOM.get(a.name) for a in op._schema.arguments[: len(args)]]
+    return [
+        isinstance(a, Tensor) and rank is not None and a.dim() > rank
+        for a, rank in zip(args, ranks, strict=True)
+    ]
+
+
+def _refuse_lists_of_clouds(op, args) -> None:
+    given = [a.name for a, t in zip(op._schema.arguments, args, strict=False) if t is not None]
+    if "atoms" in given and any(_own(op, args)):
+        raise UnusableValue(
+            "atoms: expected None where y or log_prior has an axis of clouds, got a tensor"
+        )
+
+
+def _clouds(op, args) -> Iterator[Sequence]:
+    """The arguments of a call for each cloud; those of the call itself where it has one."""
+    own = _own(op, args)
+    sizes = {len(a) for a, o in zip(args, own, strict=True) if o}
+    if not sizes:
+        yield args
+        return
+    _refuse_lists_of_clouds(op, args)
+    x, G = args[0], max(sizes)
+    if len(sizes) > 1:
+        raise UnusableValue(f"log_prior: expected as many clouds as y has, got {sorted(sizes)}")
+    if x.shape[0] % G if G else x.shape[0]:
+        raise UnusableValue(
+            f"x: expected equally many queries for each of {G} clouds, got {x.shape[0]}"
+        )
+    B = x.shape[0] // max(G, 1)
+    names = [a.name for a in op._schema.arguments[: len(args)]]
+    for g in range(G):
+        rows = slice(g * B, (g + 1) * B)
+        yield [
+            a[g] if o else a[rows] if isinstance(a, Tensor) and name not in PER_ATOM else a
+            for a, o, name in zip(args, own, names, strict=True)
+        ]
 
 
 def _split(atoms, counts, N):
