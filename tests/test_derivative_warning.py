@@ -1,4 +1,5 @@
-"""One warning per op where a derivative takes the slow, tiled way, and none where it is fused."""
+"""One warning per op where a derivative takes the slow, tiled way, which says why; none where it is
+fused."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import torch
 from torch.func import grad, jvp
 
 from dfkernels import ops
-from dfkernels._torch import autograd
+from dfkernels._torch import autograd, backend, library
+from dfkernels.ops.common.pair_kernels import pair_vjp_atoms
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +23,7 @@ def nothing_has_warned(monkeypatch):
 
 def data():
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
-    return x, torch.eye(3, dtype=torch.float64)
+    return x, torch.eye(3, dtype=torch.float64), x.cos()
 
 
 def caught(f):
@@ -29,55 +33,85 @@ def caught(f):
     return [str(w.message) for w in found if w.category is ops.SlowDerivativeWarning]
 
 
+def scalar(op, output=0):
+    """One output of an op, or the only one, summed up; of x, y and v."""
+    name = op.__name__
+    if name == "fisher_matvec":
+        return lambda x, y, v: op(x, y, v, 0.9, 0.5).sum()
+    if name == "posterior":
+        return lambda x, y, v: op(x, y, 0.9, 0.5)[output].sum()
+    return lambda x, y, v: op(x, y, 0.9, 0.5).sum()
+
+
+SECOND = "only first derivatives have kernels, and the second ones of log_prob in x"
 SLOW = {
-    "backward of another output": lambda x, y: grad(
-        lambda x: ops.posterior(x, y, 0.9, 0.5)[2].sum()
-    )(x),
-    "backward in an atom": lambda x, y: grad(lambda y: ops.posterior(x, y, 0.9, 0.5)[0].sum())(y),
-    "forward mode": lambda x, y: jvp(lambda x: ops.posterior(x, y, 0.9, 0.5)[1], (x,), (x,)),
+    "dense, reverse": (lambda f: grad(f), scalar(ops.fisher_dense), "this op has no kernels"),
+    "dense, forward": (lambda f: along(f), scalar(ops.fisher_dense), "this op has no kernels"),
+    "second, of a trace": (lambda f: along(grad(f)), scalar(ops.posterior, 2), SECOND),
+    "second, of F v": (
+        lambda f: grad(lambda *a: grad(f)(*a).sum()),
+        scalar(ops.fisher_matvec),
+        SECOND,
+    ),
 }
 FUSED = {
-    "log_prob and mean": lambda x, y: grad(
-        lambda x: sum(o.sum() for o in ops.posterior(x, y, 0.9, 0.5)[:2])
-    )(x),
-    "F v in v": lambda x, y: grad(lambda v: ops.fisher_matvec(x, y, v, 0.9, 0.5).sum())(x),
-    "an endpoint": lambda x, y: grad(lambda v: ops.endpoint_matvec(v, x, x, 0.9, 0.5).sum())(x),
-    "no derivative": lambda x, y: ops.posterior(x, y, 0.9, 0.5),
+    "log_prob in x": (lambda f: grad(f), scalar(ops.posterior)),
+    "log_prob in x, twice": (lambda f: twice(f), scalar(ops.posterior)),
+    "mean in x": (lambda f: grad(f), scalar(ops.posterior, 1)),
+    "trace in x": (lambda f: grad(f), scalar(ops.posterior, 2)),
+    "ess, forward": (lambda f: along(f), scalar(ops.posterior, 3)),
+    "mean in y": (lambda f: grad(f, 1), scalar(ops.posterior, 1)),
+    "F v in x, y and v": (lambda f: grad(f, (0, 1, 2)), scalar(ops.fisher_matvec)),
+    "diagonal in x": (lambda f: grad(f), scalar(ops.fisher_diagonal)),
+    "no derivative": (lambda f: f, scalar(ops.fisher_dense)),
 }
+
+
+def twice(f):
+    """The gradient in x of the sum of the gradient in x."""
+    return grad(lambda *a: grad(f)(*a).sum())
+
+
+def along(f):
+    """The derivative in x along x, forward mode."""
+    return lambda x, *others: jvp(lambda x: f(x, *others), (x,), (x,))
 
 
 @pytest.mark.parametrize("way", SLOW)
-def test_a_slow_derivative_warns_once(way):
-    run = lambda: SLOW[way](*data())
+def test_a_slow_derivative_warns_once_and_says_why(way):
+    transform, f, why = SLOW[way]
+    run = lambda: transform(f)(*data())
     (said,) = caught(run)
-    argument = "y" if "atom" in way else "x"
-    assert said.startswith(f"posterior: this derivative, with respect to {argument}, is summed")
-    assert "Fast: in reverse mode, those of log_prob and mean with respect to x alone." in said
+    op = "posterior" if "trace" in way else "fisher_matvec" if "F v" in way else "fisher_dense"
+    assert said.startswith(f"{op}: this derivative is summed tile by tile in PyTorch")
+    assert why in said
     assert caught(run) == []
-    (other,) = caught(
-        lambda: grad(lambda x: ops.fisher_diagonal(x, data()[1], 0.9, 0.5).sum())(data()[0])
-    )
-    assert other.startswith("fisher_diagonal: ")
 
 
-def test_the_ops_that_a_slow_derivative_is_made_of_do_not_warn():
-    x, y = data()
-    f = lambda x: ops.fisher_matvec(x, y, x.detach(), 0.9, 0.5).sum()
-    (backward,) = caught(lambda: grad(f)(x))
-    assert backward.startswith("fisher_matvec: ")
-    autograd._warned.clear()
-    (forward,) = caught(lambda: jvp(f, (x,), (x,)))
-    assert forward.startswith("fisher_matvec: ")
-
-
+@pytest.mark.skipif(not library.can_run(pair_vjp_atoms, CPU), reason="no kernels of derivatives")
 @pytest.mark.parametrize("way", FUSED)
-def test_a_fused_derivative_does_not(way):
-    assert caught(lambda: FUSED[way](*data())) == []
+def test_a_fused_derivative_does_not_warn(way):
+    transform, f = FUSED[way]
+    assert caught(lambda: transform(f)(*data())) == []
+
+
+def test_where_no_kernel_can_run_every_derivative_is_slow(monkeypatch):
+    monkeypatch.setattr(library, "can_run", lambda kernel, device: False)
+    monkeypatch.setattr(backend, "why_not", lambda device: "it rains")
+    (said,) = caught(lambda: grad(scalar(ops.posterior, 2))(*data()))
+    assert said.endswith("passes over the atoms: it rains.")
+
+
+def test_the_warning_is_of_the_line_that_calls_the_package():
+    f = scalar(ops.fisher_dense)
+    with pytest.warns(ops.SlowDerivativeWarning) as found:
+        f(*(t.requires_grad_() for t in data())).backward()
+    assert found[0].filename == __file__
 
 
 def test_a_compiled_slow_derivative_warns_and_is_right():
-    x, y = data()
-    f = lambda x: ops.posterior(x, y, 0.9, 0.5).fisher_trace.sum()
+    x, y, v = data()
+    f = lambda x: scalar(ops.fisher_dense)(x, y, v)
     compiled = torch.compile(grad(f), fullgraph=True, backend="aot_eager")
     results = []
     assert len(caught(lambda: results.append(compiled(x)))) == 1

@@ -9,10 +9,9 @@ silently returns zeros.
 
 from __future__ import annotations
 
-import threading
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +31,6 @@ class Derivatives(NamedTuple):
 
     differentiable: Callable | None = None
     fused_vjp: Callable | None = None
-    fast: str | None = None
     vjp: Callable | None = None
     jvp: Callable | None = None
 
@@ -40,36 +38,32 @@ class Derivatives(NamedTuple):
 _warned: set[str] = set()
 
 
-class _Thread(threading.local):
-    in_slow_derivative = False
+def slow_derivative(op: str, why: str) -> None:
+    """Warns, once per op, that a derivative is about to take the slow way.
+
+    Args:
+        op: The op whose derivative it is.
+        why: Why no kernel does it, "only ... have kernels".
+    """
+    if op not in _warned:
+        _warned.add(op)
+        warnings.warn(
+            f"{op}: this derivative is summed tile by tile in PyTorch, which costs 20 to 200 "
+            f"passes over the atoms: {why}.",
+            SlowDerivativeWarning,
+            stacklevel=_callers_level(),
+        )
 
 
-_thread = _Thread()
-
-
-@contextmanager
-def _slow_derivative(name: str, op, needs: Sequence[bool], fast: str | None) -> Iterator[None]:
-    """Warns, once per op, that a derivative takes the slow way. The ops of which it is made do not
-    warn in their turn. fast is None for an op that has no slow way."""
-    outer = _thread.in_slow_derivative
-    if fast is not None and not outer and name not in _warned:
-        _warned.add(name)
-        _warn(name, op, needs, fast)
-    _thread.in_slow_derivative = outer or fast is not None
-    try:
-        yield
-    finally:
-        _thread.in_slow_derivative = outer
-
-
-def _warn(name: str, op, needs: Sequence[bool], fast: str) -> None:
-    arguments = [a.name for a, need in zip(op._schema.arguments, needs, strict=False) if need]
-    warnings.warn(
-        f"{name}: this derivative, with respect to {', '.join(arguments)}, is summed tile by tile "
-        f"in PyTorch and costs 20 to 200 passes over the atoms. Fast: {fast}.",
-        SlowDerivativeWarning,
-        stacklevel=5,
-    )
+def _callers_level() -> int:
+    """The stacklevel, for the function that calls this one, of the caller of the package: the
+    innermost frame outside of it and of torch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("dfkernels", "torch"):
+        if frame.f_back is None:  # in a thread of the autograd engine there is nobody else
+            return 1
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _runner(op) -> Callable:
@@ -100,7 +94,7 @@ def _runner(op) -> Callable:
 def kernel(name: str, op, rules: Derivatives) -> Callable:
     """The implementation of an op at the Autograd key."""
     run = _runner(op)
-    function: Any = _function(name, op, run, rules)
+    function: Any = _function(name, run, rules)
 
     def at_autograd(keyset, *args):
         flat = args if rules.vjp is None else flatten(args)
@@ -109,8 +103,7 @@ def kernel(name: str, op, rules: Derivatives) -> Callable:
         if not (tracked or dual):
             return run(keyset, args)
         if dual and rules.differentiable is not None:
-            with _slow_derivative(name, op, [_has_tangent(a) for a in args], rules.fast):
-                return rules.differentiable(*args)
+            return rules.differentiable(*args)
         lengths = [len(a) if isinstance(a, (list, tuple)) else None for a in args]
         with private.enable_single_level_autograd_function():
             out = function.apply(keyset, lengths, *flat)
@@ -123,7 +116,7 @@ def _has_tangent(a) -> bool:
     return isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None
 
 
-def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
+def _function(name: str, run: Callable, rules: Derivatives) -> type:
     """The single-level autograd function. `apply` takes the keyset, the lengths of the arguments
     that are lists (None for the others), and all arguments in a row."""
 
@@ -156,8 +149,7 @@ def _function(name: str, op, run: Callable, rules: Derivatives) -> type:
             grads = rules.fused_vjp(needs, flat, outputs, cotangents)
         if grads is None:
             assert rules.differentiable is not None
-            with _slow_derivative(name, op, needs, rules.fast):
-                grads = _vjp(rules.differentiable, flat, needs, cotangents)
+            grads = _vjp(rules.differentiable, flat, needs, cotangents)
         return None, None, *grads
 
     def forward_derivative(ctx, *tangents):

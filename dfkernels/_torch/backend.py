@@ -79,6 +79,9 @@ def fell_back(op, device: torch.device) -> None:
     """Logs that an op runs in PyTorch, and why no kernel does."""
     if (op, device.type) in _chosen:
         return
-    found = reasons(device)
-    cause = found["triton" if device.type == "cuda" else "native-cpu"]
-    chosen(op, device, "pytorch", cause)
+    chosen(op, device, "pytorch", why_not(device))
+
+
+def why_not(device: torch.device) -> str:
+    """Why the kernels for this device cannot run; "" if they can."""
+    return reasons(device)["triton" if device.type == "cuda" else "native-cpu"]

@@ -55,7 +55,6 @@ def define(
     cuda: Callable | None = None,
     differentiable: Callable | None = None,
     fused_vjp: Callable | None = None,
-    fast: str | None = None,
     vjp: Callable | None = None,
     jvp: Callable | None = None,
 ):
@@ -75,8 +74,6 @@ def define(
             functorch's key.
         fused_vjp: (needs, args, outputs, cotangents), gradients by kernels, or None to leave them
             to the differentiable form.
-        fast: Text of SlowDerivativeWarning: which derivatives are fast; None if the differentiable
-            form is not slow.
         vjp, jvp: (args, needs, outputs, cotangents) and (args, outputs, tangents), in place of a
             differentiable form, for an op that takes and returns lists of tensors. needs, tangents
             and the gradients are nested like args; None may stand for a list of Nones.
@@ -94,7 +91,7 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, _dense(op, fake), lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
-    rules = autograd.Derivatives(differentiable, fused_vjp, fast, vjp, jvp)
+    rules = autograd.Derivatives(differentiable, fused_vjp, vjp, jvp)
     _library.impl(name, autograd.kernel(name, op, rules), "Autograd", with_keyset=True)
     if vjp is not None:
         _library.impl(name, batching.legacy(batch), "Batched")

@@ -54,7 +54,6 @@ op = lists.define(
     fake=_fake,
     cuda=_differentiable,  # library.in_triton(__name__), where there is a triton.py
     differentiable=_differentiable,
-    fast="none of this op",
 )
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._torch import batching, library
+from ..._torch import autograd, batching, library
 from . import first_derivatives
 from .moments import KINDS, PER_ATOM, Inputs, MomentKind
 
@@ -174,6 +174,9 @@ def _pair_gradient(kind, wanted, lengths, tensors, *atoms):
     c, stored = Contraction.of(kind, wanted, lengths), Stored(*atoms)
     outs = first_derivatives.run(c.kind, c.wanted, tensors, stored)
     if outs is None:
+        if c.wanted and tensors[0].shape[0] > 0:
+            why = first_derivatives.why_not(c.kind, c.wanted, tensors[0].device)
+            autograd.slow_derivative(c.kind.op or c.kind.name, why)
         outs = _tile_by_tile(c, tensors, stored)
     if c.wanted:
         like = c.completed(tensors)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ..._torch import library
+from ..._torch import backend, library
 from . import pair_kernels
 from .moments import CONSTANTS, PER_ATOM, MomentKind, half_square
 
@@ -34,6 +35,15 @@ def kernels(kind: MomentKind, wanted: Sequence[Sequence[int]]) -> list:
     if len(wanted) == 2 and all(len(inputs) <= j < ends for j in wanted[1]):
         return [pair_kernels.pair_jvp]
     return []
+
+
+def why_not(kind: MomentKind, wanted: Sequence[Sequence[int]], device: torch.device) -> str:
+    """Why no kernel computes a contraction."""
+    if kind.name not in pair_kernels.KINDS_OF_DERIVATIVES:
+        return "this op has no kernels of derivatives"
+    if not kernels(kind, wanted):
+        return "only first derivatives have kernels, and the second ones of log_prob in x"
+    return backend.why_not(device) or "this device has no kernels of derivatives"
 
 
 def _is_constant(kind: MomentKind, j: int) -> bool:

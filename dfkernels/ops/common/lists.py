@@ -33,7 +33,6 @@ def define(
     fake: Callable,
     differentiable: Callable,
     cuda: Callable,
-    fast: str,
     fused_vjp: Callable | None = None,
     density: bool = False,
 ):
@@ -46,7 +45,6 @@ def define(
             two arguments.
         differentiable: As in `library.define`, for both: its last two arguments are None or left
             out where there are no lists.
-        fast: As in `library.define`.
         fused_vjp: As in `library.define`; it hands lists on with the other arguments.
         density: Whether the first result is a log-density.
 
@@ -99,7 +97,6 @@ def define(
         cuda=choice(by_clouds(cuda), by_rows),
         differentiable=by_clouds(differentiable),
         fused_vjp=fused_vjp,
-        fast=fast,
         batch=batched,
     )
     together = batching.folded(op, per_atom=PER_ATOM)

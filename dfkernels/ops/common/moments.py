@@ -52,12 +52,14 @@ class MomentKind:
             number of tensors [B, ...].
         shapes: (x, *own), the shapes of these sums.
         own: Names of the kind's own tensors, per query.
+        op: The op that messages name, where that is not the kind's name.
     """
 
     name: str
     sums: Callable[..., tuple[Tensor, ...]]
     shapes: Callable[..., tuple[Shape, ...]]
     own: tuple[str, ...] = ()
+    op: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ KIND = moments.register(
         name="dense",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, (*x.shape, x.shape[1])),
+        op="fisher_dense",
     )
 )
 
@@ -55,7 +56,6 @@ op = lists.define(
     fake=_fake,
     cuda=library.in_triton(__name__),
     differentiable=_differentiable,
-    fast="none of this op; that of fisher_matvec with respect to v",
 )
 
 

@@ -30,6 +30,7 @@ KIND = moments.register(
         name="diagonal",
         sums=_sums,
         shapes=lambda x: (x.shape[:1], x.shape, x.shape),
+        op="fisher_diagonal",
     )
 )
 
@@ -54,7 +55,6 @@ op = lists.define(
     fake=_fake,
     cuda=library.in_triton(__name__),
     differentiable=_differentiable,
-    fast="none of this op; that of fisher_matvec with respect to v",
 )
 
 

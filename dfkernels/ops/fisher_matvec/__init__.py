@@ -37,6 +37,7 @@ KIND = moments.register(
         sums=_sums,
         shapes=lambda x, v: (x.shape[:1], x.shape, v.shape),
         own=("v",),
+        op="fisher_matvec",
     )
 )
 
@@ -81,7 +82,6 @@ def _define(name: str, differentiable: Callable, fisher: bool):
         cuda=library.in_triton(__name__, fisher=fisher),
         differentiable=differentiable,
         fused_vjp=_symmetric(name),
-        fast="in reverse mode, that with respect to v alone",
     )
 
 

@@ -79,7 +79,8 @@ def _finish(z: Inputs, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, 
     return log_prob, z.reference + delta, trace, weight * weight / weight_square
 
 
-def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+def from_sums(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    """The op in differentiable form."""
     stored = Stored(scale, offset, atoms, counts)
     return _finish(*about_mean(KIND, x, y, alpha, sigma, log_prior, stored))
 
@@ -146,9 +147,8 @@ op = lists.define(
     fallback=_fallback,
     fake=_fake,
     cuda=library.in_triton(__name__),
-    differentiable=_differentiable,
+    differentiable=from_sums,
     fused_vjp=_fused_vjp,
-    fast="in reverse mode, those of log_prob and mean with respect to x alone",
     density=True,
 )
 
