@@ -6,7 +6,7 @@
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
 #include "simd/pair_atoms.h"
-#include "simd/pair_sweep.h"
+#include "simd/pair_sweep_expanded.h"
 #include "simd/sweep_expanded.h"
 #include "simd/sweep_lists.h"
 #include "simd/sweep_small_d.h"
@@ -25,6 +25,23 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
   if (p.listed_by) return ListSweep<T>(p, m, s, b0, b1).run(n0, n1);
   if (p.d <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
   return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
+}
+
+template <class T, template <class, class> class Sweep>
+int pair_sums_by(int64_t most_atoms, const Problem<T>& p, const PairArguments<T>& a,
+                 const PairOutput<T>& out, int64_t s, int64_t b0, int64_t b1, int64_t n0,
+                 int64_t n1) {
+  PairSums<T> sums(p, a, out, s, b0, b1 - b0, most_atoms);
+  if (!sums.ok()) return out_of_memory;
+  return Sweep<T, PairSums<T>>(p, a, sums, out.stride, b0, b1 - b0).run(n0, n1);
+}
+template <class T>
+int pair_sums(const Problem<T>& p, const PairArguments<T>& a, const PairOutput<T>& out, int64_t s,
+              int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  if (p.listed_by)
+    return pair_sums_by<T, PairListSweep>(pair_list_atoms, p, a, out, s, b0, b1, n0, n1);
+  return pair_sums_by<T, PairExpandedSweep>(ExpandedTiles<T>::tile_rows(out.stride, b1 - b0), p, a,
+                                            out, s, b0, b1, n0, n1);
 }
 
 double exp_rate(int64_t repeats) {

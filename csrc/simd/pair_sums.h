@@ -60,12 +60,6 @@ class PairSums {
       }
     }
   }
-  // Multiplies the weights of query i by `by`.
-  void scale(int64_t i, double by) {
-    double *const scalars = scalars_out(i), *const vectors = vectors_out(i);
-    for (int64_t k = 0; k < out_.scalar_count; ++k) scalars[k] *= k == 2 ? by * by : by;
-    for (int64_t k = 0; k < size(); ++k) vectors[k] *= by;
-  }
 
  private:
   int64_t size() const { return out_.rows * out_.stride; }

@@ -154,6 +154,9 @@ class PairDifferences {
   const T** picked_row_;
 };
 
+// How many atoms a list's sweep takes at once.
+inline constexpr int64_t pair_list_atoms = 64;
+
 // The sweep that evaluates every atom of a list, or all atoms, by differences.
 template <class T, class Sink>
 class PairListSweep : private PairDifferences<T, Sink> {
@@ -164,14 +167,13 @@ class PairListSweep : private PairDifferences<T, Sink> {
  public:
   PairListSweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w, int64_t b0,
                 int64_t B)
-      : Base(p, a, sink, w, b0, B, most_atoms),
+      : Base(p, a, sink, w, b0, B, pair_list_atoms),
         in_place_(rows_in_place(p)),
         tile_scratch_(Arena::bytes<T>(in_place_ ? 0 : tile_ * w_) + Arena::bytes<const T*>(tile_)) {
     if (!tile_scratch_.ok()) return;
     rows_ = tile_scratch_.template take<T>(in_place_ ? 0 : tile_ * w_);
     row_ = tile_scratch_.template take<const T*>(tile_);
   }
-  static constexpr int64_t most_atoms = 64;
 
   int run(int64_t n0, int64_t n1) {
     if (!tile_scratch_.ok() || !Base::ok()) return out_of_memory;
@@ -218,14 +220,5 @@ class PairListSweep : private PairDifferences<T, Sink> {
   T* rows_;
   const T** row_;
 };
-
-template <class T>
-int pair_sums(const Problem<T>& p, const PairArguments<T>& a, const PairOutput<T>& out, int64_t s,
-              int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
-  using Sweep = PairListSweep<T, PairSums<T>>;
-  PairSums<T> sums(p, a, out, s, b0, b1 - b0, Sweep::most_atoms);
-  if (!sums.ok()) return out_of_memory;
-  return Sweep(p, a, sums, out.stride, b0, b1 - b0).run(n0, n1);
-}
 
 }  // namespace

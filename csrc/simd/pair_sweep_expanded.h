@@ -1,0 +1,186 @@
+// The sweep with given shift and reference for d above a few vectors. For every query and tile:
+//   * Expanded logits show that all atoms are negligible: nothing is done.
+//   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink as it
+//     is, about the centre, with all such queries; expanded logits are used as they are, or those
+//     by differences in less noise.
+//   * Otherwise the atoms that the expanded logits cannot exclude, as a rule few, are evaluated by
+//     differences (pair_sweep.h).
+#pragma once
+#include "simd/expanded_tiles.h"
+#include "simd/pair_sweep.h"
+
+namespace {
+
+template <class T, class Sink>
+class PairExpandedSweep : private PairDifferences<T, Sink> {
+  using Base = PairDifferences<T, Sink>;
+  using Base::p_, Base::a_, Base::sink_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
+      Base::shift_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_;
+
+ public:
+  PairExpandedSweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w,
+                    int64_t b0, int64_t B)
+      : Base(p, a, sink, w, b0, B, ExpandedTiles<T>::tile_rows(w, B)),
+        tiles_(p, w, b0, B),
+        by_cols_(B >= 2 * tile_queries),
+        tile_scratch_(room()) {
+    if (!ok()) return;
+    const PairForms<T>& forms = sink.forms();
+    const int64_t size = tile_ * (w + W<T>), cols = by_cols_ ? tile_ * w : 0;
+    squares_ = tile_scratch_.template take<T>(forms.needs_squares() ? size : 0);
+    square_cols_ = tile_scratch_.template take<T>(forms.needs_squares() ? cols : 0);
+    tangents_ = tile_scratch_.template take<T>(forms.needs_tangents() ? size : 0);
+    tangent_cols_ = tile_scratch_.template take<T>(forms.needs_tangents() ? cols : 0);
+    products_ = tile_scratch_.template take<T>(forms.needs_products() ? size : 0);
+    along_ = tile_scratch_.template take<T>(tile_);
+    log_pi_tangent_ = tile_scratch_.template take<T>(tile_);
+    atoms_ = tile_scratch_.template take<int64_t>(tile_);
+    for (int64_t i = 0; i < B; ++i) tiles_.set_query(i, Base::batch_index(i), raw_x_ + i * w);
+  }
+
+  int run(int64_t n0, int64_t n1) {
+    if (!ok()) return out_of_memory;
+    int64_t visited = 0;
+    for (int64_t i = n0; i < n1; i += tile_) {
+      const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      Tile<T> tile;
+      if (!tiles_.load(i, n, tile, [](const T*, T) {})) return non_finite_atom;
+      sink_.begin(i, n);
+      prepared_ = false;
+      for (int64_t q = 0; q < B_; q += tile_queries) {
+        if (q) tiles_.dot_products(tile, q);
+        visit(tile, q, tiles_.group_size(q));
+      }
+      if (++visited % 16 == 0) sink_.flush();
+    }
+    sink_.flush();
+    return dfk::ok;
+  }
+
+ private:
+  bool ok() const { return tiles_.ok() && tile_scratch_.ok() && Base::ok(); }
+  size_t room() const {
+    const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
+    return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(by_cols_ ? tile_ * w_ : 0) + 2 * t(tile_) +
+           Arena::bytes<int64_t>(tile_);
+  }
+
+  void visit(const Tile<T>& t, int64_t q, int64_t count) {
+    int64_t active[tile_queries], again[tile_queries], n_active = 0, n_again = 0;
+    const T* weight[tile_queries];
+    for (int64_t i = 0; i < count; ++i) {
+      const Query<T>& query = tiles_.query(q + i);
+      T* const l = tiles_.logits(i);
+      if (!expands(query, t.largest_norm)) {
+        pick(t, q + i, nullptr, 0);
+        continue;
+      }
+      const double largest = tiles_.finish_logits(t, query, l), error = tiles_.error(t, query),
+                   constant = query.constant - shift_[q + i];
+      if (!(largest + constant + error >= -gap_)) continue;
+      const double z = query.atom_factor * t.largest_norm;
+      const bool about_centre = z <= kind_of(p_).centre_limit * p_.d &&
+                                tiles_.crowded(t, l, T(-gap_ - constant));
+      if (about_centre && z - query.constant <= expanded_limit * p_.d) {
+        weigh(t, l, constant);
+        weight[n_active] = l, active[n_active++] = q + i;
+      } else if (about_centre) {
+        again[n_again++] = q + i;
+      } else {
+        pick(t, q + i, l, -gap_ - error - constant);
+      }
+    }
+    if (n_again) tiles_.logits_by_differences(t, q, n_again, again, raw_x_);
+    for (int64_t i = 0; i < n_again; ++i) {
+      T* const l = tiles_.logits(again[i] - q);
+      weigh(t, l, -shift_[again[i]]);
+      weight[n_active] = l, active[n_active++] = again[i];
+    }
+    if (n_active) add(t, n_active, active, weight);
+  }
+
+  // Makes weights of logits, which lack a constant, in place.
+  static void weigh(const Tile<T>& t, T* l, double constant) {
+    const T rounded = T(constant), rest = T(__builtin_exp(constant - double(rounded)));
+    for (int64_t j = 0; j < t.padded; j += W<T>)
+      store<T>(l + j, rest * vexp(::load(l + j) + rounded));
+  }
+
+  // Adds by differences the atoms whose logits are at least so much; all if there are none.
+  void pick(const Tile<T>& t, int64_t i, const T* l, double least) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < t.n; ++j) {
+      if (l ? !(l[j] >= least) : !(t.log_prior[j] > -T(__builtin_inf()))) continue;
+      picked_row_[n] = t.raw.at + j * t.raw.ld;
+      picked_log_prior_[n] = t.log_prior[j];
+      picked_atom_[n++] = row_of(p_, t.start + j);
+    }
+    if (n) Base::add_by_differences(i, n);
+  }
+
+  void add(const Tile<T>& t, int64_t count, const int64_t* queries, const T* const* weight) {
+    if (!prepared_) prepare(t);
+    prepared_ = true;
+    const PairForms<T>& forms = sink_.forms();
+    const auto matrix = [&](bool needed, T* rows, T* cols) {
+      return Matrix<T>{{needed ? rows : nullptr, w_ + W<T>}, needed && by_cols_ ? cols : nullptr};
+    };
+    sink_.add(PairTile<T>{
+        .count = count,
+        .queries = queries,
+        .weight = weight,
+        .about_centre = true,
+        .n = t.n,
+        .padded = t.padded,
+        .width = w_,
+        .t = {t.rows, t.cols},
+        .squares = matrix(forms.needs_squares(), squares_, square_cols_),
+        .tangents = matrix(forms.needs_tangents(), tangents_, tangent_cols_),
+        .products = matrix(forms.needs_products(), products_, nullptr),
+        .norm = t.norm,
+        .along = along_,
+        .log_pi_tangent = a_.dlog_pi ? log_pi_tangent_ : nullptr,
+        .atoms = atoms_});
+  }
+
+  // All that the queries' tiles share beside t.
+  void prepare(const Tile<T>& t) {
+    const PairForms<T>& forms = sink_.forms();
+    const int64_t ld = w_ + W<T>;
+    for (int64_t j = 0; j < t.n; ++j) {
+      const T* const row = t.rows.at + j * t.rows.ld;
+      atoms_[j] = row_of(p_, t.start + j);
+      if (a_.dlog_pi) log_pi_tangent_[j] = a_.dlog_pi[atoms_[j]];
+      if (forms.needs_squares())
+        for (int64_t k = 0; k < w_; k += W<T>)
+          store<T>(squares_ + j * ld + k, ::load(row + k) * ::load(row + k));
+      if (!forms.needs_tangents()) continue;
+      T* const dy = tangents_ + j * ld;
+      read_tangent(p_, a_, atoms_[j], w_, dy);
+      Vec<T> along{};
+      for (int64_t k = 0; k < w_; k += W<T>) {
+        const Vec<T> product = ::load(row + k) * ::load(dy + k);
+        along += product;
+        if (forms.needs_products()) store<T>(products_ + j * ld + k, product);
+      }
+      along_[j] = T(total<T>(along));
+    }
+    for (int64_t j = t.n; j < t.padded; ++j) along_[j] = log_pi_tangent_[j] = 0;
+    if (!by_cols_) return;
+    if (forms.needs_squares())
+      for (int64_t k = 0; k < w_ * t.padded; k += W<T>)
+        store<T>(square_cols_ + k, ::load(t.cols + k) * ::load(t.cols + k));
+    if (forms.needs_tangents())
+      transpose(Rows<T>{tangents_, ld}, t.n, w_, tangent_cols_, t.padded);
+  }
+
+  ExpandedTiles<T> tiles_;
+  const bool by_cols_;
+  Arena tile_scratch_;
+  bool prepared_ = false;
+  T *squares_, *square_cols_, *tangents_, *tangent_cols_, *products_;
+  T *along_, *log_pi_tangent_;
+  int64_t* atoms_;
+};
+
+}  // namespace
