@@ -7,6 +7,7 @@
 #include "simd/log_prior.h"
 #include "simd/pair_atoms.h"
 #include "simd/pair_sweep_expanded.h"
+#include "simd/pair_sweep_small_d.h"
 #include "simd/sweep_expanded.h"
 #include "simd/sweep_lists.h"
 #include "simd/sweep_small_d.h"
@@ -40,6 +41,8 @@ int pair_sums(const Problem<T>& p, const PairArguments<T>& a, const PairOutput<T
               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
   if (p.listed_by)
     return pair_sums_by<T, PairListSweep>(pair_list_atoms, p, a, out, s, b0, b1, n0, n1);
+  if (p.d <= small_d)
+    return pair_sums_by<T, PairSmallDSweep>(pair_small_d_atoms, p, a, out, s, b0, b1, n0, n1);
   return pair_sums_by<T, PairExpandedSweep>(ExpandedTiles<T>::tile_rows(out.stride, b1 - b0), p, a,
                                             out, s, b0, b1, n0, n1);
 }
