@@ -289,14 +289,14 @@ class PairAtoms {
 
 template <class T>
 int64_t pair_atoms_tile(const Problem<T>&) {
-  return PairListSweep<T, PairAtoms<T>>::most_atoms;
+  return pair_list_atoms;
 }
 template <class T>
 int pair_atoms(const Problem<T>& p, const PairArguments<T>& a, const AtomGradients<T>& out,
                int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
   using Sweep = PairListSweep<T, PairAtoms<T>>;
   const int64_t w = round_up(p.d, W<T>);
-  PairAtoms<T> gradients(p, a, out, w, b0, b1 - b0, Sweep::most_atoms);
+  PairAtoms<T> gradients(p, a, out, w, b0, b1 - b0, pair_list_atoms);
   if (!gradients.ok()) return out_of_memory;
   return Sweep(p, a, gradients, w, b0, b1 - b0).run(n0, n1);
 }
