@@ -33,7 +33,8 @@ def shown(row: dict) -> str:
     return (
         f"{row['case']:12s} {row['output']:15s} {row['argument']:9s} {row['mode']:7s}"
         f" {float(row['dfkernels_ms']):9.2f} ms {float(row['passes']):7.2f} passes"
-        f" {float(row['speedup']):6.2f} x autograd, error {row['error']} ({peers})"
+        f" ({float(row['whole_passes']):.2f} in all) {float(row['speedup']):6.2f} x autograd"
+        f" ({float(row['speedup_alone']):.2f} alone), error {row['error']} ({peers})"
         f" {', '.join(misses(row))}"
     ).rstrip()
 
@@ -56,7 +57,8 @@ def summary(rows: list[dict]) -> list[str]:
         passes, faster = numbers(part, "passes"), numbers(part, "speedup")
         lines.append(
             f"{mode}, in {argument}: {geometric_mean(passes):.2f} passes (most {max(passes):.2f}),"
-            f" {geometric_mean(faster):.2f} x autograd (least {min(faster):.2f})"
+            f" {geometric_mean(faster):.2f} x autograd (least {min(faster):.2f};"
+            f" alone {geometric_mean(numbers(part, 'speedup_alone')):.2f})"
         )
     for what in ("passes", "slower than autograd", "error"):
         lines.append(f"{what}: {sum(what in misses(r) for r in rows)} of {len(rows)} rows miss")
@@ -64,7 +66,7 @@ def summary(rows: list[dict]) -> list[str]:
 
 
 def cost(row: dict) -> str:
-    """Passes, and how many times as fast as autograd."""
+    """Passes of the derivative, and how many times as fast as autograd it and the result are."""
     passes, faster = float(row["passes"]), float(row["speedup"])
     return f"{passes:.{1 if passes >= 0.1 else 2}f} ({faster:.{0 if faster >= 10 else 1}f})"
 
@@ -117,7 +119,8 @@ def markdown(found: dict[str, list[dict]]) -> str:
     r = first[0]
     lines = [
         f"B = {r['B']}, N = {int(r['N']):,}, d = {r['d']}, σ = {r['sigma']}, float32; "
-        f"{machine.text(r)}, {r['date']}. Passes (times as fast as autograd through the GEMM form):"
+        f"{machine.text(r)}, {r['date']}. Passes for the derivative; in brackets, how many times "
+        "as fast as autograd through the GEMM form it is together with the result:"
     ]
     for mode in dict.fromkeys(r["mode"] for r in first):
         lines += ["", grid(first, mode)]
@@ -137,6 +140,6 @@ def in_short(found: dict[str, list[dict]]) -> str:
         f"A first derivative of any output in any argument, reverse or forward, costs"
         f" {geometric_mean(passes):.1f} passes of `posterior` in the geometric mean, at most"
         f" {most[0]:.1f} (in `y` {most[1]:.1f}), and is **{geometric_mean(faster):.1f}**"
-        f" ({min(faster):.1f} to {max(faster):.0f}) times as fast as PyTorch's autograd through the"
-        f" matrix products. {machine.text(rows[0])}, {rows[0]['date']}."
+        f" ({min(faster):.1f} to {max(faster):.0f}) times as fast, with the result, as PyTorch's"
+        f" autograd through matrix products. {machine.text(rows[0])}, {rows[0]['date']}."
     )

@@ -29,7 +29,9 @@ ROW = {
     "mode": "reverse",
     "dfkernels_ms": "3",
     "passes": "1.5",
+    "whole_passes": "2.5",
     "speedup": "20",
+    "speedup_alone": "10",
     "error": "1e-06",
     "gemm_error": "1e-06",
     "difference_error": "",
@@ -83,6 +85,8 @@ def test_part_of_it_writes_the_file_asked_for_and_no_document(tmp_path, monkeypa
         ours, whole = float(row["dfkernels_ms"]), float(row["posterior_ms"])
         assert float(row["passes"]) == pytest.approx(ours / whole, rel=0.1)
         assert (row["dfkernels_forward_ms"] != "") == (row["mode"] == "reverse")
+        before = float(row["dfkernels_forward_ms"] or 0)
+        assert float(row["whole_passes"]) == pytest.approx((ours + before) / whole, rel=0.1)
         assert row["cpu"] and row["isa"] and row["threads"] == threads
     assert "of 6 rows miss" in capsys.readouterr().out
 
