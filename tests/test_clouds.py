@@ -253,3 +253,159 @@ def test_derivatives(op, shared):
     for got, want in zip((*grads[0], along[0]), (*grads[1], along[1]), strict=True):
         assert got.shape == want.shape
         assert float((got - want).abs().max()) <= 1e-11 * (1 + float(want.abs().max()))
+
+
+def public(op, event, seed=0):
+    """Arguments of a public function for G data sets."""
+    args = {
+        "x": normal(G, B, *event, seed=seed),
+        "y": normal(G, N, *event, seed=seed + 1),
+        "v": normal(G, B, *event, seed=seed + 2),
+        "alpha": normal(G, B, seed=seed + 3),
+        "sigma": normal(G, B, seed=seed + 4).abs() + 0.3,
+        "log_prior": normal(G, N, seed=seed + 5).double(),
+    }
+    return {k: a for k, a in args.items() if k in ORDER[op]}
+
+
+def apart(op, args, **options):
+    """A call per data set."""
+    calls = []
+    for g in range(G):
+        out = getattr(ops, op)(*[a[g] for a in args.values()], **options)
+        calls.append(out if isinstance(out, tuple) else (out,))
+    return tuple(map(torch.stack, zip(*calls, strict=True)))
+
+
+@pytest.mark.parametrize("event", [(), (3,), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize("op", DATA_OPS)
+def test_batched(op, event):
+    args = public(op, event)
+    out = getattr(ops, op)(*args.values(), batched=True)
+    got = out if isinstance(out, tuple) else (out,)
+    want = apart(op, args)
+    same_bits(got, want)
+    per_cloud = args | {"alpha": args["alpha"][:, :1]}
+    expanded = args | {"alpha": args["alpha"][:, :1].expand(G, B)}
+    out = getattr(ops, op)(*per_cloud.values(), batched=True)
+    same_bits(out if isinstance(out, tuple) else (out,), apart(op, expanded))
+    stored = args | {"y": (args["y"] * 20 + 90).to(torch.uint8), "alpha": 0.5}
+    out = getattr(ops, op)(*stored.values(), scale=0.05, offset=-4.5, batched=True)
+    stored["alpha"] = torch.full((G,), 0.5)
+    same_bits(out if isinstance(out, tuple) else (out,), apart(op, stored, scale=0.05, offset=-4.5))
+
+
+def test_batched_vectors_and_what_all_data_sets_share():
+    args = public("fisher_matvec", (2, 2))
+    args["v"] = normal(G, B, K, 2, 2)
+    got = ops.fisher_matvec(*args.values(), batched=True)
+    same_bits((got,), apart("fisher_matvec", args))
+    shared = args | {"y": args["y"][0], "log_prior": args["log_prior"][0]}
+    whole = shared | {
+        "y": shared["y"].expand(G, N, 2, 2),
+        "log_prior": shared["log_prior"].expand(G, N),
+    }
+    for names in (["y"], ["log_prior"], ["y", "log_prior"]):
+        some = args | {k: shared[k] for k in names}
+        want = args | {k: whole[k] for k in names}
+        got = ops.fisher_matvec(*some.values(), batched=True)
+        same_bits((got,), apart("fisher_matvec", want))
+
+
+def test_score_and_eps_of_a_batched_call():
+    args = public("posterior", (3,))
+    x, _, alpha, sigma, _ = args.values()
+    got = ops.posterior(*args.values(), batched=True)
+    for name in ("score", "eps"):
+        want = [
+            getattr(ops.posterior(*[a[g] for a in args.values()]), name)(x[g], alpha[g], sigma[g])
+            for g in range(G)
+        ]
+        same_bits((getattr(got, name)(x, alpha, sigma),), (torch.stack(want),))
+
+
+def test_batched_without_data_sets_or_queries():
+    for shape in ((0, 4), (3, 0)):
+        p = ops.posterior(normal(*shape, 2), normal(shape[0], N, 2), 1.0, 0.5, batched=True)
+        assert p.log_prob.shape == shape and p.mean.shape == (*shape, 2)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": normal(5)}, "x: expected shape [G, B, ...] with batched=True, got [5]"),
+        (
+            {"y": normal(2, N, 3)},
+            "y: expected shape [3, N, 3] or [N, 3] to go with x of shape [3, 4, 3], got [2, 70, 3]",
+        ),
+        (
+            {"y": normal(G, N, 2)},
+            "y: expected shape [3, N, 3] or [N, 3] to go with x of shape [3, 4, 3], got [3, 70, 2]",
+        ),
+        ({"y": normal(G, 0, 3)}, "y: expected at least one atom, got shape [3, 0, 3]"),
+        (
+            {"log_prior": normal(N, G)},
+            "log_prior: expected shape [70] or [3, 70] to go with the atoms and the clouds, "
+            "got [70, 3]",
+        ),
+        (
+            {"alpha": torch.ones(G)},
+            "alpha: expected a number, shape [], [3, 4] or [3, 1] to go with x of shape [3, 4, 3], "
+            "got [3]",
+        ),
+        (
+            {"sigma": torch.tensor([[1.0], [1.0], [0.0]])},
+            "sigma: expected finite values > 0, got 0.0 at index [2, 0]",
+        ),
+        (
+            {"y": torch.where(torch.arange(G * N * 3).reshape(G, N, 3) == 250, math.nan, 1.0)},
+            "y: expected finite values, got nan at index [1, 13, 1]",
+        ),
+        (
+            {"v": normal(G, B, 2)},
+            "v: expected shape [3, 4, 3] or [3, 4, K, 3], got [3, 4, 2]",
+        ),
+        (
+            {"atoms": torch.zeros(3).long(), "counts": torch.ones(3).long()},
+            "atoms: expected None with batched=True, got a tensor",
+        ),
+        ({"batched": 2}, "batched: expected False or True, got 2"),
+    ],
+)
+def test_batched_refuses(change, message):
+    args = public("fisher_matvec", (3,)) | {"batched": True} | change
+    with pytest.raises(ValueError) as caught:
+        ops.fisher_matvec(**args)
+    assert str(caught.value) == message
+
+
+def test_what_a_masked_atom_of_one_data_set_holds():
+    args = public("posterior", (3,))
+    args["y"][1, 7] = math.nan
+    args["log_prior"][1, 7] = -math.inf
+    same_bits(ops.posterior(*args.values(), batched=True), apart("posterior", args))
+
+
+@pytest.mark.slow
+def test_compiled_with_derivatives():
+    args = public("posterior", (3,))
+    x, y, alpha, sigma, prior = (a.double() for a in args.values())
+
+    def f(x, y):
+        p = ops.posterior(x, y, alpha, sigma, prior, batched=True)
+        return (torch.sin(p.mean).sum(), p.log_prob.sum())
+
+    def mapped(x, y):
+        p = vmap(ops.posterior)(x, y, alpha, sigma, prior)
+        return (torch.sin(p.mean).sum(), p.log_prob.sum())
+
+    results = []
+    for function in (f, mapped, torch.compile(f, backend="aot_eager", fullgraph=True)):
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        values = function(a, b)
+        results.append([*values, *torch.autograd.grad(sum(values), (a, b))])
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            assert float((got - want).detach().abs().max()) <= 1e-12 * (
+                1 + float(want.detach().abs().max())
+            )

@@ -133,27 +133,31 @@ def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)
 
 
-def alpha(value: Level, x: Tensor) -> Tensor:
+def alpha(value: Level, x: Tensor, batched: bool = False) -> Tensor:
     """alpha for queries x [B, *E], as [B] in x's dtype: see `per_query`."""
-    return per_query("alpha", value, x)
+    return per_query("alpha", value, x, batched=batched)
 
 
-def sigma(value: Level, x: Tensor) -> Tensor:
+def sigma(value: Level, x: Tensor, batched: bool = False) -> Tensor:
     """sigma > 0 for queries x [B, *E], as [B] in x's dtype: see `per_query`.
 
     A number that is not positive is refused here, except inside a compiled graph. There, and inside
     a tensor, the kernels refuse it.
     """
-    return per_query("sigma", value, x, positive=True)
+    return per_query("sigma", value, x, positive=True, batched=batched)
 
 
-def per_query(name: str, value: Any, x: Tensor, positive: bool = False) -> Tensor:
+def per_query(
+    name: str, value: Any, x: Tensor, positive: bool = False, batched: bool = False
+) -> Tensor:
     """One number for each query x [B, *E], as [B] in x's dtype: a number of any library, a tensor
-    or NumPy array, 0-d or [B].
+    or NumPy array, 0-d or [B]. Batched, for x [G, B, *E]: as [G * B], from 0-d, [G, B] or [G, 1].
 
     Raises TypeError or ValueError naming the argument; for a number also where it is not finite, or
     not positive, in x's dtype.
     """
+    if batched:
+        value, x = _per_cloud(name, value, x), x.flatten(0, 1)
     if isinstance(value, Tensor):
         return _per_query_tensor(name, value, x)
     if torch.compiler.is_compiling() and not isinstance(value, (bool, str)):
@@ -167,6 +171,26 @@ def per_query(name: str, value: Any, x: Tensor, positive: bool = False) -> Tenso
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise _type(name, "a number or a tensor", _kind(value))
     return x.new_full((x.shape[0],), _in_range(name, value, x.dtype, positive))
+
+
+def _per_cloud(name: str, value: Any, x: Tensor) -> Any:
+    """A tensor or array of numbers for queries x [G, B, *E] as a tensor [G * B]; a number as it
+    is."""
+    if not getattr(value, "ndim", 0):
+        return value
+    if not isinstance(value, Tensor):
+        if torch.compiler.is_compiling():
+            value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+        else:
+            value = of_numpy(name, value).to(x.device)
+    tensor(name, value)
+    G, B = x.shape[:2]
+    if value.shape not in ((G, B), (G, 1)):
+        expected = f"a number, shape [], {_shape([G, B])} or {_shape([G, 1])}"
+        raise mismatch(
+            name, f"{expected} to go with x of shape {_shape(x.shape)}", _shape(value.shape)
+        )
+    return value.expand(G, B).reshape(G * B)
 
 
 def _per_query_tensor(name: str, a: Tensor, x: Tensor) -> Tensor:
@@ -296,20 +320,38 @@ def points(
     log_prior: Tensor | None,
     scale: float,
     offset: float,
+    batched: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, float, float]:
-    """The arguments that every op over a data set shares, checked, flat and expanded."""
-    flat = query("x", x)
-    y = _atoms(x, y)
+    """The arguments that every op over a data set shares, checked, flat and expanded. Batched, x
+    [G, B, *E] becomes [G * B, d], y [G, N, *E] becomes [G, N, d]."""
+    choice("batched", batched, (False, True))
+    flat = query("x", _queries_of_clouds(x) if batched else x)
+    y = _atoms(x, y, batched)
     if log_prior is not None:
-        log_prior = _log_prior(x, y, log_prior)
+        log_prior = _log_prior(x, y, log_prior, batched)
     if not (type(scale) is type(offset) is float and scale == 1.0 and offset == 0.0):
         scale, offset = constant("scale", scale), constant("offset", offset)
-    levels = alpha(alpha_level, x), sigma(sigma_level, x)
+    levels = alpha(alpha_level, x, batched), sigma(sigma_level, x, batched)
     return flat, y, *levels, log_prior, scale, offset
 
 
-def _atoms(x: Tensor, y: Tensor) -> Tensor:
-    """Atoms [N, *E] beside queries x [B, *E], as flat [N, d]."""
+def _queries_of_clouds(x: Tensor) -> Tensor:
+    """Queries [G, B, *E] as [G * B, *E]."""
+    tensor("x", x)
+    if x.dim() < 2:
+        raise mismatch("x", "shape [G, B, ...] with batched=True", _shape(x.shape))
+    return x.flatten(0, 1)
+
+
+def given_levels(alpha_level: object, sigma_level: object, batched: bool) -> dict[str, Tensor]:
+    """For `diagnosis.call`: the levels of a batched call, whose indices are the caller's."""
+    given = {"alpha": alpha_level, "sigma": sigma_level}
+    return {k: a for k, a in given.items() if batched and isinstance(a, Tensor) and a.dim() > 0}
+
+
+def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
+    """Atoms [N, *E] beside queries x [B, *E], as flat [N, d]. Batched, beside x [G, B, *E], those
+    of each cloud as well, [G, N, *E] as [G, N, d]."""
     tensor("y", y)
     if (
         y.dtype != x.dtype
@@ -321,27 +363,38 @@ def _atoms(x: Tensor, y: Tensor) -> Tensor:
                 "y: expected float32 or narrower to go with float32 x, got float64: convert x or y"
             )
         raise _type("y", "float64, float32, float16, bfloat16 or uint8", _dtype(y))
-    if y.dim() == 0 or y.shape[1:] != x.shape[1:]:
+    event = x.shape[1 + batched :]
+    many = batched and y.dim() == x.dim()
+    if (
+        y.dim() != 1 + many + len(event)
+        or y.shape[1 + many :] != event
+        or (many and y.shape[0] != x.shape[0])
+    ):
+        expected = _shape(["N", *event])
+        if batched:
+            expected = f"{_shape([x.shape[0], 'N', *event])} or {expected}"
         raise mismatch(
-            "y",
-            f"shape {_shape(['N', *x.shape[1:]])} to go with x of shape {_shape(x.shape)}",
-            _shape(y.shape),
+            "y", f"shape {expected} to go with x of shape {_shape(x.shape)}", _shape(y.shape)
         )
-    if y.shape[0] == 0:
+    if y.shape[many] == 0:
         raise mismatch("y", "at least one atom", f"shape {_shape(y.shape)}")
-    d = math.prod(x.shape[1:])
+    d = math.prod(event)
     if d == 0:
         raise mismatch("x", "at least one number per query", f"shape {_shape(x.shape)}")
     if y.device != x.device:
         raise mismatch("y", f"device {x.device} like x", y.device)
-    return y if y.dim() == 2 else y.reshape(y.shape[0], d)
+    return y if y.dim() == 2 + many else y.reshape(*y.shape[: 1 + many], d)
 
 
-def _log_prior(x: Tensor, y: Tensor, log_prior: Tensor) -> Tensor:
-    """Log weights [N], in x's dtype."""
+def _log_prior(x: Tensor, y: Tensor, log_prior: Tensor, batched: bool) -> Tensor:
+    """Log weights [N] in x's dtype, for flat atoms y. Batched, those of each cloud as well,
+    [G, N]."""
     tensor("log_prior", log_prior)
-    if log_prior.shape != y.shape[:1]:
-        expected = f"shape [{y.shape[0]}], one entry per atom"
+    N = y.shape[-2]
+    if log_prior.shape != (N,) and not (batched and log_prior.shape == (x.shape[0], N)):
+        expected = f"shape [{N}], one entry per atom"
+        if batched:
+            expected = f"shape [{N}] or [{x.shape[0]}, {N}] to go with the atoms and the clouds"
         raise mismatch("log_prior", expected, _shape(log_prior.shape))
     if not log_prior.dtype.is_floating_point:
         raise _type("log_prior", "a floating dtype", _dtype(log_prior))
@@ -355,23 +408,29 @@ def _narrowed(log_prior: Tensor, dtype: torch.dtype) -> Tensor:
     in float32 a large one would cost the digits of what differs.
     """
     if log_prior.dtype.itemsize > dtype.itemsize:
-        largest = log_prior.detach().amax()
+        largest = log_prior.detach().amax(-1, keepdim=True)
         log_prior = log_prior - torch.where(torch.isfinite(largest), largest, 0.0)
     return log_prior.to(dtype)
 
 
-def vectors(name: str, v: Tensor, other_name: str, other: Tensor, d: int) -> Tensor:
-    """Vectors [B, *E] or [B, K, *E] beside a tensor `other` [B, *E], as [B, K, d]."""
+def vectors(
+    name: str, v: Tensor, other_name: str, other: Tensor, d: int, batched: bool = False
+) -> Tensor:
+    """Vectors [B, *E] or [B, K, *E] beside a tensor `other` [B, *E], as [B, K, d]. Batched, [G, B]
+    takes the place of B, and G * B in the result."""
     tensor(name, v)
     same(name, v, other_name, other)
-    event = other.shape[1:]
+    lead, event = other.shape[: 1 + batched], other.shape[1 + batched :]
     many = v.dim() == other.dim() + 1
     if not (
-        v.shape == other.shape or (many and v.shape[0] == other.shape[0] and v.shape[2:] == event)
+        v.shape == other.shape
+        or (many and v.shape[: len(lead)] == lead and v.shape[len(lead) + 1 :] == event)
     ):
-        wide = _shape([other.shape[0], "K", *event])
+        wide = _shape([*lead, "K", *event])
         raise mismatch(name, f"shape {_shape(other.shape)} or {wide}", _shape(v.shape))
-    return v if many and v.dim() == 3 else v.reshape(v.shape[0], v.shape[1] if many else 1, d)
+    if many and v.dim() == 3 and not batched:
+        return v
+    return v.reshape(math.prod(lead), v.shape[len(lead)] if many else 1, d)
 
 
 def lists(atoms: Tensor | None, counts: Tensor | None, x: Tensor) -> None:

@@ -197,7 +197,11 @@ def _split(atoms, counts, N):
 
 
 def arguments(
-    atoms: Tensor | None, counts: Tensor | None, kept: tuple[Tensor, Tensor] | None, x: Tensor
+    atoms: Tensor | None,
+    counts: Tensor | None,
+    kept: tuple[Tensor, Tensor] | None,
+    x: Tensor,
+    batched: bool = False,
 ) -> tuple[Tensor, ...]:
     """The checked lists as an op's last arguments: (atoms, counts), or () where there are none.
 
@@ -205,6 +209,7 @@ def arguments(
         atoms, counts: As the caller of a public function gave them.
         kept: The two as one tuple, under the keyword that they had before; deprecated.
         x: The queries.
+        batched: Whether the call has many clouds, which have no lists.
 
     Raises:
         ValueError: One is given without the other, or a shape or device is wrong.
@@ -224,6 +229,9 @@ def arguments(
         atoms, counts = kept
     if atoms is None and counts is None:
         return ()
+    if batched:
+        name = "counts" if atoms is None else "atoms"
+        raise check.mismatch(name, "None with batched=True", "a tensor")
     check.lists(atoms, counts, x)
     assert atoms is not None
     assert counts is not None

@@ -71,6 +71,7 @@ def fisher_dense(
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    batched: bool = False,
 ) -> Tensor:
     """Computes the diffusion Fisher F = -Hessian of log q_t at each query as a matrix.
 
@@ -84,6 +85,8 @@ def fisher_dense(
         sigma: Noise level of each query, a number or [B], positive.
         log_prior: Log weights [N], None for uniform ones.
         scale, offset, atoms, counts, kept: See `posterior`.
+        batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
+            `posterior`.
 
     Returns:
         [B, d, d] in x's dtype, d = prod(E), symmetric up to rounding; differentiable to any order
@@ -92,6 +95,7 @@ def fisher_dense(
     Raises:
         TypeError, ValueError: As `posterior` does.
     """
-    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args += lists.arguments(atoms, counts, kept, args[0])
-    return diagnosis.call(op, args, x=x, y=y)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
+    args += lists.arguments(atoms, counts, kept, args[0], batched)
+    out = diagnosis.call(op, args, x=x, y=y, **check.given_levels(alpha, sigma, batched))
+    return out.reshape(*x.shape[:2], *out.shape[1:]) if batched else out

@@ -70,6 +70,7 @@ def fisher_diagonal(
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    batched: bool = False,
 ) -> Tensor:
     """Computes the diagonal of the diffusion Fisher F = -Hessian of log q_t at each query.
 
@@ -83,6 +84,8 @@ def fisher_diagonal(
         sigma: Noise level of each query, a number or [B], positive.
         log_prior: Log weights [N], None for uniform ones.
         scale, offset, atoms, counts, kept: See `posterior`.
+        batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
+            `posterior`.
 
     Returns:
         ``[B, *E]`` in x's dtype; differentiable to any order in every tensor, by tiled sums in
@@ -91,7 +94,7 @@ def fisher_diagonal(
     Raises:
         TypeError, ValueError: As `posterior` does.
     """
-    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args += lists.arguments(atoms, counts, kept, args[0])
-    out = diagnosis.call(op, args, x=x, y=y)
-    return out if x.dim() == 2 else out.reshape(x.shape)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
+    args += lists.arguments(atoms, counts, kept, args[0], batched)
+    out = diagnosis.call(op, args, x=x, y=y, **check.given_levels(alpha, sigma, batched))
+    return out if x.dim() == 2 and not batched else out.reshape(x.shape)

@@ -102,6 +102,7 @@ def fisher_matvec(
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    batched: bool = False,
 ) -> Tensor:
     """Computes F v, the diffusion Fisher F = -Hessian of log q_t times vectors, without forming F.
 
@@ -117,6 +118,8 @@ def fisher_matvec(
         sigma: Noise level of each query, a number or [B], positive.
         log_prior: Log weights [N], None for uniform ones.
         scale, offset, atoms, counts, kept: See `posterior`.
+        batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
+            `posterior`.
 
     Returns:
         A tensor of v's shape, differentiable to any order in every tensor. In reverse mode, the
@@ -125,7 +128,8 @@ def fisher_matvec(
     Raises:
         TypeError, ValueError: As `posterior` does.
     """
-    flat, stored, *others = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1]), *others)
-    args += lists.arguments(atoms, counts, kept, flat)
-    return diagnosis.call(op, args, x=x, y=y, v=v).reshape(v.shape)
+    flat, stored, *others = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
+    args = (flat, stored, check.vectors("v", v, "x", x, flat.shape[1], batched), *others)
+    args += lists.arguments(atoms, counts, kept, flat, batched)
+    given = {"x": x, "y": y, "v": v, **check.given_levels(alpha, sigma, batched)}
+    return diagnosis.call(op, args, **given).reshape(v.shape)

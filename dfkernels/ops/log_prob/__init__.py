@@ -76,6 +76,7 @@ def log_prob(
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    batched: bool = False,
 ) -> Tensor:
     """Computes log q_t of a diffused data set, and nothing else, in one pass.
 
@@ -98,6 +99,8 @@ def log_prob(
             atoms.
         counts: How many of them each query has, int64 [B]; goes with atoms.
         kept: (atoms, counts); deprecated, write the two arguments.
+        batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
+            `posterior`.
 
     Returns:
         log_prob [B], differentiable to any order in x, y, alpha, sigma and log_prior, as that of
@@ -107,6 +110,7 @@ def log_prob(
         TypeError: An argument has a type or dtype that it cannot have; the message names it.
         ValueError: So for a shape, a device or a value.
     """
-    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args += lists.arguments(atoms, counts, kept, args[0])
-    return diagnosis.call(op, args, x=x, y=y)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
+    args += lists.arguments(atoms, counts, kept, args[0], batched)
+    out = diagnosis.call(op, args, x=x, y=y, **check.given_levels(alpha, sigma, batched))
+    return out.reshape(*x.shape[:2], *out.shape[1:]) if batched else out

@@ -10,7 +10,7 @@ fisher_trace = (d - (alpha/sigma)^2 tr C)/sigma^2,  C the posterior covariance
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,8 @@ __all__ = ["Posterior", "posterior", "reference"]
 
 
 class Posterior(NamedTuple):
-    """What one pass over the atoms gives: log_prob [B], mean [B, *E], fisher_trace [B], ess [B]."""
+    """What one pass over the atoms gives: log_prob [B], mean [B, *E], fisher_trace [B], ess [B];
+    of a batched call, with [G, B] in place of [B]."""
 
     log_prob: Tensor
     mean: Tensor
@@ -37,19 +38,20 @@ class Posterior(NamedTuple):
 
     def score(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """grad_x log q_t = -(x - alpha mean)/sigma^2, [B, *E], for the arguments of the call."""
-        return -self.eps(x, alpha, sigma) / _column(check.sigma(sigma, x), x)
+        return -self.eps(x, alpha, sigma) / self._column(check.sigma, sigma, x)
 
     def eps(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """The ideal noise prediction (x - alpha mean)/sigma, [B, *E], for the arguments of the
         call."""
-        return (x - _column(check.alpha(alpha, x), x) * self.mean) / _column(
-            check.sigma(sigma, x), x
+        left = x - self._column(check.alpha, alpha, x) * self.mean
+        return left / self._column(check.sigma, sigma, x)
+
+    def _column(self, checked: Callable[..., Tensor], level: Level, x: Tensor) -> Tensor:
+        """Levels in a shape that goes with x."""
+        lead = self.log_prob.shape
+        return checked(level, x, batched=len(lead) == 2).reshape(
+            *lead, *[1] * (x.dim() - len(lead))
         )
-
-
-def _column(a: Tensor, x: Tensor) -> Tensor:
-    """Levels [B] in a shape that goes with x [B, *E]."""
-    return a.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _sums(e: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -165,6 +167,7 @@ def posterior(
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    batched: bool = False,
 ) -> Posterior:
     """Computes log q_t, posterior mean, Fisher trace and ESS of a diffused data set, in one pass.
 
@@ -186,6 +189,10 @@ def posterior(
             ascending, one query after another. None: every query counts all atoms.
         counts: How many of them each query has, int64 [B], at least one; goes with atoms.
         kept: (atoms, counts); deprecated, write the two arguments.
+        batched: Whether this is one call for G data sets: x ``[G, B, *E]``, y ``[G, N, *E]``,
+            log_prior [G, N], alpha and sigma a number, [G, B] or [G, 1]; every output has [G, B] in
+            place of [B]. Query x[g, b] counts the atoms y[g]. y or log_prior without the leading
+            dimension is that of all data sets. There are no lists of atoms then.
 
     Returns:
         Posterior(log_prob [B], mean ``[B, *E]``, fisher_trace [B], ess [B]), differentiable to any
@@ -200,7 +207,11 @@ def posterior(
             as well. On the CPU, NaN or inf among the arguments, or an overflow, is found by the
             kernels. On CUDA nothing synchronises: NaN in, NaN out.
     """
-    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
-    args += lists.arguments(atoms, counts, kept, args[0])
-    log_prob, mean, trace, ess = diagnosis.call(op, args, x=x, y=y)
-    return Posterior(log_prob, mean if x.dim() == 2 else mean.reshape(x.shape), trace, ess)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
+    args += lists.arguments(atoms, counts, kept, args[0], batched)
+    given = {"x": x, "y": y, **check.given_levels(alpha, sigma, batched)}
+    log_prob, mean, trace, ess = diagnosis.call(op, args, **given)
+    if batched:
+        log_prob, trace, ess = (o.reshape(x.shape[:2]) for o in (log_prob, trace, ess))
+    same = x.dim() == 2 and not batched
+    return Posterior(log_prob, mean if same else mean.reshape(x.shape), trace, ess)
