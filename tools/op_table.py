@@ -116,6 +116,17 @@ TABLE = {
             "log_prob", moments=lambda d, K: 1, vectors=lambda d, K: 0, exact=("log_prob_alone",)
         ),
         OpSpec(
+            "draw",
+            over_data=False,
+            other_arguments=(
+                "Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, "
+                "float scale, float offset, int seed, Tensor queries, int total, "
+                "Tensor? atoms=None, Tensor? counts=None"
+            ),
+            moments=lambda d, K: 1,
+            vectors=lambda d, K: 0,
+        ),
+        OpSpec(
             "endpoint_matvec",
             arguments=("v", "x0", "mean", "alpha", "sigma"),
             over_data=False,
@@ -145,5 +156,5 @@ TABLE = {
     )
 }
 DATA_OPS = tuple(name for name, spec in TABLE.items() if spec.over_data)
-# Those with samples in tests/cases.py; chains of steps have tests of their own.
-OPS = tuple(name for name in TABLE if name != "transport_chain")
+# Those with samples in tests/cases.py; chains of steps and draws have tests of their own.
+OPS = tuple(name for name in TABLE if name not in ("transport_chain", "draw"))

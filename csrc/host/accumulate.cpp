@@ -15,7 +15,9 @@ void allocate(Accumulated<T>& out, int64_t most) {
   const Problem<T>& p = out.problem;
   Moments<T>& m = out.moments;
   const int64_t cells = most * p.B;
-  const size_t bytes = size_t(cells) * size_t(6 + p.K + m.rows() * m.stride) * sizeof(double);
+  const bool races = p.kind == MomentKind::draw;
+  const size_t bytes = size_t(cells) * (size_t(6 + p.K + m.rows() * m.stride) * sizeof(double) +
+                                        (races ? sizeof(BlockRace) : 0));
   out.memory.reset(std::malloc(bytes));
   if (!out.memory) out_of_memory_for(std::to_string(bytes) + " bytes of partial sums");
   double* at = static_cast<double*>(out.memory.get());
@@ -28,6 +30,8 @@ void allocate(Accumulated<T>& out, int64_t most) {
   m.projection_sum = at + 6 * cells;
   m.first_moment = m.projection_sum + cells * p.K;
   m.second_moment = m.first_moment + cells * m.first_rows * m.stride;
+  double* const end = m.second_moment + cells * m.second_rows * m.stride;
+  m.race = races ? reinterpret_cast<BlockRace*>(end) : nullptr;
 }
 
 // Raises unless every query has an atom at a distance that T can represent, beside which the

@@ -21,6 +21,8 @@ struct Arguments {
   // y is [N, d] or, with an axis of clouds, [G, N, d]; log_prior likewise. The first B queries
   // belong to the first cloud, the next B to the second.
   int64_t clouds = 1, B = 0;
+  std::optional<Tensor> queries = std::nullopt;  // for draw
+  int64_t seed = 0;
 };
 Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                          std::optional<Tensor> log_prior, double scale, double offset,

@@ -151,7 +151,9 @@ CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind, int64_t cloud)
                   .K = K,
                   .row_stride = a.y.stride(rows),
                   .storage = storage_of(a.y.scalar_type()),
-                  .kind = kind},
+                  .kind = kind,
+                  .queries = a.queries ? data<int64_t>(*a.queries) + first : nullptr,
+                  .seed = uint64_t(a.seed)},
       .log_total = std::log(double(N))};
   Problem<T>& p = c.problem;
   expect_values(p);

@@ -45,6 +45,16 @@ Cut<T> cut(const Arguments& a, const CheckedProblem<T>& c, int64_t stride, int64
 extern template Cut<float> cut(const Arguments&, const CheckedProblem<float>&, int64_t, int64_t);
 extern template Cut<double> cut(const Arguments&, const CheckedProblem<double>&, int64_t, int64_t);
 
+// Where the split that begins with atom n of a group does begin: for draw, whose blocks must not be
+// torn, with the next block.
+template <class T>
+int64_t split_start(const Problem<T>& p, int64_t n) {
+  if (p.kind != MomentKind::draw) return std::min(n, p.N);
+  const auto block = [&](int64_t i) { return (p.atom_rows ? p.atom_rows[i] : i) / draw_block; };
+  while (n > 0 && n < p.N && block(n) == block(n - 1)) ++n;
+  return std::min(n, p.N);
+}
+
 // f(problem, s, b0, b1, n0, n1): queries [b0, b1) over atoms [n0, n1), which are their split s; for
 // all splits of all groups, in parallel. Returns the status of one that was not ok, if any.
 template <class T, class F>
@@ -56,8 +66,9 @@ int for_each_split(const Cut<T>& cut, const F& f) {
     for (; s >= group->splits; ++group) s -= group->splits;
     for (int64_t task = begin; task < end && status == ok; ++task, ++s) {
       if (s == group->splits) ++group, s = 0;
-      const int result = f(group->problem, s, group->b0, group->b1, s * group->span,
-                           std::min((s + 1) * group->span, group->problem.N));
+      const Problem<T>& p = group->problem;
+      const int result = f(p, s, group->b0, group->b1, split_start(p, s * group->span),
+                           split_start(p, (s + 1) * group->span));
       if (result != ok) status = result;
     }
   });

@@ -3,6 +3,7 @@
 // instructions, could be the copy that the linker keeps for the whole process, and crash it on an
 // older CPU.
 #include "certified/simd.h"
+#include "simd/draw_atom.h"
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
 #include "simd/pair_atoms.h"
@@ -71,6 +72,7 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .pair_sums = pair_sums<T>,
                              .pair_atoms_tile = pair_atoms_tile<T>,
                              .pair_atoms = pair_atoms<T>,
+                             .draw_atom = draw_atom<T>,
                              .read_reference = read_reference<T>,
                              .endpoint = endpoint<T>,
                              .residual_square = residual_square<T>,

@@ -78,6 +78,7 @@ void add_sums(const Problem<T>& p, const Moments<T>& m, const QuerySums& all,
   *all.square_moment += *part.square_moment;
   for (int64_t k = 0; k < p.K; ++k) all.projection_sum[k] += part.projection_sum[k];
   add_scaled(all.first_moment, m.first_rows * m.stride, 1, part.first_moment);
+  if (all.race && part.race->least < all.race->least) *all.race = *part.race;
   add_scaled(all.second_moment, m.second_rows * m.stride, 1, part.second_moment);
 }
 

@@ -3,6 +3,7 @@
 // simd/moment_kinds.h.
 #pragma once
 #include "simd/dots.h"
+#include "simd/race.h"
 
 namespace {
 
@@ -12,6 +13,7 @@ struct QuerySums {
   double* outlier_logit;
   int64_t* reference;
   double *first_moment, *second_moment;
+  BlockRace* race;  // or null
 };
 template <class T>
 QuerySums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b) {
@@ -24,7 +26,8 @@ QuerySums sums_of(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b
           .outlier_logit = m.outlier_logit + i,
           .reference = m.reference + i,
           .first_moment = m.first_moment + i * m.first_rows * m.stride,
-          .second_moment = m.second_moment + i * m.second_rows * m.stride};
+          .second_moment = m.second_moment + i * m.second_rows * m.stride,
+          .race = m.race ? m.race + i : nullptr};
 }
 
 // Forgets what was added up so far, but not the outliers that were left out.
@@ -34,6 +37,7 @@ void clear(const Problem<T>& p, const QuerySums& s) {
   *s.weight_sum = *s.weight_square_sum = *s.square_moment = 0;
   *s.reference = -1;
   for (int64_t k = 0; k < p.K; ++k) s.projection_sum[k] = 0;
+  if (s.race) clear_race(*s.race);
 }
 template <class T>
 void clear_vectors(const Moments<T>& m, const QuerySums& s) {
@@ -63,6 +67,7 @@ void raise_max_logit(const Problem<T>& p, const Moments<T>& m, const QuerySums& 
   *s.weight_sum *= by;
   *s.weight_square_sum *= by * by;
   *s.square_moment *= by;
+  if (s.race) rescale_race(*s.race, by);
   for (int64_t k = 0; k < p.K; ++k) s.projection_sum[k] *= by;
   for (int64_t k = 0; k < m.first_rows * m.stride; ++k) s.first_moment[k] *= by;
   for (int64_t k = 0; k < m.second_rows * m.stride; ++k) s.second_moment[k] *= by;

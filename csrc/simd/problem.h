@@ -37,6 +37,20 @@ struct Problem {
   int64_t B, N, d, K, row_stride;
   Storage storage;
   MomentKind kind;
+  const int64_t* queries = nullptr;  // [B], for draw: the numbers of the queries in their noise
+  uint64_t seed = 0;
+};
+
+// draw's first stage for one query: of the blocks of draw_block rows, each arrives at some time,
+// and the first wins (simd/race.h). Weights are relative to exp(max_logit), and times to its
+// inverse.
+struct BlockRace {
+  double least;    // the earliest time so far
+  int64_t winner;  // whose it is, or -1
+  int64_t block;   // the block whose weights are being added up, or -1
+  double weight;   // their sum so far
+  int64_t group;   // words are the noise of blocks 4 group, ..., 4 group + 3
+  uint32_t words[4];
 };
 
 // Sums over the atoms of one split, per query. With e the weights relative to exp(max_logit) and t
@@ -55,6 +69,7 @@ struct Moments {
   int64_t* reference;     // [S, B]
   double* first_moment;   // [S, B, first_rows, stride]   sum e t
   double* second_moment;  // [S, B, second_rows, stride]  what the kind says
+  BlockRace* race;        // [S, B], for draw, else null
   int64_t stride;
   int64_t first_rows, second_rows;  // 1, or 0 for a kind without first moments; what the kind says
 
@@ -153,6 +168,8 @@ struct Kernels {
   // tile.
   int (*pair_atoms)(const Problem<T>&, const PairArguments<T>&, const AtomGradients<T>&, int64_t b0,
                     int64_t b1, int64_t n0, int64_t n1);
+  // The atom that query b (of the batch) draws of the n <= draw_block at `rows`; -1: out of memory.
+  int64_t (*draw_atom)(const Problem<T>&, int64_t b, const int64_t* rows, int64_t n);
   // Row `reference` of y as T, scaled, or the centre where that is -1, into out[0, d).
   void (*read_reference)(const Problem<T>&, int64_t reference, T* out);
   // One row of endpoint_matvec; false where a result is not finite.

@@ -35,6 +35,7 @@ class SweepBase {
     origin_ = scratch_.template take<double>(B_ * p.K);
     work_ = scratch_.template take<T>(B_ * m.rows() * w_);
     begun_ = scratch_.template take<bool>(B_);
+    if (m.race) segments_.take(scratch_, tile_);
     for (int64_t i = 0; i < B_; ++i) {
       begun_[i] = false;
       clear(p, sums(i));
@@ -94,7 +95,9 @@ class SweepBase {
     for (int64_t i = 0; i < B_; ++i) {
       if (!begun_[i]) continue;
       flush(i);
-      restore_projections(p_, m_, sums(i), origin_ + i * p_.K);
+      const QuerySums s = sums(i);
+      restore_projections(p_, m_, s, origin_ + i * p_.K);
+      if (s.race) close_block(p_, batch_index(i), *s.race);
     }
   }
 
@@ -107,7 +110,7 @@ class SweepBase {
     if (heaviest < 0) return false;
     if (logit_[heaviest] == -__builtin_inf()) return true;  // all are outliers
     if (logit_[heaviest] > *s.max_logit) refer_to(i, heaviest);
-    const int64_t count = weigh(s, n);
+    const int64_t count = weigh(i, n);
     if (const AddRows<T> add_rows = kind_of(p_).add_rows)
       add_rows(s, weight_, picked_row_, count, w_, reference_ + i * w_, work(i));
     else
@@ -125,7 +128,8 @@ class SweepBase {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + 2 * t(tile_) +
            t(tile_queries * tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
-           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) + t(B_ * m_.rows() * w_);
+           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) + t(B_ * m_.rows() * w_) +
+           (m_.race ? Segments::bytes(tile_) : 0);
   }
 
   // Logits of the atoms at picked_row_ into logit_, -inf for an outlier. Returns the index of the
@@ -164,13 +168,15 @@ class SweepBase {
   }
 
   // Weights of the atoms that are not negligible into weight_; these atoms move to the front of
-  // picked_row_. Returns how many there are.
-  int64_t weigh(const QuerySums& s, int64_t n) {
+  // picked_row_ and picked_atom_. Returns how many there are.
+  int64_t weigh(int64_t i, int64_t n) {
+    const QuerySums s = sums(i);
     T* const weight = weight_;
     int64_t count = 0;
     for (int64_t j = 0; j < n; ++j) {
       if (logit_[j] < *s.max_logit - gap_) continue;
       weight[count] = T(logit_[j] - *s.max_logit);
+      picked_atom_[count] = picked_atom_[j];
       picked_row_[count++] = picked_row_[j];
     }
     for (int64_t j = count; j < round_up(count, W<T>); ++j) weight[j] = -T(__builtin_inf());
@@ -183,6 +189,9 @@ class SweepBase {
     }
     *s.weight_sum += total<T>(sum);
     *s.weight_square_sum += total<T>(square_sum);
+    if (s.race)
+      for (int64_t j = 0; j < count; ++j)
+        add_to_block(p_, batch_index(i), *s.race, picked_atom_[j] / draw_block, weight[j]);
     return count;
   }
 
@@ -219,6 +228,7 @@ class SweepBase {
   double* origin_;
   int64_t* picked_atom_;
   const T** picked_row_;
+  Segments segments_;  // of the tile, where there is a race
 };
 
 }  // namespace

@@ -21,7 +21,8 @@ class ExpandedSweep : private SweepBase<T> {
   using Base = SweepBase<T>;
   using Base::batch_index, Base::sums, Base::work, Base::in_tile, Base::flush;
   using Base::p_, Base::m_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
-      Base::kind_scratch_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_;
+      Base::kind_scratch_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_,
+      Base::segments_;
 
  public:
   ExpandedSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
@@ -43,6 +44,7 @@ class ExpandedSweep : private SweepBase<T> {
     for (int64_t i = n0; i < n1; i += tile_) {
       Tile<T> tile;
       if (!tiles_.load(i, n1 - i < tile_ ? n1 - i : tile_, tile, leave_out)) return non_finite_atom;
+      if (m_.race) find_segments(p_, i, tile.n, segments_);
       for (int64_t q = 0; q < B_; q += tile_queries) {
         if (q) tiles_.dot_products(tile, q);
         visit(tile, q, tiles_.group_size(q));
@@ -68,7 +70,8 @@ class ExpandedSweep : private SweepBase<T> {
       const T largest = tiles_.finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
       // Beside such a tile all that came before is negligible: the query starts again.
-      if (*s.weight_sum > 0 && query.constant + largest - tiles_.error(t, query) > *s.max_logit + gap_)
+      if (*s.weight_sum > 0 &&
+          query.constant + largest - tiles_.error(t, query) > *s.max_logit + gap_)
         Base::restart(q + i);
       const double z = query.atom_factor * t.largest_norm;
       const bool centre_will_do = z <= kind_of(p_).centre_limit * p_.d && *s.reference < 0 &&
@@ -122,6 +125,7 @@ class ExpandedSweep : private SweepBase<T> {
     }
     *s.weight_sum += total<T>(sum);
     *s.weight_square_sum += total<T>(square_sum);
+    if (s.race) add_segments(p_, batch_index(i), *s.race, segments_, l);
     return true;
   }
 

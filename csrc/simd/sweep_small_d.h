@@ -23,6 +23,7 @@ class SmallDSweep {
     reference_ = scratch_.template take<T>((b1 - b0) * p.d);
     centre_ = scratch_.template take<T>(p.d);
     distance_ = scratch_.template take<double>(b1 - b0);
+    if (m.race) segments_.take(scratch_, tile_);
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
     read_reference(p, -1, centre_);
     for (int64_t i = 0; i < b1 - b0; ++i) {
@@ -61,8 +62,13 @@ class SmallDSweep {
         }
         if (norm > largest_norm_) largest_norm_ = norm;
       }
+      if (m_.race) find_segments(p_, i, n, segments_);
       transpose(Rows<T>{rows_, p_.d}, n, p_.d, cols_, padded_);
       for (int64_t q = 0; q < b1_ - b0_; ++q) visit(q, i);
+    }
+    for (int64_t q = b0_; m_.race && q < b1_; ++q) {
+      const int64_t b = query_at(p_, q);
+      close_block(p_, b, *sums_of(p_, m_, s_, b).race);
     }
     return ok;
   }
@@ -73,7 +79,7 @@ class SmallDSweep {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d) +
-           t(p_.d) + Arena::bytes<double>(b1_ - b0_);
+           t(p_.d) + Arena::bytes<double>(b1_ - b0_) + (m_.race ? Segments::bytes(tile_) : 0);
   }
 
   // The centre, masked, takes the place of atom j of the tile. False where that is not finite.
@@ -130,6 +136,7 @@ class SmallDSweep {
     *s.weight_sum += weight_sum;
     *s.weight_square_sum +=
         total<T>((square_sum[0] + square_sum[1]) + (square_sum[2] + square_sum[3]));
+    if (s.race) add_segments(p_, b, *s.race, segments_, logits_);
     const SmallDTile<T> tile{
         .cols = cols_, .weight = logits_, .padded = padded_, .scratch = projections_};
     kind_of(p_).add_small_d(p_, m_, tile, s, reference, v_);
@@ -185,6 +192,7 @@ class SmallDSweep {
   double largest_norm_ = 0;
   T *rows_, *cols_, *logits_, *projections_, *log_prior_, *v_, *reference_, *centre_;
   double* distance_;  // |x - alpha centre| of every query
+  Segments segments_;
 };
 
 }  // namespace

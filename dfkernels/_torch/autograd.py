@@ -33,6 +33,7 @@ class Derivatives(NamedTuple):
     fused_vjp: Callable | None = None
     vjp: Callable | None = None
     jvp: Callable | None = None
+    discrete: bool = False
 
 
 _warned: set[str] = set()
@@ -100,7 +101,7 @@ def kernel(name: str, op, rules: Derivatives) -> Callable:
         flat = args if rules.vjp is None else flatten(args)
         tracked = torch.is_grad_enabled() and private.any_requires_grad(*flat)
         dual = private.may_carry_tangents() and any(map(_has_tangent, flat))
-        if not (tracked or dual):
+        if rules.discrete or not (tracked or dual):
             return run(keyset, args)
         if dual and rules.differentiable is not None:
             return rules.differentiable(*args)

@@ -57,6 +57,7 @@ def define(
     fused_vjp: Callable | None = None,
     vjp: Callable | None = None,
     jvp: Callable | None = None,
+    discrete: bool = False,
 ):
     """Declares ``dfkernels::name``; compiled kernels only add an implementation for the CPU.
 
@@ -77,6 +78,8 @@ def define(
         vjp, jvp: (args, needs, outputs, cotangents) and (args, outputs, tangents), in place of a
             differentiable form, for an op that takes and returns lists of tensors. needs, tangents
             and the gradients are nested like args; None may stand for a list of Nones.
+        discrete: Whether the results are whole numbers, which have no derivative: arguments that
+            are differentiated are then read as they are.
 
     Returns:
         The op's overload.
@@ -91,7 +94,7 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, _dense(op, fake), lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
-    rules = autograd.Derivatives(differentiable, fused_vjp, vjp, jvp)
+    rules = autograd.Derivatives(differentiable, fused_vjp, vjp, jvp, discrete)
     _library.impl(name, autograd.kernel(name, op, rules), "Autograd", with_keyset=True)
     if vjp is not None:
         _library.impl(name, batching.legacy(batch), "Batched")

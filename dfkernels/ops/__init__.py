@@ -9,6 +9,7 @@ import sys
 
 from .._torch import native  # noqa: F401  registers the compiled kernels
 from .._torch.autograd import SlowDerivativeWarning
+from .draw import draw
 from .endpoint_matvec import endpoint_matvec
 from .fisher_dense import fisher_dense
 from .fisher_diagonal import fisher_diagonal
@@ -22,6 +23,7 @@ __all__ = [
     "Chain",
     "Posterior",
     "SlowDerivativeWarning",
+    "draw",
     "endpoint_matvec",
     "fisher_dense",
     "fisher_diagonal",
@@ -41,6 +43,7 @@ def _share_names(function) -> None:
 
 
 for _function in (
+    draw,
     endpoint_matvec,
     fisher_dense,
     fisher_diagonal,

@@ -73,16 +73,16 @@ def define(
         """`plain` for calls with clouds as well."""
 
         def implementation(*args):
-            parts = list(_clouds(op, args))
+            parts = list(each_cloud(op, args))
             if len(parts) == 1:
                 return plain(*parts[0])
-            return _joined([plain(*part) for part in parts]) if parts else fake(*args)
+            return joined([plain(*part) for part in parts]) if parts else fake(*args)
 
         return implementation
 
     def by_rows(args, atoms, counts):
         y, prior = _cloud(op, args)
-        clouds = ((y[rows], prior[rows]) for rows in _split(atoms, counts, len(y)))
+        clouds = ((y[rows], prior[rows]) for rows in split(atoms, counts, len(y)))
         return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
 
     def batched(info, in_dims, *args):
@@ -128,10 +128,10 @@ def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: 
             share = cloud[1].logsumexp(0) - log_prior.logsumexp(0)
             out = out + share if isinstance(out, Tensor) else (out[0] + share, *out[1:])
         outs.append(out)
-    return _joined(outs)
+    return joined(outs)
 
 
-def _joined(outs: list):
+def joined(outs: list):
     """The results of one call for the queries of several, in their order."""
     if isinstance(outs[0], Tensor):
         return torch.cat(outs)
@@ -155,7 +155,7 @@ def _refuse_lists_of_clouds(op, args) -> None:
         )
 
 
-def _clouds(op, args) -> Iterator[Sequence]:
+def each_cloud(op, args) -> Iterator[Sequence]:
     """The arguments of a call for each cloud; those of the call itself where it has one."""
     own = _own(op, args)
     sizes = {len(a) for a, o in zip(args, own, strict=True) if o}
@@ -180,7 +180,7 @@ def _clouds(op, args) -> Iterator[Sequence]:
         ]
 
 
-def _split(atoms, counts, N):
+def split(atoms, counts, N):
     """The list of each query, checked."""
     sizes = counts.tolist()
     if min(sizes, default=1) < 1 or sum(sizes) != len(atoms):
