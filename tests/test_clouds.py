@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from cases import DATA_OPS, ORDER
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jacfwd, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkernels import ops
@@ -275,6 +275,36 @@ def apart(op, args, **options):
         out = getattr(ops, op)(*[a[g] for a in args.values()], **options)
         calls.append(out if isinstance(out, tuple) else (out,))
     return tuple(map(torch.stack, zip(*calls, strict=True)))
+
+
+def twice(f):
+    return grad(lambda y, *others: torch.sin(grad(f)(y, *others)).sum())
+
+
+@pytest.mark.parametrize("transform", [grad, twice, jacfwd])
+def test_vmap_of_derivatives_is_one_call_of_each_op(transform):
+    """In the atoms, which each element has or all share: their gradients are per element. Not so
+    jacfwd, where the tangents are elements as well, and the atoms would have to be copied."""
+    x, y = normal(G, B, 3).double(), normal(G, 5, 3, seed=1).double()
+    prior = normal(G, 5, seed=2).double()
+
+    def f(y, x, prior):
+        p = ops.posterior(x, y, 0.8, 0.6, prior)
+        return torch.sin(p.mean).sum() + torch.cos(p.ess * p.log_prob).sum()
+
+    for in_dims in [(0, 0, 0), (0, None, 0), (None, 0, None), (None, None, 0)]:
+        given = [a if dim == 0 else a[0] for a, dim in zip((y, x, prior), in_dims, strict=True)]
+        with Calls() as seen:
+            got = vmap(transform(f), in_dims=in_dims)(*given)
+        calls = seen.count
+        want = []
+        for g in range(G):
+            one = [a[g] if dim == 0 else a for a, dim in zip(given, in_dims, strict=True)]
+            with Calls() as seen:
+                want.append(transform(f)(*one))
+        assert calls == seen.count or transform is jacfwd
+        assert got.shape == (G, *want[0].shape)
+        assert float((got - torch.stack(want)).abs().max()) <= 1e-11 * (1 + float(got.abs().max()))
 
 
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 2)], ids=str)

@@ -88,17 +88,20 @@ template <class T, class F>
 void for_each_query(const Accumulated<T>& sums, int64_t work, const F& f) {
   const Problem<T>& p = sums.problem;
   const Moments<T>& m = sums.moments;
-  each(p.B, work, [&](int64_t b) {
+  in_ranges(p.B, work, [&](int64_t begin, int64_t end) {
     std::vector<double> mean(p.d);
     std::vector<T> reference(p.d);
-    for (int64_t k = 0; k < p.d; ++k) mean[k] = m.first_moment[b * m.stride + k] / m.weight_sum[b];
-    kernels_for<T>().read_reference(p, m.reference[b], reference.data());
-    const double precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
-    f(FinishedQuery<T>{.b = b,
-                       .ratio = double(p.alpha[b]) * p.alpha[b] * precision,
-                       .precision = precision,
-                       .mean = mean.data(),
-                       .reference = reference.data()});
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t k = 0; k < p.d; ++k)
+        mean[k] = m.first_moment[b * m.stride + k] / m.weight_sum[b];
+      kernels_for<T>().read_reference(p, m.reference[b], reference.data());
+      const double precision = 1.0 / (double(p.sigma[b]) * p.sigma[b]);
+      f(FinishedQuery<T>{.b = b,
+                         .ratio = double(p.alpha[b]) * p.alpha[b] * precision,
+                         .precision = precision,
+                         .mean = mean.data(),
+                         .reference = reference.data()});
+    }
   });
 }
 

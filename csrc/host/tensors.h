@@ -180,9 +180,14 @@ T* mutable_data(const Tensor& t) {
 
 template <class T>
 bool all_finite(const T* values, int64_t n) {
-  T sum = 0;  // 0 * inf and 0 * nan are nan
-  for (int64_t i = 0; i < n; ++i) sum += T(0) * values[i];
-  return sum == 0;
+  T sum[8] = {},
+    all = 0;  // 0 * inf and 0 * nan are nan; one chain of additions would wait for itself
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int64_t u = 0; u < 8; ++u) sum[u] += T(0) * values[i + u];
+  for (; i < n; ++i) all += T(0) * values[i];
+  for (const T s : sum) all += s;
+  return all == 0;
 }
 template <class T>
 void expect_finite(const char* name, const T* values, int64_t n) {
@@ -208,10 +213,16 @@ void expect_positive(const char* name, const T* values, int64_t n) {
     DFK_EXPECT(values[i] > 0, name, "positive values, got ", values[i], " at index ", i);
 }
 
-// f(i) for i < n, in parallel where there is enough to do.
+// f(begin, end) for ranges that make up [0, n), in parallel where there is enough to do: each of n
+// is some `work`.
+template <class F>
+void in_ranges(int64_t n, int64_t work, const F& f) {
+  torch::stable::parallel_for(0, n, 1 + 32768 / (work + 1), f);
+}
+// f(i) for i < n, likewise.
 template <class F>
 void each(int64_t n, int64_t work, const F& f) {
-  torch::stable::parallel_for(0, n, 1 + 32768 / (work + 1), [&f](int64_t begin, int64_t end) {
+  in_ranges(n, work, [&f](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }

@@ -48,7 +48,7 @@ def about_mean(
         own: The kind's own tensors.
     """
     # normalised first: a large constant in log_prior would cost the logits their digits
-    prior = None if log_prior is None else torch.log_softmax(log_prior, 0)
+    prior = None if log_prior is None else torch.log_softmax(log_prior, -1)
     shift, reference, *sums = sums_about_mean(
         x, y, list(own), alpha, sigma, prior, kind.name, *stored
     )
@@ -60,6 +60,8 @@ def _implementation(x, y, own, alpha, sigma, prior, kind, *stored):
     scale, offset, atoms, counts = stored
     kernel = pair_kernels.moments_about_mean
     usable = all(t.numel() for t in (x, *own)) and library.can_run(kernel, x.device)
+    if y.dim() > 2 or (prior is not None and prior.dim() > 1):  # clouds
+        usable = usable and x.device.type == "cpu"
     if usable and kind in pair_kernels.KINDS_OF_MOMENTS:
         v = own[0] if own else None
         args = (x, y, v, alpha, sigma, prior, scale, offset, kind, atoms, counts)
@@ -126,8 +128,12 @@ def _batch(info, in_dims, x, y, own, alpha, sigma, prior, kind, *stored):
         some = a._replace(atoms=atoms, counts=counts)
         return sums_about_mean(x, y, own, alpha, sigma, prior, kind, *some)
 
-    shared = [False, True, False, False, True, *[False] * n, True, True]
-    if any(b and s for b, s in zip(batched, shared, strict=True)):
+    ranks = [None, 2, None, None, 1, *[None] * n]
+    shared = [*(rank is not None for rank in ranks), True, True]
+    calls = batching.Calls(size, moved[:-2], batched[:-2], ranks)
+    if a.atoms is None and not calls.copy_atoms():
+        outs = [calls.unfold(o) for o in call(*calls.folded(), None, None)]
+    elif a.atoms is None or any(b and s for b, s in zip(batched, shared, strict=True)):
         outs = batching.one_by_one(call, moved, batched, size)
     else:
         flat = folded(moved, batched, shared, size)

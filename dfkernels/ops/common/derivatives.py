@@ -65,11 +65,12 @@ class Contraction(NamedTuple):
         flat, lengths = [j for w in self.wanted for j in w], [len(w) for w in self.wanted]
         return pair_gradient(self.kind.name, flat, lengths, list(tensors), *stored)
 
-    def per_atom(self, tensors: Sequence[Tensor | None]) -> list[bool]:
-        """Whether each tensor is per atom, or else per query."""
-        found = [name in PER_ATOM for name in self.kind.inputs]
+    def ranks(self, tensors: Sequence[Tensor | None]) -> list[int | None]:
+        """How many dimensions each tensor that is per atom has without one of clouds; None for
+        those that are per query."""
+        found = [PER_ATOM.get(name) for name in self.kind.inputs]
         if self.wanted:
-            found += [False] * len(self.kind.shapes_for(tensors))
+            found += [None] * len(self.kind.shapes_for(tensors))
         for wanted in self.wanted[:-1]:
             found += [found[j] for j in wanted]
         return found
@@ -144,7 +145,7 @@ def _on_tile(
 def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -> list[Tensor]:
     x, y = tensors[:2]
     N, log_pi = y.shape[0], Inputs._fields.index("log_pi")
-    per_atom = c.per_atom(tensors)
+    per_atom = [rank is not None for rank in c.ranks(tensors)]
     out_per_atom = [per_atom[j] for j in c.wanted[-1]] if c.wanted else None
     outs = c.outputs(tensors)
     tensors = c.completed(tensors)
@@ -170,14 +171,47 @@ def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -
     return outs
 
 
-def _pair_gradient(kind, wanted, lengths, tensors, *atoms):
-    c, stored = Contraction.of(kind, wanted, lengths), Stored(*atoms)
+def _one_cloud(c: Contraction, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
     outs = first_derivatives.run(c.kind, c.wanted, tensors, stored)
     if outs is None:
         if c.wanted and tensors[0].shape[0] > 0:
             why = first_derivatives.why_not(c.kind, c.wanted, tensors[0].device)
             autograd.slow_derivative(c.kind.op or c.kind.name, why)
         outs = _tile_by_tile(c, tensors, stored)
+    return outs
+
+
+def _cloud_by_cloud(c: Contraction, tensors: Sequence[Tensor | None], stored: Stored):
+    """Clouds have their queries to themselves; what they share collects the share of each."""
+    ranks = c.ranks(tensors)
+    own = [
+        t is not None and rank is not None and t.dim() > rank
+        for t, rank in zip(tensors, ranks, strict=True)
+    ]
+    G = next((len(t) for t, o in zip(tensors, own, strict=True) if o), None)
+    if G is None:
+        return _one_cloud(c, tensors, stored)
+    outs, last = c.outputs(tensors), c.wanted[-1] if c.wanted else ()
+    B = tensors[0].shape[0] // max(G, 1)
+    for g in range(G):
+        rows = slice(g * B, (g + 1) * B)
+        part = [
+            t if t is None else t[g] if o else t[rows] if rank is None else t
+            for t, o, rank in zip(tensors, own, ranks, strict=True)
+        ]
+        for i, found in enumerate(_one_cloud(c, part, stored)):
+            if not last or ranks[last[i]] is None:
+                outs[i][rows] = found
+            elif own[last[i]]:
+                outs[i][g] = found
+            else:
+                outs[i] += found
+    return outs
+
+
+def _pair_gradient(kind, wanted, lengths, tensors, *atoms):
+    c = Contraction.of(kind, wanted, lengths)
+    outs = _cloud_by_cloud(c, tensors, Stored(*atoms))
     if c.wanted:
         like = c.completed(tensors)
         outs = [o.to(like[j].dtype) for o, j in zip(outs, c.wanted[-1], strict=True)]
@@ -232,20 +266,37 @@ def _batch(info, in_dims, kind, wanted, lengths, tensors, *atoms):
     dims = [*in_dims[3], *in_dims[6:]]
     moved = batching.to_front([*tensors, a.atoms, a.counts], dims)
     batched = [dim is not None for dim in dims]
-    single = [t[0] if b else t for t, b in zip(moved, batched, strict=True)]
     c = Contraction.of(kind, wanted, lengths)
-    per_atom = c.per_atom(single[:-2])
-    shared = [*per_atom, True, True]
+    single = [t[0] if b else t for t, b in zip(moved, batched, strict=True)]
+    ranks = c.ranks(single[:-2])
+    last = [j if ranks[j] is not None else None for j in c.wanted[-1]] if c.wanted else []
+    per_atom = [j for j in last if j is not None]  # places of outputs that are
 
-    def call(tensors, atoms, counts):
-        return c.call(tensors, a._replace(atoms=atoms, counts=counts))
+    def call(*tensors):
+        return c.call(tensors[:-2], a._replace(atoms=tensors[-2], counts=tensors[-1]))
 
-    one_by_one = any(b and s for b, s in zip(batched, shared, strict=True))
-    if one_by_one or (c.wanted and any(per_atom[j] for j in c.wanted[-1])):
-        outs = batching.one_by_one(lambda *t: call(t[:-2], *t[-2:]), moved, batched, size)
+    if a.atoms is not None:
+        shared = [*(rank is not None for rank in ranks), True, True]
+        if per_atom or any(b and s for b, s in zip(batched, shared, strict=True)):
+            outs = batching.one_by_one(call, moved, batched, size)
+        else:
+            flat = folded(moved, batched, shared, size)
+            outs = [batching.unfold(o, size) for o in call(*flat)]
+        return outs, [0] * len(outs)
+    for j in per_atom:  # each element has a gradient of its own, in what all share as well
+        if not batched[j]:
+            moved[j], batched[j] = moved[j].expand(size, *moved[j].shape), True
+    calls = batching.Calls(size, moved[:-2], batched[:-2], ranks)
+    of_one_cloud = {j for j in per_atom if single[j].dim() == ranks[j]}
+    if (calls.clouds > 1 and of_one_cloud) or calls.copy_atoms():
+        outs = batching.one_by_one(call, moved, batched, size)
     else:
-        flat = folded(moved, batched, shared, size)
-        outs = [batching.unfold(o, size) for o in call(flat[:-2], *flat[-2:])]
+        outs = call(*calls.folded(), None, None)
+        for i, j in enumerate(last or [None] * len(outs)):
+            if j is None:
+                outs[i] = calls.unfold(outs[i])
+            elif j not in of_one_cloud:
+                outs[i] = batching.unfold(outs[i], size)
     return outs, [0] * len(outs)
 
 

@@ -8,7 +8,7 @@ without them per query, which is what `define` adds to an op.
 
 And clouds: ``y`` and ``log_prior`` may each have a leading dimension, [G, N, d] and [G, N]. The
 queries then belong to the clouds in turn, B/G to each. The compiled kernels take clouds, as long as
-there are no lists; everywhere else `define` makes one call per cloud.
+there are no lists; elsewhere `define` makes one call per cloud.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def define(
         fallback=choice(by_clouds(fallback), by_rows),
         fake=choice(fake, lambda args, *_: fake(*args)),
         cuda=choice(by_clouds(cuda), by_rows),
-        differentiable=by_clouds(differentiable),
+        differentiable=differentiable,
         fused_vjp=fused_vjp,
         batch=batched,
     )

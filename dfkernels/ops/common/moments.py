@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
     reference: Tensor  # [B, d]: the point about which moments are taken
 
 
-PER_ATOM = ("y", "log_pi")
+PER_ATOM = {"y": 2, "log_pi": 1}  # and their dimensions, one more where clouds have their own
 CONSTANTS = ("shift", "reference")  # what the ops return does not depend on them
 KINDS: dict[str, MomentKind] = {}  # by name, as `pair_gradient` takes it
 
