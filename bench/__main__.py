@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -23,7 +24,7 @@ import dfkernels as df
 from dfkernels._torch import native
 
 from . import machine, table
-from .cases import CHAINS, NOISE, SIZES, Case, ChainCase, atoms
+from .cases import CHAINS, NOISE, OPS, OTHER, SIZES, Case, ChainCase, atoms
 from .floor import floor, measure
 from .peers import contenders, transport_chain_reference
 
@@ -35,8 +36,9 @@ def run(function, inputs) -> float:
 
 
 def check(case: Case | ChainCase) -> None:
-    """Refuses a wrong result: the last query against float64 by differences; of 64 chains the
-    median error (near the borders between the atoms' basins a chain amplifies its rounding)."""
+    """Refuses a wrong result: the last query against float64 by differences, of a draw whether its
+    atom has any weight; of 64 chains the median error (near the borders between the atoms' basins a
+    chain amplifies its rounding)."""
     inputs = case.inputs
     if isinstance(case, ChainCase):
         some: dict[str, Any] = {**inputs, "x": inputs["x"][-64:]}
@@ -46,27 +48,42 @@ def check(case: Case | ChainCase) -> None:
         refuse(case, error, 1e-3)
         return
     got = getattr(df.ops, case.op)(**inputs)
-    x, v = inputs["x"][-1].double(), inputs.get("v", inputs["x"])[-1].double()
-    sigma, logits, sums = case.sigma_value, [], []
-    for rows in case.y.split(2000):
-        logits.append(-((x - rows.double()) / sigma).square().sum(1) / 2)
-    weights = torch.softmax(torch.cat(logits), 0)
-    blocks = list(zip(weights.split(2000), case.y.split(2000), strict=True))
-    mean = torch.stack([w @ rows.double() for w, rows in blocks]).sum(0)
-    for w, rows in blocks:
-        t = (rows.double() - mean) / sigma
-        sums.append((w * t.square().sum(1)).sum() if case.op == "posterior" else (w * (t @ v)) @ t)
-    whole = case.d if case.op == "posterior" else v
-    want = (whole - torch.stack(sums).sum(0)) / sigma**2
     got = got.fisher_trace[-1] if case.op == "posterior" else got[-1]
+    log_weights, log_prob = exact_weights(case)
+    if case.op == "draw":  # an atom that has no weight to speak of
+        refuse(case, float(log_weights.max() - log_weights[got]), 40.0)
+        return
+    want = log_prob if case.op == "log_prob" else exact_fisher(case, log_weights.exp())
     error = float((got.double() - want).norm() / want.norm())
     refuse(case, error, 1e-4)
+
+
+def exact_weights(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the last query, by differences: (logs of the weights, log_prob)."""
+    x, sigma = case.points["x"][-1].double(), case.sigma_value
+    logits = torch.cat(
+        [-((x - y.double()) / sigma).square().sum(1) / 2 for y in case.y.split(2000)]
+    )
+    log_prob = logits.logsumexp(0) - math.log(case.N)
+    return logits.log_softmax(0), log_prob - case.d / 2 * math.log(2 * math.pi * sigma**2)
+
+
+def exact_fisher(case: Case, weights: torch.Tensor) -> torch.Tensor:
+    """tr F of the last query or, for fisher_matvec, F v."""
+    blocks = list(zip(weights.split(2000), case.y.split(2000), strict=True))
+    mean = torch.stack([w @ rows.double() for w, rows in blocks]).sum(0)
+    sigma, trace, sums = case.sigma_value, case.op == "posterior", []
+    whole = torch.tensor(float(case.d)) if trace else case.own["v"][-1].double()
+    for w, rows in blocks:
+        t = (rows.double() - mean) / sigma
+        sums.append((w * t.square().sum(1)).sum() if trace else (w * (t @ whole)) @ t)
+    return (whole - torch.stack(sums).sum(0)) / sigma**2
 
 
 def refuse(case: Case | ChainCase, error: float, limit: float) -> None:
     if not error < limit:
         sys.exit(
-            f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: relative error {error:.1e};"
+            f"{case.op} B={case.B} N={case.N} d={case.d} {case.noise}: error {error:.1e};"
             " nothing is timed"
         )
 
@@ -75,19 +92,19 @@ def measure_case(
     case: Case | ChainCase, functions: dict, rates: dict[str, float], rounds: int
 ) -> dict:
     check(case)
-    ours = getattr(df.ops, case.op)
-    times = {name: [] for name in ("dfkernels", *functions)}
+    calls = {"dfkernels": (getattr(df.ops, case.op), case.inputs)}
+    calls |= {name: (function, case.peer_inputs) for name, function in functions.items()}
+    other = OTHER.get(case.op)
+    if isinstance(case, Case) and other:
+        calls[other] = getattr(df.ops, other), case.points
+    times = {name: [] for name in calls}
     for warm in (True, *[False] * rounds):
-        for name in times:
-            took = (
-                run(ours, case.inputs)
-                if name == "dfkernels"
-                else run(functions[name], case.peer_inputs)
-            )
+        for name, call in calls.items():
+            took = run(*call)
             if not warm:
                 times[name].append(took)
     median = {name: statistics.median(t) for name, t in times.items()}
-    best = min((n for n in median if n != "dfkernels"), key=lambda n: median[n])
+    best = min(functions, key=lambda name: median[name])
     least, bound = floor(case, rates)
     return {
         "op": case.op,
@@ -103,6 +120,8 @@ def measure_case(
         "time_over_floor": f"{median['dfkernels'] / least:.3f}",
         "best_peer": best,
         "speedup": f"{median[best] / median['dfkernels']:.3f}",
+        "other": other or "",
+        "time_over_other": f"{median['dfkernels'] / median[other]:.3f}" if other else "",
     }
 
 
@@ -111,7 +130,7 @@ def cases(indices) -> Iterator[Case | ChainCase]:
     for index in indices:
         B, N, d = SIZES[index]
         y = atoms(N, d)
-        for op, noise in itertools.product(("posterior", "fisher_matvec"), NOISE):
+        for op, noise in itertools.product(OPS, NOISE):
             yield Case(op, B, N, d, noise, y)
         if index == len(SIZES) - 1:
             yield from (ChainCase(*size) for size in CHAINS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -26,6 +27,8 @@ SIZES = [
     (4096, 10_000, 2),
     (64, 20_000, 192),
 ]
+OPS = ("posterior", "log_prob", "draw", "fisher_matvec")
+OTHER = {"log_prob": "posterior", "draw": "log_prob"}  # an op's time is also given in that of one
 NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
 CHAINS = [(4096, 3, 2), (4096, 64, 16)]
 STEPS = 1000
@@ -47,24 +50,33 @@ class Case:
         return NOISE[self.noise](self.d)
 
     @cached_property
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def points(self) -> dict[str, torch.Tensor]:
+        """What every op over a data set takes."""
         generator = torch.Generator().manual_seed(1)
         sigma = torch.full((self.B,), self.sigma_value)
         x = self.y[torch.randint(self.N, (self.B,), generator=generator)]
         x = x + self.sigma_value * torch.randn(self.B, self.d, generator=generator)
-        inputs = {"x": x, "y": self.y, "alpha": torch.ones(self.B), "sigma": sigma}
-        if self.op == "fisher_matvec":
-            inputs["v"] = torch.randn(self.B, self.d, generator=generator)
-        return inputs
+        return {"x": x, "y": self.y, "alpha": torch.ones(self.B), "sigma": sigma}
+
+    @cached_property
+    def own(self) -> dict[str, torch.Tensor]:
+        """What this op takes besides, and its peers too."""
+        if self.op != "fisher_matvec":
+            return {}
+        return {"v": torch.randn(self.B, self.d, generator=torch.Generator().manual_seed(2))}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        seed = {"seed": 0} if self.op == "draw" else {}
+        return self.points | self.own | seed
 
     @cached_property
     def peer_inputs(self) -> dict[str, torch.Tensor]:
-        return {**self.inputs, "y_norm": self.y.square().sum(1)}
+        return {**self.points, **self.own, "y_norm": self.y.square().sum(1)}
 
     @property
     def ess(self) -> float:
-        found = ops.posterior(*(self.inputs[k] for k in ("x", "y", "alpha", "sigma")))
-        return float(found.ess.median())
+        return float(ops.posterior(**self.points).ess.median())
 
     @property
     def bytes(self) -> int:

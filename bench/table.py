@@ -62,9 +62,18 @@ def summary(rows: list[dict]) -> list[str]:
     return [
         f"{op}, {noise}: {geometric_mean(part, 'speedup'):.2f} x the best peer (least"
         f" {min(float(r['speedup']) for r in part):.2f}),"
-        f" {geometric_mean(part, 'time_over_floor'):.2f} x the floor"
+        f" {geometric_mean(part, 'time_over_floor'):.2f} x the floor" + over_other(part)
         for (op, noise), part in groups(rows).items()
     ]
+
+
+def over_other(rows: list[dict]) -> str:
+    """The time in that of another op, where it is given."""
+    if not rows[0].get("other"):
+        return ""
+    most = max(float(r["time_over_other"]) for r in rows)
+    mean = geometric_mean(rows, "time_over_other")
+    return f", {mean:.2f} x {rows[0]['other']} (most {most:.2f})"
 
 
 def markdown(found: dict[str, list[dict]]) -> str:
@@ -88,16 +97,20 @@ def all_cases(rows: list[dict]) -> str:
     for op in dict.fromkeys(r["op"] for r in rows):
         names = [n for n in CONTENDERS if any(r["op"] == op and r.get(f"{n}_ms") for r in rows)]
         head = ["B", "N", "d", "noise", *names, "best peer / ours", "ours / floor"]
+        other = next((r["other"] for r in rows if r["op"] == op and r.get("other")), None)
+        head += [f"ours / `{other}`"] if other else []
         cells = []
         for r in (r for r in rows if r["op"] == op):
             times = [f"{float(r[f'{name}_ms']):.1f}" for name in names]
             times[0] = f"**{times[0]}**"  # ours
             ratios = [f"{float(r['speedup']):.1f}", f"{float(r['time_over_floor']):.2f}"]
             ratios[1] += f" ({r['bound']})"
+            ratios += [f"{float(r['time_over_other']):.2f}"] if other else []
             cells.append([r["B"], f"{int(r['N']):,}", r["d"], r["noise"], *times, *ratios])
         for noise, part in ((n, p) for (o, n), p in groups(rows).items() if o == op):
-            means = geometric_mean(part, "speedup"), geometric_mean(part, "time_over_floor")
-            ratios = [f"**{means[0]:.1f}**", f"**{means[1]:.2f}**"]
+            ratios = [f"**{geometric_mean(part, 'speedup'):.1f}**"]
+            columns = ("time_over_floor", *(("time_over_other",) if other else ()))
+            ratios += [f"**{geometric_mean(part, column):.2f}**" for column in columns]
             cells.append(["", "", "", f"{noise}, geometric mean", *("" for _ in names), *ratios])
         table = markdown_table(head, cells, words={3})
         lines += [f"`{op}`, float32, milliseconds (median):", "", table]

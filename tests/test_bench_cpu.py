@@ -3,16 +3,22 @@ tables."""
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import dfkernels as df
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bench import machine, table  # noqa: E402
+from bench import __main__ as bench  # noqa: E402
+from bench import machine, peers, table  # noqa: E402
+from bench.cases import NOISE, OPS, Case, atoms  # noqa: E402
 
 ABOUT = {"cpu": "Some CPU", "cpu_isa": "v4", "threads": "2", "isa": "v4", "torch": "2.13.0"}
 ROW = {
@@ -111,6 +117,46 @@ def test_torch_is_held():
         "256",
         f" (AVX-512 CPU held to AVX2), torch {version}",
     ]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_row_and_what_is_refused(op, monkeypatch):
+    rates = {"read_gbs": 10.0, "gemm_gflops": 10.0, "exp_gs": 1.0}
+    functions = {"gemm": peers.GEMM[op]}
+    for noise in NOISE:
+        case = Case(op, 5, 300, 4, noise, atoms(300, 4))
+        row = bench.measure_case(case, functions, rates, 1)
+        ours, peer = float(row["dfkernels_ms"]), float(row["gemm_ms"])
+        assert row["best_peer"] == "gemm"
+        assert float(row["speedup"]) == pytest.approx(peer / ours, rel=0.1)
+        assert (row["other"], row["time_over_other"] != "") == {
+            "log_prob": ("posterior", True),
+            "draw": ("log_prob", True),
+        }.get(op, ("", False))
+    right = getattr(df.ops, op)
+    monkeypatch.setattr(df.ops, op, lambda **inputs: wrong(right(**inputs)))
+    low = Case(op, 5, 300, 4, "low", atoms(300, 4))
+    with pytest.raises(SystemExit, match=f"{op} B=5 N=300 d=4 low: error .*; nothing is timed"):
+        bench.check(low)
+
+
+def wrong(result):
+    """Another result of the same kind."""
+    if isinstance(result, tuple):
+        return result._replace(fisher_trace=1.01 * result.fisher_trace)
+    return 1.01 * result if result.is_floating_point() else (result + 1) % 300
+
+
+def test_the_peers_compute_what_we_do():
+    """log_prob but for the constant of the weights, and draws as often as the weights say."""
+    points = Case("log_prob", 5, 300, 4, "high", atoms(300, 4)).peer_inputs
+    ours = {k: t for k, t in points.items() if k != "y_norm"}
+    found = peers.log_prob_gemm(**points) - math.log(300)
+    assert torch.allclose(found, df.ops.log_prob(**ours), atol=1e-5)
+    torch.manual_seed(0)
+    drawn = torch.stack([peers.draw_gemm(**points) for _ in range(400)])
+    mean = points["y"][drawn].mean(0)
+    assert (mean - df.ops.posterior(**ours).mean).abs().max() < 5 / 400**0.5
 
 
 def test_every_machine_has_a_file_and_a_text():
