@@ -38,6 +38,7 @@ SHARP = "tests/test_certified_sharp.py"
 FIELDS = "tests/test_index_fields.py"
 STATE = "tests/test_index_state.py"
 MASKED = "tests/test_certified_masked.py"
+GRADCHECK = "tests/test_gradcheck.py::test_first_derivatives"
 
 MUTANTS = [
     # the formulas of the results' bounds
@@ -218,6 +219,25 @@ MUTANTS = [
         "with torch.inference_mode(False), torch.no_grad()",
         "with torch.no_grad()",
         STATE,
+    ),
+    # first derivatives
+    Mutant(
+        "derivatives: those in stored atoms without their scale",
+        'grads["y"] *= stored.scale',
+        "pass",
+        f"{GRADCHECK}[posterior-affine]",
+    ),
+    Mutant(
+        "derivatives: kernels with another shift",
+        'shift = z["shift"] - half_square(x, alpha, sigma, reference)',
+        'shift = z["shift"]',
+        f"{GRADCHECK}[fisher_matvec-plain]",
+    ),
+    Mutant(
+        "derivatives: tiles without the lists",
+        "    if a.atoms is not None:",
+        "    if False:",
+        f"{GRADCHECK}[fisher_dense-lists]",
     ),
     # elsewhere
     Mutant(

@@ -90,7 +90,7 @@ def fisher_dense(
 
     Returns:
         [B, d, d] in x's dtype, d = prod(E), symmetric up to rounding; differentiable to any order
-        in every tensor, by tiled sums in PyTorch.
+        in every tensor, by slow sums in PyTorch: take `fisher_matvec` with the vectors you need.
 
     Raises:
         TypeError, ValueError: As `posterior` does.

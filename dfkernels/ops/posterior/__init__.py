@@ -197,9 +197,9 @@ def posterior(
     Returns:
         Posterior(log_prob [B], mean ``[B, *E]``, fisher_trace [B], ess [B]), differentiable to any
         order in x, y, alpha, sigma and log_prior. In reverse mode, log_prob in x costs no pass over
-        the atoms and mean in x one fused pass. Every other derivative is a tiled sum in PyTorch,
-        and forward mode is one too, since it gives the tangents of all four outputs: where only
-        that of mean is needed take its VJP, for d mean/dx = (alpha/sigma^2) C is symmetric.
+        the atoms and mean in x one. Other first derivatives take two passes, in y or log_prior and
+        others together three; forward mode takes two for all outputs and arguments. Second
+        derivatives are slow, but for that of log_prob in x.
 
     Raises:
         TypeError: An argument has a type or dtype that it cannot have; the message names it.
