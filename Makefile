@@ -83,5 +83,6 @@ sanitize: $(VENV)/installed
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 DFKERNELS_ISA=$$isa OMP_NUM_THREADS=2 \
 	  PYTHONPATH=$(CURDIR)/build/sanitize $(PY) -m pytest -q -p no:cacheprovider tests/test_raw_ops.py \
 	    tests/test_outliers.py tests/test_processes.py tests/test_lists.py tests/test_kernels.py \
+	    tests/test_pair_kernels.py tests/test_pair_atoms.py \
 	    -k "not other_instruction and not past_the_end" || exit 1; \
 	done

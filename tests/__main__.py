@@ -24,6 +24,7 @@ KERNELS = (
     "tests/test_accuracy.py",
     "tests/test_lists.py",
     "tests/test_pair_atoms.py",
+    "tests/test_pair_kernels.py",
     "tests/test_certified.py",
     "tests/test_transport_chain.py",
 )
