@@ -57,7 +57,7 @@ def _public(op, args, options):
 
 def _reference(op, args, options):
     reference = REFERENCES[op]
-    if op in DATA_OPS:
+    if op in DATA_OPS or "values" in ORDER[op]:
         return (
             _by_query(op, reference, args, **options)
             if "atoms" in options
@@ -97,7 +97,13 @@ def _by_query(op, reference, args, atoms, counts, **options):
         one = {}
         for name, a in args.items():
             per_query = isinstance(a, torch.Tensor) and a.dim() > 0
-            one[name] = a[rows] if name in ("y", "log_prior") else a[b : b + 1] if per_query else a
+            one[name] = (
+                a[rows]
+                if name in ("y", "log_prior", "values")
+                else a[b : b + 1]
+                if per_query
+                else a
+            )
         out = reference(*one.values(), **options)
         if "log_prior" in args:
             share = one["log_prior"].logsumexp(0) - args["log_prior"].logsumexp(0)
@@ -182,6 +188,8 @@ def table(op):
     for i, (name, tensors, options, masked) in enumerate(_clouds()):
         if "v" in ORDER[op]:
             tensors = _vectors(tensors, i % 2 == 1, 20 + i)
+        if "values" in ORDER[op]:
+            tensors = tensors | {"values": _normal(50 + i)(len(tensors["y"]), *[2, 3][: i % 3])}
         cases.append(Case(op, name, tensors, options, masked))
     return cases
 

@@ -26,7 +26,7 @@ def _case(op):
 
 def _more_queries(case, tensors, size):
     """The same call on a larger batch."""
-    atoms = ("y", "log_prior")
+    atoms = ("y", "values", "log_prior")
     return [
         t if k in atoms else torch.cat([t, t * 0.9, t * 1.1])[:size] for k, t in tensors.items()
     ]
@@ -161,7 +161,7 @@ def test_export(op):
 
     inputs = tuple(case.tensors[k] for k in names)
     batch = torch.export.Dim("batch", min=2, max=64)
-    dims = tuple(None if k in ("y", "log_prior") else {0: batch} for k in names)
+    dims = tuple(None if k in ("y", "values", "log_prior") else {0: batch} for k in names)
     program = torch.export.export(Module(), inputs, dynamic_shapes=(dims,))
     larger = tuple(_more_queries(case, dict(zip(names, inputs, strict=True)), 5))
     close(program.module()(*larger), Module()(*larger))

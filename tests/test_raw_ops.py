@@ -57,6 +57,7 @@ OPS = {  # by the name of the op, and by that with "+lists"
     "fisher_diagonal": cloud(),
     "fisher_dense": cloud(),
     "log_prob": cloud(),
+    "average": cloud(values=normal(N, 4, seed=5)),
     "draw": cloud() | {"seed": 5, "queries": torch.arange(B), "total": B},
     "endpoint_matvec": VECTORS
     | {"x0": normal(B, D), "mean": normal(B, D, seed=1)}
@@ -112,7 +113,7 @@ def test_every_compiled_op_is_in_the_table():
 @pytest.mark.parametrize("op, name", TENSORS)
 def test_another_dtype_is_refused_or_read_as_what_it_is(op, name):
     given = OPS[op][name]
-    stored = name == "y" and op != "transport_chain"
+    stored = name in ("y", "values") and op != "transport_chain"
     fine = {given.dtype} | ({torch.uint8, torch.float16, torch.bfloat16} if stored else set())
     others = [
         torch.float32,
@@ -139,7 +140,9 @@ def test_another_dtype_is_refused_or_read_as_what_it_is(op, name):
             else:
                 assert refused(op, name, other), (dtype, "is named")
         elif stored and dtype != given.dtype:
-            for got, want in zip(run(op, y=other), run(op, y=other.float()), strict=True):
+            for got, want in zip(
+                run(op, **{name: other}), run(op, **{name: other.float()}), strict=True
+            ):
                 assert torch.equal(got, want), dtype
 
 
@@ -147,11 +150,13 @@ def test_another_dtype_is_refused_or_read_as_what_it_is(op, name):
 def test_another_shape_is_refused(op, name):
     given = OPS[op][name]
     wrong = [given.flatten()[0]]
-    if not (name in ("y", "log_prior") and "offset" in OPS[op] and "atoms" not in OPS[op]):
+    if not (
+        name in ("y", "values", "log_prior") and "offset" in OPS[op] and "atoms" not in OPS[op]
+    ):
         wrong += [given[None]]  # there it would be one cloud: test_clouds.py
     if (op, name) != ("transport_chain", "x"):  # nothing else there has a row for each chain
         wrong += [torch.cat([given, given[:1]]), given[:-1]]
-    if given.dim() > 1:
+    if given.dim() > 1 and name != "values":  # which have any width
         wrong += [
             given[..., :-1],
             torch.cat([given, given[..., :1]], -1),

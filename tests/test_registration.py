@@ -54,6 +54,8 @@ def calls():
             flat |= {
                 k: torch.as_tensor(t[k], dtype=like.dtype).expand(B) for k in ("alpha", "sigma")
             }
+            if "values" in t:
+                flat["values"] = t["values"].reshape(len(t["y"]), -1)
             if "v" in t:
                 flat["v"] = t["v"].reshape(
                     B, t["v"].shape[1] if t["v"].dim() > like.dim() else 1, d

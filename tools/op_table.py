@@ -116,6 +116,18 @@ TABLE = {
             "log_prob", moments=lambda d, K: 1, vectors=lambda d, K: 0, exact=("log_prob_alone",)
         ),
         OpSpec(
+            "average",
+            arguments=("x", "y", "values", "alpha", "sigma", "log_prior"),
+            over_data=False,
+            returns="(Tensor, Tensor)",
+            other_arguments=(
+                "Tensor x, Tensor y, Tensor values, Tensor alpha, Tensor sigma, "
+                "Tensor? log_prior, float scale, float offset, Tensor? atoms=None, "
+                "Tensor? counts=None"
+            ),
+            moments=lambda d, K: 2,  # with values of d numbers
+        ),
+        OpSpec(
             "draw",
             over_data=False,
             other_arguments=(

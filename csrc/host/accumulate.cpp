@@ -1,6 +1,7 @@
 // From the arguments of an op over a data set to the merged moments of every query.
 #include "host/accumulate.h"
 
+#include <algorithm>
 #include <atomic>
 #include <utility>
 
@@ -61,11 +62,15 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud) {
   p = c.problem;
   out.log_total = c.log_total;
   Moments<T>& m = out.moments;
-  m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  const auto whole_vectors = [&](int64_t n) {
+    return (n + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  };
+  m.width = whole_vectors(p.d);
+  m.stride = p.values.at ? whole_vectors(p.values.P) : m.width;
   m.first_rows = kernel.first_rows(p);
   m.second_rows = kernel.second_rows(p);
   if (p.B == 0) return out;
-  Cut<T> work = cut(a, c, m.stride, m.rows() - 1);
+  Cut<T> work = cut(a, c, std::max(m.width, m.stride), m.rows() - 1);
   out.centre = std::move(work.centre);
   if (!out.centre.empty()) p.centre = out.centre.data();
   allocate(out, work.most);

@@ -22,12 +22,15 @@ struct Arguments {
   // belong to the first cloud, the next B to the second.
   int64_t clouds = 1, B = 0;
   std::optional<Tensor> queries = std::nullopt;  // for draw
+  std::optional<Tensor> values = std::nullopt;   // for average: [N, P] or [G, N, P]
   int64_t seed = 0;
 };
 Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                          std::optional<Tensor> log_prior, double scale, double offset,
                          std::optional<Tensor> atoms = std::nullopt,
                          std::optional<Tensor> counts = std::nullopt);
+// Adds values of the atoms, which may have an axis of clouds too.
+void add_values(Arguments& a, const Tensor& values);
 // The same of an op that takes one cloud only.
 Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
                             std::optional<Tensor> log_prior, double scale, double offset,

@@ -8,7 +8,7 @@
 namespace dfk {
 namespace {
 
-Storage storage_of(ScalarType type) {
+Storage storage_of(const char* name, ScalarType type) {
   switch (type) {
     case ScalarType::Float:
       return Storage::f32;
@@ -21,7 +21,7 @@ Storage storage_of(ScalarType type) {
     case ScalarType::Byte:
       return Storage::u8;
     default:
-      refuse_value("y", "float32, float64, float16, bfloat16 or uint8, got ", dtype_text(type));
+      refuse_value(name, "float32, float64, float16, bfloat16 or uint8, got ", dtype_text(type));
   }
 }
 
@@ -66,6 +66,13 @@ void sum_priors(CheckedProblem<T>& c) {
   c.log_total = std::log(sum);
 }
 
+// In a dtype that atoms may have beside queries of `compute`.
+void expect_stored(const char* name, const Tensor& t, ScalarType compute) {
+  storage_of(name, t.scalar_type());  // or an error
+  DFK_EXPECT(compute == ScalarType::Double || t.scalar_type() != ScalarType::Double, name,
+             "float32 or narrower storage for a float32 x, got float64");
+}
+
 // How many clouds there are: one, unless y or log_prior has an axis of them.
 int64_t clouds_of(const Tensor& y, const std::optional<Tensor>& log_prior) {
   if (!log_prior || log_prior->dim() < 2) return y.dim() < 3 ? 1 : y.size(0);
@@ -90,9 +97,7 @@ Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alp
   const ScalarType type = compute_type("x", x);
   x = expect("x", x, type, {"B", positive("d")});
   const int64_t B = x.size(0), d = x.size(1);
-  storage_of(y.scalar_type());  // or an error
-  DFK_EXPECT(type == ScalarType::Double || y.scalar_type() != ScalarType::Double, "y",
-             "float32 or narrower storage for a float32 x, got float64");
+  expect_stored("y", y, type);
   const Tensor rows = expect_clouds("y", y, {positive("N"), d});
   std::optional<Tensor> prior;
   if (log_prior) {
@@ -116,6 +121,21 @@ Arguments checked_clouds(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alp
           .counts = expect("counts", counts, ScalarType::Long, {B}),
           .clouds = clouds,
           .B = clouds ? B / clouds : 0};
+}
+
+void add_values(Arguments& a, const Tensor& values) {
+  expect_stored("values", values, a.x.scalar_type());
+  const int64_t N = a.y.size(a.y.dim() - 2), B = a.x.size(0);
+  a.values = expect_clouds("values", values, {N, "P"});
+  if (values.dim() < 3) return;
+  const int64_t clouds = values.size(0);
+  DFK_EXPECT(a.clouds == clouds || a.clouds == 1, "values", "as many clouds as y has, ", a.clouds,
+             ", got ", clouds);
+  DFK_EXPECT(clouds ? B % clouds == 0 : B == 0, "x", "equally many queries for each of ", clouds,
+             " clouds, got ", B);
+  DFK_EXPECT(!a.atoms, "atoms", "None where values have an axis of clouds, got a tensor");
+  a.clouds = clouds;
+  a.B = clouds ? B / clouds : 0;
 }
 
 Arguments checked_arguments(Tensor x, Tensor y, std::optional<Tensor> v, Tensor alpha, Tensor sigma,
@@ -150,12 +170,21 @@ CheckedProblem<T> problem_of(const Arguments& a, MomentKind kind, int64_t cloud)
                   .d = d,
                   .K = K,
                   .row_stride = a.y.stride(rows),
-                  .storage = storage_of(a.y.scalar_type()),
+                  .storage = storage_of("y", a.y.scalar_type()),
                   .kind = kind,
                   .queries = a.queries ? data<int64_t>(*a.queries) + first : nullptr,
                   .seed = uint64_t(a.seed)},
       .log_total = std::log(double(N))};
   Problem<T>& p = c.problem;
+  if (a.values) {
+    const Tensor& v = *a.values;
+    const int64_t axis = v.dim() - 2;
+    const int64_t at = axis ? cloud * v.stride(0) * int64_t(v.element_size()) : 0;
+    p.values = {.at = static_cast<const char*>(v.const_data_ptr()) + at,
+                .P = v.size(axis + 1),
+                .row_stride = v.stride(axis),
+                .storage = storage_of("values", v.scalar_type())};
+  }
   expect_values(p);
   if (p.log_prior) sum_priors(c);
   return c;

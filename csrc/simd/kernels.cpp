@@ -25,7 +25,7 @@ template <class T>
 int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1,
                int64_t n0, int64_t n1) {
   if (p.listed_by) return ListSweep<T>(p, m, s, b0, b1).run(n0, n1);
-  if (p.d <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
+  if (p.d <= small_d && p.values.P <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
   return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
 }
 

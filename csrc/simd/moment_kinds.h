@@ -66,7 +66,7 @@ template <class T>
 void move_reference(const Problem<T>& p, const Moments<T>& m, const QuerySums& s,
                     const double* delta, const T* v) {
   kind_of(p).move_reference(p, m, s, delta, v);
-  add_scaled(s.first_moment, m.first_rows * m.stride, *s.weight_sum, delta);
+  if (!p.values.at) add_scaled(s.first_moment, m.first_rows * m.stride, *s.weight_sum, delta);
 }
 
 // Adds the moments of `part` to those of `all`: same reference, same max_logit.
@@ -89,7 +89,7 @@ int merge(const Problem<T>& p, const Moments<T>& m, int64_t splits, int64_t b) {
   for (int64_t s = 1; s < splits; ++s)
     if (m.max_logit[s * p.B + b] > m.max_logit[heaviest * p.B + b]) heaviest = s;
   const double max_logit = m.max_logit[heaviest * p.B + b];
-  const int64_t reference = m.reference[heaviest * p.B + b], w = m.stride;
+  const int64_t reference = m.reference[heaviest * p.B + b], w = m.width;
   if (splits == 1 || !(max_logit > -__builtin_inf())) return ok;
   Arena arena(2 * Arena::bytes<T>(w) + Arena::bytes<double>(w) + Arena::bytes<T>(w * p.K));
   if (!arena.ok()) return out_of_memory;

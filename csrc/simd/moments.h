@@ -57,6 +57,10 @@ double dot(const A* a, const B* b, int64_t n) {
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
+// Where the exponential of simd/vec.h gives 0.
+template <class T>
+inline constexpr double weightless = sizeof(T) == 4 ? 1.7e-38 : 3.3e-308;  // exp(-87), exp(-708)
+
 // Makes the weights relative to exp(max_logit).
 template <class T>
 void raise_max_logit(const Problem<T>& p, const Moments<T>& m, const QuerySums& s,
@@ -64,6 +68,8 @@ void raise_max_logit(const Problem<T>& p, const Moments<T>& m, const QuerySums& 
   const double by = __builtin_exp(*s.max_logit - max_logit);
   *s.max_logit = max_logit;
   if (*s.weight_sum == 0 || by == 1) return;
+  // Values of atoms that are weightless by now may be nan, and stay so by multiplication.
+  if (p.values.at && by < weightless<T>) clear_vectors(m, s);
   *s.weight_sum *= by;
   *s.weight_square_sum *= by * by;
   *s.square_moment *= by;

@@ -17,6 +17,13 @@ enum class Storage : int { f32, f64, bf16, f16, u8 };
 enum class MomentKind : int { DFK_MOMENT_KINDS(DFK_NAME) };
 #undef DFK_NAME
 
+// Rows of P numbers that belong to the atoms, as they are stored; none where `at` is null.
+struct Values {
+  const void* at = nullptr;  // [N, P], rows row_stride elements apart
+  int64_t P = 0, row_stride = 0;
+  Storage storage = Storage::f32;
+};
+
 template <class T>
 struct Problem {
   const T* x;          // [B, d]
@@ -39,6 +46,7 @@ struct Problem {
   MomentKind kind;
   const int64_t* queries = nullptr;  // [B], for draw: the numbers of the queries in their noise
   uint64_t seed = 0;
+  Values values = {};  // for average
 };
 
 // draw's first stage for one query: of the blocks of draw_block rows, each arrives at some time,
@@ -55,9 +63,9 @@ struct BlockRace {
 
 // Sums over the atoms of one split, per query. With e the weights relative to exp(max_logit) and t
 // an atom less the reference, which is row `reference` of y, or the centre where that is -1. Splits
-// merge in any grouping. first_moment and second_moment have rows of `stride` elements (d rounded
-// up to whole vectors, the rest zero); they are double because a mean near zero is the small
-// remainder of large terms.
+// merge in any grouping. first_moment and second_moment have rows of `stride` elements (d, or the
+// P of values, rounded up to whole vectors, the rest zero); they are double because a mean near
+// zero is the small remainder of large terms.
 template <class T>
 struct Moments {
   double* max_logit;          // [S, B]     -inf where no atom was seen
@@ -67,9 +75,10 @@ struct Moments {
   double* projection_sum;     // [S, B, K]  sum e <t, v_k>
   double* outlier_logit;  // [S, B]     the largest of an atom too far out to be evaluated, or -inf
   int64_t* reference;     // [S, B]
-  double* first_moment;   // [S, B, first_rows, stride]   sum e t
+  double* first_moment;   // [S, B, first_rows, stride]   sum e t; of values sum e values
   double* second_moment;  // [S, B, second_rows, stride]  what the kind says
   BlockRace* race;        // [S, B], for draw, else null
+  int64_t width;          // d rounded up to whole vectors: of rows of atoms
   int64_t stride;
   int64_t first_rows, second_rows;  // 1, or 0 for a kind without first moments; what the kind says
 

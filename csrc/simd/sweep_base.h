@@ -2,6 +2,7 @@
 // and the evaluation of a few atoms by differences, with moments about the heaviest of them.
 #pragma once
 #include "simd/query.h"
+#include "simd/value_rows.h"
 
 namespace {
 
@@ -16,11 +17,12 @@ class SweepBase {
         s_(s),
         b0_(b0),
         B_(b1 - b0),
-        w_(m.stride),
+        w_(m.width),
         tile_(tile),
         gap_(weight_gap(p)),
-        scratch_(room()) {
-    if (!scratch_.ok()) return;
+        scratch_(room()),
+        values_(p, m.stride, tile) {
+    if (!ok()) return;
     raw_x_ = scratch_.template take<T>(B_ * w_);
     reference_ = scratch_.template take<T>(B_ * w_);
     v_ = scratch_.template take<T>(B_ * p.K * w_);
@@ -33,7 +35,7 @@ class SweepBase {
     picked_row_ = scratch_.template take<const T*>(tile_);
     delta_ = scratch_.template take<double>(w_);
     origin_ = scratch_.template take<double>(B_ * p.K);
-    work_ = scratch_.template take<T>(B_ * m.rows() * w_);
+    work_ = scratch_.template take<T>(B_ * m.rows() * m.stride);
     begun_ = scratch_.template take<bool>(B_);
     if (m.race) segments_.take(scratch_, tile_);
     for (int64_t i = 0; i < B_; ++i) {
@@ -63,13 +65,13 @@ class SweepBase {
     clear(p_, sums(i));
     clear_vectors(m_, sums(i));
     read_reference(p_, -1, reference_ + i * w_);
-    memset(work(i), 0, size_t(m_.rows() * w_) * sizeof(T));
+    memset(work(i), 0, size_t(m_.rows() * m_.stride) * sizeof(T));
   }
 
-  bool ok() const { return scratch_.ok(); }
+  bool ok() const { return scratch_.ok() && values_.ok(); }
   int64_t batch_index(int64_t i) const { return query_at(p_, b0_ + i); }
   QuerySums sums(int64_t i) const { return sums_of(p_, m_, s_, batch_index(i)); }
-  T* work(int64_t i) const { return work_ + i * m_.rows() * w_; }
+  T* work(int64_t i) const { return work_ + i * m_.rows() * m_.stride; }
   QueryInTile<T> in_tile(int64_t i, const T* weight) const {
     return {.sums = sums(i),
             .vectors = work(i),
@@ -83,9 +85,10 @@ class SweepBase {
   void flush(int64_t i) {
     const QuerySums s = sums(i);
     T* from = work(i);
-    add_scaled(s.first_moment, m_.first_rows * w_, 1, from);
-    add_scaled(s.second_moment, m_.second_rows * w_, 1, from + m_.first_rows * w_);
-    memset(from, 0, size_t(m_.rows() * w_) * sizeof(T));
+    const int64_t first = m_.first_rows * m_.stride;
+    add_scaled(s.first_moment, first, 1, from);
+    add_scaled(s.second_moment, m_.second_rows * m_.stride, 1, from + first);
+    memset(from, 0, size_t(m_.rows() * m_.stride) * sizeof(T));
   }
   void flush() {
     for (int64_t i = 0; i < B_; ++i)
@@ -111,7 +114,9 @@ class SweepBase {
     if (logit_[heaviest] == -__builtin_inf()) return true;  // all are outliers
     if (logit_[heaviest] > *s.max_logit) refer_to(i, heaviest);
     const int64_t count = weigh(i, n);
-    if (const AddRows<T> add_rows = kind_of(p_).add_rows)
+    if (p_.values.at)
+      values_.add(picked_atom_, weight_, count, work(i));
+    else if (const AddRows<T> add_rows = kind_of(p_).add_rows)
       add_rows(s, weight_, picked_row_, count, w_, reference_ + i * w_, work(i));
     else
       add_shifted(i, count);
@@ -128,8 +133,8 @@ class SweepBase {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + 2 * t(tile_) +
            t(tile_queries * tile_) + 3 * Arena::bytes<double>(tile_) + Arena::bytes<double>(w_) +
-           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) + t(B_ * m_.rows() * w_) +
-           (m_.race ? Segments::bytes(tile_) : 0);
+           Arena::bytes<double>(B_ * p_.K) + Arena::bytes<bool>(B_) +
+           t(B_ * m_.rows() * m_.stride) + (m_.race ? Segments::bytes(tile_) : 0);
   }
 
   // Logits of the atoms at picked_row_ into logit_, -inf for an outlier. Returns the index of the
@@ -223,6 +228,7 @@ class SweepBase {
 
  protected:
   Arena scratch_;
+  ValueRows<T> values_;  // for average
   T *raw_x_, *reference_, *v_, *picked_log_prior_, *work_;
   T* kind_scratch_;  // [tile_queries, tile_]: what a moment kind's add_tile may overwrite
   double* origin_;

@@ -22,12 +22,13 @@ class ExpandedSweep : private SweepBase<T> {
   using Base::batch_index, Base::sums, Base::work, Base::in_tile, Base::flush;
   using Base::p_, Base::m_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
       Base::kind_scratch_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_,
-      Base::segments_;
+      Base::segments_, Base::values_;
 
  public:
   ExpandedSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
-      : Base(p, m, s, b0, b1, ExpandedTiles<T>::tile_rows(m.stride, b1 - b0)),
-        tiles_(p, m.stride, b0, b1 - b0) {
+      : Base(p, m, s, b0, b1,
+             ExpandedTiles<T>::tile_rows(m.width + (p.values.at ? m.stride : 0), b1 - b0)),
+        tiles_(p, m.width, b0, b1 - b0) {
     if (!tiles_.ok() || !Base::ok()) return;
     for (int64_t i = 0; i < B_; ++i) {
       Base::begin(i);
@@ -45,6 +46,7 @@ class ExpandedSweep : private SweepBase<T> {
       Tile<T> tile;
       if (!tiles_.load(i, n1 - i < tile_ ? n1 - i : tile_, tile, leave_out)) return non_finite_atom;
       if (m_.race) find_segments(p_, i, tile.n, segments_);
+      value_rows_ = {};
       for (int64_t q = 0; q < B_; q += tile_queries) {
         if (q) tiles_.dot_products(tile, q);
         visit(tile, q, tiles_.group_size(q));
@@ -92,16 +94,19 @@ class ExpandedSweep : private SweepBase<T> {
           active[n_active++] = in_tile(again[i], l);
       }
     }
+    if (n_active && p_.values.at && !value_rows_.at) value_rows_ = values_.tile(t.start, t.n);
     if (n_active)
       add_tile<T>(p_, m_,
                   {.count = n_active,
                    .queries = active,
-                   .rows = t.rows,
+                   .rows = p_.values.at ? value_rows_ : t.rows,
                    .cols = t.cols,
                    .n = t.n,
                    .norm = t.norm,
                    .scratch = kind_scratch_,
                    .scratch_stride = tile_});
+    for (int64_t i = 0; p_.values.at && i < n_active; ++i)
+      values_.expect_weightless(active[i].weight, active[i].vectors);
   }
 
   // Makes weights of logits less `offset`, in place. False where the whole tile is negligible.
@@ -154,6 +159,7 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
   ExpandedTiles<T> tiles_;
+  Rows<T> value_rows_{};  // of the tile, once a query needs them
 };
 
 }  // namespace

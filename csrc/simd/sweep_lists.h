@@ -48,7 +48,7 @@ class ListSweep : private SweepBase<T> {
  private:
   // As many atoms as stay in a second-level cache while all queries pass.
   static int64_t tile_rows(const Moments<T>& m) {
-    const int64_t n = 384 * 1024 / (m.stride * int64_t(sizeof(T))) / W<T> * W<T>;
+    const int64_t n = 384 * 1024 / (m.width * int64_t(sizeof(T))) / W<T> * W<T>;
     return n < W<T> ? W<T> : n < 64 ? n : 64;
   }
 

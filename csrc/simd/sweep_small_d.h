@@ -3,6 +3,7 @@
 // noise level. Most of the time goes into the exponentials.
 #pragma once
 #include "simd/query.h"
+#include "simd/value_rows.h"
 
 namespace {
 
@@ -12,8 +13,15 @@ template <class T>
 class SmallDSweep {
  public:
   SmallDSweep(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, int64_t b1)
-      : p_(p), m_(m), s_(s), b0_(b0), b1_(b1), gap_(weight_gap(p)), scratch_(room()) {
-    if (!scratch_.ok()) return;
+      : p_(p),
+        m_(m),
+        s_(s),
+        b0_(b0),
+        b1_(b1),
+        gap_(weight_gap(p)),
+        scratch_(room()),
+        values_(p, m.stride, tile_) {
+    if (!has_memory()) return;
     rows_ = scratch_.template take<T>(tile_ * p.d);
     cols_ = scratch_.template take<T>(tile_ * p.d);
     logits_ = scratch_.template take<T>(tile_);
@@ -24,6 +32,7 @@ class SmallDSweep {
     centre_ = scratch_.template take<T>(p.d);
     distance_ = scratch_.template take<double>(b1 - b0);
     if (m.race) segments_.take(scratch_, tile_);
+    value_cols_ = scratch_.template take<T>(tile_ * p.values.P);
     memset(v_, 0, size_t(p.K * m.stride) * sizeof(T));
     read_reference(p, -1, centre_);
     for (int64_t i = 0; i < b1 - b0; ++i) {
@@ -43,7 +52,7 @@ class SmallDSweep {
   }
 
   int run(int64_t n0, int64_t n1) {
-    if (!scratch_.ok()) return out_of_memory;
+    if (!has_memory()) return out_of_memory;
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n_ = n1 - i < tile_ ? n1 - i : tile_;
       padded_ = round_up(n, 4 * W<T>);
@@ -64,6 +73,7 @@ class SmallDSweep {
       }
       if (m_.race) find_segments(p_, i, n, segments_);
       transpose(Rows<T>{rows_, p_.d}, n, p_.d, cols_, padded_);
+      if (p_.values.at) transpose(values_.tile(i, n), n, p_.values.P, value_cols_, padded_);
       for (int64_t q = 0; q < b1_ - b0_; ++q) visit(q, i);
     }
     for (int64_t q = b0_; m_.race && q < b1_; ++q) {
@@ -76,10 +86,12 @@ class SmallDSweep {
  private:
   static constexpr int64_t tile_ = 512;
 
+  bool has_memory() const { return scratch_.ok() && values_.ok(); }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(tile_ * p_.d) + 3 * t(tile_) + t(p_.K * m_.stride) + t((b1_ - b0_) * p_.d) +
-           t(p_.d) + Arena::bytes<double>(b1_ - b0_) + (m_.race ? Segments::bytes(tile_) : 0);
+           t(p_.d) + Arena::bytes<double>(b1_ - b0_) + (m_.race ? Segments::bytes(tile_) : 0) +
+           t(tile_ * p_.values.P);
   }
 
   // The centre, masked, takes the place of atom j of the tile. False where that is not finite.
@@ -137,9 +149,12 @@ class SmallDSweep {
     *s.weight_square_sum +=
         total<T>((square_sum[0] + square_sum[1]) + (square_sum[2] + square_sum[3]));
     if (s.race) add_segments(p_, b, *s.race, segments_, logits_);
-    const SmallDTile<T> tile{
-        .cols = cols_, .weight = logits_, .padded = padded_, .scratch = projections_};
+    const SmallDTile<T> tile{.cols = p_.values.at ? value_cols_ : cols_,
+                             .weight = logits_,
+                             .padded = padded_,
+                             .scratch = projections_};
     kind_of(p_).add_small_d(p_, m_, tile, s, reference, v_);
+    values_.expect_weightless(logits_, s.first_moment);
   }
 
   // The atoms whose distances overflow are outliers to this query.
@@ -193,6 +208,8 @@ class SmallDSweep {
   T *rows_, *cols_, *logits_, *projections_, *log_prior_, *v_, *reference_, *centre_;
   double* distance_;  // |x - alpha centre| of every query
   Segments segments_;
+  T* value_cols_;
+  ValueRows<T> values_;  // for average
 };
 
 }  // namespace

@@ -353,16 +353,7 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
     """Atoms [N, *E] beside queries x [B, *E], as flat [N, d]. Batched, beside x [G, B, *E], those
     of each cloud as well, [G, N, *E] as [G, N, d]."""
     tensor("y", y)
-    if (
-        y.dtype != x.dtype
-        and y.dtype not in _NARROW
-        and not (y.dtype == torch.float32 and x.dtype == torch.float64)
-    ):
-        if y.dtype == torch.float64:
-            raise TypeError(
-                "y: expected float32 or narrower to go with float32 x, got float64: convert x or y"
-            )
-        raise _type("y", "float64, float32, float16, bfloat16 or uint8", _dtype(y))
+    _stored("y", y, x)
     event = x.shape[1 + batched :]
     many = batched and y.dim() == x.dim()
     if (
@@ -384,6 +375,31 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
     if y.device != x.device:
         raise mismatch("y", f"device {x.device} like x", y.device)
     return y if y.dim() == 2 + many else y.reshape(*y.shape[: 1 + many], d)
+
+
+def _stored(name: str, a: Tensor, x: Tensor) -> None:
+    """Refuses a dtype in which atoms cannot be stored beside queries x."""
+    if a.dtype == x.dtype or a.dtype in _NARROW:
+        return
+    if a.dtype == torch.float64:
+        raise TypeError(
+            f"{name}: expected float32 or narrower to go with float32 x, got float64: convert x "
+            f"or {name}"
+        )
+    if not (a.dtype == torch.float32 and x.dtype == torch.float64):
+        raise _type(name, "float64, float32, float16, bfloat16 or uint8", _dtype(a))
+
+
+def values(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Values ``[N, *P]`` beside queries x and atoms y [N, d], as flat [N, p]."""
+    tensor("values", a)
+    _stored("values", a, x)
+    if a.dim() == 0 or a.shape[0] != y.shape[0]:
+        expected = f"shape {_shape([y.shape[0], '...'])}, a row for each atom"
+        raise mismatch("values", expected, _shape(a.shape))
+    if a.device != x.device:
+        raise mismatch("values", f"device {x.device} like x", a.device)
+    return a if a.dim() == 2 else a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
 def _log_prior(x: Tensor, y: Tensor, log_prior: Tensor, batched: bool) -> Tensor:

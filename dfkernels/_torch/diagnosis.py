@@ -67,7 +67,7 @@ def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
         elif name == "sigma":
             _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
         else:
-            finite(name, a, cause, _unread(a, plain) if name == "y" else None)
+            finite(name, a, cause, _unread(a, plain) if name in ("y", "values") else None)
 
 
 def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:

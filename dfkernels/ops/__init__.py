@@ -9,6 +9,7 @@ import sys
 
 from .._torch import native  # noqa: F401  registers the compiled kernels
 from .._torch.autograd import SlowDerivativeWarning
+from .average import Average, average
 from .draw import draw
 from .endpoint_matvec import endpoint_matvec
 from .fisher_dense import fisher_dense
@@ -20,9 +21,11 @@ from .posterior import Posterior, posterior
 from .transport_chain import Chain, transport_chain
 
 __all__ = [
+    "Average",
     "Chain",
     "Posterior",
     "SlowDerivativeWarning",
+    "average",
     "draw",
     "endpoint_matvec",
     "fisher_dense",
@@ -43,6 +46,7 @@ def _share_names(function) -> None:
 
 
 for _function in (
+    average,
     draw,
     endpoint_matvec,
     fisher_dense,

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..._torch import batching, library
 from . import pair_kernels
 from .derivatives import Contraction, Stored, folded, pair_sums
-from .moments import KINDS, Inputs, MomentKind, half_square
+from .moments import KINDS, PER_ATOM, Inputs, MomentKind, half_square
 
 
 def log_norm(sigma: Tensor, d: int) -> Tensor:
@@ -118,7 +118,7 @@ def _jvp(args, outputs, tangents):
 
 
 def _batch(info, in_dims, x, y, own, alpha, sigma, prior, kind, *stored):
-    a, size, n = Stored(*stored), info.batch_size, len(own)
+    a, size = Stored(*stored), info.batch_size
     dims = [*in_dims[:2], *in_dims[3:6], *in_dims[2], *in_dims[9:]]
     moved = batching.to_front([x, y, alpha, sigma, prior, *own, a.atoms, a.counts], dims)
     batched = [dim is not None for dim in dims]
@@ -128,7 +128,7 @@ def _batch(info, in_dims, x, y, own, alpha, sigma, prior, kind, *stored):
         some = a._replace(atoms=atoms, counts=counts)
         return sums_about_mean(x, y, own, alpha, sigma, prior, kind, *some)
 
-    ranks = [None, 2, None, None, 1, *[None] * n]
+    ranks = [None, 2, None, None, 1, *map(PER_ATOM.get, KINDS[kind].own)]
     shared = [*(rank is not None for rank in ranks), True, True]
     calls = batching.Calls(size, moved[:-2], batched[:-2], ranks)
     if a.atoms is None and not calls.copy_atoms():

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..._torch import batching, check, library
 from ..._torch.errors import UnusableValue
 
-PER_ATOM = {"y": 2, "log_prior": 1}  # dimensions of the arguments with a row per atom
+# dimensions of the arguments with a row per atom
+PER_ATOM = {"y": 2, "log_prior": 1, "values": 2}
 
 
 def define(
@@ -81,9 +82,12 @@ def define(
         return implementation
 
     def by_rows(args, atoms, counts):
-        y, prior = _cloud(op, args)
-        clouds = ((y[rows], prior[rows]) for rows in split(atoms, counts, len(y)))
-        return _query_by_query(op, args, clouds, density) if len(counts) else fake(*args)
+        cloud = _cloud(op, args)
+        lists = split(atoms, counts, len(cloud["y"]))
+        clouds = ({name: a[rows] for name, a in cloud.items()} for rows in lists)
+        if not len(counts):
+            return fake(*args)
+        return _query_by_query(op, args, cloud["log_prior"], clouds, density)
 
     def batched(info, in_dims, *args):
         rule = one_by_one if any(a is not None for a in args[count:]) else together
@@ -104,28 +108,31 @@ def define(
     return op
 
 
-def _places(op) -> tuple[int, int]:
-    """Where y and log_prior stand among the arguments."""
-    names = [a.name for a in op._schema.arguments]
-    return names.index("y"), names.index("log_prior")
+def _names(op) -> list[str]:
+    return [a.name for a in op._schema.arguments]
 
 
-def _cloud(op, args) -> tuple[Tensor, Tensor]:
-    """y and log_prior, zeros for None."""
-    y, log_prior = (args[i] for i in _places(op))
-    return y, y.new_zeros(len(y), dtype=args[0].dtype) if log_prior is None else log_prior
+def _cloud(op, args) -> dict[str, Tensor]:
+    """The arguments with a row per atom, by name; log_prior is zeros for None."""
+    cloud = {n: a for n, a in zip(_names(op), args, strict=False) if n in PER_ATOM}
+    if cloud["log_prior"] is None:
+        cloud["log_prior"] = args[0].new_zeros(len(cloud["y"]))
+    return cloud
 
 
-def _query_by_query(op, args, clouds: Iterable[tuple[Tensor, Tensor]], density: bool):
-    """The op without lists for each query and its cloud (y, log_prior)."""
-    outs, (_, log_prior) = [], _cloud(op, args)
+def _query_by_query(
+    op, args, log_prior: Tensor, clouds: Iterable[dict[str, Tensor]], density: bool
+):
+    """The op without lists for each query and its cloud."""
+    outs = []
     for b, cloud in enumerate(clouds):
-        one = [a[b : b + 1] if isinstance(a, Tensor) else a for a in args]
-        for i, part in zip(_places(op), cloud, strict=True):
-            one[i] = part
+        one = [
+            cloud.get(name, a[b : b + 1] if isinstance(a, Tensor) else a)
+            for name, a in zip(_names(op), args, strict=False)
+        ]
         out = op(*one)
         if density:  # log_prior is normalised over all atoms, not over those of the list
-            share = cloud[1].logsumexp(0) - log_prior.logsumexp(0)
+            share = cloud["log_prior"].logsumexp(0) - log_prior.logsumexp(0)
             out = out + share if isinstance(out, Tensor) else (out[0] + share, *out[1:])
         outs.append(out)
     return joined(outs)

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 class Inputs(NamedTuple):
     """The tensors of which every kind's sums are functions; `y` and `log_pi` are per atom, the
-    others per query. A kind's own tensors come after them, per query."""
+    others per query. A kind's own tensors come after them."""
 
     x: Tensor  # [B, d]
     y: Tensor  # [N, d], as stored
@@ -37,7 +37,8 @@ class Inputs(NamedTuple):
     reference: Tensor  # [B, d]: the point about which moments are taken
 
 
-PER_ATOM = {"y": 2, "log_pi": 1}  # and their dimensions, one more where clouds have their own
+# with their dimensions, one more where clouds have their own
+PER_ATOM = {"y": 2, "log_pi": 1, "values": 2}
 CONSTANTS = ("shift", "reference")  # what the ops return does not depend on them
 KINDS: dict[str, MomentKind] = {}  # by name, as `pair_gradient` takes it
 
@@ -51,7 +52,7 @@ class MomentKind:
         sums: (e [B, N], t [B, N, d], *own), the sums over the atoms of one tile, a tuple of any
             number of tensors [B, ...].
         shapes: (x, *own), the shapes of these sums.
-        own: Names of the kind's own tensors, per query.
+        own: Names of the kind's own tensors, per query but for those in PER_ATOM.
         op: The op that messages name, where that is not the kind's name.
     """
 
