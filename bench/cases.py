@@ -50,7 +50,7 @@ class Case:
         return NOISE[self.noise](self.d)
 
     @cached_property
-    def points(self) -> dict[str, torch.Tensor]:
+    def points(self) -> dict[str, Any]:
         """What every op over a data set takes."""
         generator = torch.Generator().manual_seed(1)
         sigma = torch.full((self.B,), self.sigma_value)
