@@ -54,6 +54,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     # new
     "posterior": CLOUDS,
     "log_prob": [cloud for cloud in CLOUDS if cloud[0][0] in (1, 64, 65_536)],
+    "draw": [cloud for cloud in WIDE if cloud[0][0] in (1, 16, 65_536)],
     "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
     "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
     "fisher_dense": [cloud for cloud in WIDE if cloud[0][0] * cloud[0][2] ** 2 < 2**26],
@@ -140,7 +141,11 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
         if op.startswith("pair"):
             yield from pair_arguments(op, new, x, y, v, level, log_prior, *affine)
             return
-        yield (x, y, *((v,) if op == "fisher_matvec" else ()), level, level, log_prior, *affine)
+        rest = (level, level, log_prior, *affine)
+        if op == "draw":
+            yield (x, y, *rest, 2**40, new(B, dtype=torch.int64), B)
+            return
+        yield (x, y, *((v,) if op == "fisher_matvec" else ()), *rest)
 
 
 def pair_arguments(op, new, x, y, v, level, log_pi, scale, offset):

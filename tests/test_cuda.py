@@ -14,6 +14,7 @@ from difference import difference_form, errors, far, in_batches
 import dfkernels as df
 from dfkernels import ops
 from dfkernels._torch import backend
+from dfkernels.ops.draw import reference as draw_reference
 from dfkernels.ops.transport_chain import reference as chain
 from tools.op_table import TABLE
 
@@ -85,6 +86,61 @@ def test_gradients_equal_the_references(case):
         names, gradients(cuda(case), False), gradients(case, True), strict=True
     ):
         assert largest(got.cpu() - want) <= 1e-10 * (1 + largest(want)), name
+
+
+@pytest.mark.parametrize("case", [c for c in ALL if c.op in DATA_OPS and floats(c)], ids=str)
+def test_tangents_equal_the_references(case):
+    """Forward mode in every tensor at once."""
+    names = [k for k in floats(case) if k not in case.unused]
+    tangents = {k: torch.randn_like(case.tensors[k]) for k in names}
+
+    def moved(case, reference):
+        run = lambda *t: case.run(dict(zip(names, t, strict=True)), reference=reference)
+        primals = tuple(case.tensors[k] for k in names)
+        along = tuple(tangents[k].to(case.tensors[k].device) for k in names)
+        return torch.func.jvp(run, primals, along)[1]
+
+    for got, want in zip(moved(cuda(case), False), moved(case, True), strict=True):
+        assert largest(got.cpu() - want) <= 1e-10 * (1 + largest(want))
+
+
+# Every way through the kernels of first derivatives: a query per thread, whole rows, in blocks.
+@pytest.mark.parametrize(
+    "B, N, d", [(1000, 3000, 2), (40, 3001, 64), (7, 5000, 1000), (1, 999, 33)]
+)
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 30.0])
+@pytest.mark.parametrize(
+    "output, argument", [("fisher_trace", "x"), ("mean", "y"), ("mean", "sigma"), ("ess", "alpha")]
+)
+def test_first_derivatives_in_float32(output, argument, sigma, B, N, d):
+    """Twice the error of autograd through the difference form of a query at a time, and 64
+    roundings of the largest number: reverse mode."""
+    p = problem(min(B, 40), N, d, sigma=sigma)
+    p.pop("v")
+
+    def gradient(f, p):
+        leaf = p[argument].detach().clone().requires_grad_()
+        out = f(**p | {argument: leaf})[output]
+        h = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device="cuda").view(out.shape)
+        return torch.autograd.grad(out, leaf, h)[0]
+
+    plain = lambda **p: difference_form(**p, dtype=p["x"].dtype)
+    exact = gradient(plain, {k: t.double() for k, t in p.items()})
+    got = gradient(lambda **p: ops.posterior(**p)._asdict(), p)
+    allowed = 2 * largest(gradient(plain, p) - exact) + 64 * 2**-24 * largest(exact)
+    assert got.dtype == torch.float32 and largest(got - exact) <= allowed
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("B, N, d", [(1, 5000, 40), (30, 5000, 40), (300, 5000, 3), (30, 70, 3000)])
+def test_draws_are_the_references(B, N, d, sigma):
+    """In double, where no two candidates are as close as the last bits."""
+    p = problem(B, N, d, sigma=sigma, dtype=torch.float64)
+    p.pop("v")
+    assert torch.equal(ops.draw(**p, seed=3), draw_reference(**p, seed=3))
+    single = {k: t.float() for k, t in p.items()}
+    same = ops.draw(**single, seed=3) == draw_reference(**single, seed=3)
+    assert float(same.double().mean()) >= 0.95
 
 
 # Queries, how many go together, atoms, d: few and many, small and large d, odd sizes, a row that no
@@ -229,6 +285,9 @@ def call(op):
     if op in DATA_OPS:
         p = problem(40, 3000, 24)
         return (lambda: getattr(ops, op)(*[p[k] for k in ORDER[op] if k in p])), p["x"]
+    if op == "draw":
+        p = problem(40, 3000, 24)
+        return (lambda: ops.draw(*[p[k] for k in ("x", "y", "alpha", "sigma")], seed=7)), p["x"]
     if op == "transport_chain":
         alpha = torch.linspace(0.3, 1.0, 6, dtype=torch.float64, device="cuda")
         x, y, sigma = draw(40, 5), draw(300, 5, seed=1), 1.3 - alpha
@@ -307,7 +366,7 @@ def test_the_tensors_device_is_used(case):
         assert got.device.index == 1 and largest(got.cpu() - want) <= 1e-12 * (1 + largest(want))
 
 
-@pytest.mark.parametrize("op", CALLED)
+@pytest.mark.parametrize("op", [op for op in CALLED if op != "draw"])  # which gives a row
 def test_nan_gives_nan(op):
     run, read = call(op)
     read.view(40, -1)[7, 0] = torch.nan

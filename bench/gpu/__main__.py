@@ -25,7 +25,9 @@ from typing import Any
 import torch
 
 import dfkernels as df
+from tools.op_table import TABLE
 
+from .. import derivatives
 from . import peers, report
 from .cases import EXACT_QUERIES, Case, floor, grid
 
@@ -37,6 +39,16 @@ for storage in (torch.float32, torch.uint8):
     args = 100 + x, (100 + 20 * y).clamp(0, 255).to(storage)
     ops.posterior(*args, 1.0, 50.0), ops.fisher_matvec(*args, v, 1.0, 50.0)
     ops.fisher_diagonal(*args, 1.0, 50.0), ops.fisher_dense(*args, 1.0, 50.0)
+    ops.log_prob(*args, 1.0, 50.0), ops.draw(*args, 1.0, 50.0, seed=1)
+leaf, moved = x.clone().requires_grad_(), y.clone().requires_grad_()
+for out in (
+    ops.posterior(leaf, moved, 1.0, 1.0).fisher_trace,
+    ops.fisher_matvec(leaf, moved, v, 1.0, 1.0),
+    ops.fisher_diagonal(leaf, moved, 1.0, 1.0),
+):
+    torch.autograd.grad(out.sum(), (leaf, moved))
+of = lambda x, y: ops.fisher_diagonal(x, y, 1.0, 1.0)
+torch.func.jvp(of, (x, y), (x, y))
 for form in ("paper", "centred"):
     ops.endpoint_matvec(v, x, x + 1, 0.9, 0.5, form=form)
 ops.matched_trace(x[:, 0], x, 0.9, 0.5), ops.matched_trace(x[:, 0], x, 0.9, 0.5, x=x, form="paper")
@@ -147,11 +159,19 @@ def sanitizer(deadline: float) -> dict:
 
 
 def exact_result(case: Case, inputs: dict):
-    """The last queries in float64; for a posterior their means, for chains where they end."""
+    """The last queries in float64; for a posterior their means, for chains where they end. All of a
+    derivative."""
     from . import measure
 
+    if case.derivative:
+        double = {k: t.double() for k, t in inputs.items()}
+        return peers.derived(derivatives.by_gemm, case.derivative, double)()
     whole = ("y", "alpha", "sigma") if case.op == "transport_chain" else ("y",)
     last = {k: t if k in whole else t[-EXACT_QUERIES:] for k, t in inputs.items()}
+    if case.op in ("log_prob", "draw"):
+        numbers = torch.arange(case.B, device=inputs["x"].device)[-EXACT_QUERIES:]
+        more = {**case.options, "queries": numbers} if case.op == "draw" else {}
+        return TABLE[case.op].reference(**{k: t.double() for k, t in last.items()}, **more)
     if case.op not in peers.REFERENCES:
         return measure.exact(case.op, **last)
     out = peers.REFERENCES[case.op](**{k: t.double() for k, t in last.items()}, **case.options)
@@ -159,7 +179,9 @@ def exact_result(case: Case, inputs: dict):
 
 
 def ours(case: Case, inputs: dict):
-    """The public op, as the user calls it."""
+    """The public op, as the user calls it, or a derivative of it."""
+    if case.derivative:
+        return peers.derived(derivatives.ours, case.derivative, inputs)
     if case.op == "posterior":
         return lambda: df.ops.posterior(**inputs).mean
     return lambda: getattr(df.ops, case.op)(**inputs, **case.options)
@@ -193,11 +215,9 @@ def measure_case(
             function = make()
             out = function()
             out = out[0] if isinstance(out, tuple) else out
-            error = (
-                None
-                if name in peers.INCOMPARABLE
-                else measure.relative_error(out[-EXACT_QUERIES:], want)
-            )
+            other = name in peers.INCOMPARABLE or (name != "dfkernels" and case.op == "draw")
+            last = out if case.derivative else out[-EXACT_QUERIES:]
+            error = None if other else measure.relative_error(last, want)
             del out
             run, as_graph = capture(function)
             times = timer(run, 0.3)
@@ -214,7 +234,7 @@ def measure_case(
 
 def line(row: dict) -> str:
     name = f"{row['op']} B={row['B']} N={row['N']} d={row['d']} K={row['K']} "
-    name += row["form"] or f"{row['storage']} {row['noise']}"
+    name += row["form"] or f"{row['storage']} {row['noise']} {row['derivative']}".rstrip()
     mine = row["contenders"]["dfkernels"]
     if "ms" not in mine:
         return f"{name}: {mine}"

@@ -21,7 +21,7 @@ class Case:
     K steps, N atoms; the others: N = 0.
     """
 
-    group: str  # memory, compute, small d, grid, network, chain: what bounds it, and its target
+    group: str  # memory, compute, small d, grid, network, chain, derivative: what bounds it
     op: str
     B: int
     N: int
@@ -30,14 +30,18 @@ class Case:
     storage: str = "float32"
     noise: str = "high"
     form: str = ""
+    derivative: str = ""  # "fisher_trace y reverse": one that bench.derivatives has
 
     @property
     def name(self) -> str:
         what = self.form or f"{self.storage} {self.noise}"
+        what += self.derivative and f", {self.derivative}"
         return f"{self.op} B={self.B} N={self.N} d={self.d} K={self.K} {what}"
 
     @property
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, object]:
+        if self.op == "draw":
+            return {"seed": 1}
         return {"form": self.form} if self.form else {}
 
     @property
@@ -144,8 +148,23 @@ def grid() -> list[Case]:
         *(Case("grid", op, *size) for op, spec in TABLE.items() for size in spec.gpu_sizes),
         Case("network", "endpoint_matvec", 64, 0, 3 * 64 * 64, K=8, form="paper"),
     ]
+    sizes = ((64, 50_000, 784), (1024, 10_000, 64), (1, 50_000, 3072), (65_536, 65_536, 2))
+    primitives = [Case("grid", op, *size) for op in ("log_prob", "draw") for size in sizes]
+    derivatives = [
+        Case("derivative", op, *size, derivative=derivative)
+        for size in sizes[:2]
+        for op, derivative in (
+            ("posterior", "fisher_trace x reverse"),
+            ("posterior", "mean sigma reverse"),
+            ("posterior", "mean y reverse"),
+            ("posterior", "mean x forward"),
+            ("posterior", "mean y forward"),
+            ("fisher_matvec", "fisher_matvec x reverse"),
+            ("fisher_diagonal", "fisher_diagonal x reverse"),
+        )
+    ]
     chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]
-    return [*network, *memory, *compute, *small, *rest, *chains]
+    return [*network, *memory, *compute, *small, *rest, *primitives, *derivatives, *chains]
 
 
 def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:

@@ -20,6 +20,8 @@ import torch
 import dfkernels as df
 from tools.op_table import TABLE
 
+from .. import derivatives
+
 
 def mm(a, b):
     """a @ b; a float32 goes along with b's dtype, as on the tensor cores."""
@@ -66,6 +68,45 @@ def fisher_dense(x, y, alpha, sigma, y_norm):
     spread = second - mean[:, :, None] * mean[:, None]
     eye = torch.eye(x.shape[1], device=x.device)
     return (eye - ((alpha / sigma) ** 2)[:, None, None] * spread) / (sigma**2)[:, None, None]
+
+
+def log_prob(x, y, alpha, sigma, y_norm):
+    precision = (1 / sigma**2)[:, None]
+    logits = mm(x * alpha[:, None] * precision, y.T) - alpha[:, None] ** 2 * precision / 2 * y_norm
+    norm = x.shape[1] / 2 * torch.log(2 * torch.pi * sigma**2) + math.log(len(y))
+    return torch.logsumexp(logits, 1) - (x * x).sum(1) * precision[:, 0] / 2 - norm
+
+
+def draw(x, y, alpha, sigma, y_norm, seed):
+    """Other draws than ours: the noise is torch's, over all atoms."""
+    precision = (1 / sigma**2)[:, None]
+    logits = mm(x * alpha[:, None] * precision, y.T) - alpha[:, None] ** 2 * precision / 2 * y_norm
+    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(1)
+
+
+def derived(function, derivative: str, inputs: dict) -> Callable:
+    """A function without arguments: the derivative of `function` of bench.derivatives."""
+    output, argument, mode = derivative.split()
+    generator = torch.Generator(inputs["x"].device).manual_seed(3)
+    B, d = inputs["x"].shape
+    of_queries = (B,) if output in ("log_prob", "fisher_trace", "ess") else (B, d)
+    shape = of_queries if mode == "reverse" else inputs[argument].shape
+    x = inputs["x"]
+    along = torch.randn(shape, device=x.device, generator=generator).to(x.dtype)
+    given = {**inputs, "v": inputs["v"][:, 0] if "v" in inputs else None}
+
+    def of(t):
+        return function(output, **given | {argument: t})
+
+    def run():
+        leaf = given[argument]
+        if mode == "forward":
+            return torch.func.jvp(of, (leaf,), (along,))[1]
+        with torch.enable_grad():
+            leaf = leaf.detach().requires_grad_()
+            return torch.autograd.grad(of(leaf), leaf, along)[0]
+
+    return run
 
 
 def in_float(plain, y, **rest):
@@ -125,7 +166,9 @@ def flash_sd_kde(x, y, alpha, sigma, y_norm):
     return run
 
 
-PLAIN = {f.__name__: f for f in (posterior, fisher_matvec, fisher_diagonal, fisher_dense)}
+PLAIN = {
+    f.__name__: f for f in (posterior, fisher_matvec, fisher_diagonal, fisher_dense, log_prob, draw)
+}
 REFERENCES = {op: spec.reference for op, spec in TABLE.items() if op not in PLAIN}
 ELSEWHERE = {  # name: (module, what makes the function, which d)
     "keops": ("pykeops", keops, lambda d: d <= 100),
@@ -138,6 +181,8 @@ INCOMPARABLE = ("flash-sd-kde",)  # its result is that of another call
 def contenders(case, inputs) -> dict:
     """name -> function that makes the function to be timed: what may be ready-made is then
     ready."""
+    if case.derivative:
+        return {"torch": lambda: derived(derivatives.by_gemm, case.derivative, inputs)}
     if case.op in REFERENCES:
         plain, given, narrow = REFERENCES[case.op], {**inputs, **case.options}, False
     else:
@@ -145,14 +190,14 @@ def contenders(case, inputs) -> dict:
         y_norm = torch.cat(
             [rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))]
         )
-        given, narrow = {**inputs, "y_norm": y_norm}, y.dtype != torch.float32
+        given, narrow = {**inputs, **case.options, "y_norm": y_norm}, y.dtype != torch.float32
     found: dict[str, Callable] = {"torch": lambda: partial(plain, **given)}
     if narrow:
         found = {
             "torch": lambda: partial(in_float, plain, **given),
             "torch-bf16": lambda: partial(plain, **given),
         }
-    if case.op not in ("fisher_dense", "transport_chain"):  # their loops would be unrolled
+    if case.op not in ("fisher_dense", "transport_chain", "draw"):  # their loops would be unrolled
         found["compile"] = lambda: partial(torch.compile(plain, dynamic=False), **given)
     if case.op == "posterior":
         if case.d < 256:

@@ -64,7 +64,8 @@ def targets(result: dict) -> list[dict]:
 
         return ratio
 
-    alike = [row for row in rows if row["group"] != "chain"]  # whose peer is hundreds of launches
+    # a chain's peer is hundreds of launches; a derivative has a floor of another op
+    alike = [row for row in rows if row["group"] not in ("chain", "derivative")]
     everyone, plain = CONTENDERS[1:], ("torch", "torch-bf16")
     group = lambda name, **more: [
         row
@@ -149,6 +150,8 @@ def markdown(result: dict) -> str:
         peer = best(row)
         ratio = "" if peer is None else format(peer[0] / mine, ".1f")
         what = row["form"] or f"{row['storage']}, {row['noise']} noise"
+        if row.get("derivative"):
+            what += f", {row['derivative']}"
         size = [f"{row['B']:,}", f"{row['N']:,}", str(row["d"]), str(row["K"])]
         over = f"{mine / row['floor_ms']:.2f} ({row['bound']})"
         cells.append([f"`{row['op']}`", *size, what, *times, ratio, over])

@@ -9,6 +9,7 @@ reference.py has the definition.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,12 +25,27 @@ from .reference import draw as reference
 __all__ = ["draw", "reference"]
 
 
-def _fallback(*args):
-    parts = [_one_cloud(*part) for part in lists.each_cloud(op, args)]
-    return torch.cat(parts) if parts else args[0].new_empty(0, dtype=torch.int64)
+_launch = library.in_triton(__name__)
 
 
-def _one_cloud(
+def _cloud_by_cloud(one_cloud: Callable) -> Callable:
+    def implementation(*args):
+        parts = [one_cloud(*part) for part in lists.each_cloud(op, args)]
+        return torch.cat(parts) if parts else args[0].new_empty(0, dtype=torch.int64)
+
+    return implementation
+
+
+def _in_triton(*args):
+    """Lists of atoms are for PyTorch."""
+    listed = len(args) > _BEFORE_LISTS and any(a is not None for a in args[_BEFORE_LISTS:])
+    return _in_pytorch(*args) if listed else _launch(*args[:_BEFORE_LISTS])
+
+
+_BEFORE_LISTS = 10  # arguments
+
+
+def _in_pytorch(
     x, y, alpha, sigma, log_prior, scale, offset, seed, queries, total, atoms=None, counts=None
 ):
     """Some queries at a time, each of which has N/64 sums; with lists one at a time."""
@@ -91,6 +107,7 @@ def _batch(info, in_dims, *args):
     return rule(info, tuple(dims.values()), *given.values())
 
 
+_fallback = _cloud_by_cloud(_in_pytorch)
 op = library.define(
     "draw",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
@@ -98,6 +115,7 @@ op = library.define(
     "Tensor? counts=None) -> Tensor",
     fallback=_fallback,
     fake=lambda x, *_: x.new_empty(x.shape[0], dtype=torch.int64),
+    cuda=_cloud_by_cloud(_in_triton),
     batch=_batch,
     discrete=True,
 )

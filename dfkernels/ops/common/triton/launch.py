@@ -154,8 +154,12 @@ def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Devic
     """How many queries SCRATCH has room for, at least one."""
     tile = tile_for(B * K, d, itemsize, device)
     splits = splits_for(N, triton.cdiv(B * K, tile.TARGETS), tile, device)
-    step = max(1, SCRATCH // (K * (3 * splits * d + 2 * N * tile.logits_given)))
-    return step if step < 128 else step // 128 * 128  # whole tiles of the filter
+    return whole_tiles(SCRATCH // (K * (3 * splits * d + 2 * N * tile.logits_given)))
+
+
+def whole_tiles(queries: int) -> int:
+    """At least one query, and of many so many that tiles are full."""
+    return max(1, queries) if queries < 128 else queries // 128 * 128
 
 
 def in_query_groups(
@@ -170,11 +174,22 @@ def in_query_groups(
     offset: float,
     *,
     normalised: bool = False,
+    scratch: int | None = None,
 ):
-    """Calls launch(problem) on as many queries at a time as the scratch memory allows."""
+    """Calls launch(problem) on as many queries at a time as the scratch memory allows.
+
+    Args:
+        launch: takes a problem.
+        x, y, v, alpha, sigma, log_prior, scale, offset: those of an op.
+        normalised: log_prior is log pi already.
+        scratch: numbers of scratch memory for each query, unless it is moments that are launched.
+    """
     B, K = x.shape[0], 1 if v is None else v.shape[1]
     p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised)
-    step = queries_at_once(B, K, *p.y.shape, x.element_size(), device_of(x))
+    if scratch is None:
+        step = queries_at_once(B, K, *p.y.shape, x.element_size(), device_of(x))
+    else:
+        step = whole_tiles(SCRATCH // scratch)
     with torch.cuda.device_of(x):
         if step >= B:
             return launch(p)

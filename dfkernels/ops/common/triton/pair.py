@@ -211,34 +211,39 @@ def pair_weights(
 
 
 def sums_over_atoms(
-    q: Pairs,
+    p: Problem,
+    reference: Tensor | None,
     coefficients: Tensor,
     weights: Tensor | None = None,
     dy: Tensor | None = None,
     *,
     squares: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(sum c t + e dy, sum c t * t + 2 e t * dy), [targets, d] in double; c, e [targets, N]."""
-    (targets, N), d = coefficients.shape, q.p.x.shape[1]
-    device, new = device_of(q.p.x), q.reference.new_empty
-    sizes = sum_tile(targets, d, q.reference.element_size(), squares or dy is not None)
+    """(sum c t + e dy, sum c t * t + 2 e t * dy), [targets, d] in double; c, e [targets, N].
+
+    Without a reference t is what the rows of y hold, whatever that is where c is 0.
+    """
+    (targets, N), d = coefficients.shape, p.y.shape[1]
+    device, new = device_of(coefficients), coefficients.new_empty
+    sizes = sum_tile(targets, d, coefficients.element_size(), squares or dy is not None)
     programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(targets, sizes["TARGETS"])
     span, splits = pair_splits(N, programs, sizes["ATOMS"], device)
     first = new(splits, targets, d)
     second = new(splits, targets, d) if squares else None
     pair_sums_kernel[(programs * splits,)](
-        **q.p.atom_arguments,
+        **p.atom_arguments,
         dy=dy,
         dy_stride=0 if dy is None else dy.stride(0),
-        reference=q.reference,
+        reference=reference,
         coefficients=coefficients,
         weights=weights,
         first=first,
         second=second,
         targets=targets,
-        vectors_per_query=targets // q.p.x.shape[0],
+        vectors_per_query=targets // len(p.x),
         splits=splits,
         span=span,
+        DIFFERENCES=reference is not None,
         TANGENT=dy is not None,
         SQUARES=squares,
         **sizes,
@@ -257,8 +262,7 @@ def projections(q: Pairs, vectors: Tensor) -> Tensor:
 
 def query_groups(B: int, N: int, d: int, K: int) -> Iterator[slice]:
     """The queries in groups for which the scratch memory suffices, at least one in each."""
-    step = max(1, launch.SCRATCH // (N * (3 + 4 * K) + 64 * d))
-    step = step if step < 128 else step // 128 * 128
+    step = launch.whole_tiles(launch.SCRATCH // (N * (3 + 4 * K) + 64 * d))
     for b in range(0, B, step):
         yield slice(b, min(b + step, B))
 
@@ -316,7 +320,7 @@ def _vjp_queries(q: Pairs, kind: str, h_weight, h_first, h_second, h_square):
     products = None if pair is None else (pair[0] * pair[1]).sum(1)
     forms = _forms(q, kind, h_weight, h_first, h_second, h_square)
     w = pair_weights(q, forms, products, keep=False, keep_weights=pair is not None)
-    m1 = sums_over_atoms(q, w.coefficients)[0] if w.first is None else w.first
+    m1 = sums_over_atoms(q.p, q.reference, w.coefficients)[0] if w.first is None else w.first
     a, m2 = q.a, w.totals[1][:, None]
     along = (q.r * m1).sum(1, keepdim=True)
     grad_x = a * m1 / q.sigma
@@ -325,7 +329,7 @@ def _vjp_queries(q: Pairs, kind: str, h_weight, h_first, h_second, h_square):
     grad_v = q.p.x.new_zeros(B, 0 if q.p.v is None else q.p.v.shape[1], d)
     if pair is not None:
         e = torch.where(w.weights[:, None] == 0, 0, w.weights[:, None] * pair[0])
-        grad_v = sums_over_atoms(q, e.flatten(0, 1))[0].view(grad_v.shape)
+        grad_v = sums_over_atoms(q.p, q.reference, e.flatten(0, 1))[0].view(grad_v.shape)
     T = q.p.x.dtype
     return grad_x.to(T), grad_alpha[:, 0].to(T), grad_sigma[:, 0].to(T), grad_v.to(T)
 
@@ -446,7 +450,9 @@ def _jvp(q: Pairs, kind: str, dx, dv, dalpha, dsigma, tangents: Tangents):
     w = pair_weights(q, forms, None, tangents, keep=matvec, keep_weights=matvec, squares=squares)
     first, second = w.first, w.second
     if first is None:
-        first, second = sums_over_atoms(q, w.coefficients, w.weights, dy, squares=squares)
+        first, second = sums_over_atoms(
+            q.p, q.reference, w.coefficients, w.weights, dy, squares=squares
+        )
     weight_square = q.p.x.new_zeros(0)
     if kind == "posterior":
         second, weight_square = w.totals[1], 2 * w.totals[2]
@@ -470,7 +476,7 @@ def _jvp_matvec(q: Pairs, w: PairWeights, dv, dy) -> Tensor:
         coefficients += e * projections(at_zero, q.p.v)
     clean = lambda t: torch.where(e == 0, 0, t).flatten(0, 1)
     weights = None if dy is None else clean(e * along)
-    return sums_over_atoms(q, clean(coefficients), weights, dy)[0].view(q.p.v.shape)
+    return sums_over_atoms(q.p, q.reference, clean(coefficients), weights, dy)[0].view(q.p.v.shape)
 
 
 class ListedAtoms(NamedTuple):

@@ -22,7 +22,7 @@ def pair_sums_kernel(
     y,  # [N, d], rows y_stride apart; the atoms are scale * y + offset
     dy,  # [N, d], rows dy_stride apart, or None
     log_pi,  # [N], or None
-    reference,  # [B, d]
+    reference,  # [B, d]; None unless DIFFERENCES
     coefficients,  # [targets, N]: c
     weights,  # [targets, N]: e, of dy; or None
     first,  # out [splits, targets, d]: sum c t + e dy
@@ -37,6 +37,7 @@ def pair_sums_kernel(
     span,  # atoms of a split
     scale,
     offset,
+    DIFFERENCES: tl.constexpr,
     TANGENT: tl.constexpr,
     SQUARES: tl.constexpr,
     PRIOR: tl.constexpr,
@@ -46,9 +47,11 @@ def pair_sums_kernel(
     TARGETS: tl.constexpr,
     STRIP: tl.constexpr,  # tiles whose weights are looked at together
 ):
-    """Sums over the atoms, t = y - reference: one program has TARGETS targets, D coordinates and
-    one split of the atoms."""
-    T = reference.dtype.element_ty
+    """Sums over the atoms, t = y - reference or, without DIFFERENCES, t = y.
+
+    One program has TARGETS targets, D coordinates and one split of the atoms.
+    """
+    T = coefficients.dtype.element_ty
     blocks, parts = tl.cdiv(targets, TARGETS), tl.cdiv(d, D)
     k = tl.program_id(0) % parts * D + index_along(D, 2)
     split = (tl.program_id(0) // parts // blocks).to(tl.int64)
@@ -74,11 +77,16 @@ def pair_sums_kernel(
             exists = (i < N - start) & active
             valid = valid_atoms(log_pi, start, i, N, PRIOR)
             p_pair = i_target * N + start + i
-            t = load_differences(
-                y, reference, start, i, k, i_query, valid, active, y_stride, d, scale, offset,
-                AFFINE,
-            )  # fmt: skip
-            ct = tl.load(coefficients + p_pair, mask=exists, other=0.0) * t
+            c = tl.load(coefficients + p_pair, mask=exists, other=0.0)
+            if DIFFERENCES:
+                t = load_differences(
+                    y, reference, start, i, k, i_query, valid, active, y_stride, d, scale, offset,
+                    AFFINE,
+                )  # fmt: skip
+                ct = c * t
+            else:  # values of any kind, which an atom without weight may hold
+                t = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                ct = tl.where(c == 0, 0.0, c * t)
             b_first += ct
             if SQUARES:
                 b_second += ct * t
