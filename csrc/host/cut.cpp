@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "host/centre.h"
 
@@ -74,7 +75,8 @@ std::vector<QueryGroup<T>> groups_over_all_atoms(const Problem<T>& p, int64_t st
                                                  int64_t rows) {
   constexpr int64_t tasks = 64, state = 8 << 20;
   const int64_t row = stride * int64_t(sizeof(double));
-  int64_t groups = (p.B * row * (4 + rows + p.K) + state - 1) / state;
+  int64_t groups =
+      (p.B * stride * int64_t(sizeof(T)) * (4 + rows + p.K) + state - 1) / state;
   groups = std::max({groups, std::min(tasks, p.B / 128),
                      int64_t(1)});  // 128 queries pay for one pass over the atoms
   int64_t size = (p.B + groups - 1) / groups;
@@ -83,8 +85,10 @@ std::vector<QueryGroup<T>> groups_over_all_atoms(const Problem<T>& p, int64_t st
   const int64_t small = most_splits(groups, p.B * row * (1 + rows));
   const int64_t enough =
       std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, 256);  // rows that pay for a merge
-  const int64_t splits =
+  int64_t splits =
       std::min({(tasks + groups - 1) / groups, small, std::max<int64_t>(p.N / enough, 1)});
+  const int64_t even = 4 / std::gcd(groups, int64_t(4));  // as many tasks for each thread
+  if (splits > even) splits = splits / even * even;
   std::vector<QueryGroup<T>> out;
   for (int64_t b = 0; b < p.B; b += size) out.emplace_back(p, b, std::min(b + size, p.B), splits);
   return out;

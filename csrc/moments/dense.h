@@ -26,7 +26,7 @@ struct DenseMoments {
           coefficient[r] = to;
           sum[r] = query.vectors + (1 + k + r) * m.stride;
         }
-        weighted_sums<T>(rows, coefficient, tile.rows.at, tile.rows.ld, tile.n, m.stride, sum);
+        weighted_sums<T>(rows, coefficient, tile.rows, tile.n, m.stride, sum);
       }
     }
   }

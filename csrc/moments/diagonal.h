@@ -19,7 +19,7 @@ struct DiagonalMoments {
       weight[i] = tile.queries[i].weight;
       sum[i] = tile.queries[i].vectors + m.stride;
     }
-    weighted_sums<T, true>(tile.count, weight, tile.rows.at, tile.rows.ld, tile.n, m.stride, sum);
+    weighted_sums<T, true>(tile.count, weight, tile.rows, tile.n, m.stride, sum);
   }
 
   static void add_small_d(const Problem<T>& p, const Moments<T>&, const SmallDTile<T>& tile,

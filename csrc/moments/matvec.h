@@ -30,7 +30,7 @@ struct MatvecMoments {
         query.sums.projection_sum[k] +=
             weigh_projections(query.weight, tile.n, projection, query.origin + k);
       }
-      weighted_sums<T>(tile.count, in, tile.rows.at, tile.rows.ld, tile.n, m.stride, sum);
+      weighted_sums<T>(tile.count, in, tile.rows, tile.n, m.stride, sum);
     }
   }
 
@@ -78,8 +78,15 @@ struct MatvecMoments {
       *origin = weight_sum > 0 ? T(sum / weight_sum) : T(0);
     }
     const T shift = T(*origin);
-    double sum = 0;
-    for (int64_t j = 0; j < n; ++j) {
+    Vec<double> part[4] = {};
+    const int64_t whole = n / W<T> * W<T>;
+    in_four_chains<T>(whole, [&](int64_t j, int u) {
+      const Vec<T> weighted = load(weight + j) * (load(projection + j) - shift);
+      store<T>(projection + j, weighted);
+      part[u] += widened<T>(weighted);
+    });
+    double sum = sum_lanes<double>((part[0] + part[1]) + (part[2] + part[3]));
+    for (int64_t j = whole; j < n; ++j) {
       projection[j] = weight[j] * (projection[j] - shift);
       sum += projection[j];
     }

@@ -1,13 +1,54 @@
 // The inner loops: dot products, squared distances and weighted sums of rows, blocked so that the
-// accumulators stay in registers. Rows are whole vectors long (zero padded), `width` elements.
+// accumulators stay in registers (simd/blocking.h). Rows are whole vectors long (zero padded),
+// `width` elements.
 #pragma once
 #include "simd/transpose.h"
 
 namespace {
 
-// Columns are taken `slab` at a time, so that the queries' part stays in the first-level cache
-// while all rows pass.
-inline constexpr int64_t slab_bytes = 4096;
+// A block of a product, i < Q: out[i][at + j] (+)= sum_k c_i[k] m[k * ld + j] for V vectors of j.
+template <class T, int Q, int V, bool SQUARE = false>
+DFK_INLINE void product_block(const T* const* c, const T* m, int64_t ld, int64_t k, int64_t end,
+                              int64_t chain, bool add, T* const* out, int64_t at) {
+  for (; k < end; add = true) {
+    const int64_t stop = k + chain < end ? k + chain : end;
+    Vec<T> sum[Q][V] = {};
+    for (; k < stop; ++k) {
+      Vec<T> y[V];
+      for (int v = 0; v < V; ++v) {
+        y[v] = load(m + k * ld + v * W<T>);
+        if (SQUARE) y[v] *= y[v];
+      }
+      for (int i = 0; i < Q; ++i) {
+        const Vec<T> x = all(c[i][k]);
+        for (int v = 0; v < V; ++v) sum[i][v] += x * y[v];
+      }
+    }
+    for (int i = 0; i < Q; ++i)
+      for (int v = 0; v < V; ++v) {
+        T* const to = out[i] + at + v * W<T>;
+        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
+      }
+  }
+}
+
+// out_i (+)= sum_k c_i[k] row_k for i < count, the rows `columns` long; a slab of rows at a time.
+template <class T, bool SQUARE = false>
+void products(int64_t count, const T* const* c, Rows<T> rows, int64_t n, int64_t columns,
+              int64_t chain, bool add, T* const* out) {
+  for (int64_t k = 0; k < n; k += slab, add = true) {
+    const int64_t end = k + slab < n ? k + slab : n;
+    for_each_panel<T>(columns, [&](int64_t at, auto vectors) {
+      constexpr int V = vectors.value;
+      const T* const m = rows.panels ? rows.panels + at * n : rows.at + at;
+      const int64_t ld = rows.panels ? V * W<T> : rows.ld;
+      for (int64_t i = 0; i < count; i += block.queries)
+        with_count<block.queries>(count - i, [&](auto queries) {
+          product_block<T, queries.value, V, SQUARE>(c + i, m, ld, k, end, chain, add, out + i, at);
+        });
+    });
+  }
+}
 
 template <class T, int Q, int R>
 struct DotAccumulators {
@@ -36,7 +77,8 @@ DFK_INLINE DotAccumulators<T, Q, R> dot_block(const T* const* q, const T* rows, 
 template <class T, int Q, int R, bool NORMS>
 void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out,
               int64_t ldo, T* norm) {
-  constexpr int64_t slab = slab_bytes / sizeof(T), most = 8;
+  // The queries' part of these columns stays in the first-level cache while all rows pass.
+  constexpr int64_t slab = 4096 / sizeof(T), most = 8;
   for (int64_t j0 = 0; j0 < n; j0 += most * R) {
     const int64_t blocks = (n - j0) / R < most ? (n - j0) / R : most;
     DotAccumulators<T, Q, R> a[most];
@@ -57,80 +99,37 @@ void dot_some(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t w
 template <class T, int Q, bool NORMS>
 void dot_rows(const T* const* q, const T* rows, int64_t ld, int64_t n, int64_t width, T* out,
               int64_t ldo, T* norm) {
-  const int64_t even = n / 4 * 4;
-  if (even) dot_some<T, Q, 4, NORMS>(q, rows, ld, even, width, out, ldo, norm);
+  constexpr int R = Q <= 2 ? 4 : block.rows;
+  const int64_t even = n / R * R;
+  if (even) dot_some<T, Q, R, NORMS>(q, rows, ld, even, width, out, ldo, norm);
   if (n > even)
     dot_some<T, Q, 1, NORMS>(q, rows + even * ld, ld, n - even, width, out + even, ldo,
                              norm + even);
 }
 
-// Computes the same from a transposed tile cols[k * ldc + j], j < n (a multiple of the vector
-// width). Atoms are in the lanes, which saves the sum over lanes; with few coordinates that would
-// be most of the work. Terms are added 32 at a time, since the rounding error of one long chain
-// would show in the weights.
-template <class T, int Q, int V>
-DFK_INLINE void dot_cols_block(const T* const* q, const T* cols, int64_t ldc, int64_t d, T* out,
-                               int64_t ldo) {
-  for (int64_t start = 0; start < d; start += 32) {
-    const int64_t end = start + 32 < d ? start + 32 : d;
-    Vec<T> acc[Q][V] = {};
-    for (int64_t k = start; k < end; ++k) {
-      Vec<T> y[V];
-      for (int j = 0; j < V; ++j) y[j] = load(cols + k * ldc + j * W<T>);
-      for (int i = 0; i < Q; ++i) {
-        const Vec<T> x = all(q[i][k]);
-        for (int j = 0; j < V; ++j) acc[i][j] += x * y[j];
-      }
-    }
-    for (int i = 0; i < Q; ++i)
-      for (int j = 0; j < V; ++j) {
-        T* at = out + i * ldo + j * W<T>;
-        store(at, start ? load(at) + acc[i][j] : acc[i][j]);
-      }
-  }
+// out[i * ldo + j] = sum_k q_i[k] column_k[j] for i < count <= tile_queries and all `padded` j: dot
+// products from the d columns of a tile.
+template <class T>
+void dots_of_columns(int64_t count, const T* const* q, Rows<T> columns, int64_t padded, int64_t d,
+                     T* out, int64_t ldo) {
+  T* to[tile_queries];
+  for (int64_t i = 0; i < count; ++i) to[i] = out + i * ldo;
+  products<T>(count, q, columns, d, padded, dot_chain, false, to);
 }
-template <class T, int Q>
-void dot_cols(const T* const* q, const T* cols, int64_t ldc, int64_t n, int64_t d, T* out,
-              int64_t ldo) {
-  int64_t j = 0;
-  for (; j + 3 * W<T> <= n; j += 3 * W<T>)
-    dot_cols_block<T, Q, 3>(q, cols + j, ldc, d, out + j, ldo);
-  for (; j + 2 * W<T> <= n; j += 2 * W<T>)
-    dot_cols_block<T, Q, 2>(q, cols + j, ldc, d, out + j, ldo);
-  for (; j < n; j += W<T>) dot_cols_block<T, Q, 1>(q, cols + j, ldc, d, out + j, ldo);
-}
-
-// Calls f(Count<n>{}), which has n as a constant, for 1 <= n <= MOST.
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-template <int MOST, class F>
-DFK_INLINE void with_count(int64_t n, const F& f) {
-  if constexpr (MOST > 1) {
-    if (n < MOST) return with_count<MOST - 1>(n, f);
-  }
-  f(Count<MOST>{});
-}
-
-// How many queries are taken together with a tile: eight dot products with three vectors of atoms
-// fill the registers.
-inline constexpr int tile_queries = 8;
 
 // out[i * ldo + j] = <q_i, row_j> for i < count <= tile_queries; where norm is given also
-// |row_j|^2. `cols` is the tile's transpose, or null.
+// |row_j|^2. `cols` is the tile's packed transpose, or null.
 template <class T>
 void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t n, int64_t width,
           T* out, int64_t ldo, T* norm) {
   if (cols) {
     const int64_t padded = round_up(n, W<T>);
-    with_count<tile_queries>(
-        count, [&](auto c) { dot_cols<T, c.value>(q, cols, padded, padded, width, out, ldo); });
-    if (norm) squares(cols, padded, padded, width, norm);
+    dots_of_columns<T>(count, q, {nullptr, 0, cols}, padded, width, out, ldo);
+    if (norm) squares(cols, padded, width, norm);
     return;
   }
-  for (int64_t i = 0; i < count; i += 4)
-    with_count<4>(count - i < 4 ? count - i : 4, [&](auto c) {
+  for (int64_t i = 0; i < count; i += block.row_queries)
+    with_count<block.row_queries>(count - i, [&](auto c) {
       if (norm && i == 0)
         dot_rows<T, c.value, true>(q, rows.at, rows.ld, n, width, out, ldo, norm);
       else
@@ -158,38 +157,43 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
   }
   for (int j = 0; j < R; ++j) out[j] = Out(sum_lanes<double>(sum[j]));
 }
-// out[i][j] = |x_i - alpha_i row_j|^2 from the transposed tile, 32 terms at a time as in dot_cols.
+// out[i][j] = |x_i - alpha_i row_j|^2 from the packed transpose, in chains as in dots.
 template <class T, int Q, int V>
-DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* cols, int64_t ldc,
-                                    int64_t d, T* const* out, int64_t at) {
-  for (int64_t start = 0; start < d; start += 32) {
-    const int64_t end = start + 32 < d ? start + 32 : d;
-    Vec<T> acc[Q][V] = {};
-    for (int64_t k = start; k < end; ++k) {
+DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* panel, int64_t d,
+                                    T* const* out, int64_t at) {
+  for (int64_t k = 0; k < d;) {
+    const bool add = k > 0;
+    const int64_t end = k + dot_chain < d ? k + dot_chain : d;
+    Vec<T> sum[Q][V] = {};
+    for (; k < end; ++k) {
       Vec<T> y[V];
-      for (int j = 0; j < V; ++j) y[j] = load(cols + k * ldc + at + j * W<T>);
+      for (int v = 0; v < V; ++v) y[v] = load(panel + (k * V + v) * W<T>);
       for (int i = 0; i < Q; ++i) {
         const Vec<T> xk = all(x[i][k]);
-        for (int j = 0; j < V; ++j) {
-          const Vec<T> u = xk - alpha[i] * y[j];
-          acc[i][j] += u * u;
+        for (int v = 0; v < V; ++v) {
+          const Vec<T> u = xk - alpha[i] * y[v];
+          sum[i][v] += u * u;
         }
       }
     }
     for (int i = 0; i < Q; ++i)
-      for (int j = 0; j < V; ++j) {
-        T* to = out[i] + at + j * W<T>;
-        store(to, start ? load(to) + acc[i][j] : acc[i][j]);
+      for (int v = 0; v < V; ++v) {
+        T* const to = out[i] + at + v * W<T>;
+        store(to, add ? load(to) + sum[i][v] : sum[i][v]);
       }
   }
 }
-template <class T, int Q>
-void distance_cols(const T* const* x, const T* alpha, const T* cols, int64_t ldc, int64_t n,
+template <class T>
+void distance_cols(int64_t count, const T* const* x, const T* alpha, const T* cols, int64_t padded,
                    int64_t d, T* const* out) {
-  int64_t j = 0;
-  for (; j + 3 * W<T> <= n; j += 3 * W<T>)
-    distance_cols_block<T, Q, 3>(x, alpha, cols, ldc, d, out, j);
-  for (; j < n; j += W<T>) distance_cols_block<T, Q, 1>(x, alpha, cols, ldc, d, out, j);
+  constexpr int Q = block.queries / 2;  // a difference takes one more register
+  for_each_panel<T>(padded, [&](int64_t at, auto vectors) {
+    for (int64_t i = 0; i < count; i += Q)
+      with_count<Q>(count - i, [&](auto c) {
+        distance_cols_block<T, c.value, vectors.value>(x + i, alpha + i, cols + at * d, d, out + i,
+                                                       at);
+      });
+  });
 }
 
 template <class T, class Out>
@@ -232,47 +236,12 @@ double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, con
   return total<T>(sum);
 }
 
-// dst_i += sum_j coef_i[j] row_j; with SQUARE the rows enter squared elementwise. The sums take
-// 64 rows at a time.
-template <class T, int Q, int V, bool SQUARE>
-DFK_INLINE void add_block(const T* const* coef, const T* rows, int64_t ld, int64_t n, T* const* dst,
-                          int64_t k) {
-  for (int64_t j = 0; j < n;) {
-    const int64_t end = j + 64 < n ? j + 64 : n;
-    Vec<T> acc[Q][V] = {};
-    for (; j < end; ++j) {
-      Vec<T> y[V];
-      for (int v = 0; v < V; ++v) {
-        y[v] = load(rows + j * ld + k + v * W<T>);
-        if (SQUARE) y[v] *= y[v];
-      }
-      for (int i = 0; i < Q; ++i) {
-        const Vec<T> c = all(coef[i][j]);
-        for (int v = 0; v < V; ++v) acc[i][v] += c * y[v];
-      }
-    }
-    for (int i = 0; i < Q; ++i)
-      for (int v = 0; v < V; ++v) {
-        T* to = dst[i] + k + v * W<T>;
-        store(to, load(to) + acc[i][v]);
-      }
-  }
-}
-template <class T, int Q, bool SQUARE>
-void add_weighted_rows(const T* const* coef, const T* rows, int64_t ld, int64_t n, int64_t width,
-                       T* const* dst) {
-  constexpr int V = Q <= 2 ? 8 : Q <= 4 ? 4 : 3;
-  int64_t k = 0;
-  for (; k + V * W<T> <= width; k += V * W<T>)
-    add_block<T, Q, V, SQUARE>(coef, rows, ld, n, dst, k);
-  for (; k < width; k += W<T>) add_block<T, Q, 1, SQUARE>(coef, rows, ld, n, dst, k);
-}
-// dst_i += sum_j coef_i[j] row_j for i < count <= tile_queries.
+// dst_i += sum_j coef_i[j] row_j for i < count <= tile_queries; with SQUARE the rows enter squared
+// elementwise.
 template <class T, bool SQUARE = false>
-void weighted_sums(int64_t count, const T* const* coef, const T* rows, int64_t ld, int64_t n,
-                   int64_t width, T* const* dst) {
-  with_count<tile_queries>(
-      count, [&](auto c) { add_weighted_rows<T, c.value, SQUARE>(coef, rows, ld, n, width, dst); });
+void weighted_sums(int64_t count, const T* const* coef, Rows<T> rows, int64_t n, int64_t width,
+                   T* const* dst) {
+  products<T, SQUARE>(count, coef, rows, n, width, sum_chain, true, dst);
 }
 
 }  // namespace

@@ -16,15 +16,16 @@ class ExpandedTiles {
         w_(w),
         B_(B),
         tile_(tile_rows(w, B)),
-        by_cols_(B >= 2 * tile_queries),
-        in_place_(rows_in_place(p) && !(by_cols_ && p.row_stride * int64_t(sizeof(T)) % 4096 == 0)),
+        packed_(B >= packed_queries),
+        in_place_(rows_in_place(p)),
         scratch_(room()) {
     if (!scratch_.ok()) return;
     query_ = scratch_.template take<Query<T>>(B);
-    x_ = scratch_.template take<T>(B * w);
+    x_ = scratch_.template take<T>(B * (w + W<T>));
     rows_ = scratch_.template take<T>(tile_ * (w + W<T>));
     centred_ = scratch_.template take<T>(p.centre ? tile_ * (w + W<T>) : 0);
-    cols_ = scratch_.template take<T>(tile_ * w);
+    panels_ = scratch_.template take<T>(packed_ ? tile_ * w : 0);
+    cols_ = scratch_.template take<T>(packed_ ? tile_ * w : 0);
     logits_ = scratch_.template take<T>(tile_queries * tile_);
     norm_ = scratch_.template take<T>(tile_);
     log_prior_ = scratch_.template take<T>(tile_);
@@ -32,23 +33,24 @@ class ExpandedTiles {
   }
   // x less alpha times the centre, of query b of the batch, which is query i of the group.
   void set_query(int64_t i, int64_t b, const T* raw_x) {
-    T* const x = x_ + i * w_;
+    T* const x = centred_x(i);
     for (int64_t k = 0; k < w_; ++k)
       x[k] = raw_x[k] - (p_.centre && k < p_.d ? p_.alpha[b] * p_.centre[k] : T(0));
     query_[i] = query_of(x, w_, p_.alpha[b], p_.sigma[b]);
   }
 
-  // As many atoms as stay in a second-level cache of 1 MiB, with their transpose if there is one,
-  // while all queries pass.
+  // As many atoms as stay in the caches while all queries pass: whole panels of them, and several,
+  // so that the sums are not read and written for a few.
   static int64_t tile_rows(int64_t w, int64_t B) {
-    const int64_t n = (B >= 2 * tile_queries ? 384 : 512) * 1024 / (w * int64_t(sizeof(T)));
-    const int64_t step = n >= 6 * W<T> ? 3 * W<T> : W<T>;  // whole blocks of dot_cols
+    const bool packed = B >= packed_queries;
+    const int64_t n = (packed ? packed_tile_bytes : tile_bytes) / (w * int64_t(sizeof(T)));
+    const int64_t step = packed || n >= 2 * block.vectors * W<T> ? block.vectors * W<T> : W<T>;
     return n < step ? step : n > 256 ? 256 / step * step : n / step * step;
   }
 
   bool ok() const { return scratch_.ok(); }
   const Query<T>& query(int64_t i) const { return query_[i]; }
-  // The logits of the i-th query of the eight that dot_products() had last.
+  // The logits of the i-th query of those that dot_products() had last.
   T* logits(int64_t i) const { return logits_ + i * tile_; }
 
   // Atoms [start, start + n) and the dot products of the first queries. Outliers are replaced by the
@@ -69,10 +71,17 @@ class ExpandedTiles {
 
   // Makes logits, relative to the query's constant, of dot products; returns the largest.
   T finish_logits(const Tile<T>& t, const Query<T>& query, T* l) const {
-    for (int64_t j = 0; j < t.padded; j += W<T>)
-      store<T>(l + j, query.factor * (::load(l + j) - query.alpha / 2 * ::load(t.norm + j)) +
-                          ::load(t.log_prior + j));
-    return max_of(l, t.padded);
+    const T half_alpha = query.alpha / 2;
+    Vec<T> largest[4];
+    for (Vec<T>& some : largest) some = all<T>(-T(__builtin_inf()));
+    in_four_chains<T>(t.padded, [&](int64_t j, int u) {
+      const Vec<T> logit = query.factor * (::load(l + j) - half_alpha * ::load(t.norm + j)) +
+                           ::load(t.log_prior + j);
+      store<T>(l + j, logit);
+      largest[u] = larger<T>(logit, largest[u]);
+    });
+    return max_lanes<T>(
+        larger<T>(larger<T>(largest[0], largest[1]), larger<T>(largest[2], largest[3])));
   }
 
   static T max_of(const T* l, int64_t n) {
@@ -93,10 +102,7 @@ class ExpandedTiles {
       l[i] = logits(queries[i] - q);
     }
     if (t.cols && !p_.centre) {
-      for (int64_t i = 0; i < count; i += 4)
-        with_count<4>(count - i < 4 ? count - i : 4, [&](auto c) {
-          distance_cols<T, c.value>(x + i, alpha + i, t.cols, t.padded, t.padded, w_, l + i);
-        });
+      distance_cols(count, x, alpha, t.cols, t.padded, w_, l);
     } else {
       for (int64_t j = 0; j < t.n; ++j) row_[j] = t.raw.at + j * t.raw.ld;
       for (int64_t i = 0; i < count; ++i) {
@@ -126,9 +132,14 @@ class ExpandedTiles {
  private:
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + t(B_ * w_) + t(tile_ * w_) + 2 * t(tile_ * (w_ + W<T>)) +
+    return Arena::bytes<Query<T>>(B_) + t(B_ * (w_ + W<T>)) +
+           2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_ * (w_ + W<T>)) +
            t(tile_queries * tile_) + 2 * t(tile_) + Arena::bytes<const T*>(tile_);
   }
+
+  // One vector longer than they need be: rows a multiple of 4 KiB apart would compete for the same
+  // cache lines.
+  T* centred_x(int64_t i) const { return x_ + i * (w_ + W<T>); }
 
   Rows<T> centred(Rows<T> raw, int64_t n) {
     const int64_t ld = w_ + W<T>;
@@ -158,8 +169,9 @@ class ExpandedTiles {
     }
     t.largest_log_prior = max_lanes<T>(largest);
     for (int64_t j = n; j < t.padded; ++j) norm_[j] = 0;
-    if (by_cols_) {
-      transpose(t.rows, n, w_, cols_, t.padded);
+    if (packed_) {
+      pack(t.rows, n, w_, panels_, cols_);
+      t.rows.panels = panels_;
       t.cols = cols_;
     }
     return t;
@@ -170,7 +182,7 @@ class ExpandedTiles {
   bool dot_products(Tile<T>& t, int64_t q, bool norms) {
     const int64_t count = group_size(q);
     const T* x[tile_queries];
-    for (int64_t i = 0; i < count; ++i) x[i] = x_ + (q + i) * w_;
+    for (int64_t i = 0; i < count; ++i) x[i] = centred_x(q + i);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = t.n; j < t.padded; ++j) logits_[i * tile_ + j] = 0;
     dots<T>(count, x, t.rows, t.cols, t.n, w_, logits_, tile_, norms ? norm_ : nullptr);
@@ -207,10 +219,10 @@ class ExpandedTiles {
 
   const Problem<T>& p_;
   const int64_t w_, B_, tile_;
-  const bool by_cols_, in_place_;
+  const bool packed_, in_place_;
   Arena scratch_;
   Query<T>* query_;
-  T *x_, *centred_, *rows_, *cols_, *logits_, *norm_, *log_prior_;
+  T *x_, *centred_, *rows_, *panels_, *cols_, *logits_, *norm_, *log_prior_;
   const T** row_;
 };
 

@@ -108,7 +108,7 @@ struct WeightedTile {
   int64_t count;
   const QueryInTile<T>* queries;
   Rows<T> rows;
-  const T* cols;  // the transpose of the rows, or null
+  const T* cols;  // the packed transpose of the rows, or null
   int64_t n;
   const T* norm;  // |t|^2, or null where the kind has add_rows
   T* scratch;     // [tile_queries, scratch_stride]

@@ -22,11 +22,11 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
                     int64_t b0, int64_t B)
       : Base(p, a, sink, w, b0, B, ExpandedTiles<T>::tile_rows(w, B)),
         tiles_(p, w, b0, B),
-        by_cols_(B >= 2 * tile_queries),
+        packed_(B >= packed_queries),
         tile_scratch_(room()) {
     if (!ok()) return;
     const PairForms<T>& forms = sink.forms();
-    const int64_t size = tile_ * (w + W<T>), cols = by_cols_ ? tile_ * w : 0;
+    const int64_t size = tile_ * (w + W<T>), cols = packed_ ? tile_ * w : 0;
     squares_ = tile_scratch_.template take<T>(forms.needs_squares() ? size : 0);
     square_cols_ = tile_scratch_.template take<T>(forms.needs_squares() ? cols : 0);
     tangents_ = tile_scratch_.template take<T>(forms.needs_tangents() ? size : 0);
@@ -61,7 +61,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   bool ok() const { return tiles_.ok() && tile_scratch_.ok() && Base::ok(); }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(by_cols_ ? tile_ * w_ : 0) + 2 * t(tile_) +
+    return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_) +
            Arena::bytes<int64_t>(tile_);
   }
 
@@ -123,7 +123,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     prepared_ = true;
     const PairForms<T>& forms = sink_.forms();
     const auto matrix = [&](bool needed, T* rows, T* cols) {
-      return Matrix<T>{{needed ? rows : nullptr, w_ + W<T>}, needed && by_cols_ ? cols : nullptr};
+      return Matrix<T>{{needed ? rows : nullptr, w_ + W<T>}, needed && packed_ ? cols : nullptr};
     };
     sink_.add(PairTile<T>{
         .count = count,
@@ -166,16 +166,16 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
       along_[j] = T(total<T>(along));
     }
     for (int64_t j = t.n; j < t.padded; ++j) along_[j] = log_pi_tangent_[j] = 0;
-    if (!by_cols_) return;
+    if (!packed_) return;
     if (forms.needs_squares())
       for (int64_t k = 0; k < w_ * t.padded; k += W<T>)
         store<T>(square_cols_ + k, ::load(t.cols + k) * ::load(t.cols + k));
     if (forms.needs_tangents())
-      transpose(Rows<T>{tangents_, ld}, t.n, w_, tangent_cols_, t.padded);
+      pack<T>({tangents_, ld}, t.n, w_, nullptr, tangent_cols_);
   }
 
   ExpandedTiles<T> tiles_;
-  const bool by_cols_;
+  const bool packed_;
   Arena tile_scratch_;
   bool prepared_ = false;
   T *squares_, *square_cols_, *tangents_, *tangent_cols_, *products_;

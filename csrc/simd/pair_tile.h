@@ -12,7 +12,8 @@
 
 namespace {
 
-// One row per atom, or their transpose in columns of `padded`, or both.
+// One row per atom, with the packed transpose where there are many queries, or, of small d, only the
+// transpose with rows of `padded`.
 template <class T>
 struct Matrix {
   Rows<T> rows;
@@ -40,7 +41,9 @@ struct PairTile {
 // out[i * ldo + j] = <q_i, row_j>, and 0 in the padding.
 template <class T>
 void project(const PairTile<T>& t, const Matrix<T>& m, const T* const* q, T* out, int64_t ldo) {
-  dots<T>(t.count, q, m.rows, m.cols, m.cols ? t.padded : t.n, t.width, out, ldo, nullptr);
+  if (!m.rows.at)
+    return dots_of_columns<T>(t.count, q, {m.cols, t.padded}, t.padded, t.width, out, ldo);
+  dots<T>(t.count, q, m.rows, m.cols, t.n, t.width, out, ldo, nullptr);
   if (m.cols) return;
   for (int64_t i = 0; i < t.count; ++i)
     for (int64_t j = t.n; j < t.padded; ++j) out[i * ldo + j] = 0;
@@ -49,7 +52,7 @@ void project(const PairTile<T>& t, const Matrix<T>& m, const T* const* q, T* out
 // to_i += sum_j coef_i[j] row_j.
 template <class T>
 void add_rows_of(const PairTile<T>& t, const Matrix<T>& m, const T* const* coef, T* const* to) {
-  if (m.rows.at) return weighted_sums<T>(t.count, coef, m.rows.at, m.rows.ld, t.n, t.width, to);
+  if (m.rows.at) return weighted_sums<T>(t.count, coef, m.rows, t.n, t.width, to);
   for (int64_t i = 0; i < t.count; ++i)
     for (int64_t k = 0; k < t.width; ++k) {
       Vec<T> sum{};

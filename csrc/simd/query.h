@@ -54,7 +54,7 @@ bool expands(const Query<T>& query, double norm) {
 template <class T>
 struct Tile {
   Rows<T> rows, raw;         // less the centre, and as they are
-  const T* cols;             // the transpose in columns of `padded`, or null
+  const T* cols;             // the packed transpose of all `padded`, or null
   int64_t start, n, padded;  // padded: n rounded up to whole vectors
   T *norm, *log_prior;
   double largest_norm, largest_log_prior;

@@ -121,15 +121,16 @@ class ExpandedSweep : private SweepBase<T> {
       flush(i);
       raise_max_logit(p_, m_, s, offset + max_logit);
     }
-    Vec<T> sum{}, square_sum{};
-    for (int64_t j = 0; j < t.padded; j += W<T>) {
+    Vec<T> sum[4] = {}, square_sum[4] = {};
+    in_four_chains<T>(t.padded, [&](int64_t j, int u) {
       const Vec<T> e = vexp(::load(l + j) - max_logit);
       store<T>(l + j, e);
-      sum += e;
-      square_sum += e * e;
-    }
-    *s.weight_sum += total<T>(sum);
-    *s.weight_square_sum += total<T>(square_sum);
+      sum[u] += e;
+      square_sum[u] += e * e;
+    });
+    *s.weight_sum += total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    *s.weight_square_sum +=
+        total<T>((square_sum[0] + square_sum[1]) + (square_sum[2] + square_sum[3]));
     if (s.race) add_segments(p_, batch_index(i), *s.race, segments_, l);
     return true;
   }

@@ -113,10 +113,12 @@ DFK_INLINE bool rows_in_place(const Problem<T>& p) {
   return p.storage == native_storage<T>() && p.scale == 1 && p.offset == 0 && p.d % W<T> == 0;
 }
 
+// Row j of a tile is at + j * ld. `panels`: the same rows packed (simd/transpose.h), or null.
 template <class T>
 struct Rows {
   const T* at;
   int64_t ld;
+  const T* panels = nullptr;
 };
 
 // Returns atoms [i, i + n), in place where `in_place` says so and they follow one another. Else

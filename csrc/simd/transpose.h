@@ -1,5 +1,6 @@
-// The transposes of tiles, which have atoms in the lanes.
+// Tiles in the order in which the inner loops read them: transposed, and packed in panels.
 #pragma once
+#include "simd/blocking.h"
 #include "simd/tile.h"
 
 namespace {
@@ -86,23 +87,82 @@ void transpose(Rows<T> rows, int64_t n, int64_t d, T* cols, int64_t ldc) {
   }
 }
 
-// norm[j] = |row_j|^2 for j < n, from the transpose; 32 terms are added at a time.
+// A matrix whose rows are `columns` long, in whole vectors, packed in panels of block.vectors
+// vectors, the last of which may be narrower: one row of a panel follows the other. Calls
+// f(first column, V) for every panel, V having its vectors as a constant.
+template <class T, int V = block.vectors, class F>
+DFK_INLINE void for_each_panel(int64_t columns, const F& f, int64_t at = 0) {
+  for (; at + V * W<T> <= columns; at += V * W<T>) f(at, Count<V>{});
+  if constexpr (V > 1) for_each_panel<T, V - 1>(columns, f, at);
+}
+
+// Asks for rows in the order in which they lie in memory, while others that came before are packed,
+// which goes across the rows. It may run past the last row: no address is too far for it.
 template <class T>
-void squares(const T* cols, int64_t ldc, int64_t n, int64_t d, T* norm) {
-  for (int64_t j = 0; j < n; j += W<T>) {
-    Vec<T> sum{};
-    for (int64_t k = 0; k < d;) {
-      const int64_t end = k + 32 < d ? k + 32 : d;
-      Vec<T> part[4] = {};
-      for (; k < end; k += 4)
-        for (int64_t u = 0; u < 4 && k + u < end; ++u) {
-          const Vec<T> y = load(cols + (k + u) * ldc + j);
-          part[u] += y * y;
-        }
-      sum += (part[0] + part[1]) + (part[2] + part[3]);
+struct Prefetch {
+  const T* row;
+  int64_t ld, width, at = 0;
+  __attribute__((always_inline)) inline void fetch(int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = 0; i < count; i += line) {
+      __builtin_prefetch(row + at, 0, 2);
+      at += line;
+      if (at >= width) row += ld, at = 0;
     }
-    store(norm + j, sum);
   }
+};
+
+// Packs n rows of `width` columns, and their transpose, whose rows are `padded` long: n rounded up
+// to whole vectors, the columns from n on zero. row_panels may be null.
+template <class T>
+void pack(Rows<T> rows, int64_t n, int64_t width, T* row_panels, T* col_panels) {
+  constexpr int64_t step = block.vectors * W<T>;
+  const int64_t padded = round_up(n, W<T>);
+  // Where column k of a matrix with `count` rows of `columns` starts, and how long its panel's rows
+  // are.
+  const auto stride = [](int64_t k, int64_t columns) {
+    const int64_t rest = columns - k / step * step;
+    return rest < step ? rest : step;
+  };
+  const auto start = [](int64_t k, int64_t count) { return k / step * step * count + k % step; };
+  for (int64_t j = 0; j < n; j += W<T>) {
+    const int64_t count = n - j < W<T> ? n - j : W<T>, col_stride = stride(j, padded);
+    T* const col = col_panels + start(j, width);
+    Prefetch<T> ahead{rows.at + (j + W<T>) * rows.ld, rows.ld, width};
+    for (int64_t k = 0; k < width; k += W<T>) {
+      const int64_t row_stride = stride(k, width);
+      ahead.fetch(W<T> * W<T>);
+      Vec<T> v[W<T>];
+      for (int i = 0; i < W<T>; ++i)
+        v[i] = i < count ? load(rows.at + (j + i) * rows.ld + k) : Vec<T>{};
+      if (row_panels)
+        for (int64_t i = 0; i < count; ++i)
+          store(row_panels + start(k, n) + (j + i) * row_stride, v[i]);
+      transpose_square<T>(v);
+      for (int i = 0; i < W<T>; ++i) store(col + (k + i) * col_stride, v[i]);
+    }
+  }
+}
+
+// norm[j] = |row_j|^2 for j < padded, from the packed transpose.
+template <class T>
+void squares(const T* cols, int64_t padded, int64_t d, T* norm) {
+  for_each_panel<T>(padded, [&](int64_t at, auto vectors) {
+    constexpr int V = vectors.value;
+    const T* const panel = cols + at * d;
+    Vec<T> sum[V] = {};
+    for (int64_t k = 0; k < d;) {
+      const int64_t end = k + dot_chain < d ? k + dot_chain : d;
+      Vec<T> part[V] = {};
+      for (; k < end; ++k)
+        for (int v = 0; v < V; ++v) {
+          const Vec<T> y = load(panel + (k * V + v) * W<T>);
+          part[v] += y * y;
+        }
+      for (int v = 0; v < V; ++v) sum[v] += part[v];
+    }
+    for (int v = 0; v < V; ++v) store(norm + at + v * W<T>, sum[v]);
+  });
 }
 
 }  // namespace

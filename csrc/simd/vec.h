@@ -109,9 +109,33 @@ DFK_INLINE double total(Vec<T> v) {
 }
 template <class T>
 DFK_INLINE T max_lanes(Vec<T> v) {
-  T m = v[0];
-  for (int i = 1; i < W<T>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  T lane[W<T>];
+  __builtin_memcpy(lane, &v, sizeof v);
+  for (int half = W<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
+  return lane[0];
+}
+// f(j, u) for j = 0, W, 2 W, .. below n, which is a whole number of vectors; u, which runs from 0 to
+// 3 and again, says which of four chains of additions the vector belongs to.
+template <class T, class F>
+DFK_INLINE void in_four_chains(int64_t n, const F& f) {
+  int64_t j = 0;
+  for (; j + 4 * W<T> <= n; j += 4 * W<T>)
+    for (int u = 0; u < 4; ++u) f(j + u * W<T>, u);
+  for (; j < n; j += W<T>) f(j, 0);
+}
+
+// Calls f(Count<n>{}), which has n as a constant, for 1 <= n <= MOST.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+template <int MOST, class F>
+DFK_INLINE void with_count(int64_t n, const F& f) {
+  if constexpr (MOST > 1) {
+    if (n < MOST) return with_count<MOST - 1>(n, f);
+  }
+  f(Count<MOST>{});
 }
 
 // exp(x) for x <= 0 (up to rounding): 2^n exp(r), |r| <= ln(2)/2, Taylor in r; exactly 0 where the
