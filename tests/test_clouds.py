@@ -342,6 +342,21 @@ def test_batched_vectors_and_what_all_data_sets_share():
         same_bits((got,), apart("fisher_matvec", want))
 
 
+def test_batched_draws():
+    """The queries of all data sets are one batch: as separate calls of the op with their numbers
+    draw."""
+    x, y, alpha, sigma, prior = public("posterior", (3,)).values()
+    prior = prior.float()
+    got = ops.draw(x, y, alpha, sigma, prior, seed=5, batched=True)
+    numbers = torch.arange(G * B).reshape(G, B)
+    for g in range(G):
+        one = (x[g], y[g], alpha[g], sigma[g], prior[g], 1.0, 0.0, 5, numbers[g], G * B)
+        assert torch.equal(got[g], torch.ops.dfkernels.draw(*one))
+    assert got.shape == (G, B)
+    with pytest.raises(ValueError, match=r"^y: expected shape \[3, N, 3\] or \[N, 3\] to go with"):
+        ops.draw(x, y[:2], alpha, sigma, prior, seed=5, batched=True)
+
+
 def test_score_and_eps_of_a_batched_call():
     args = public("posterior", (3,))
     x, _, alpha, sigma, _ = args.values()

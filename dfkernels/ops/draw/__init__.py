@@ -133,6 +133,7 @@ def draw(
     offset: float = 0.0,
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
+    batched: bool = False,
 ) -> Tensor:
     """Draws one atom per query from its posterior, exactly, in one pass.
 
@@ -161,18 +162,22 @@ def draw(
         offset: What is added to them.
         atoms: Lists of atoms, int64 [M], as in `posterior`: no other is drawn.
         counts: How many of them each query has, int64 [B]; goes with atoms.
+        batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
+            `posterior`. All queries count as one batch, so that their draws are independent.
 
     Returns:
-        Row numbers of y, int64 [B]. They have no derivative; arguments that require grad are read
-        as they are.
+        Row numbers of y, or of y[g], int64 [B]. They have no derivative; arguments that require
+        grad are read as they are.
 
     Raises:
         TypeError: An argument has a type or dtype that it cannot have; the message names it.
         ValueError: So for a shape, a device or a value.
     """
-    args = check.points(x, y, alpha, sigma, log_prior, scale, offset)
+    args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
     seed = check.integer("seed", seed, 0, 2**63 - 1)
     B = args[0].shape[0]
     queries = torch.arange(B, dtype=torch.int64, device=x.device)
-    found = lists.arguments(atoms, counts, None, args[0])
-    return diagnosis.call(op, (*args, seed, queries, B, *found), x=x, y=y)
+    found = lists.arguments(atoms, counts, None, args[0], batched)
+    given = {"x": x, "y": y, **check.given_levels(alpha, sigma, batched)}
+    out = diagnosis.call(op, (*args, seed, queries, B, *found), **given)
+    return out.reshape(x.shape[:2]) if batched else out
