@@ -27,8 +27,11 @@ SIZES = [
     (4096, 10_000, 2),
     (64, 20_000, 192),
 ]
-OPS = ("posterior", "log_prob", "draw", "fisher_matvec")
-OTHER = {"log_prob": "posterior", "draw": "log_prob"}  # an op's time is also given in that of one
+OPS = ("posterior", "log_prob", "draw", "average", "fisher_matvec")
+# the op in whose time an op's is given too
+OTHER = {"log_prob": "posterior", "draw": "log_prob", "average": "log_prob"}
+VALUES = 10  # of an atom, in average: few beside d, as labels are
+AVERAGED = 10**9  # multiplications of queries and atoms up to which average has a row
 NOISE = {"low": lambda d: 0.2, "high": lambda d: 3.0 * d**0.5}
 CHAINS = [(4096, 3, 2), (4096, 64, 16)]
 STEPS = 1000
@@ -61,9 +64,11 @@ class Case:
     @cached_property
     def own(self) -> dict[str, torch.Tensor]:
         """What this op takes besides, and its peers too."""
-        if self.op != "fisher_matvec":
+        shapes = {"fisher_matvec": ("v", self.B, self.d), "average": ("values", self.N, VALUES)}
+        if self.op not in shapes:
             return {}
-        return {"v": torch.randn(self.B, self.d, generator=torch.Generator().manual_seed(2))}
+        name, *shape = shapes[self.op]
+        return {name: torch.randn(*shape, generator=torch.Generator().manual_seed(2))}
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -80,10 +85,14 @@ class Case:
 
     @property
     def bytes(self) -> int:
+        if self.op == "average":
+            return TABLE["log_prob"].bytes(self.B, self.N, self.d, 1) + 4 * self.N * VALUES
         return TABLE[self.op].bytes(self.B, self.N, self.d, 1)
 
     @property
     def flops(self) -> int:
+        if self.op == "average":
+            return TABLE["log_prob"].flops(self.B, self.N, self.d + VALUES, 1)
         return TABLE[self.op].flops(self.B, self.N, self.d, 1)
 
     @property

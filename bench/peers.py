@@ -58,6 +58,11 @@ def draw_gemm(x, y, alpha, sigma, y_norm):
     return torch.multinomial(weights, 1)[:, 0]
 
 
+def average_gemm(x, y, values, alpha, sigma, y_norm):
+    logits = logits_gemm(x, y, alpha, sigma, y_norm)
+    return log_prob_of(logits, x, sigma), torch.softmax(logits, 1) @ values
+
+
 def fisher_matvec_gemm(x, y, v, alpha, sigma, y_norm):
     precision = 1 / sigma**2
     weights = torch.softmax(logits_gemm(x, y, alpha, sigma, y_norm), 1)
@@ -70,6 +75,7 @@ GEMM = {
     "posterior": posterior_gemm,
     "log_prob": log_prob_gemm,
     "draw": draw_gemm,
+    "average": average_gemm,
     "fisher_matvec": fisher_matvec_gemm,
 }
 

@@ -132,6 +132,7 @@ def test_a_row_and_what_is_refused(op, monkeypatch):
         assert (row["other"], row["time_over_other"] != "") == {
             "log_prob": ("posterior", True),
             "draw": ("log_prob", True),
+            "average": ("log_prob", True),
         }.get(op, ("", False))
     right = getattr(df.ops, op)
     monkeypatch.setattr(df.ops, op, lambda **inputs: wrong(right(**inputs)))
@@ -143,7 +144,7 @@ def test_a_row_and_what_is_refused(op, monkeypatch):
 def wrong(result):
     """Another result of the same kind."""
     if isinstance(result, tuple):
-        return result._replace(fisher_trace=1.01 * result.fisher_trace)
+        return type(result)(*(1.01 * part for part in result))
     return 1.01 * result if result.is_floating_point() else (result + 1) % 300
 
 
@@ -154,9 +155,9 @@ def test_the_peers_compute_what_we_do():
     found = peers.log_prob_gemm(**points) - math.log(300)
     assert torch.allclose(found, df.ops.log_prob(**ours), atol=1e-5)
     torch.manual_seed(0)
-    drawn = torch.stack([peers.draw_gemm(**points) for _ in range(400)])
+    drawn = torch.stack([peers.draw_gemm(**points) for _ in range(100)])
     mean = points["y"][drawn].mean(0)
-    assert (mean - df.ops.posterior(**ours).mean).abs().max() < 5 / 400**0.5
+    assert (mean - df.ops.posterior(**ours).mean).abs().max() < 5 / 100**0.5
 
 
 def test_every_machine_has_a_file_and_a_text():
