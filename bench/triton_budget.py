@@ -54,6 +54,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     # new
     "posterior": CLOUDS,
     "log_prob": [cloud for cloud in CLOUDS if cloud[0][0] in (1, 64, 65_536)],
+    "average": [cloud for cloud in WIDE if cloud[0][0] in (1, 16, 4096)],
     "draw": [cloud for cloud in WIDE if cloud[0][0] in (1, 16, 65_536)],
     "fisher_matvec": [cloud for cloud in CLOUDS if cloud[2] != torch.uint8],
     "fisher_diagonal": [cloud for cloud in WIDE if cloud[0][2] > 16],
@@ -142,6 +143,9 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
             yield from pair_arguments(op, new, x, y, v, level, log_prior, *affine)
             return
         rest = (level, level, log_prior, *affine)
+        if op == "average":
+            yield (x, y, new(shape[1], 10), *rest)
+            return
         if op == "draw":
             yield (x, y, *rest, 2**40, new(B, dtype=torch.int64), B)
             return

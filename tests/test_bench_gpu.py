@@ -39,6 +39,7 @@ TINY = [
     Case("chain", "transport_chain", 4, 7, 3, K=5),
     Case("grid", "log_prob", 3, 40, 6),
     Case("grid", "draw", 3, 40, 6),
+    Case("grid", "average", 3, 40, 6),
     Case("derivative", "posterior", 3, 40, 6, derivative="mean y reverse"),
     Case("derivative", "fisher_matvec", 3, 40, 6, derivative="fisher_matvec x forward"),
 ]
@@ -200,7 +201,7 @@ def test_the_whole_command(monkeypatch, tmp_path, capsys):
         and result["rates"] == RATES
     )
     assert capsys.readouterr().out.endswith(
-        f"{path}: 13 cases, 0 without time; 0 of ours wrong or failed\n"
+        f"{path}: 14 cases, 0 without time; 0 of ours wrong or failed\n"
     )
     page = report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result])
     assert page.count("| `fisher_matvec` |") == 2 and page.count(", fisher_matvec x forward |") == 1

@@ -166,7 +166,7 @@ def exact_result(case: Case, inputs: dict):
     if case.derivative:
         double = {k: t.double() for k, t in inputs.items()}
         return peers.derived(derivatives.by_gemm, case.derivative, double)()
-    whole = ("y", "alpha", "sigma") if case.op == "transport_chain" else ("y",)
+    whole = ("y", "alpha", "sigma") if case.op == "transport_chain" else ("y", "values")
     last = {k: t if k in whole else t[-EXACT_QUERIES:] for k, t in inputs.items()}
     if case.op in ("log_prob", "draw"):
         numbers = torch.arange(case.B, device=inputs["x"].device)[-EXACT_QUERIES:]

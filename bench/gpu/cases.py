@@ -98,6 +98,8 @@ class Case:
         found = {"x": y[index].float() + self.sigma * normal(self.B, self.d), "y": y}
         if "v" in TABLE[self.op].arguments:
             found["v"] = normal(self.B, self.K, self.d)
+        if "values" in TABLE[self.op].arguments:
+            found["values"] = normal(self.N, 10)
         return {**found, "alpha": alpha, "sigma": sigma}
 
 
@@ -150,6 +152,7 @@ def grid() -> list[Case]:
     ]
     sizes = ((64, 50_000, 784), (1024, 10_000, 64), (1, 50_000, 3072), (65_536, 65_536, 2))
     primitives = [Case("grid", op, *size) for op in ("log_prob", "draw") for size in sizes]
+    primitives.append(Case("grid", "average", 1024, 10_000, 64))
     derivatives = [
         Case("derivative", op, *size, derivative=derivative)
         for size in sizes[:2]

@@ -1,4 +1,4 @@
-"""log_prob and draw: the launchers on CPU tensors against the references."""
+"""log_prob, average and draw: the launchers on CPU tensors against the references."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 
 import pytest
 import torch
+from cases import _normal
 from data_ops import inputs
 
-from dfkernels.ops import draw, log_prob
+from dfkernels.ops import average, draw, log_prob
+from dfkernels.ops.average import triton as average_kernels
 from dfkernels.ops.common.triton import density, launch
 from dfkernels.ops.draw import triton as draw_kernels
 from dfkernels.ops.log_prob import triton as log_prob_kernels
 
-draw, log_prob = draw.reference, log_prob.reference
+average, draw, log_prob = average.reference, draw.reference, log_prob.reference
 # B, N, d, sigma: every way to the logits
 WAYS = {
     "one query": (1, 200, 20, 1.0),
@@ -53,6 +55,31 @@ def test_log_prob(way, dtype):
     assert got.dtype == dtype and got.shape == want.shape
     tolerance = (1e-12 if dtype == torch.float64 else 4e-6) * (1 + want.abs())
     assert bool(((got - want).abs() <= tolerance).all())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_average(way, dtype):
+    """Rows of masked atoms hold NaN, and their width is not that of the atoms."""
+    given, B = arguments(way, dtype), WAYS[way][0]
+    values = _normal(4)(WAYS[way][1], 7).to(dtype)
+    odd = values.clone()
+    odd[::5] = math.nan
+    got = average_kernels.launch(given["x"], given["y"], odd, *flat(given))
+    x, y, *rest = (t.double() for t in arguments(way, dtype, odd=False).values())
+    want = average(x, y, values.double(), *rest)
+    assert got[1].shape == (B, 7)
+    for g, w in zip(got, want, strict=True):
+        tolerance = (1e-12 if dtype == torch.float64 else 1e-5) * (1 + w.abs())
+        assert g.dtype == dtype and bool(((g - w).abs() <= tolerance).all())
+
+
+def test_values_may_be_stored_narrow():
+    given = arguments("few, small d", torch.float32)
+    values = _normal(4)(150, 3).bfloat16()
+    got = average_kernels.launch(given["x"], given["y"], values, *flat(given))[1]
+    want = average_kernels.launch(given["x"], given["y"], values.float(), *flat(given))[1]
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("way", WAYS)

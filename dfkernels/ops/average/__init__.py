@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._torch import check, diagnosis
+from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import lists, moments
 from ..common.about_mean import about_mean, log_norm
@@ -63,7 +63,7 @@ op = lists.define(
     "float scale, float offset, Tensor? atoms=None, Tensor? counts=None) -> (Tensor, Tensor)",
     fallback=_differentiable,
     fake=_fake,
-    cuda=_differentiable,
+    cuda=library.in_triton(__name__),
     differentiable=_differentiable,
     density=True,
 )
