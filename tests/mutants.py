@@ -235,7 +235,7 @@ MUTANTS = [
     ),
     Mutant(
         "derivatives: tiles without the lists",
-        "    if a.atoms is not None:",
+        "    if a.atoms is not None and a.counts is not None:",
         "    if False:",
         f"{GRADCHECK}[fisher_dense-lists]",
     ),

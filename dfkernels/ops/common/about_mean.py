@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _fake(x, y, own, alpha, sigma, prior, kind, *stored):
     return [shift, x.new_empty(x.shape), *map(x.new_empty, shapes)]
 
 
-def _inputs(args, outputs) -> list[Tensor | None]:
+def _inputs(args, outputs) -> list[Any]:
     """z of derivatives.py."""
     x, y, own, alpha, sigma, prior = args[:6]
     shift, reference = outputs[0].detach(), outputs[1].detach()
@@ -98,7 +99,7 @@ def _vjp(args, needs, outputs, cotangents):
     kind, *stored = args[6:]
     asked = tuple(j for j, need in enumerate(_in_order(*needs[:6])) if need)
     z = _inputs(args, outputs)
-    grads = [None] * len(z)
+    grads: list[Any] = [None] * len(z)
     if any(g is not None for g in cotangents[2:]):
         c = Contraction(KINDS[kind], (asked,))
         for j, grad in zip(asked, c.call([*z, *cotangents[2:]], Stored(*stored)), strict=True):

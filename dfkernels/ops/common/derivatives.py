@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from ..._torch import autograd, batching, library
 from . import first_derivatives
 from .moments import KINDS, PER_ATOM, Inputs, MomentKind
 
+Tensors = Sequence[Any]  # tensors; None is a uniform prior, or a cotangent that is zero
 TILE = 2**18  # elements of a [queries, atoms, d] block: a few of them stay in a core's L2
 
 
@@ -60,12 +61,12 @@ class Contraction(NamedTuple):
         items = iter(wanted)
         return cls(KINDS[kind], tuple(tuple(next(items) for _ in range(n)) for n in lengths))
 
-    def call(self, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
+    def call(self, tensors: Tensors, stored: Stored) -> list[Tensor]:
         """The op with these arguments."""
         flat, lengths = [j for w in self.wanted for j in w], [len(w) for w in self.wanted]
         return pair_gradient(self.kind.name, flat, lengths, list(tensors), *stored)
 
-    def ranks(self, tensors: Sequence[Tensor | None]) -> list[int | None]:
+    def ranks(self, tensors: Tensors) -> list[int | None]:
         """How many dimensions each tensor that is per atom has without one of clouds; None for
         those that are per query."""
         found = [PER_ATOM.get(name) for name in self.kind.inputs]
@@ -75,7 +76,7 @@ class Contraction(NamedTuple):
             found += [found[j] for j in wanted]
         return found
 
-    def completed(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def completed(self, tensors: Tensors) -> list[Any]:
         """The tensors, with zeros for cotangents of sums by which something is differentiated."""
         out, first = list(tensors), len(self.kind.inputs)
         used = {j for wanted in self.wanted for j in wanted}
@@ -85,7 +86,7 @@ class Contraction(NamedTuple):
                     out[j] = tensors[0].new_zeros(()).expand(shape)
         return out
 
-    def outputs(self, tensors: Sequence[Tensor | None], empty: bool = False) -> list[Tensor]:
+    def outputs(self, tensors: Tensors, empty: bool = False) -> list[Tensor]:
         """The results, filled with zeros in the compute dtype, or empty in their own."""
         x = tensors[0]
         if not self.wanted:
@@ -116,9 +117,7 @@ def _leaf(t: Tensor) -> Tensor:
     return t.clone() if t.is_inference() else t.detach()
 
 
-def _on_tile(
-    c: Contraction, tile: list[Tensor | None], scale: float, offset: float
-) -> Sequence[Tensor]:
+def _on_tile(c: Contraction, tile: list[Any], scale: float, offset: float) -> Sequence[Tensor]:
     """The results' share of one tile. Its tensors are in the compute dtype already."""
     inputs = len(c.kind.inputs)
     if not c.wanted:
@@ -142,7 +141,7 @@ def _on_tile(
         return functions
 
 
-def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -> list[Tensor]:
+def _tile_by_tile(c: Contraction, tensors: Tensors, a: Stored) -> list[Tensor]:
     x, y = tensors[:2]
     N, log_pi = y.shape[0], Inputs._fields.index("log_pi")
     per_atom = [rank is not None for rank in c.ranks(tensors)]
@@ -152,7 +151,7 @@ def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -
     own = tensors[len(Inputs._fields) : len(c.kind.inputs)]
     width = max(t.shape[1] for t in (x, *own) if t.dim() > 1)  # d, or K where that is larger
     cut = tiles(x.shape[0], N, width)
-    if a.atoms is not None:
+    if a.atoms is not None and a.counts is not None:
         cut = _tiles_of_lists(a.atoms, a.counts, width)
     for queries, atom_tiles in cut:
         rows = [
@@ -160,7 +159,7 @@ def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -
             for t, is_per_atom in zip(tensors, per_atom, strict=True)
         ]
         for atoms in atom_tiles:
-            tile = [
+            tile: list[Any] = [
                 t[atoms].to(x.dtype) if t is not None and is_per_atom else row
                 for t, row, is_per_atom in zip(tensors, rows, per_atom, strict=True)
             ]
@@ -171,7 +170,7 @@ def _tile_by_tile(c: Contraction, tensors: Sequence[Tensor | None], a: Stored) -
     return outs
 
 
-def _one_cloud(c: Contraction, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
+def _one_cloud(c: Contraction, tensors: Tensors, stored: Stored) -> list[Tensor]:
     outs = first_derivatives.run(c.kind, c.wanted, tensors, stored)
     if outs is None:
         if c.wanted and tensors[0].shape[0] > 0:
@@ -181,7 +180,7 @@ def _one_cloud(c: Contraction, tensors: Sequence[Tensor | None], stored: Stored)
     return outs
 
 
-def _cloud_by_cloud(c: Contraction, tensors: Sequence[Tensor | None], stored: Stored):
+def _cloud_by_cloud(c: Contraction, tensors: Tensors, stored: Stored):
     """Clouds have their queries to themselves; what they share collects the share of each."""
     ranks = c.ranks(tensors)
     own = [
@@ -312,7 +311,7 @@ pair_gradient = library.define(
 )
 
 
-def pair_sums(kind: MomentKind, tensors: Sequence[Tensor | None], stored: Stored) -> list[Tensor]:
+def pair_sums(kind: MomentKind, tensors: Tensors, stored: Stored) -> list[Tensor]:
     """The sums of a kind over all atoms, differentiable to any order in every tensor.
 
     Args:

@@ -4,6 +4,7 @@ first derivatives of the sums of a kind, in reverse and in forward mode."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..._torch import backend, library
 from . import pair_kernels
 from .moments import CONSTANTS, PER_ATOM, MomentKind, half_square
 
+Tensors = Sequence[Any]  # as in derivatives.py
 SUMS = ("weight", "first", "second", "weight_square")  # their order in every kind with kernels
 
 
@@ -52,7 +54,7 @@ def _is_constant(kind: MomentKind, j: int) -> bool:
 
 
 def run(
-    kind: MomentKind, wanted: Sequence[Sequence[int]], tensors: Sequence[Tensor | None], stored
+    kind: MomentKind, wanted: Sequence[Sequence[int]], tensors: Tensors, stored
 ) -> list[Tensor] | None:
     """What `pair_gradient` returns, in the compute dtype, by kernels; None where none can run."""
     found = kernels(kind, wanted)
@@ -62,7 +64,7 @@ def run(
     return (_vjp if len(wanted) == 1 else _jvp)(kind, wanted, tensors, stored)
 
 
-def _arguments(kind: MomentKind, tensors: Sequence[Tensor | None], stored) -> tuple:
+def _arguments(kind: MomentKind, tensors: Tensors, stored) -> tuple:
     """The arguments that all kernels have, but the lists."""
     z = dict(zip(kind.inputs, tensors, strict=False))
     x, alpha, sigma, reference = z["x"], z["alpha"], z["sigma"], z["reference"]

@@ -143,7 +143,8 @@ def half_square(x: Tensor, alpha: Tensor, sigma: Tensor, reference: Tensor) -> T
 
 
 def weights(z: Inputs) -> tuple[Tensor, Tensor]:
-    """e [B, N] and t [B, N, d] of the module's docstring."""
+    """e [B, N] and t [B, N, d] of the module's docstring; log_pi is not None on a tile."""
+    assert z.log_pi is not None
     reference, shift = z.reference.detach()[:, None], z.shift.detach()[:, None]
     ratio = (z.alpha / z.sigma)[:, None]
     r = residual(z.x, z.alpha, z.sigma, z.reference.detach())[:, None]
