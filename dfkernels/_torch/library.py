@@ -196,8 +196,10 @@ def _expect_finite_atoms(y: Tensor, log_prior: Tensor | None) -> None:
         return
     if y.dim() == 3:  # clouds
         for g, cloud in enumerate(y):
-            shared = log_prior is None or log_prior.dim() == 1
-            _expect_finite_atoms(cloud, log_prior if shared else log_prior[g])
+            prior = log_prior
+            if log_prior is not None and log_prior.dim() == 2:
+                prior = log_prior[g]
+            _expect_finite_atoms(cloud, prior)
         return
     if log_prior is not None and log_prior.dim() == 2:
         log_prior = log_prior.amax(0)  # masked is what is so in every cloud
