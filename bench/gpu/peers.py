@@ -14,6 +14,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -93,7 +94,7 @@ def derived(function, derivative: str, inputs: dict) -> Callable:
     shape = of_queries if mode == "reverse" else inputs[argument].shape
     x = inputs["x"]
     along = torch.randn(shape, device=x.device, generator=generator).to(x.dtype)
-    given = {**inputs, "v": inputs["v"][:, 0] if "v" in inputs else None}
+    given: dict[str, Any] = {**inputs, "v": inputs["v"][:, 0] if "v" in inputs else None}
 
     def of(t):
         return function(output, **given | {argument: t})
