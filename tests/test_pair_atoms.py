@@ -129,7 +129,7 @@ def by_products(p):
 
 def errors(got, exact):
     return [
-        float((a.double() - e).norm() / e.norm().clamp(min=1e-300))
+        float((a.double() - e).detach().norm() / e.norm().clamp(min=1e-300))
         for a, e in zip(got, exact, strict=True)
     ]
 
@@ -146,7 +146,8 @@ def check(p, **lists):
         errors(by_autograd(p, dtype, form(p), mask), exact)
         for form in (by_differences, by_products)
     ]
-    roundings = 8 if dtype == F32 else 64  # the plain form in float64 is the reference itself
+    # Of expanded logits of ten or so; the plain form in float64 is the reference itself.
+    roundings = 12 if dtype == F32 else 64
     allowed = [2 * min(e) + roundings * EPS[dtype] for e in zip(*plain, strict=True)]
     got = kernel(p, **lists)
     ours = errors(got, exact)
@@ -182,7 +183,7 @@ def test_many_queries(kind):
 @pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16, torch.uint8, F32])
 def test_storage_and_strides(storage):
     for dtype in (F32, F64):
-        p = problem("posterior", 18, 60, 24, 2.0, seed=5, storage=storage, dtype=dtype)
+        p = problem("posterior", 18, 60, 24, 6.0, seed=5, storage=storage, dtype=dtype)
         wide = torch.zeros(60, 31).to(storage)
         wide[:, 3:27] = p["y"]
         got, same = check(p), kernel(p | {"y": wide[:, 3:27]})

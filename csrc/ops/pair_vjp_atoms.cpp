@@ -14,7 +14,7 @@ template <class T>
 int sweep(const Problem<T>& p, const PairArguments<T>& pairs, const AtomGradients<T>& out,
           int64_t b0, int64_t b1) {
   const Kernels<T>& kernel = kernels_for<T>();
-  const int64_t tile = kernel.pair_atoms_tile(p);
+  const int64_t tile = kernel.pair_tile(p, b1 - b0);
   std::atomic<int> status{ok};
   torch::stable::parallel_for(0, (p.N + tile - 1) / tile, 1, [&](int64_t begin, int64_t end) {
     const int result =
@@ -34,8 +34,10 @@ template <class T>
 void run(const PairTensors& t, T* grad_y, T* grad_log_pi) {
   const CheckedProblem<T> c = problem_of<T>(t.inputs, t.kind);
   const Problem<T>& p = c.problem;
-  if (grad_y) std::fill_n(grad_y, p.N * p.d, T(0));
-  std::fill_n(grad_log_pi, p.N, T(0));
+  if (p.B == 0 || t.inputs.atoms || c.masked > 0) {  // the kernel does not write all atoms
+    if (grad_y) std::fill_n(grad_y, p.N * p.d, T(0));
+    std::fill_n(grad_log_pi, p.N, T(0));
+  }
   if (p.B == 0) return;
   std::vector<double> shift;
   const PairArguments<T> pairs = pair_arguments<T>(t, false, p.max_log_prior, shift);
@@ -43,7 +45,10 @@ void run(const PairTensors& t, T* grad_y, T* grad_log_pi) {
   int status = ok;
   const auto add = [&](const Problem<T>& problem, int64_t b0, int64_t b1) {
     if (status == ok)
-      status = sweep<T>(problem, pairs, {.y = grad_y, .log_pi = grad_log_pi}, b0, b1);
+      status = sweep<T>(
+          problem, pairs,
+          {.y = grad_y, .log_pi = grad_log_pi, .add = b0 > 0 || t.inputs.atoms.has_value()}, b0,
+          b1);
   };
   if (t.inputs.atoms) {
     for (const QueryGroup<T>& group : work.groups) add(group.problem, group.b0, group.b1);

@@ -29,23 +29,33 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
   return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
 }
 
-template <class T, template <class, class> class Sweep>
-int pair_sums_by(int64_t most_atoms, const Problem<T>& p, const PairArguments<T>& a,
-                 const PairOutput<T>& out, int64_t s, int64_t b0, int64_t b1, int64_t n0,
-                 int64_t n1) {
-  PairSums<T> sums(p, a, out, s, b0, b1 - b0, most_atoms);
-  if (!sums.ok()) return out_of_memory;
-  return Sweep<T, PairSums<T>>(p, a, sums, out.stride, b0, b1 - b0).run(n0, n1);
+// How many atoms the sweep with given shift and reference takes at once.
+template <class T>
+int64_t pair_tile(const Problem<T>& p, int64_t queries) {
+  return p.listed_by      ? pair_list_atoms
+         : p.d <= small_d ? pair_small_d_atoms
+                          : ExpandedTiles<T>::tile_rows(round_up(p.d, W<T>), queries);
+}
+template <class T, class Sink>
+int pair_sweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t b0, int64_t b1,
+               int64_t n0, int64_t n1) {
+  if (!sink.ok()) return out_of_memory;
+  const int64_t w = round_up(p.d, W<T>), B = b1 - b0;
+  if (p.listed_by) return PairListSweep<T, Sink>(p, a, sink, w, b0, B).run(n0, n1);
+  if (p.d <= small_d) return PairSmallDSweep<T, Sink>(p, a, sink, w, b0, B).run(n0, n1);
+  return PairExpandedSweep<T, Sink>(p, a, sink, w, b0, B).run(n0, n1);
 }
 template <class T>
 int pair_sums(const Problem<T>& p, const PairArguments<T>& a, const PairOutput<T>& out, int64_t s,
               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
-  if (p.listed_by)
-    return pair_sums_by<T, PairListSweep>(pair_list_atoms, p, a, out, s, b0, b1, n0, n1);
-  if (p.d <= small_d)
-    return pair_sums_by<T, PairSmallDSweep>(pair_small_d_atoms, p, a, out, s, b0, b1, n0, n1);
-  return pair_sums_by<T, PairExpandedSweep>(ExpandedTiles<T>::tile_rows(out.stride, b1 - b0), p, a,
-                                            out, s, b0, b1, n0, n1);
+  PairSums<T> sums(p, a, out, s, b0, b1 - b0, pair_tile(p, b1 - b0));
+  return pair_sweep(p, a, sums, b0, b1, n0, n1);
+}
+template <class T>
+int pair_atoms(const Problem<T>& p, const PairArguments<T>& a, const AtomGradients<T>& out,
+               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  PairAtoms<T> gradients(p, a, out, round_up(p.d, W<T>), b0, b1 - b0, pair_tile(p, b1 - b0));
+  return pair_sweep(p, a, gradients, b0, b1, n0, n1);
 }
 
 double exp_rate(int64_t repeats) {
@@ -70,7 +80,7 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
                              .pair_sums = pair_sums<T>,
-                             .pair_atoms_tile = pair_atoms_tile<T>,
+                             .pair_tile = pair_tile<T>,
                              .pair_atoms = pair_atoms<T>,
                              .draw_atom = draw_atom<T>,
                              .read_reference = read_reference<T>,

@@ -6,6 +6,7 @@
 // with vectors of the queries, and a multiple of t which all queries share.
 #pragma once
 #include "simd/pair_sweep.h"
+#include "simd/sweep_small_d.h"
 
 namespace {
 
@@ -68,6 +69,7 @@ class PairAtoms {
         ld_(round_up(tile, outer_atoms)),
         forms_(p, a, w, b0, B, tile, out.y != nullptr),
         with_squares_(forms_.needs_squares()),
+        columns_(p.d <= small_d && !p.listed_by),
         long_(out.y && B > chain),
         per_query_(2 + 2 * forms_.vectors()),
         most_(out.y ? (per_query_ > 16 ? per_query_ : 16) * tile_queries : 0),
@@ -95,31 +97,33 @@ class PairAtoms {
   // The next tiles are of the n atoms from `start` on, or of some of them.
   void begin(int64_t start, int64_t n) {
     flush();
-    start_ = start, n_ = n, added_ = 0, t_ = {};
-    memset(log_pi_, 0, size_t(n) * sizeof(double));
-    memset(by_t_, 0, size_t(n) * sizeof(double));
-    if (!out_.y) return;
-    memset(work_, 0, size_t(ld_ * w_) * sizeof(T));
-    if (with_squares_) memset(square_work_, 0, size_t(ld_ * w_) * sizeof(T));
-    if (long_) memset(total_, 0, size_t(n * w_) * sizeof(double));
+    start_ = start, n_ = n, added_ = 0, t_ = {}, touched_ = false;
   }
 
   void add(const PairTile<T>& t) {
+    if (!touched_) clear();
     if (t.about_centre)
       add_products(t);
+    else if (columns_)
+      add_columns(t);
     else
       add_rows(t);
     added_ += t.count;
     if (long_ && added_ >= chain) settle();
   }
 
-  // Adds what was found out about the last tiles' atoms to their gradients.
+  // Writes the gradients of the last tiles' atoms, or adds to them.
   void flush() {
-    if (out_.y) settle();
+    if (touched_ && out_.y) settle();
     for (int64_t j = 0; j < n_; ++j) {
       const int64_t row = row_of(p_, start_ + j);
-      out_.log_pi[row] += T(log_pi_[j]);
-      if (out_.y) add_to(out_.y + row * p_.d, j);
+      const T log_pi = touched_ ? T(log_pi_[j]) : T(0);
+      out_.log_pi[row] = out_.add ? out_.log_pi[row] + log_pi : log_pi;
+      T* const y = out_.y + row * p_.d;
+      if (out_.y && touched_)
+        write(j, y);
+      else if (out_.y && !out_.add)
+        memset(y, 0, size_t(p_.d) * sizeof(T));
     }
     n_ = 0;
   }
@@ -140,12 +144,35 @@ class PairAtoms {
     return T(p_.alpha[b] / (double(p_.sigma[b]) * p_.sigma[b]));
   }
 
-  void add_to(T* gradient, int64_t j) const {
-    const T *const t = t_.at ? t_.at + j * t_.ld : nullptr, *const work = work_ + j * w_;
-    for (int64_t k = 0; k < p_.d; ++k) {
-      const double sum = long_ ? total_[j * w_ + k] : double(work[k]);
-      gradient[k] += T(t ? sum + by_t_[j] * t[k] : sum);
-    }
+  void clear() {
+    touched_ = true;
+    memset(log_pi_, 0, size_t(n_) * sizeof(double));
+    memset(by_t_, 0, size_t(n_) * sizeof(double));
+    if (!out_.y) return;
+    memset(work_, 0, size_t(ld_ * w_) * sizeof(T));
+    if (with_squares_) memset(square_work_, 0, size_t(ld_ * w_) * sizeof(T));
+    if (long_) memset(total_, 0, size_t(ld_ * w_) * sizeof(double));
+  }
+
+  void write(int64_t j, T* to) {
+    const int64_t d = p_.d;
+    T* const sum = columns_ ? column_sums(j) : row_sums(j);
+    for (int64_t k = 0; out_.add && k < d; ++k) sum[k] += to[k];
+    memcpy(to, sum, size_t(d) * sizeof(T));
+  }
+  T* row_sums(int64_t j) {
+    T* const sum = work_ + j * w_;
+    for (int64_t k = 0; long_ && k < w_; ++k) sum[k] = T(total_[j * w_ + k]);
+    if (!t_.at) return sum;
+    const T* const t = t_.at + j * t_.ld;
+    const T by_t = T(by_t_[j]);
+    for (int64_t k = 0; k < w_; k += W<T>) store<T>(sum + k, load(sum + k) + by_t * load(t + k));
+    return sum;
+  }
+  T* column_sums(int64_t j) {
+    for (int64_t k = 0; k < p_.d; ++k)
+      column_[k] = long_ ? T(total_[k * ld_ + j]) : work_[k * ld_ + j];
+    return column_;
   }
 
   // Makes room for the coefficients of one more product with a vector of a query.
@@ -210,11 +237,43 @@ class PairAtoms {
     for (int64_t j = 0; t_.at && with_squares_ && j < n_; ++j)
       for (int64_t k = 0; k < w_; ++k)
         work_[j * w_ + k] += 2 * t_.at[j * t_.ld + k] * square_work_[j * w_ + k];
-    if (with_squares_) memset(square_work_, 0, size_t(n_ * w_) * sizeof(T));
+    if (with_squares_) memset(square_work_, 0, size_t(ld_ * w_) * sizeof(T));
     if (!long_) return;
-    add_scaled(total_, n_ * w_, 1, work_);
-    memset(work_, 0, size_t(n_ * w_) * sizeof(T));
+    add_scaled(total_, ld_ * w_, 1, work_);
+    memset(work_, 0, size_t(ld_ * w_) * sizeof(T));
   }
+
+  // All atoms less the reference of one query, in columns, and so are the sums.
+  void add_columns(const PairTile<T>& t) {
+    const int64_t q = t.queries[0], d = p_.d;
+    const T *const e = t.weight[0], *const at = t.t.cols;
+    const auto each = [&](int64_t vector, const T* ha, const T* va) {
+      const T *const v = forms_.v(q, vector), *const h = forms_.partner(q, vector);
+      for (int64_t j = 0; out_.y && j < t.padded; j += W<T>) {
+        const Vec<T> weight = load(e + j), none{};
+        const Vec<T> by_h = weight > T(0) ? weight * load(va + j) : none,
+                     by_v = weight > T(0) ? weight * load(ha + j) : none;
+        for (int64_t k = 0; k < d; ++k) add_at(k * ld_ + j, by_h * h[k] + by_v * v[k]);
+      }
+    };
+    const T* const c = forms_.cotangent_weights(t, each);
+    for (int64_t j = 0; j < t.n; ++j) log_pi_[j] += c[j];
+    if (!out_.y) return;
+    const T pull = this->pull(q), alpha = p_.alpha[batch_index(q)], twice = 2 * forms_.quadratic(q);
+    const T *const x = forms_.shifted_x(q, false), *const linear = forms_.linear(q, false),
+                   *const square = with_squares_ ? forms_.partner(q, 0) : nullptr;
+    for (int64_t j = 0; j < t.padded; j += W<T>) {
+      const Vec<T> slope = load(e + j), pulled = pull * load(c + j),
+                   back = twice * slope - alpha * pulled;
+      for (int64_t k = 0; k < d; ++k) {
+        Vec<T> sum = pulled * x[k];
+        if (linear) sum += slope * linear[k];
+        const Vec<T> by_t = square ? back + 2 * square[k] * slope : back;
+        add_at(k * ld_ + j, sum + by_t * load(at + k * t.padded + j));
+      }
+    }
+  }
+  void add_at(int64_t at, Vec<T> more) { store<T>(work_ + at, load(work_ + at) + more); }
 
   // A tile of some atoms less the reference of one query.
   void add_rows(const PairTile<T>& t) {
@@ -274,31 +333,19 @@ class PairAtoms {
   const AtomGradients<T>& out_;
   const int64_t w_, b0_, tile_, ld_;
   PairForms<T> forms_;
-  const bool with_squares_, long_;
+  const bool with_squares_, columns_, long_;
   const int64_t per_query_, most_;
   Arena scratch_;
+  bool touched_ = false;
   int64_t start_ = 0, n_ = 0, added_ = 0, products_ = 0, squares_ = 0;
   Rows<T> t_{};             // the atoms less the centre, where there are products
   T *work_, *square_work_;  // [ld_, w_]: gradients of y; sum e h_second, to be multiplied by 2 t
   double* total_;           // [ld_, w_]: what was in work_ before
   double *log_pi_, *by_t_;  // [ld_]: gradients of log_pi; what t is to be multiplied by
   T *log_pi_part_, *by_t_part_;
+  T column_[small_d];                                                    // the sums of one atom
   T* coefficients_;                                                      // [most_, ld_]
   const T **coefficient_, **row_, **square_coefficient_, **square_row_;  // the waiting products
 };
-
-template <class T>
-int64_t pair_atoms_tile(const Problem<T>&) {
-  return pair_list_atoms;
-}
-template <class T>
-int pair_atoms(const Problem<T>& p, const PairArguments<T>& a, const AtomGradients<T>& out,
-               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
-  using Sweep = PairListSweep<T, PairAtoms<T>>;
-  const int64_t w = round_up(p.d, W<T>);
-  PairAtoms<T> gradients(p, a, out, w, b0, b1 - b0, pair_list_atoms);
-  if (!gradients.ok()) return out_of_memory;
-  return Sweep(p, a, gradients, w, b0, b1 - b0).run(n0, n1);
-}
 
 }  // namespace

@@ -40,7 +40,8 @@ class PairDifferences {
     norm_ = scratch_.template take<T>(tile);
     along_ = scratch_.template take<T>(tile);
     log_pi_tangent_ = scratch_.template take<T>(tile);
-    logit_ = scratch_.template take<double>(tile);
+    shifted_x_ = scratch_.template take<T>(B * w);
+    constant_ = scratch_.template take<double>(B);
     picked_log_prior_ = scratch_.template take<T>(tile);
     picked_atom_ = scratch_.template take<int64_t>(tile);
     picked_row_ = scratch_.template take<const T*>(tile);
@@ -51,6 +52,13 @@ class PairDifferences {
         raw_x_[i * w + k] = k < p.d ? p.x[b * p.d + k] : T(0);
         reference_[i * w + k] = k < p.d ? a.reference[b * p.d + k] : T(0);
       }
+      double square = 0;
+      for (int64_t k = 0; k < w; ++k) {
+        const double x = double(raw_x_[i * w + k]) - double(p.alpha[b]) * reference_[i * w + k];
+        shifted_x_[i * w + k] = T(x);
+        square += x * x;
+      }
+      constant_[i] = shift_[i] + 0.5 * square / (double(p.sigma[b]) * p.sigma[b]);
     }
   }
 
@@ -60,22 +68,20 @@ class PairDifferences {
   // Adds the n <= tile_ atoms at picked_row_, with picked_log_prior_ and picked_atom_, to query i;
   // these are overwritten. False where an atom is not finite.
   bool add_by_differences(int64_t i, int64_t n) {
-    const int64_t b = batch_index(i);
-    const double half_precision = 0.5 / (double(p_.sigma[b]) * p_.sigma[b]);
-    distances(raw_x_ + i * w_, p_.alpha[b], picked_row_, n, w_, logit_);
     int64_t count = 0;
     for (int64_t j = 0; j < n; ++j) {
-      if (!(logit_[j] <= (sizeof(T) == 4 ? 3.4e38 : 1.7e308))) {
-        if (!finite_row(picked_row_[j], p_.d)) return false;
+      const T* const row = picked_row_[j];
+      const double logit = double(picked_log_prior_[j]) + shift_row(i, row, count) - constant_[i];
+      if (!(norm_[count] <= T(largest_square<T>))) {
+        if (!finite_row(row, p_.d)) return false;
         continue;  // an outlier
       }
-      const double logit = double(picked_log_prior_[j]) - half_precision * logit_[j] - shift_[i];
-      if (logit < -gap_) continue;
+      if (!(logit >= -gap_)) continue;
       weight_[count] = T(logit);
-      picked_row_[count] = picked_row_[j], picked_atom_[count++] = picked_atom_[j];
+      picked_atom_[count] = picked_atom_[j];
+      finish_row(count++);
     }
     if (!count) return true;
-    for (int64_t j = 0; j < count; ++j) shift_row(i, j);
     const int64_t padded = round_up(count, W<T>);
     for (int64_t j = count; j < padded; ++j) {
       weight_[j] = -T(__builtin_inf());
@@ -105,6 +111,31 @@ class PairDifferences {
     return true;
   }
 
+  // The atom at `row` as row j of the tile for query i, and its |t|^2. Returns what its logit has
+  // beside log pi and the constant, whose rounding error is small where t is: with x_r from the
+  // reference, (alpha / sigma^2) <t, x_r - alpha t / 2>.
+  double shift_row(int64_t i, const T* row, int64_t j) {
+    const T *const reference = reference_ + i * w_, *const x = shifted_x_ + i * w_;
+    const int64_t b = batch_index(i);
+    const double alpha = p_.alpha[b], sigma = p_.sigma[b];
+    const T half_alpha = T(0.5 * alpha);
+    T* const t = shifted_ + j * w_;
+    Vec<T> norm{};
+    Vec<double> sum{};
+    for (int64_t k = 0; k < w_;) {
+      const int64_t end = k + 16 * W<T> < w_ ? k + 16 * W<T> : w_;
+      Vec<T> part{};
+      for (; k < end; k += W<T>) {
+        const Vec<T> v = ::load(row + k) - ::load(reference + k);
+        store<T>(t + k, v);
+        norm += v * v;
+        part += v * (::load(x + k) - half_alpha * v);
+      }
+      sum += widened<T>(part);
+    }
+    norm_[j] = T(total<T>(norm));
+    return alpha / (sigma * sigma) * sum_lanes<double>(sum);
+  }
   const Problem<T>& p_;
   const PairArguments<T>& a_;
   Sink& sink_;
@@ -114,27 +145,21 @@ class PairDifferences {
  private:
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return 2 * t(B_ * w_) + Arena::bytes<double>(B_) + 4 * t(tile_ * w_) + 5 * t(tile_) +
+    return 3 * t(B_ * w_) + 2 * Arena::bytes<double>(B_) + 4 * t(tile_ * w_) + 5 * t(tile_) +
            3 * Arena::bytes<double>(tile_);
   }
 
-  // All that a tile has of picked atom j, for query i.
-  void shift_row(int64_t i, int64_t j) {
+  // The rest of what a tile has of its atom j.
+  void finish_row(int64_t j) {
     const PairForms<T>& forms = sink_.forms();
-    const T *const row = picked_row_[j], *const reference = reference_ + i * w_;
-    T* const t = shifted_ + j * w_;
-    Vec<T> norm{}, along{};
-    for (int64_t k = 0; k < w_; k += W<T>) {
-      const Vec<T> v = ::load(row + k) - ::load(reference + k);
-      store<T>(t + k, v);
-      norm += v * v;
-      if (forms.needs_squares()) store<T>(squares_ + j * w_ + k, v * v);
-    }
-    norm_[j] = T(total<T>(norm));
+    const T* const t = shifted_ + j * w_;
+    for (int64_t k = 0; forms.needs_squares() && k < w_; k += W<T>)
+      store<T>(squares_ + j * w_ + k, ::load(t + k) * ::load(t + k));
     if (a_.dlog_pi) log_pi_tangent_[j] = a_.dlog_pi[picked_atom_[j]];
     if (!a_.dy) return;
     T* const dy = tangents_ + j * w_;
     read_tangent(p_, a_, picked_atom_[j], w_, dy);
+    Vec<T> along{};
     for (int64_t k = 0; k < w_; k += W<T>) {
       const Vec<T> product = ::load(t + k) * ::load(dy + k);
       along += product;
@@ -144,11 +169,11 @@ class PairDifferences {
   }
 
   T *shifted_, *squares_, *tangents_, *products_, *weight_, *norm_, *along_, *log_pi_tangent_;
-  double* logit_;
+  T* shifted_x_;  // [B, w]: x less alpha times the reference
 
  protected:
   Arena scratch_;
-  double* shift_;  // [B]
+  double *shift_, *constant_;  // [B]; the shift + |x_r|^2 / (2 sigma^2)
   T *raw_x_, *reference_, *picked_log_prior_;
   int64_t* picked_atom_;
   const T** picked_row_;

@@ -1,6 +1,7 @@
 // The sweep with given shift and reference for d above a few vectors. For every query and tile:
 //   * Expanded logits show that all atoms are negligible: nothing is done.
-//   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink as it
+//   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink as
+//   it
 //     is, about the centre, with all such queries; expanded logits are used as they are, or those
 //     by differences in less noise.
 //   * Otherwise the atoms that the expanded logits cannot exclude, as a rule few, are evaluated by
@@ -15,7 +16,7 @@ template <class T, class Sink>
 class PairExpandedSweep : private PairDifferences<T, Sink> {
   using Base = PairDifferences<T, Sink>;
   using Base::p_, Base::a_, Base::sink_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
-      Base::shift_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_;
+      Base::shift_, Base::constant_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_;
 
  public:
   PairExpandedSweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w,
@@ -35,7 +36,12 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     along_ = tile_scratch_.template take<T>(tile_);
     log_pi_tangent_ = tile_scratch_.template take<T>(tile_);
     atoms_ = tile_scratch_.template take<int64_t>(tile_);
-    for (int64_t i = 0; i < B; ++i) tiles_.set_query(i, Base::batch_index(i), raw_x_ + i * w);
+    centre_constant_ = tile_scratch_.template take<double>(B);
+    distance_ = tile_scratch_.template take<double>(tile_);
+    for (int64_t i = 0; i < B; ++i) {
+      tiles_.set_query(i, Base::batch_index(i), raw_x_ + i * w);
+      centre_constant_[i] = constant(i);
+    }
   }
 
   int run(int64_t n0, int64_t n1) {
@@ -43,9 +49,9 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
+      sink_.begin(i, n);
       Tile<T> tile;
       if (!tiles_.load(i, n, tile, [](const T*, T) {})) return non_finite_atom;
-      sink_.begin(i, n);
       prepared_ = false;
       for (int64_t q = 0; q < B_; q += tile_queries) {
         if (q) tiles_.dot_products(tile, q);
@@ -62,7 +68,19 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_) +
-           Arena::bytes<int64_t>(tile_);
+           Arena::bytes<int64_t>(tile_) + Arena::bytes<double>(B_) + Arena::bytes<double>(tile_);
+  }
+
+  // What an expanded logit less the shift has beside the products, of x before it is rounded.
+  double constant(int64_t i) const {
+    const int64_t b = Base::batch_index(i);
+    double square = 0;
+    for (int64_t k = 0; k < p_.d; ++k) {
+      const double x =
+          double(p_.x[b * p_.d + k]) - (p_.centre ? double(p_.alpha[b]) * p_.centre[k] : 0.0);
+      square += x * x;
+    }
+    return -square * tiles_.query(i).half_precision - shift_[i];
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
@@ -76,13 +94,13 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
         continue;
       }
       const double largest = tiles_.finish_logits(t, query, l), error = tiles_.error(t, query),
-                   constant = query.constant - shift_[q + i];
+                   constant = centre_constant_[q + i];
       if (!(largest + constant + error >= -gap_)) continue;
       const double z = query.atom_factor * t.largest_norm;
-      const bool about_centre = z <= kind_of(p_).centre_limit * p_.d &&
-                                tiles_.crowded(t, l, T(-gap_ - constant));
+      const bool about_centre =
+          z <= kind_of(p_).centre_limit * p_.d && tiles_.crowded(t, l, T(-gap_ - constant));
       if (about_centre && z - query.constant <= expanded_limit * p_.d) {
-        weigh(t, l, constant);
+        weigh(t, q + i, l, constant);
         weight[n_active] = l, active[n_active++] = q + i;
       } else if (about_centre) {
         again[n_again++] = q + i;
@@ -90,20 +108,42 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
         pick(t, q + i, l, -gap_ - error - constant);
       }
     }
-    if (n_again) tiles_.logits_by_differences(t, q, n_again, again, raw_x_);
     for (int64_t i = 0; i < n_again; ++i) {
       T* const l = tiles_.logits(again[i] - q);
-      weigh(t, l, -shift_[again[i]]);
+      logits_by_differences(t, again[i], l);
+      weigh(t, again[i], l, 0);
       weight[n_active] = l, active[n_active++] = again[i];
     }
     if (n_active) add(t, n_active, active, weight);
   }
 
-  // Makes weights of logits, which lack a constant, in place.
-  static void weigh(const Tile<T>& t, T* l, double constant) {
+  // Logits less the shift, both in double before the difference is rounded.
+  void logits_by_differences(const Tile<T>& t, int64_t i, T* l) {
+    const Query<T>& query = tiles_.query(i);
+    for (int64_t j = 0; j < t.n; ++j) picked_row_[j] = t.raw.at + j * t.raw.ld;
+    distances(raw_x_ + i * w_, query.alpha, picked_row_, t.n, w_, distance_);
+    for (int64_t j = 0; j < t.n; ++j)
+      l[j] = T(double(t.log_prior[j]) - query.half_precision * distance_[j] - shift_[i]);
+    for (int64_t j = t.n; j < t.padded; ++j) l[j] = -T(__builtin_inf());
+  }
+
+  // Makes weights of logits, which lack a constant, in place. The few atoms of a query that weigh
+  // much have their logits taken about its reference, near which they are: the error of a logit
+  // shows in its weight alone.
+  void weigh(const Tile<T>& t, int64_t i, T* l, double constant) {
+    constexpr T much = T(1) / 64;
     const T rounded = T(constant), rest = T(__builtin_exp(constant - double(rounded)));
-    for (int64_t j = 0; j < t.padded; j += W<T>)
-      store<T>(l + j, rest * vexp(::load(l + j) + rounded));
+    Vec<T> largest{};
+    for (int64_t j = 0; j < t.padded; j += W<T>) {
+      const Vec<T> e = rest * vexp(::load(l + j) + rounded);
+      store<T>(l + j, e);
+      largest = larger<T>(e, largest);
+    }
+    if (!(max_lanes<T>(largest) >= much)) return;
+    for (int64_t j = 0; j < t.n; ++j)
+      if (l[j] >= much)
+        l[j] = T(__builtin_exp(double(t.log_prior[j]) +
+                               Base::shift_row(i, t.raw.at + j * t.raw.ld, 0) - constant_[i]));
   }
 
   // Adds by differences the atoms whose logits are at least so much; all if there are none.
@@ -125,22 +165,21 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     const auto matrix = [&](bool needed, T* rows, T* cols) {
       return Matrix<T>{{needed ? rows : nullptr, w_ + W<T>}, needed && packed_ ? cols : nullptr};
     };
-    sink_.add(PairTile<T>{
-        .count = count,
-        .queries = queries,
-        .weight = weight,
-        .about_centre = true,
-        .n = t.n,
-        .padded = t.padded,
-        .width = w_,
-        .t = {t.rows, t.cols},
-        .squares = matrix(forms.needs_squares(), squares_, square_cols_),
-        .tangents = matrix(forms.needs_tangents(), tangents_, tangent_cols_),
-        .products = matrix(forms.needs_products(), products_, nullptr),
-        .norm = t.norm,
-        .along = along_,
-        .log_pi_tangent = a_.dlog_pi ? log_pi_tangent_ : nullptr,
-        .atoms = atoms_});
+    sink_.add(PairTile<T>{.count = count,
+                          .queries = queries,
+                          .weight = weight,
+                          .about_centre = true,
+                          .n = t.n,
+                          .padded = t.padded,
+                          .width = w_,
+                          .t = {t.rows, t.cols},
+                          .squares = matrix(forms.needs_squares(), squares_, square_cols_),
+                          .tangents = matrix(forms.needs_tangents(), tangents_, tangent_cols_),
+                          .products = matrix(forms.needs_products(), products_, nullptr),
+                          .norm = t.norm,
+                          .along = along_,
+                          .log_pi_tangent = a_.dlog_pi ? log_pi_tangent_ : nullptr,
+                          .atoms = atoms_});
   }
 
   // All that the queries' tiles share beside t.
@@ -181,6 +220,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   T *squares_, *square_cols_, *tangents_, *tangent_cols_, *products_;
   T *along_, *log_pi_tangent_;
   int64_t* atoms_;
+  double *centre_constant_, *distance_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
-// The sweep with given shift and reference for small d: atoms in the lanes of a transposed tile, every
-// logit by differences and every tile about the query's reference, so that nothing cancels at any
-// noise level.
+// The sweep with given shift and reference for small d: atoms in the lanes of a transposed tile,
+// every logit by differences and every tile about the query's reference, so that nothing cancels at
+// any noise level.
 #pragma once
 #include "simd/pair_sweep.h"
 #include "simd/sweep_small_d.h"
@@ -36,8 +36,8 @@ class PairSmallDSweep {
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += pair_small_d_atoms) {
       const int64_t n = n1 - i < pair_small_d_atoms ? n1 - i : pair_small_d_atoms;
-      if (!load(i, n)) return non_finite_atom;
       sink_.begin(i, n);
+      if (!load(i, n)) return non_finite_atom;
       for (int64_t q = 0; q < B_; ++q) visit(q);
       if (++visited % 16 == 0) sink_.flush();
     }
@@ -100,23 +100,32 @@ class PairSmallDSweep {
                           .atoms = atoms_});
   }
 
-  // The weights; false where all are negligible.
+  // The weights; false where all are negligible. With x_r from the reference, a logit is
+  //   log pi + (alpha / sigma^2) <t, x_r - alpha t / 2> - (shift + |x_r|^2 / (2 sigma^2)),
+  // whose rounding error is small where t is.
   bool weigh(int64_t b) {
-    const T* const x = p_.x + b * p_.d;
-    const T alpha = p_.alpha[b], half_precision = T(0.5 / (double(p_.sigma[b]) * p_.sigma[b]));
-    const double shift = a_.shift[b];
-    const T rounded = T(-shift), rest = T(__builtin_exp(-shift - double(rounded)));
+    const T* const reference = a_.reference + b * p_.d;
+    const double alpha = p_.alpha[b], precision = 1 / (double(p_.sigma[b]) * p_.sigma[b]);
+    T x[small_d];
+    double square = 0;
+    for (int64_t k = 0; k < p_.d; ++k) {
+      const double r = double(p_.x[b * p_.d + k]) - alpha * reference[k];
+      x[k] = T(r);
+      square += r * r;
+    }
+    const double constant = -a_.shift[b] - 0.5 * square * precision;
+    const T rounded = T(constant), rest = T(__builtin_exp(constant - double(rounded))),
+            half_alpha = T(0.5 * alpha), factor = T(alpha * precision);
     Vec<T> largest = all<T>(-T(__builtin_inf()));
     for (int64_t j = 0; j < padded_; j += 4 * W<T>) {
-      Vec<T> square[4] = {};
+      Vec<T> sum[4] = {};
       for (int64_t k = 0; k < p_.d; ++k)
         for (int u = 0; u < 4; ++u) {
-          const Vec<T> t = x[k] - alpha * ::load(cols_ + k * padded_ + j + u * W<T>);
-          square[u] += t * t;
+          const Vec<T> t = ::load(cols_ + k * padded_ + j + u * W<T>) - reference[k];
+          sum[u] += t * (x[k] - half_alpha * t);
         }
       for (int u = 0; u < 4; ++u) {
-        const Vec<T> l =
-            (::load(log_prior_ + j + u * W<T>) - half_precision * square[u]) + rounded;
+        const Vec<T> l = (::load(log_prior_ + j + u * W<T>) + rounded) + factor * sum[u];
         store<T>(weight_ + j + u * W<T>, l);
         largest = larger<T>(l, largest);
       }

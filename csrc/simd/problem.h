@@ -116,6 +116,7 @@ template <class T>
 struct AtomGradients {
   T* y;       // [N, d], of the atoms' values, or null
   T* log_pi;  // [N]
+  bool add;   // to what is there
 };
 
 // One step of transport_chain, x being x - alpha centre: x <- keep x + pull mean, and
@@ -171,10 +172,9 @@ struct Kernels {
   // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);
-  // How many atoms pair_atoms takes together.
-  int64_t (*pair_atoms_tile)(const Problem<T>&);
-  // Adds to the gradients of atoms [n0, n1) what queries [b0, b1) give; n0 is a multiple of the
-  // tile.
+  // How many atoms pair_atoms takes at once for so many queries.
+  int64_t (*pair_tile)(const Problem<T>&, int64_t queries);
+  // The gradients of atoms [n0, n1) by queries [b0, b1); n0 is a multiple of that tile.
   int (*pair_atoms)(const Problem<T>&, const PairArguments<T>&, const AtomGradients<T>&, int64_t b0,
                     int64_t b1, int64_t n0, int64_t n1);
   // The atom that query b (of the batch) draws of the n <= draw_block at `rows`; -1: out of memory.
