@@ -10,8 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dfkernels._torch import native as loaded
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,7 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         build.write_headers(directory / "generated")
-        for isa in loaded.info()["isa_levels"]:
+        for isa in build.isa_levels(build.compiler()):
             program = directory / f"tune-{isa}"
             options = [*build.FLAGS, *build.ISAS[isa], f"-I{ROOT / 'csrc'}", f"-I{directory}"]
             source = ROOT / "bench/tune.cpp"
