@@ -263,6 +263,17 @@ def test_the_number_of_threads_changes_no_bit(d, sigma):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_a_tight_cluster_far_from_the_centre(kind):
+    """All the weight is in half of the atoms, where much would cancel about the centre."""
+    p = problem(kind, 16, 400, 40, dtype=F32)
+    side = 2.0 * (torch.arange(400) >= 200)[:, None] - 1
+    p["y"] = 0.05 * p["y"] + 2 * side
+    p["x"] = 0.9 * p["y"][:16] + p["x"] / 2
+    p |= about_mean(p)
+    assert worst(kind, p) < 1e-5
+
+
 @pytest.mark.parametrize("d", [2, 40, 300])
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_no_less_exact_than_plain_float32(kind, d):

@@ -4,6 +4,8 @@
 //   it
 //     is, about the centre, with all such queries; expanded logits are used as they are, or those
 //     by differences in less noise.
+//     That takes a posterior which is wide beside the reference's distance from the centre: what
+//     cancels about the centre would show in derivatives, though it does not in the moments.
 //   * Otherwise the atoms that the expanded logits cannot exclude, as a rule few, are evaluated by
 //     differences (pair_sweep.h).
 #pragma once
@@ -38,9 +40,16 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     atoms_ = tile_scratch_.template take<int64_t>(tile_);
     centre_constant_ = tile_scratch_.template take<double>(B);
     distance_ = tile_scratch_.template take<double>(tile_);
+    square_ = tile_scratch_.template take<double>(B);
     for (int64_t i = 0; i < B; ++i) {
-      tiles_.set_query(i, Base::batch_index(i), raw_x_ + i * w);
+      const int64_t b = Base::batch_index(i);
+      tiles_.set_query(i, b, raw_x_ + i * w);
       centre_constant_[i] = constant(i);
+      square_[i] = 0;
+      for (int64_t k = 0; k < p.d; ++k) {
+        const double far = double(a.reference[b * p.d + k]) - (p.centre ? p.centre[k] : T(0));
+        square_[i] += far * far;
+      }
     }
   }
 
@@ -68,7 +77,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_) +
-           Arena::bytes<int64_t>(tile_) + Arena::bytes<double>(B_) + Arena::bytes<double>(tile_);
+           Arena::bytes<int64_t>(tile_) + 2 * Arena::bytes<double>(B_) + Arena::bytes<double>(tile_);
   }
 
   // What an expanded logit less the shift has beside the products, of x before it is rounded.
@@ -100,8 +109,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
       const bool about_centre =
           z <= kind_of(p_).centre_limit * p_.d && tiles_.crowded(t, l, T(-gap_ - constant));
       if (about_centre && z - query.constant <= expanded_limit * p_.d) {
-        weigh(t, q + i, l, constant);
-        weight[n_active] = l, active[n_active++] = q + i;
+        if (weigh(t, q + i, l, constant)) weight[n_active] = l, active[n_active++] = q + i;
       } else if (about_centre) {
         again[n_again++] = q + i;
       } else {
@@ -111,8 +119,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     for (int64_t i = 0; i < n_again; ++i) {
       T* const l = tiles_.logits(again[i] - q);
       logits_by_differences(t, again[i], l);
-      weigh(t, again[i], l, 0);
-      weight[n_active] = l, active[n_active++] = again[i];
+      if (weigh(t, again[i], l, 0)) weight[n_active] = l, active[n_active++] = again[i];
     }
     if (n_active) add(t, n_active, active, weight);
   }
@@ -129,24 +136,37 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
 
   // Makes weights of logits, which lack a constant, in place. The few atoms of a query that weigh
   // much have their logits taken about its reference, near which they are: the error of a logit
-  // shows in its weight alone.
-  void weigh(const Tile<T>& t, int64_t i, T* l, double constant) {
+  // shows in its weight alone. False where the tile shows that the posterior is narrow: with m =
+  // reference - centre, its variance is the mean of |y|^2 less |m|^2. The atoms were then added by
+  // differences.
+  bool weigh(const Tile<T>& t, int64_t i, T* l, double constant) {
+    constexpr double narrow = 0.25, light = 1e-4;  // beside |m|^2, and beside the mean weight
     constexpr T much = T(1) / 64;
     const T rounded = T(constant), rest = T(__builtin_exp(constant - double(rounded)));
-    Vec<T> largest{};
+    Vec<T> largest{}, sum{}, square_sum{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
       const Vec<T> e = rest * vexp(::load(l + j) + rounded);
       store<T>(l + j, e);
       largest = larger<T>(e, largest);
+      sum += e;
+      square_sum += e * ::load(t.norm + j);
     }
-    if (!(max_lanes<T>(largest) >= much)) return;
+    const double weight = total<T>(sum);
+    if (total<T>(square_sum) < (1 + narrow) * square_[i] * weight &&
+        weight * double(p_.N) >= light * double(t.n)) {
+      pick(t, i, l, __builtin_exp(-gap_ - tiles_.error(t, tiles_.query(i))));
+      return false;
+    }
+    if (!(max_lanes<T>(largest) >= much)) return true;
     for (int64_t j = 0; j < t.n; ++j)
       if (l[j] >= much)
         l[j] = T(__builtin_exp(double(t.log_prior[j]) +
                                Base::shift_row(i, t.raw.at + j * t.raw.ld, 0) - constant_[i]));
+    return true;
   }
 
-  // Adds by differences the atoms whose logits are at least so much; all if there are none.
+  // Adds by differences the atoms whose logits or weights are at least so much; all if there are
+  // none.
   void pick(const Tile<T>& t, int64_t i, const T* l, double least) {
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j) {
@@ -221,6 +241,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   T *along_, *log_pi_tangent_;
   int64_t* atoms_;
   double *centre_constant_, *distance_;
+  double* square_;  // |reference - centre|^2 of every query
 };
 
 }  // namespace
