@@ -1,6 +1,6 @@
-// Rates of the inner loops (csrc/simd/dots.h) for the candidate shapes of a block, on one core, as a
-// share of its multiply-add peak: what csrc/simd/blocking.h was chosen by. Printed by
-// `python -m bench.tune`.
+// Rates of the inner loops (csrc/simd/dots.h) for the candidate shapes of a block, on one core, as
+// a share of its multiply-add peak: what csrc/simd/blocking.h was chosen by. Printed by `python -m
+// bench.tune`.
 #include <algorithm>
 #include <cstdio>
 #include <ctime>

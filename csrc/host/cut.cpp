@@ -75,8 +75,7 @@ std::vector<QueryGroup<T>> groups_over_all_atoms(const Problem<T>& p, int64_t st
                                                  int64_t rows) {
   constexpr int64_t tasks = 64, state = 8 << 20;
   const int64_t row = stride * int64_t(sizeof(double));
-  int64_t groups =
-      (p.B * stride * int64_t(sizeof(T)) * (4 + rows + p.K) + state - 1) / state;
+  int64_t groups = (p.B * stride * int64_t(sizeof(T)) * (4 + rows + p.K) + state - 1) / state;
   groups = std::max({groups, std::min(tasks, p.B / 128),
                      int64_t(1)});  // 128 queries pay for one pass over the atoms
   int64_t size = (p.B + groups - 1) / groups;

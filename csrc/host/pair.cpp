@@ -10,9 +10,9 @@ namespace dfk {
 namespace {
 
 MomentKind kind_named(const std::string& name) {
-  for (const auto& [known, kind] : {std::pair("posterior", MomentKind::posterior),
-                                    std::pair("matvec", MomentKind::matvec),
-                                    std::pair("diagonal", MomentKind::diagonal)})
+  for (const auto& [known, kind] :
+       {std::pair("posterior", MomentKind::posterior), std::pair("matvec", MomentKind::matvec),
+        std::pair("diagonal", MomentKind::diagonal)})
     if (name == known) return kind;
   refuse_value("kind", "'posterior', 'matvec' or 'diagonal', got '", name, "'");
 }
@@ -120,7 +120,7 @@ PairAccumulated<T> accumulate_pairs(const PairTensors& t, bool forward) {
   const Problem<T>& p = out.problem = c.problem;
   PairOutput<T>& m = out.sums;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  m.rows = 1 + (p.kind == MomentKind::matvec      ? p.K
+  m.rows = 1 + (p.kind == MomentKind::matvec     ? p.K
                 : p.kind == MomentKind::diagonal ? int64_t(forward)
                                                  : 0);
   m.scalar_count = 3 + p.K;
@@ -142,8 +142,7 @@ PairAccumulated<T> accumulate_pairs(const PairTensors& t, bool forward) {
   DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");
   if (status == out_of_memory) out_of_memory_for("");
   if (work.most > 1)
-    each(p.B, work.most * m.stride * m.rows,
-         [&](int64_t b) { merge(m, work.splits[b], p.B, b); });
+    each(p.B, work.most * m.stride * m.rows, [&](int64_t b) { merge(m, work.splits[b], p.B, b); });
   return out;
 }
 template PairAccumulated<float> accumulate_pairs(const PairTensors&, bool);

@@ -1,7 +1,7 @@
 // Tiles of atoms less the centre, and expanded logits of a few queries as a matrix product:
 //   logit = constant + (alpha / sigma^2) (<x, y> - (alpha / 2) |y|^2) + log pi,
-// x and y from the centre. Their rounding error grows with (alpha^2 / sigma^2) |y|^2; error() bounds
-// it, and logits_by_differences() has none that grows.
+// x and y from the centre. Their rounding error grows with (alpha^2 / sigma^2) |y|^2; error()
+// bounds it, and logits_by_differences() has none that grows.
 #pragma once
 #include "simd/query.h"
 
@@ -53,8 +53,9 @@ class ExpandedTiles {
   // The logits of the i-th query of those that dot_products() had last.
   T* logits(int64_t i) const { return logits_ + i * tile_; }
 
-  // Atoms [start, start + n) and the dot products of the first queries. Outliers are replaced by the
-  // centre, masked; leave_out(row, log_prior) is called for each. False where one is not finite.
+  // Atoms [start, start + n) and the dot products of the first queries. Outliers are replaced by
+  // the centre, masked; leave_out(row, log_prior) is called for each. False where one is not
+  // finite.
   template <class F>
   bool load(int64_t start, int64_t n, Tile<T>& tile, const F& leave_out) {
     read_log_prior(p_, start, n, round_up(n, W<T>), log_prior_);
@@ -132,9 +133,9 @@ class ExpandedTiles {
  private:
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return Arena::bytes<Query<T>>(B_) + t(B_ * (w_ + W<T>)) +
-           2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_ * (w_ + W<T>)) +
-           t(tile_queries * tile_) + 2 * t(tile_) + Arena::bytes<const T*>(tile_);
+    return Arena::bytes<Query<T>>(B_) + t(B_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) +
+           2 * t(tile_ * (w_ + W<T>)) + t(tile_queries * tile_) + 2 * t(tile_) +
+           Arena::bytes<const T*>(tile_);
   }
 
   // One vector longer than they need be: rows a multiple of 4 KiB apart would compete for the same

@@ -55,8 +55,7 @@ void add_tile(const Problem<T>& p, const Moments<T>& m, const WeightedTile<T>& t
       weight[i] = tile.queries[i].weight;
       first_moment[i] = tile.queries[i].vectors;
     }
-    weighted_sums<T>(tile.count, weight, tile.rows, tile.n, m.stride,
-                     first_moment);
+    weighted_sums<T>(tile.count, weight, tile.rows, tile.n, m.stride, first_moment);
   }
   kind_of(p).add_tile(p, m, tile);
 }

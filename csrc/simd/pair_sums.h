@@ -20,8 +20,7 @@ class PairSums {
         B_(B),
         tile_(tile),
         forms_(p, a, out.stride, b0, B, tile),
-        scratch_(Arena::bytes<T>(2 * B * size()) +
-                 Arena::bytes<double>(2 * B * out.scalar_count) +
+        scratch_(Arena::bytes<T>(2 * B * size()) + Arena::bytes<double>(2 * B * out.scalar_count) +
                  Arena::bytes<T>(tile_queries * tile) + Arena::bytes<double>(out.stride)) {
     if (!scratch_.ok()) return;
     work_ = scratch_.template take<T>(2 * B * size());
@@ -91,7 +90,8 @@ class PairSums {
   void add_cotangents(const PairTile<T>& t) {
     const T* const c = forms_.cotangent_weights(t, [&](int64_t k, const T* ha, const T*) {
       for (int64_t i = 0; i < t.count; ++i)
-        scalars_in(t, i)[3 + k] += multiply(t, t.weight[i], ha + i * tile_, coefficient_ + i * tile_);
+        scalars_in(t, i)[3 + k] +=
+            multiply(t, t.weight[i], ha + i * tile_, coefficient_ + i * tile_);
       add_to_row(t, t.t, coefficient_, 1 + k);
     });
     for (int64_t i = 0; i < t.count; ++i) {
@@ -166,7 +166,8 @@ class PairSums {
     const T* const from = work(i, true);
     const double* const sums = scalars_of(i, true);
     for (int64_t k = 0; k < w; ++k)
-      shift_[k] = k < p_.d ? double(p_.centre ? p_.centre[k] : T(0)) - a_.reference[b * p_.d + k] : 0;
+      shift_[k] =
+          k < p_.d ? double(p_.centre ? p_.centre[k] : T(0)) - a_.reference[b * p_.d + k] : 0;
     const bool diagonal = a_.forward && p_.kind == MomentKind::diagonal;
     for (int64_t k = 0; k < out_.scalar_count; ++k) scalars[k] += sums[k];
     scalars[1] += 2 * dot(from, shift_, w) + sums[0] * dot(shift_, shift_, w);

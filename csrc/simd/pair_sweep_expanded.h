@@ -77,7 +77,8 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_) +
-           Arena::bytes<int64_t>(tile_) + 2 * Arena::bytes<double>(B_) + Arena::bytes<double>(tile_);
+           Arena::bytes<int64_t>(tile_) + 2 * Arena::bytes<double>(B_) +
+           Arena::bytes<double>(tile_);
   }
 
   // What an expanded logit less the shift has beside the products, of x before it is rounded.
@@ -229,8 +230,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     if (forms.needs_squares())
       for (int64_t k = 0; k < w_ * t.padded; k += W<T>)
         store<T>(square_cols_ + k, ::load(t.cols + k) * ::load(t.cols + k));
-    if (forms.needs_tangents())
-      pack<T>({tangents_, ld}, t.n, w_, nullptr, tangent_cols_);
+    if (forms.needs_tangents()) pack<T>({tangents_, ld}, t.n, w_, nullptr, tangent_cols_);
   }
 
   ExpandedTiles<T> tiles_;

@@ -3,17 +3,17 @@
 // which such kernels are made.
 //
 // simd/pair_sweep.h makes the tiles: of given shift and reference, with e = exp(logit - shift), t
-// less the reference of one query or less the centre for several, and e = 0 where an atom is masked,
-// negligible or an outlier. simd/pair_forms.h makes of a tile the weight c = e f of reverse mode or
-// the tangent tau of a logit. What is done with these is the kernel's own: simd/pair_sums.h adds
-// them up per query.
+// less the reference of one query or less the centre for several, and e = 0 where an atom is
+// masked, negligible or an outlier. simd/pair_forms.h makes of a tile the weight c = e f of reverse
+// mode or the tangent tau of a logit. What is done with these is the kernel's own: simd/pair_sums.h
+// adds them up per query.
 #pragma once
 #include "simd/query.h"
 
 namespace {
 
-// One row per atom, with the packed transpose where there are many queries, or, of small d, only the
-// transpose with rows of `padded`.
+// One row per atom, with the packed transpose where there are many queries, or, of small d, only
+// the transpose with rows of `padded`.
 template <class T>
 struct Matrix {
   Rows<T> rows;

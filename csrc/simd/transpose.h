@@ -128,7 +128,7 @@ void pack(Rows<T> rows, int64_t n, int64_t width, T* row_panels, T* col_panels) 
   for (int64_t j = 0; j < n; j += W<T>) {
     const int64_t count = n - j < W<T> ? n - j : W<T>, col_stride = stride(j, padded);
     T* const col = col_panels + start(j, width);
-    Prefetch<T> ahead{rows.at + (j + W<T>) * rows.ld, rows.ld, width};
+    Prefetch<T> ahead{rows.at + (j + W<T>)*rows.ld, rows.ld, width};
     for (int64_t k = 0; k < width; k += W<T>) {
       const int64_t row_stride = stride(k, width);
       ahead.fetch(W<T> * W<T>);

@@ -115,8 +115,8 @@ DFK_INLINE T max_lanes(Vec<T> v) {
     for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
   return lane[0];
 }
-// f(j, u) for j = 0, W, 2 W, .. below n, which is a whole number of vectors; u, which runs from 0 to
-// 3 and again, says which of four chains of additions the vector belongs to.
+// f(j, u) for j = 0, W, 2 W, .. below n, which is a whole number of vectors; u, which runs from 0
+// to 3 and again, says which of four chains of additions the vector belongs to.
 template <class T, class F>
 DFK_INLINE void in_four_chains(int64_t n, const F& f) {
   int64_t j = 0;

@@ -1,5 +1,5 @@
-// Compares the inner loops (csrc/simd/dots.h) with plain loops in double, for shapes with and without
-// remainders. Prints what differs; the exit status says whether anything does.
+// Compares the inner loops (csrc/simd/dots.h) with plain loops in double, for shapes with and
+// without remainders. Prints what differs; the exit status says whether anything does.
 #include <math.h>
 #include <stdio.h>
 
@@ -23,7 +23,8 @@ template <class T>
 struct Numbers {
   std::vector<T> all;
   int64_t ld;
-  Numbers(int64_t rows, int64_t columns, int64_t ld, unsigned seed) : all(rows * ld + W<T>), ld(ld) {
+  Numbers(int64_t rows, int64_t columns, int64_t ld, unsigned seed)
+      : all(rows * ld + W<T>), ld(ld) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t k = 0; k < columns; ++k) {
         seed = seed * 1664525u + 1013904223u;
@@ -110,7 +111,8 @@ struct Case {
       for (int64_t k = 0; k < width; ++k) {
         double sum = before.all[i * width + k], size = fabs(sum);
         for (int64_t j = 0; j < n; ++j) {
-          const double value = y.row(j)[k], term = weight.row(i)[j] * (SQUARE ? value * value : value);
+          const double value = y.row(j)[k],
+                       term = weight.row(i)[j] * (SQUARE ? value * value : value);
           sum += term, size += fabs(term);
         }
         expect<T>(packed ? "sums of panels" : "sums", to[i][k], sum, size, n);
