@@ -202,7 +202,7 @@ def test_errors(atoms, counts, error, message):
         ops.posterior(*problem(2, 4, 3, 0.5).values(), atoms=atoms, counts=counts)
 
 
-@pytest.mark.parametrize("op", DATA_OPS)
+@pytest.mark.parametrize("op", [op for op in DATA_OPS if op != "log_prob"])  # younger than it
 def test_the_old_keyword_still_works_and_says_what_to_write(op):
     tensors = problem(3, 40, 33, 0.5)
     if op == "fisher_matvec":

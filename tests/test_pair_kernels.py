@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from dfkernels import ops
 from dfkernels._torch import native
 from dfkernels.ops.common import pair_kernels
 from dfkernels.ops.common.moments import KINDS, load
@@ -296,3 +297,33 @@ def test_no_less_exact_than_plain_float32(kind, d):
                     torch.maximum(own, own.median() * 0.3) + 1e-4
                 )  # negligible atoms are left out
                 assert rms(got[n], e, unit) <= 2 * rms(peer[n], e, unit) + 12 * 2.0**-23, (sigma, n)
+
+
+@pytest.mark.parametrize("offset, sigma", [(3e3, 0.003), (1e4, 0.003), (1e3, 0.01)])
+def test_the_filter_keeps_the_nearest_atom_of_a_cloud_far_from_the_origin(offset, sigma):
+    p = problem("posterior", 40, 300, 112, sigma=sigma, offset=offset, alpha=0.7, dtype=F32)
+    cotangents = (torch.ones(40), None, None, None)
+    lists = (None, None)
+    order = ("x", "y", "v", "alpha", "sigma", "log_pi")
+    args = (*[p[n] for n in order], 1.0, 0.0, p["shift"], p["reference"], "posterior")
+    weights = pair_kernels.pair_vjp_atoms(*args, *cotangents, *lists, False)[1]
+    assert torch.allclose(weights[:40], torch.ones(40), atol=0.05)  # query b is near atom b
+
+
+def test_atoms_far_from_the_origin_but_near_one_another_are_no_outliers():
+    g = torch.Generator().manual_seed(0)
+    y = 2.66e18 * (1 + 1e-2 * torch.randn(50, 3, generator=g))  # half have |y|^2 > 2^124
+    x = y[:5].clone()
+    log_prior = torch.zeros(50, requires_grad=True)
+    ops.posterior(x, y, 1.0, 3e16, log_prior).log_prob.sum().backward()
+    exact = torch.zeros(50, dtype=F64, requires_grad=True)
+    ops.posterior(x.double(), y.double(), 1.0, 3e16, exact).log_prob.sum().backward()
+    assert torch.allclose(log_prior.grad.double(), exact.grad, atol=1e-3)
+    assert float(exact.grad.abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["draw", "log_prob", "average", "nothing"])
+def test_moments_about_the_mean_are_of_kinds_that_have_them(kind):
+    x, ones = torch.zeros(1, 2), torch.ones(1)
+    with pytest.raises(RuntimeError, match="kind: expected 'posterior', 'matvec', 'diagonal' or"):
+        pair_kernels.moments_about_mean(x, x, None, ones, ones, None, 1.0, 0.0, kind, None, None)

@@ -82,8 +82,10 @@ std::vector<QueryGroup<T>> groups_over_all_atoms(const Problem<T>& p, int64_t st
   size = std::min((size + 3) / 4 * 4, p.B);
   groups = (p.B + size - 1) / size;
   const int64_t small = most_splits(groups, p.B * row * (1 + rows));
-  // Rows that pay for a merge. Many queries share them, and the merge is the dearer.
-  const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, p.B < 16 ? 256 : 1024);
+  // Rows that pay for a merge. Many queries share them, and the merge is the dearer: then there are
+  // 16 splits before any has more than 256.
+  const int64_t most = p.B < 16 ? 256 : std::clamp<int64_t>(p.N / 16, 256, 1024);
+  const int64_t enough = std::clamp<int64_t>((1 << 19) / (p.d + 1), 128, most);
   int64_t splits =
       std::min({(tasks + groups - 1) / groups, small, std::max<int64_t>(p.N / enough, 1)});
   const int64_t even = 4 / std::gcd(groups, int64_t(4));  // as many tasks for each thread

@@ -34,8 +34,11 @@ class ExpandedTiles {
   // x less alpha times the centre, of query b of the batch, which is query i of the group.
   void set_query(int64_t i, int64_t b, const T* raw_x) {
     T* const x = centred_x(i);
+    // Rounded once: an error of the size of the centre's would lead the filter astray.
     for (int64_t k = 0; k < w_; ++k)
-      x[k] = raw_x[k] - (p_.centre && k < p_.d ? p_.alpha[b] * p_.centre[k] : T(0));
+      x[k] = p_.centre && k < p_.d
+                 ? T(double(raw_x[k]) - double(p_.alpha[b]) * double(p_.centre[k]))
+                 : raw_x[k];
     query_[i] = query_of(x, w_, p_.alpha[b], p_.sigma[b]);
   }
 

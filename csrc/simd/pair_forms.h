@@ -43,7 +43,6 @@ class PairForms {
   }
 
   bool ok() const { return scratch_.ok(); }
-  bool forward() const { return a_.forward; }
   // Which matrices a tile must have beside t.
   bool needs_squares() const {
     return p_.kind == MomentKind::diagonal && (a_.forward || a_.h_second);

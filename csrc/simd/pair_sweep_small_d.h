@@ -60,9 +60,14 @@ class PairSmallDSweep {
       T* const row = rows_ + j * d;
       atoms_[j] = row_of(p_, start + j);
       read_row(p_, atoms_[j], row);
-      if (dot(row, row, d) <= largest_square<T>) continue;
+      double norm = 0;
+      for (int64_t k = 0; k < d; ++k) {
+        const double t = double(row[k]) - (p_.centre ? double(p_.centre[k]) : 0.0);
+        norm += t * t;
+      }
+      if (norm <= largest_square<T>) continue;
       if (!finite_row(row, d)) return false;
-      memset(row, 0, size_t(d) * sizeof(T));
+      read_reference(p_, -1, row);
       log_prior_[j] = -T(__builtin_inf());
     }
     transpose(Rows<T>{rows_, d}, n, d, cols_, padded_);

@@ -165,20 +165,21 @@ def _refuse_lists_of_clouds(op, args) -> None:
 def each_cloud(op, args) -> Iterator[Sequence]:
     """The arguments of a call for each cloud; those of the call itself where it has one."""
     own = _own(op, args)
-    sizes = {len(a) for a, o in zip(args, own, strict=True) if o}
+    names = [a.name for a in op._schema.arguments[: len(args)]]
+    sizes = {name: len(a) for name, a, o in zip(names, args, own, strict=True) if o}
     if not sizes:
         yield args
         return
     _refuse_lists_of_clouds(op, args)
-    x, G = args[0], max(sizes)
-    if len(sizes) > 1:
-        raise UnusableValue(f"log_prior: expected as many clouds as y has, got {sorted(sizes)}")
+    x, G = args[0], max(sizes.values())
+    if min(sizes.values()) < G:
+        found = ", ".join(map(str, sizes.values()))
+        raise UnusableValue(f"{', '.join(sizes)}: expected equally many clouds, got {found}")
     if x.shape[0] % G if G else x.shape[0]:
         raise UnusableValue(
             f"x: expected equally many queries for each of {G} clouds, got {x.shape[0]}"
         )
     B = x.shape[0] // max(G, 1)
-    names = [a.name for a in op._schema.arguments[: len(args)]]
     for g in range(G):
         rows = slice(g * B, (g + 1) * B)
         yield [

@@ -156,8 +156,9 @@ def draw(
         sigma: Noise level of each query, a number or [B], positive.
         log_prior: Log weights [N], None for uniform ones; any constant may be added to them. -inf
             masks an atom, whatever it holds: it is never drawn.
-        seed: From 0 to 2^63 - 1. Two calls with one seed give the same draws. Under `vmap` the
-            queries of all elements are one batch, so that their draws are independent.
+        seed: From 0 to 2^63 - 1. Calls with one seed share their noise, so that the same arguments
+            give the same draws. Under `vmap` the queries of all elements are one batch, so that
+            their draws are independent.
         scale: Factor of the stored atoms.
         offset: What is added to them.
         atoms: Lists of atoms, int64 [M], as in `posterior`: no other is drawn.

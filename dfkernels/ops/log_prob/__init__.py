@@ -75,7 +75,6 @@ def log_prob(
     offset: float = 0.0,
     atoms: Tensor | None = None,
     counts: Tensor | None = None,
-    kept: tuple[Tensor, Tensor] | None = None,
     batched: bool = False,
 ) -> Tensor:
     """Computes log q_t of a diffused data set, and nothing else, in one pass.
@@ -98,7 +97,6 @@ def log_prob(
         atoms: Lists of atoms, int64 [M], as in `posterior`. log_prior stays normalised over all
             atoms.
         counts: How many of them each query has, int64 [B]; goes with atoms.
-        kept: (atoms, counts); deprecated, write the two arguments.
         batched: One call for G data sets, [G, B] in place of [B] and [G, N] of [N]; see
             `posterior`.
 
@@ -111,6 +109,6 @@ def log_prob(
         ValueError: So for a shape, a device or a value.
     """
     args = check.points(x, y, alpha, sigma, log_prior, scale, offset, batched)
-    args += lists.arguments(atoms, counts, kept, args[0], batched)
+    args += lists.arguments(atoms, counts, None, args[0], batched)
     out = diagnosis.call(op, args, x=x, y=y, **check.given_levels(alpha, sigma, batched))
     return out.reshape(*x.shape[:2], *out.shape[1:]) if batched else out
