@@ -14,6 +14,7 @@ from torch import Tensor
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
+from ..common.about_mean import log_norm
 from ..posterior import from_sums
 from .reference import log_prob as reference
 
@@ -32,8 +33,7 @@ def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
             values = moments.load(y[atoms], x.dtype, scale, offset)
             logits = moments.logits(x[q], values, alpha[q], sigma[q], log_pi[atoms])
             found[q] = torch.logaddexp(found[q], logits.double().logsumexp(1))
-    norm = d * (torch.log(sigma.double()) + 0.5 * math.log(2 * math.pi))
-    return (found - norm).to(x.dtype)
+    return (found - log_norm(sigma.double(), d)).to(x.dtype)
 
 
 def _posterior(*args) -> tuple[Tensor, ...]:
