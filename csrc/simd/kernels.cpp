@@ -32,9 +32,10 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
 // How many atoms the sweep with given shift and reference takes at once.
 template <class T>
 int64_t pair_tile(const Problem<T>& p, int64_t queries) {
-  return p.listed_by      ? pair_list_atoms
+  const int64_t w = round_up(p.d, W<T>);
+  return p.listed_by      ? ListTiles<T>::rows_of(w)
          : p.d <= small_d ? pair_small_d_atoms
-                          : ExpandedTiles<T>::tile_rows(round_up(p.d, W<T>), queries);
+                          : ExpandedTiles<T>::tile_rows(w, queries);
 }
 template <class T, class Sink>
 int pair_sweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t b0, int64_t b1,

@@ -7,6 +7,7 @@
 //   flush()     is called every few tiles
 // such as PairSums. Nothing has to be found out on the way: no maximum, no reference.
 #pragma once
+#include "simd/list_tiles.h"
 #include "simd/pair_sums.h"
 
 namespace {
@@ -179,44 +180,27 @@ class PairDifferences {
   const T** picked_row_;
 };
 
-// How many atoms a list's sweep takes at once.
-inline constexpr int64_t pair_list_atoms = 64;
-
-// The sweep that evaluates every atom of a list, or all atoms, by differences.
+// The sweep that evaluates every atom of a list by differences.
 template <class T, class Sink>
 class PairListSweep : private PairDifferences<T, Sink> {
   using Base = PairDifferences<T, Sink>;
-  using Base::p_, Base::sink_, Base::B_, Base::w_, Base::tile_, Base::picked_log_prior_,
-      Base::picked_atom_, Base::picked_row_;
+  using Base::sink_, Base::B_, Base::tile_, Base::picked_log_prior_, Base::picked_atom_,
+      Base::picked_row_;
 
  public:
   PairListSweep(const Problem<T>& p, const PairArguments<T>& a, Sink& sink, int64_t w, int64_t b0,
                 int64_t B)
-      : Base(p, a, sink, w, b0, B, pair_list_atoms),
-        in_place_(rows_in_place(p)),
-        tile_scratch_(Arena::bytes<T>(in_place_ ? 0 : tile_ * w_) + Arena::bytes<const T*>(tile_)) {
-    if (!tile_scratch_.ok()) return;
-    rows_ = tile_scratch_.template take<T>(in_place_ ? 0 : tile_ * w_);
-    row_ = tile_scratch_.template take<const T*>(tile_);
-  }
+      : Base(p, a, sink, w, b0, B, ListTiles<T>::rows_of(w)), tiles_(p, w, tile_) {}
 
   int run(int64_t n0, int64_t n1) {
-    if (!tile_scratch_.ok() || !Base::ok()) return out_of_memory;
+    if (!tiles_.ok() || !Base::ok()) return out_of_memory;
     int64_t visited = 0;
     for (int64_t i = n0; i < n1; i += tile_) {
       const int64_t n = n1 - i < tile_ ? n1 - i : tile_;
       sink_.begin(i, n);
-      load(i, n);
+      tiles_.load(i, n);
       for (int64_t q = 0; q < B_; ++q) {
-        int64_t count = 0;
-        for (int64_t j = 0; j < n; ++j) {
-          if (p_.listed_by && !(p_.listed_by[i + j] >> q & 1)) continue;
-          picked_row_[count] = row_[j];
-          picked_atom_[count] = row_of(p_, i + j);
-          picked_log_prior_[count] =
-              p_.log_prior ? p_.log_prior[picked_atom_[count]] - p_.max_log_prior : T(0);
-          ++count;
-        }
+        const int64_t count = tiles_.pick(q, picked_row_, picked_atom_, picked_log_prior_);
         if (count && !Base::add_by_differences(q, count)) return non_finite_atom;
       }
       if (++visited % 16 == 0) sink_.flush();
@@ -226,24 +210,7 @@ class PairListSweep : private PairDifferences<T, Sink> {
   }
 
  private:
-  void load(int64_t start, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) {
-      const int64_t row = row_of(p_, start + j);
-      if (in_place_) {
-        row_[j] = static_cast<const T*>(p_.y) + row * p_.row_stride;
-        continue;
-      }
-      T* to = rows_ + j * w_;
-      read_row(p_, row, to);
-      for (int64_t k = p_.d; k < w_; ++k) to[k] = 0;
-      row_[j] = to;
-    }
-  }
-
-  const bool in_place_;
-  Arena tile_scratch_;
-  T* rows_;
-  const T** row_;
+  ListTiles<T> tiles_;
 };
 
 }  // namespace
