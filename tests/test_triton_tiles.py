@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from dfkernels.ops.common.triton import device as _triton
-from dfkernels.ops.common.triton import launch, logits, pair
+from dfkernels.ops.common.triton import launch, logits, pair, pair_problem
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -96,7 +96,7 @@ def test_products_fit(device):
     ],
 )
 def test_tile_of_derivatives(B, d, itemsize, tangent, tile):
-    assert pair.pair_tile(B, d, itemsize, tangent, H200) == tile
+    assert pair_problem.pair_tile(B, d, itemsize, tangent, H200) == tile
 
 
 @DEVICES
@@ -105,16 +105,16 @@ def test_derivatives_of_every_shape(device, itemsize):
     """Powers of two, d whole or cut, 32 numbers a thread at most, and short chains of sums."""
     power = lambda n: n > 0 and n & (n - 1) == 0
     for B, d, tangent in itertools.product(TARGETS, SIZES, (False, True)):
-        t = pair.pair_tile(B, d, itemsize, tangent, device)
+        t = pair_problem.pair_tile(B, d, itemsize, tangent, device)
         assert all(power(n) for n in (t.D, t.ATOMS, t.QUERIES, t.warps))
         assert t.whole == (d <= t.D)
         assert t.D * t.ATOMS * t.QUERIES * itemsize <= 32 * 4 * 32 * t.warps
-        s = pair.sum_tile(B, d, itemsize, tangent)
+        s = pair_problem.sum_tile(B, d, itemsize, tangent)
         assert all(map(power, s.values())) and s["STRIP"] * s["ATOMS"] <= 512
-        a = pair.atoms_tile(d, itemsize)
+        a = pair_problem.atoms_tile(d, itemsize)
         assert all(map(power, a.values())) and a["D"] * a["ATOMS"] * itemsize <= 2**14
         for N in (1, 1000, 2**31 + 7):
-            span, splits = pair.pair_splits(N, -(-B // t.QUERIES), t.ATOMS, device)
+            span, splits = launch.spans(N, -(-B // t.QUERIES), t.ATOMS, device)
             assert span * splits >= N > span * (splits - 1)
             assert span <= launch.MAX_TILES * t.ATOMS
 

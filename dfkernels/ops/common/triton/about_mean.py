@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .pair import listed
+from .pair_problem import listed
 
 OPS = {
     "posterior": "posterior",

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..about_mean import log_norm
 from . import launch
 from .device import device_of
 from .functions import LOG2E, any_true, index_along, load_atoms, valid_atoms
@@ -136,10 +137,7 @@ def density(p: Problem, *, keep: bool) -> Density:
         logits = by_differences(p) if d <= SMALL_D else compute_logits(p).value
     sizes = density_sizes(B, d, p.x.element_size(), not fused)
     blocks = triton.cdiv(B, sizes["QUERIES"])
-    device, tiles = device_of(p.x), triton.cdiv(N, sizes["ATOMS"])
-    fill = min(triton.cdiv(4 * device.multiprocessors, blocks), triton.cdiv(tiles, 4))
-    splits = max(triton.cdiv(tiles, launch.MAX_TILES), fill)
-    span, splits = launch.even_splits(N, splits, sizes["ATOMS"])
+    span, splits = launch.spans(N, blocks, sizes["ATOMS"], device_of(p.x))
     max_logit, weight_sum = p.x.new_empty(splits, B), p.x.new_empty(splits, B)
     density_kernel[(blocks * splits,)](
         **p.atom_arguments,
@@ -172,5 +170,4 @@ def weights(p: Problem, found: Density) -> Tensor:
 
 def log_density(p: Problem, log_sum: Tensor) -> Tensor:
     """log_prob [B] in the compute dtype."""
-    norm = p.x.shape[1] * (torch.log(p.sigma.double()) + 0.5 * math.log(2 * math.pi))
-    return (log_sum - norm).to(p.x.dtype)
+    return (log_sum - log_norm(p.sigma.double(), p.x.shape[1])).to(p.x.dtype)

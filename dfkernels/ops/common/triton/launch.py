@@ -122,11 +122,21 @@ def tile_for(targets: int, d: int, itemsize: int, device: Device) -> Tile:
 
 
 def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
+    """How many splits of N atoms the sweep has, for so many blocks of targets."""
+    return _split_count(triton.cdiv(N, tile.ATOMS), blocks, device, tile.strip)
+
+
+def spans(N: int, blocks: int, atoms: int, device: Device) -> tuple[int, int]:
+    """(atoms of a split, number of splits), for tiles of so many atoms that are looked at one by
+    one."""
+    return even_splits(N, _split_count(triton.cdiv(N, atoms), blocks, device), atoms)
+
+
+def _split_count(tiles: int, blocks: int, device: Device, strip: int = 1) -> int:
     """How many splits give every multiprocessor work, none of them with more than MAX_TILES
     tiles."""
-    tiles = triton.cdiv(N, tile.ATOMS)
     fill = triton.cdiv(4 * device.multiprocessors, blocks)
-    return max(triton.cdiv(tiles, MAX_TILES), min(fill, triton.cdiv(tiles, 4 * tile.strip)))
+    return max(triton.cdiv(tiles, MAX_TILES), min(fill, triton.cdiv(tiles, 4 * strip)))
 
 
 def product_sizes(targets: int, one_sum: bool) -> dict[str, int]:
