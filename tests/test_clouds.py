@@ -431,6 +431,16 @@ def test_what_a_masked_atom_of_one_data_set_holds():
     same_bits(ops.posterior(*args.values(), batched=True), apart("posterior", args))
 
 
+def test_a_masked_atom_is_not_blamed_where_there_are_as_many_data_sets_as_atoms():
+    y = torch.zeros(3, 3, 2)
+    y[0, 2] = y[2, 0] = torch.nan  # the first is masked
+    log_prior = torch.tensor([0.0, 0.0, -torch.inf])
+    with pytest.raises(
+        ValueError, match=r"^y: expected finite values, got nan at index \[2, 0, 0\]$"
+    ):
+        ops.posterior(torch.zeros(3, 1, 2), y, 1.0, 1.0, log_prior, batched=True)
+
+
 @pytest.mark.slow
 def test_compiled_with_derivatives():
     args = public("posterior", (3,))

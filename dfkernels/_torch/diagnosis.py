@@ -42,13 +42,20 @@ def call(op: Callable[..., Any], args: Sequence[Any], **given: Tensor | None) ->
             raise
         if isinstance(known, UnusableValue):
             names = [a.name for a in op._schema.arguments]  # pyrefly: ignore[missing-attribute]
-            diagnose({**dict(zip(names, args, strict=False)), **given}, error)
+            flat = dict(zip(names, args, strict=False))
+            y = flat.get("y")
+            diagnose({**flat, **given}, error, clouds=isinstance(y, Tensor) and y.dim() == 3)
         raise known from error
 
 
-def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
+def diagnose(args: Mapping[str, object], cause: Exception | None, clouds: bool = False) -> None:
     """Raises ValueError for the first of the named arguments whose values explain `cause`, an error
     of a kernel: NaN, inf, a sigma that is not positive. Returns if there is none.
+
+    Args:
+        args: The arguments by name.
+        cause: The kernel's error.
+        clouds: Whether y has an axis of clouds.
     """
     plain = {
         name: private.fully_unwrapped(a.detach())
@@ -67,15 +74,19 @@ def diagnose(args: Mapping[str, object], cause: Exception | None) -> None:
         elif name == "sigma":
             _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
         else:
-            finite(name, a, cause, _unread(a, plain) if name in ("y", "values") else None)
+            finite(name, a, cause, _unread(a, plain, clouds) if name in ("y", "values") else None)
 
 
-def _unread(y: Tensor, args: Mapping[str, Tensor]) -> Tensor | None:
+def _unread(y: Tensor, args: Mapping[str, Tensor], clouds: bool) -> Tensor | None:
     """bool [N], or [G, N] where y has clouds: the atoms that no query counts, which may hold
     anything; None if there are none."""
     prior, atoms = args.get("log_prior"), args.get("atoms")
     unread = None
-    if prior is not None and prior.shape == y.shape[: prior.dim()]:
+    # Told by shapes, since under vmap the tensors behind have axes that the call does not see. As
+    # many clouds as atoms would look like a prior for each cloud.
+    if clouds and prior is not None and prior.dim() == 1 and prior.shape == y.shape[1:2]:
+        unread = (prior == -math.inf).expand(y.shape[:2])
+    elif prior is not None and prior.shape == y.shape[: prior.dim()]:
         unread = prior == -math.inf
     elif prior is not None and prior.dim() == 2 and prior.shape[1:] == y.shape[:1]:
         unread = (prior == -math.inf).all(0)
