@@ -23,7 +23,6 @@ LogPriorSum<T> log_prior_sum(const T* l, int64_t n) {
   };
   for (int64_t j = 0; j < whole; j += W<T>) look(load(l + j));
   look(rest);
-  // The padding was counted as masked.
   LogPriorSum<T> out{.max = max_lanes<T>(largest),
                      .sum = 0,
                      .masked = n - whole - W<T>,

@@ -38,7 +38,7 @@ class PairForms {
     v_dot_ = scratch_.template take<T>(tile_queries * tile);
     partner_dot_ = scratch_.template take<T>(tile_queries * tile);
     extra_dot_ = scratch_.template take<T>(tile_queries * tile);
-    double* const origin = scratch_.template take<double>(4 * w);
+    double* const origin = scratch_.template take<double>(3 * w);
     for (int64_t i = 0; i < B; ++i) prepare(i, origin);
   }
 
@@ -142,10 +142,10 @@ class PairForms {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return t(2 * B_) + 2 * t(B_) + t(2 * B_ * w_) + t(with_x_ ? 2 * B_ * w_ : 0) +
            t(B_ * vectors_ * w_) + t(B_ * partners() * w_) + t(B_ * vectors_) + t(B_ * partners()) +
-           4 * t(tile_queries * tile_) + Arena::bytes<double>(4 * w_);
+           4 * t(tile_queries * tile_) + Arena::bytes<double>(3 * w_);
   }
 
-  // What there is of query i; `room` holds 4 w numbers.
+  // What there is of query i; `room` holds 3 w numbers.
   void prepare(int64_t i, double* room) {
     const int64_t b = query_at(p_, b0_ + i), d = p_.d;
     const T* const reference = a_.reference + b * d;

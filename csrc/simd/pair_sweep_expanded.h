@@ -1,11 +1,10 @@
 // The sweep with given shift and reference for d above a few vectors. For every query and tile:
 //   * Expanded logits show that all atoms are negligible: nothing is done.
-//   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink as
-//   it
-//     is, about the centre, with all such queries; expanded logits are used as they are, or those
-//     by differences in less noise.
-//     That takes a posterior which is wide beside the reference's distance from the centre: what
-//     cancels about the centre would show in derivatives, though it does not in the moments.
+//   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink
+//     whole, about the centre, with all such queries; expanded logits are used as they are, or
+//     those by differences in less noise. That takes a posterior which is wide beside the
+//     reference's distance from the centre: what cancels about the centre would show in
+//     derivatives, though it does not in the moments.
 //   * Otherwise the atoms that the expanded logits cannot exclude, as a rule few, are evaluated by
 //     differences (pair_sweep.h).
 #pragma once
