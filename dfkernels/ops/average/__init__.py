@@ -13,9 +13,9 @@ from torch import Tensor
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import lists, moments
-from ..common.about_mean import about_mean, log_norm
+from ..common.about_mean import about_mean, log_density
 from ..common.derivatives import Stored
-from ..common.moments import half_square, weight_sum
+from ..common.moments import weight_sum
 from .reference import average as reference
 
 __all__ = ["Average", "average", "reference"]
@@ -48,9 +48,7 @@ def _differentiable(x, y, values, alpha, sigma, log_prior, scale, offset, atoms=
     stored = Stored(scale, offset, atoms, counts)
     z, sums = about_mean(KIND, x, y, alpha, sigma, log_prior, stored, own=[values])
     weight, total = sums
-    common = half_square(x, alpha, sigma, z.reference) + log_norm(sigma.double(), x.shape[1])
-    log_prob = (z.shift - common + torch.log(weight)).to(x.dtype)
-    return log_prob, total / weight[:, None]
+    return log_density(z, weight), total / weight[:, None]
 
 
 def _fake(x, y, values, alpha, sigma, log_prior, scale, offset):

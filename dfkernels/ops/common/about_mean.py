@@ -30,6 +30,13 @@ def log_norm(sigma: Tensor, d: int) -> Tensor:
     return d * (torch.log(sigma) + 0.5 * math.log(2 * math.pi))
 
 
+def log_density(z: Inputs, weight: Tensor) -> Tensor:
+    """log_prob [B] in the compute dtype, from the sum of the weights about z.reference."""
+    reference_part = half_square(z.x, z.alpha, z.sigma, z.reference)
+    common = reference_part + log_norm(z.sigma.double(), z.x.shape[1])
+    return (z.shift - common + torch.log(weight)).to(z.x.dtype)
+
+
 def about_mean(
     kind: MomentKind,
     x: Tensor,

@@ -180,7 +180,7 @@ def _one_cloud(c: Contraction, tensors: Tensors, stored: Stored) -> list[Tensor]
     return outs
 
 
-def _cloud_by_cloud(c: Contraction, tensors: Tensors, stored: Stored):
+def _cloud_by_cloud(c: Contraction, tensors: Tensors, stored: Stored) -> list[Tensor]:
     """Clouds have their queries to themselves; what they share collects the share of each."""
     ranks = c.ranks(tensors)
     own = [

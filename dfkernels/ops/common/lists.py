@@ -21,9 +21,12 @@ from torch import Tensor
 
 from ..._torch import batching, check, library
 from ..._torch.errors import UnusableValue
+from . import moments
 
-# dimensions of the arguments with a row per atom
-PER_ATOM = {"y": 2, "log_prior": 1, "values": 2}
+# dimensions of the arguments with a row per atom: those of the sums, with the prior as ops take it
+PER_ATOM = {
+    "log_prior" if name == "log_pi" else name: rank for name, rank in moments.PER_ATOM.items()
+}
 
 
 def define(

@@ -5,10 +5,10 @@ Per query and atom there are t = y - reference and the weight
     e = exp(log_pi - (|u|^2 - |r|^2)/2 - shift),  u = (x - alpha y)/sigma,
                                                   r = (x - alpha reference)/sigma
 
-less a factor that all atoms of a query share: what the reference would weigh. A kind is a family of
-sums over the atoms of products of e, t and tensors of its own; it is declared once, as a
-`MomentKind`, in the directory of the op that needs it. Everything else follows from that: the op
-without compiled kernels, and all derivatives (derivatives.py).
+The reference's own exponent |r|^2/2 is taken off: it is a factor that all atoms of a query share.
+A kind is a family of sums over the atoms of products of e, t and tensors of its own; it is declared
+once, as a `MomentKind`, in the directory of the op that needs it. Everything else follows from
+that: the op without compiled kernels, and all derivatives (derivatives.py).
 """
 
 from __future__ import annotations

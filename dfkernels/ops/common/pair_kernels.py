@@ -2,14 +2,15 @@
 (derivatives.py, README.md).
 
 With e = exp(logit - shift), t = y - reference, u = (x - alpha y)/sigma and a = alpha/sigma, as in
-moments.py, a kind has the sums weight = sum e, first = sum e t, and
+moments.py (whose shift is |r|^2/2 more, the `constant` below), a kind has the sums weight = sum e,
+first = sum e t, and
 
     posterior   second = sum e |t|^2 [B],  weight_square = sum e^2 [B]
     matvec      second = sum e <t, v_k> t [B, K, d]
     diagonal    second = sum e t * t [B, d]
 
-What they are differentiated as leaves out a factor of e that all atoms of a query share, that of
-the reference: with r = (x - alpha reference)/sigma,
+Derivatives are taken of e without a factor that all atoms of a query share, that of the reference:
+with r = (x - alpha reference)/sigma,
 
     e = exp(log_pi + a <t, r> - a^2 |t|^2/2 - constant),  constant = shift + |r|^2/2
 

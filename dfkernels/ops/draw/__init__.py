@@ -1,7 +1,7 @@
 """One atom per query, drawn from its posterior, in one pass over the atoms.
 
 The atom is i with probability w_i = softmax_i(log pi_i - |x - alpha y_i|^2/(2 sigma^2)). It comes
-of Gumbel-max in two stages, first among blocks of 64 rows of y and then among the atoms of one
+from Gumbel-max in two stages, first among blocks of 64 rows of y and then among the atoms of one
 block, with noise that is a function of the seed, the query's number and the row alone:
 reference.py has the definition.
 """
@@ -37,7 +37,7 @@ def _cloud_by_cloud(one_cloud: Callable) -> Callable:
 
 
 def _in_triton(*args):
-    """Lists of atoms are for PyTorch."""
+    """Lists of atoms go to PyTorch: the kernel has none."""
     listed = len(args) > _BEFORE_LISTS and any(a is not None for a in args[_BEFORE_LISTS:])
     return _in_pytorch(*args) if listed else _launch(*args[:_BEFORE_LISTS])
 
@@ -48,7 +48,7 @@ _BEFORE_LISTS = 10  # arguments
 def _in_pytorch(
     x, y, alpha, sigma, log_prior, scale, offset, seed, queries, total, atoms=None, counts=None
 ):
-    """Some queries at a time, each of which has N/64 sums; with lists one at a time."""
+    """A few queries at a time, since each has N/64 block sums; with lists one at a time."""
     if (atoms is None) != (counts is None):
         raise UnusableValue("atoms, counts: expected both or neither, got None for one")
     if log_prior is None:
@@ -143,8 +143,8 @@ def draw(
     The atom is i with probability w_i = softmax_i(log pi_i - |x - alpha y_i|^2/(2 sigma^2)). The
     noise is Philox's, counted by the query's number in the batch and by the row of y
     (`draw.reference` says how): a call with the same arguments gives the same atoms, whatever the
-    device, the backend and the number of threads, but for two candidates that are within rounding
-    of each other. Fresh draws take a fresh seed, such as
+    device, the backend and the number of threads, except where two candidates are within
+    rounding of each other. Fresh draws take a fresh seed, such as
     ``int(torch.randint(2**63 - 1, (), generator=generator))``. Several atoms for each query are
     several calls, or one call with repeated queries, ``x.repeat_interleave(n, 0)``.
 
@@ -167,8 +167,8 @@ def draw(
             `posterior`. All queries count as one batch, so that their draws are independent.
 
     Returns:
-        Row numbers of y, or of y[g], int64 [B]. They have no derivative; arguments that require
-        grad are read as they are.
+        Row numbers of y, or of y[g], int64 [B], batched [G, B]. They have no derivative; arguments
+        that require grad are read as they are.
 
     Raises:
         TypeError: An argument has a type or dtype that it cannot have; the message names it.

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
-from ..common.about_mean import about_mean, log_norm
+from ..common.about_mean import about_mean, log_density
 from ..common.derivatives import Stored
 from ..common.moments import Inputs, first_moment, half_square, weight_sum
 from .reference import posterior as reference
@@ -75,9 +75,8 @@ def _finish(z: Inputs, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, 
     weight, first, square, weight_square = sums
     delta = first / weight[:, None]
     variance = square / weight - (delta * delta).sum(1)
-    common = half_square(z.x, z.alpha, z.sigma, z.reference) + log_norm(z.sigma.double(), d)
-    log_prob = (z.shift - common + torch.log(weight)).to(z.x.dtype)
     trace = (d - (z.alpha / z.sigma) ** 2 * variance) / (z.sigma * z.sigma)
+    log_prob = log_density(z, weight)
     return log_prob, z.reference + delta, trace, weight * weight / weight_square
 
 
