@@ -182,18 +182,6 @@ def test_an_output_of_lower_precision_is_converted():
     assert torch.equal(eps, (x - out.float()) * 2)
 
 
-def test_an_output_object_with_a_sample_is_explained():
-    class Output:
-        sample = torch.zeros(2, 3)
-
-    with pytest.raises(TypeError) as caught:
-        Denoiser(lambda x, t: Output(), schedule.EDM()).eps(torch.zeros(2, 3), 0.5)
-    assert str(caught.value) == (
-        "network: expected a tensor, got Output; return its .sample, as in lambda x, t: "
-        "network(x, t).sample"
-    )
-
-
 def test_v_prediction_is_ddim_s_velocity_on_variance_preserving_schedules():
     """Salimans & Ho 2022: eps = alpha v + sigma x, x_0 = alpha x - sigma v."""
     sch, t = schedule.VP(), torch.tensor([0.1, 0.7], dtype=torch.float64)
@@ -215,25 +203,6 @@ def test_exact_is_the_posterior_over_the_cloud():
     assert torch.allclose(denoiser.score(x, t), at.score, rtol=1e-5, atol=1e-5)
 
 
-def test_time_goes_to_the_network_in_x_s_dtype_and_to_the_schedule_in_its_own():
-    seen = []
-
-    def network(x, t):
-        seen.append(t)
-        return x
-
-    denoiser = Denoiser(network, schedule.EDM())
-    x = torch.ones(3, 2)
-    for t in (0.1, torch.tensor(0.1, dtype=torch.float64), torch.full((3,), 0.1), 1):
-        denoiser.eps(x, t)
-    assert [(t.dtype, t.shape) for t in seen] == [(torch.float32, (3,))] * 4
-    sigma = denoiser.levels(x, 1 / 3)[1]
-    assert (
-        sigma.dtype == torch.float32
-        and sigma[0] == torch.tensor(1 / 3, dtype=torch.float64).float()
-    )
-
-
 def test_wrong_networks_are_named():
     x, t = torch.zeros(3, 2), torch.tensor([0.1, 0.2, 0.4])
 
@@ -244,10 +213,12 @@ def test_wrong_networks_are_named():
 
     assert error(lambda x, t: x[:, :1]) == "network: expected output of shape [3, 2], got [3, 1]"
     assert (
-        error(lambda x, t: x.double(), TypeError)
-        == "network: expected output of dtype torch.float32, got torch.float64"
+        error(lambda x, t: x.long(), TypeError)
+        == "network: expected output of a floating dtype, got torch.int64"
     )
-    assert error(lambda x, t: None, TypeError) == "network: expected a tensor, got NoneType"
+    assert error(lambda x, t: x.double() + 1e300) == (
+        "network: returned NaN or inf for 3 of 3 samples, first for sample 0 at t = 0.1"
+    )
     spoilt = torch.zeros(3, 2)
     spoilt[2, 1] = math.nan
     assert (

@@ -315,7 +315,7 @@ def test_no_error_exceeds_the_bound(seed, d, s, d1, d2):
         (
             lambda x, t: x[:, 0].long(),
             TypeError,
-            "^trace network: expected output of dtype torch.float64",
+            "^trace network: expected output of a floating dtype, got torch.int64",
         ),
         (lambda x, t: 0.5, TypeError, "^trace network: expected a tensor, got float$"),
         (

@@ -25,13 +25,15 @@ from torch import Tensor, nn
 
 from .._torch import check
 from ..cloud import PointCloud
-from ..fisher import DiffusionFisher
 from ..schedule import Schedule
+from ._calls import checked, dtype_of, given, unpacked
+from ._posterior_mean import PosteriorMean
 from ._shapes import column
 
 __all__ = ["PREDICTION_TYPES", "Denoiser"]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
+Clock = Callable[[Tensor], Tensor]
 
 
 class Denoiser(nn.Module):
@@ -42,42 +44,57 @@ class Denoiser(nn.Module):
     >>> mean = denoiser(x, t, label=label)  # also .eps(x, t, ...), .score(x, t, ...)
 
     Args:
-        network: `network(x, t, **conditions)` -> [B, *E], for x [B, *E] and t [B] (the schedule's
-            t, in x's dtype): an `nn.Module`, or any callable. An output of lower precision than x,
-            as under autocast, is converted to x's dtype.
+        network: `network(x, t, **conditions)` -> the prediction, for x [B, *E] and t [B]: an
+            `nn.Module`, or any callable.
         schedule: maps t to alpha, sigma and their derivatives.
         prediction_type: what the network returns:
             "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t =
             sigma, this is EDM's `model(x, sigma)`); "v_prediction": alpha eps - sigma x_0 (Salimans
             & Ho 2022, VP); "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with
-            schedule.RectifiedFlow, x_0 - eps).
+            schedule.RectifiedFlow, x_0 - eps; with ReversedRectifiedFlow, eps - x_0).
+        clock: what the network is given as its time: a function of the schedule's t, [B] in
+            float64 -> [B], such as `lambda t: 1000 * t` or `schedule.sigma`; default: t itself.
 
     It is an `nn.Module`: its parameters and buffers are the network's where that is a Module, and
     none otherwise (a plain callable is kept as it is, and `.to()` does not move it). Keyword
     arguments of `forward`, `eps`, `score`, `denoised` and `both` go to the network; `bind` sets
     them once for all calls.
 
+    Dtypes. x is cast to the network's dtype, that of its first floating parameter (without
+    parameters, x's), and so is the time, after the clock, but to float32 for a network in half
+    precision; a clock's result in any other dtype than float64 is not cast, nor are conditions.
+    Levels are computed in float64, results are in x's dtype: a float32 network gives float32's
+    precision to a float64 x.
+
+    Outputs. The prediction, of x's shape, is a tensor, or the attribute `sample` of an object
+    (diffusers), the first entry of a tuple or list, or the entry "sample" of a dict, or its only
+    one. Where it has exactly twice the channels (dim 1) of x, as with a learned variance, the first
+    half counts.
+
     Each result is computed by the formula that is finite and accurate over the closed range of t.
-    Levels are computed in float64, results are in x's dtype. Every output of the network is
-    checked, but its values are not looked at on an accelerator, under vmap or torch.compile.
+    Every output of the network is checked, but its values are not looked at on an accelerator,
+    under vmap or torch.compile.
 
     Raises:
         ValueError: The network's output has another shape, NaN or inf; or there is no result at t:
             x_0 of an "epsilon" network at alpha = 0, eps of a "sample" network at sigma = 0, eps of
             a "flow" network where d sigma/dt is infinite (VP and VE at t = 0), a score at sigma =
             0. The message names `network` or t.
-        TypeError: The output has a dtype of higher precision than x.
+        TypeError: The network returned no tensor, or one of integers, booleans or complex numbers.
     """
 
     schedule: Schedule
     prediction_type: str
+    clock: Clock | None
     conditions: dict[str, object]
 
     def __init__(
         self,
-        network: Callable[..., Tensor],
+        network: Callable[..., object],
         schedule: Schedule,
         prediction_type: str = "epsilon",
+        *,
+        clock: Clock | None = None,
     ) -> None:
         if not callable(network):
             raise TypeError(
@@ -88,9 +105,11 @@ class Denoiser(nn.Module):
                 f"schedule: expected a dfkernels.schedule, got {type(schedule).__name__}"
             )
         check.choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        if clock is not None and not callable(clock):
+            raise TypeError(f"clock: expected a callable clock(t), got {type(clock).__name__}")
         super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self.conditions, self._count = {}, _Count()
+        self.clock, self.conditions, self._count = clock, {}, _Count()
         self.training = getattr(network, "training", False)
 
     @classmethod
@@ -144,6 +163,10 @@ class Denoiser(nn.Module):
         """A representation in one line, without the network's layers."""
         return f"Denoiser({self._network_name}, {self.schedule!r}, {self.prediction_type!r})"
 
+    def rounding(self, x: Tensor) -> float:
+        """The relative rounding of results at x: of x's dtype or of the network's, the larger."""
+        return max(torch.finfo(dtype).eps for dtype in (x.dtype, dtype_of(self.network, x)))
+
     def levels(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each [B] in x's dtype, evaluated in float64."""
         alpha, sigma = self.schedule(_time(x, t, self.schedule))
@@ -191,10 +214,13 @@ class Denoiser(nn.Module):
         return self._eps(x, t, checked("network", out, x, t))
 
     def _call(self, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
-        time = t if isinstance(self.network, PosteriorMean) else t.to(x.dtype)
-        out = self.network(x, time, **{**self.conditions, **conditions})
+        if isinstance(self.network, PosteriorMean):
+            arguments = x, t  # of full precision
+        else:
+            arguments = given(self.network, x, t if self.clock is None else self.clock(t))
+        out = self.network(*arguments, **{**self.conditions, **conditions})
         self._count.add()
-        return checked("network", out, x, t)
+        return checked("network", unpacked("network", out, x), x, t)
 
     def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction_type == "sample":
@@ -234,77 +260,6 @@ class _Count:
         # denoiser anew at every call
         if not torch.compiler.is_compiling():
             self.calls += 1
-
-
-class PosteriorMean(nn.Module):
-    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype, and no conditions.
-
-    A Module without parameters, so that `.to(device)` reaches the cloud.
-    """
-
-    def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
-        super().__init__()
-        self.cloud, self.schedule, self.tolerance = cloud, schedule, tolerance
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.fisher(x, t).denoised
-
-    def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
-        """Everything that one pass over the data gives at x and t."""
-        return DiffusionFisher(x, self.cloud, *self.schedule(t), tolerance=self.tolerance)
-
-    def equals(self, other: object) -> bool:
-        """Whether the other one gives the same results by construction."""
-        return (
-            isinstance(other, PosteriorMean)
-            and self.cloud is other.cloud
-            and (self.schedule, self.tolerance) == (other.schedule, other.tolerance)
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorMean:
-        # what .to(), .cuda() and their like do to every tensor; integers change their device only
-        device = fn(torch.empty(0, dtype=torch.int64, device=self.cloud.device)).device
-        self.cloud = self.cloud.to(device)
-        return super()._apply(fn, recurse)
-
-    def extra_repr(self) -> str:
-        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
-        return f"{self.cloud!r}{tolerance}"
-
-
-def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
-    """A network's output, converted to the dtype of the tensor `like` that it has to resemble.
-
-    Raises:
-        TypeError, ValueError: Shape, dtype or device differ, or a value is not finite; the message
-            names `name` and the time, from t [B].
-    """
-    if not isinstance(out, Tensor):
-        hint = f"; return its .sample, as in lambda x, t: {name.replace(' ', '_')}(x, t).sample"
-        hint = hint if isinstance(getattr(out, "sample", None), Tensor) else ""
-        raise TypeError(f"{name}: expected a tensor, got {type(out).__name__}{hint}")
-    if out.shape != like.shape:
-        raise ValueError(
-            f"{name}: expected output of shape {list(like.shape)}, got {list(out.shape)}"
-        )
-    if not out.is_floating_point() or torch.promote_types(out.dtype, like.dtype) != like.dtype:
-        raise TypeError(f"{name}: expected output of dtype {like.dtype}, got {out.dtype}")
-    if out.device != like.device:
-        raise ValueError(f"{name}: expected output on {like.device} like x, got {out.device}")
-    if check.values_hidden(out):
-        return out.to(like.dtype)
-    bad = (
-        ~out.detach().isfinite().reshape(len(out), -1).all(1)
-        if len(out)
-        else out.new_zeros(0, dtype=torch.bool)
-    )
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{name}: returned NaN or inf for {int(bad.sum())} of {len(bad)} samples, "
-            f"first for sample {first} at t = {t[first].item():g}"
-        )
-    return out.to(like.dtype)
 
 
 def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:

@@ -16,8 +16,9 @@ from .._torch.objects import Watched
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher, FisherOperator
 from ..schedule._base import as_tensor
+from ._calls import checked
 from ._shapes import column
-from .denoiser import Denoiser, checked
+from .denoiser import Denoiser
 from .trace_matching import MatchedTrace
 
 __all__ = ["FORMS", "bound", "fisher"]
@@ -264,7 +265,7 @@ class NetworkFisher(FisherOperator):
             # the largest entry of h v is u^(1/3) sigma: truncation and rounding are then both
             # u^(2/3)
             size = v.abs().amax(2).flatten().clamp_min(torch.finfo(x.dtype).tiny)
-            h = torch.finfo(x.dtype).eps ** (1 / 3) * sigma / size.view(sigma.shape)
+            h = denoiser.rounding(x) ** (1 / 3) * sigma / size.view(sigma.shape)
             product = (eps(x + h * v_rows) - eps(x - h * v_rows)) / (2 * h)
         return (product / sigma).reshape(v.shape)
 

@@ -26,8 +26,9 @@ from .. import ops
 from .._torch import check
 from ..schedule import Schedule
 from ..schedule._base import as_tensor
+from ._calls import checked, given
 from ._shapes import column, flat
-from .denoiser import Denoiser, checked
+from .denoiser import Denoiser
 from .grid import noise_range
 from .networks import gaussian_power
 
@@ -164,8 +165,8 @@ def trace_loss(
     calls it.
 
     Args:
-        network: `network(x, t)`, x [B, *E], t [B] in x's dtype -> m [B]; it gets the keyword
-            arguments that the denoiser is bound to.
+        network: `network(x, t)`, x [B, *E], t [B] in the network's dtype -> m [B]; it gets the
+            keyword arguments that the denoiser is bound to.
         x_0: [N, *E], a batch of data.
         noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
 
@@ -239,7 +240,7 @@ class MatchedTrace:
         """
         denoiser = self.denoiser.bind(**conditions)
         alpha, sigma = denoiser.levels(x, t)
-        times = as_tensor("t", t).to(x.device).expand(len(x))
+        times = as_tensor("t", t).to(x.device, torch.float64).expand(len(x))
         m = _values(self.network, x, times, denoiser.conditions)
         if self.form == "residual":
             return ops.matched_trace(m, x, alpha, sigma)  # eps would only say what shape x has
@@ -294,7 +295,7 @@ def bound(
 
 
 def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
-    out = network(x, t.to(x.dtype), **conditions)
+    out = network(*given(network, x, t), **conditions)
     return checked("trace network", out, x.new_empty(len(x)), t)
 
 

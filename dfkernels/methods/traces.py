@@ -16,7 +16,9 @@ from torch import Tensor
 from .._torch import check
 from ..cloud import PointCloud
 from ..schedule import Schedule
-from .denoiser import Denoiser, PosteriorMean, checked
+from ._calls import checked
+from ._posterior_mean import PosteriorMean
+from .denoiser import Denoiser
 from .trace_matching import MatchedTrace
 
 __all__ = [

@@ -1,0 +1,93 @@
+"""Calls of a network as it comes: the dtype in which it computes, and the ways in which it returns
+its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .._torch import check
+
+__all__ = ["checked", "dtype_of", "given", "unpacked"]
+
+_COMPUTES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def dtype_of(network: Callable[..., object], x: Tensor) -> torch.dtype:
+    """The dtype in which a network computes: that of its first floating parameter, x's where it has
+    none.
+    """
+    if isinstance(network, nn.Module):
+        for parameter in network.parameters():
+            if parameter.dtype in _COMPUTES:  # no storage format of 8 bits
+                return parameter.dtype
+    return x.dtype
+
+
+def given(network: Callable[..., object], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """What a network is given for x and t: x in its own dtype, t in the same, but never in half
+    precision, where 999 is no number. A t that is not in float64 is somebody's choice, and stays.
+    """
+    dtype = dtype_of(network, x)
+    time = torch.promote_types(dtype, torch.float32) if t.dtype == torch.float64 else t.dtype
+    return x.to(dtype), t.to(time)
+
+
+def unpacked(name: str, out: object, x: Tensor) -> Tensor:
+    """The prediction in what a network returned at x [B, C, ...]: a tensor; the attribute `sample`
+    of an object; the first of a tuple or list; the entry "sample" of a dict, or its only one. Of
+    exactly 2 C channels, as networks with a learned variance have them, the first C.
+
+    Raises:
+        TypeError: There is no tensor in any of these places.
+    """
+    found, what = out, type(out).__name__
+    if isinstance(getattr(out, "sample", None), Tensor):
+        found = out.sample  # pyrefly: ignore[missing-attribute]
+    elif isinstance(out, Mapping):
+        found = out.get("sample", next(iter(out.values())) if len(out) == 1 else None)
+        what = f"{what} with the keys {list(out)}"
+    elif isinstance(out, (tuple, list)):
+        found = out[0] if out else None
+        what = f"{what} that starts with {type(found).__name__}" if out else f"an empty {what}"
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"{name}: expected a tensor, an object with a tensor as its .sample, a tuple that "
+            f"starts with one, or a dict with one as 'sample', got {what}"
+        )
+    if x.ndim > 1 and found.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+        return found[:, : x.shape[1]]
+    return found
+
+
+def checked(name: str, out: Tensor, like: Tensor, t: Tensor) -> Tensor:
+    """A network's output, converted to the dtype of the tensor `like` that it has to resemble.
+
+    Raises:
+        TypeError, ValueError: It is no tensor of real numbers, shape or device differ, or a value
+            is not finite in that dtype; the message names `name` and the time, from t [B].
+    """
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(out).__name__}")
+    if out.shape != like.shape:
+        raise ValueError(
+            f"{name}: expected output of shape {list(like.shape)}, got {list(out.shape)}"
+        )
+    if not out.is_floating_point():
+        raise TypeError(f"{name}: expected output of a floating dtype, got {out.dtype}")
+    if out.device != like.device:
+        raise ValueError(f"{name}: expected output on {like.device} like x, got {out.device}")
+    out = out.to(like.dtype)
+    if check.values_hidden(out) or not len(out):
+        return out
+    bad = ~out.detach().isfinite().reshape(len(out), -1).all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}: returned NaN or inf for {int(bad.sum())} of {len(bad)} samples, "
+            f"first for sample {first} at t = {t[first].item():g}"
+        )
+    return out

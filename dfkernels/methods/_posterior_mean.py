@@ -1,0 +1,50 @@
+"""The posterior mean over a data set in the place of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..cloud import PointCloud
+from ..fisher import DiffusionFisher
+from ..schedule import Schedule
+
+__all__ = ["PosteriorMean"]
+
+
+class PosteriorMean(nn.Module):
+    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype, and no conditions.
+
+    A Module without parameters, so that `.to(device)` reaches the cloud.
+    """
+
+    def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
+        super().__init__()
+        self.cloud, self.schedule, self.tolerance = cloud, schedule, tolerance
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.fisher(x, t).denoised
+
+    def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
+        """Everything that one pass over the data gives at x and t."""
+        return DiffusionFisher(x, self.cloud, *self.schedule(t), tolerance=self.tolerance)
+
+    def equals(self, other: object) -> bool:
+        """Whether the other one gives the same results by construction."""
+        return (
+            isinstance(other, PosteriorMean)
+            and self.cloud is other.cloud
+            and (self.schedule, self.tolerance) == (other.schedule, other.tolerance)
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorMean:
+        # what .to(), .cuda() and their like do to every tensor; integers change their device only
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.cloud.device)).device
+        self.cloud = self.cloud.to(device)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
+        return f"{self.cloud!r}{tolerance}"

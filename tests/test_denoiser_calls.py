@@ -1,0 +1,215 @@
+"""Denoiser: what a network is given and what it may return, with a toy for each library's habit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+
+import dfkernels as df
+from dfkernels import schedule
+from dfkernels.methods.denoiser import Denoiser
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+class Recorder(torch.nn.Module):
+    """eps = a x, with what it was given."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
+        self.a = torch.nn.Parameter(torch.tensor([[0.5]], dtype=dtype))
+        self.given = []
+
+    def forward(self, x, t):
+        self.given.append((x.dtype, t.dtype, t.detach().clone()))
+        return self.a * x
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_network_computes_in_its_own_dtype_and_results_are_in_x_s(dtype, kind):
+    network = Recorder(dtype)
+    denoiser, x = Denoiser(network, schedule.EDM()), normal(3, 2, dtype=kind)
+    mean, eps = denoiser(x, 2.0), denoiser.eps(x, 2.0)
+    assert mean.dtype == eps.dtype == denoiser.score(x, 2.0).dtype == kind
+    assert torch.equal(eps, x.to(dtype).to(kind) * 0.5)
+    assert torch.equal(mean, x - 2 * eps)
+    assert {given[0] for given in network.given} == {dtype}
+    assert denoiser.rounding(x) == max(torch.finfo(dtype).eps, torch.finfo(kind).eps)
+
+
+def test_a_timestep_is_not_rounded_to_half_precision():
+    """999 is 1000 in bfloat16, and a network's frequencies would be another timestep's."""
+    network = Recorder(torch.bfloat16)
+    table = schedule.Tabulated(torch.linspace(0.9999, 0.01, 1000, dtype=torch.float64))
+    Denoiser(network, table).eps(normal(2, 3), 999)
+    assert network.given[0][1] == torch.float32 and network.given[0][2].tolist() == [999, 999]
+
+
+def test_a_callable_is_given_x_s_dtype_and_may_answer_in_another():
+    """EDM's networks compute in float32 and return it, whatever they are given."""
+    seen = []
+
+    def network(x, t):
+        seen.append((x.dtype, t.dtype, t.shape))
+        return x.float()
+
+    for dtype in (torch.float32, torch.float64):
+        x = normal(3, 2, dtype=dtype)
+        for t in (0.1, torch.tensor(0.1, dtype=torch.float64), torch.full((3,), 0.1), 1):
+            mean = Denoiser(network, schedule.EDM(), "sample")(x, t)
+            assert mean.dtype == dtype and torch.equal(mean, x.float().to(dtype))
+        assert seen == [(dtype, dtype, (3,))] * 4
+        seen.clear()
+    double = Denoiser(lambda x, t: x.double(), schedule.EDM())
+    assert double.eps(x.float(), 0.5).dtype == torch.float32
+
+
+def test_levels_are_computed_in_float64_and_rounded_last():
+    sigma = Denoiser(torch.sin, schedule.EDM()).levels(torch.ones(3, 2), 1 / 3)[1]
+    assert sigma.dtype == torch.float32
+    assert sigma[0] == torch.tensor(1 / 3, dtype=torch.float64).float()
+    table = schedule.Tabulated(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0))
+    half = Recorder(torch.bfloat16)  # where 1 - alphas_cumprod of the first ten timesteps is 0
+    x, eps = normal(1, 4), torch.tensor([[0.5, -1.0, 2.0, 0.25]], dtype=torch.float64)
+    alpha, sigma = table(0)
+    denoiser = Denoiser(lambda x, t: eps.bfloat16(), table)
+    assert torch.allclose(denoiser(x, 0), (x - sigma * eps) / alpha, rtol=1e-14)
+    assert torch.isfinite(Denoiser(half, table).score(x, 0)).all()
+
+
+def test_a_clock_says_what_the_network_is_given():
+    network = Recorder(torch.float32)
+    x, t = normal(2, 3), torch.tensor([0.3, 1 / 3], dtype=torch.float64)
+    for clock, want in (
+        (lambda t: 1000 * t, (1000 * t).float()),
+        (schedule.VP().sigma, schedule.VP().sigma(t).float()),
+        (lambda t: (999 * t).round().long(), torch.tensor([300, 333])),
+        (lambda t: t.half(), t.half()),
+    ):
+        denoiser = Denoiser(network, schedule.VP(), clock=clock)
+        denoiser.bind().eps(x, t)
+        assert torch.equal(network.given[-1][2], want) and network.given[-1][1] == want.dtype
+    with pytest.raises(TypeError, match=r"^clock: expected a callable clock\(t\), got int$"):
+        Denoiser(network, schedule.VP(), clock=1000)
+
+
+class Output:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+OUTPUTS = {
+    "object": lambda out: Output(out),
+    "tuple": lambda out: (out, None),
+    "list": lambda out: [out],
+    "dict": lambda out: {"features": out + 1, "sample": out},
+    "dict of one": lambda out: OrderedDict(prediction=out),
+    "learned variance": lambda out: torch.cat([out, out + 1], 1),
+    "object with a learned variance": lambda out: Output(torch.cat([out, out + 1], 1)),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("event", [(3,), (1, 2, 2)], ids=str)
+def test_the_prediction_is_found_in_what_a_network_returns(kind, event):
+    x = normal(2, *event)
+    plain = Denoiser(lambda x, t: x.sin(), schedule.EDM())
+    wrapped = Denoiser(lambda x, t: OUTPUTS[kind](x.sin()), schedule.EDM())
+    assert torch.equal(wrapped(x, 0.5), plain(x, 0.5))
+    assert torch.equal(torch.func.vjp(wrapped.eps, x, torch.tensor(0.5))[1](x)[0], x.cos() * x)
+    if event == (3,):
+        torch._dynamo.reset()
+        compiled = torch.compile(wrapped, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x, 0.5), plain(x, 0.5))
+
+
+@pytest.mark.parametrize(
+    "out, came",
+    [
+        (None, "NoneType"),
+        (Output(torch.zeros), "Output"),
+        ((), "an empty tuple"),
+        (("x",), "tuple that starts with str"),
+        ({"a": torch.zeros(2, 3), "b": None}, "dict with the keys ['a', 'b']"),
+        ({}, "dict with the keys []"),
+    ],
+    ids=str,
+)
+def test_what_holds_no_prediction_is_named(out, came):
+    with pytest.raises(TypeError) as caught:
+        Denoiser(lambda x, t: out, schedule.EDM()).eps(torch.zeros(2, 3), 0.5)
+    assert str(caught.value) == (
+        "network: expected a tensor, an object with a tensor as its .sample, a tuple that starts "
+        f"with one, or a dict with one as 'sample', got {came}"
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (4, 3), (2, 3, 3)], ids=str)
+def test_only_exactly_twice_the_channels_are_a_learned_variance(shape):
+    with pytest.raises(ValueError, match=r"^network: expected output of shape \[2, 3\], got"):
+        Denoiser(lambda x, t: x.new_zeros(shape), schedule.EDM()).eps(torch.zeros(2, 3), 0.5)
+
+
+class Nonlinear(torch.nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+
+    def forward(self, x, t):
+        return {"sample": (self.a * x).sin()}
+
+
+def test_every_form_of_the_network_s_fisher_works_on_a_float32_network_in_float64():
+    """Finite differences must take the step that the network's rounding allows, not x's."""
+    denoiser = Denoiser(Nonlinear(torch.float32), schedule.EDM())
+    x, v = normal(2, 3), normal(2, 3, seed=1)
+    exact = x.cos() * v / 0.5
+    for form, tolerance in (("jvp", 1e-6), ("vjp", 1e-6), ("finite-difference", 1e-3)):
+        product = df.methods.endpoint.fisher(form, x, 0.5, denoiser) @ v
+        assert product.dtype == torch.float64
+        assert torch.allclose(product, exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_float32_or_half_network_samples_and_has_a_likelihood_in_float64(dtype):
+    """The flow of a standard normal: eps = sigma x/(1 + sigma^2) by a network in another dtype."""
+
+    class Gaussian(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+
+        def forward(self, x, t):
+            assert x.dtype == dtype
+            level = t.view(-1, 1)
+            return (self.one * x * (level / (1 + level**2)).to(dtype)).float(), None
+
+    denoiser = Denoiser(Gaussian(), schedule.EDM())
+    x, times = normal(5, 3), df.time_grid(denoiser.schedule, 16, (0.1, 20.0))
+    assert df.sample(denoiser, 20 * x, times, "heun").x[-1].dtype == torch.float64
+    trace = lambda x, t: 3 / (1 + t**2).expand(len(x)).float()
+    result = df.log_prob(denoiser, x, (0.1, 20.0), trace, method="rk4", steps=32, data_std=1.0)
+    want = torch.distributions.Normal(0, torch.tensor(1.01).double().sqrt()).log_prob(x).sum(1)
+    assert result.log_prob.dtype == torch.float64
+    assert torch.allclose(result.log_prob, want, atol=1e-3 if dtype == torch.float32 else 0.3)
+    hutchinson = df.log_prob(denoiser, x, (0.1, 20.0), "hutchinson", method="rk4", steps=4)
+    assert hutchinson.log_prob.dtype == torch.float64
+
+
+def test_a_trace_network_computes_in_its_own_dtype():
+    class Trace(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 1)
+
+        def forward(self, x, t):
+            return self.layer(x)[:, 0] + t
+
+    trace = df.MatchedTrace(Trace(), Denoiser(lambda x, t: x, schedule.EDM()))
+    assert trace(normal(2, 3), torch.tensor(0.5)).dtype == torch.float64
