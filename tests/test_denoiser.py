@@ -67,6 +67,13 @@ CLOSED = {
     "VE": (schedule.VE(), (0.0, 1e-9, 1e-4, 0.3, 80.0, 1e4)),
     "EDM": (schedule.EDM(), (0.0, 1e-9, 1e-4, 0.3, 80.0, 1e4)),
     "RectifiedFlow": (schedule.RectifiedFlow(), (0.0, 1e-12, 1e-4, 0.3, 1 - 1e-4, 1 - 2**-40, 1.0)),
+    "ReversedRectifiedFlow": (
+        schedule.ReversedRectifiedFlow(),
+        (0.0, 2**-40, 1e-4, 0.3, 1 - 1e-4, 1 - 1e-12, 1.0),
+    ),
+    "Cosine": (schedule.Cosine(), (0.0, 1e-9, 1e-4, 0.3, 1 - 1e-4, 1.0)),
+    "GeometricVE": (schedule.GeometricVE(), (0.0, 0.3, 1.0)),
+    "TabulatedVE": (schedule.TabulatedVE([0.01, 1.0, 80.0]), (0.0, 0.3, 2.0)),
     "Tabulated": (schedule.Tabulated(FLOORED), (0.0, 1e-9, 500.3, 998.0, 998.9999, 999.0)),
 }
 

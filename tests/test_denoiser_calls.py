@@ -99,6 +99,82 @@ def test_a_clock_says_what_the_network_is_given():
         Denoiser(network, schedule.VP(), clock=1000)
 
 
+class Embeddings(torch.nn.Module):
+    """A DDPM that knows its timesteps only: eps of x_0 = 0 by a table of sigma."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.embedding = torch.nn.Embedding.from_pretrained((1 - table).sqrt()[:, None])
+
+    def forward(self, x, t):
+        return x / self.embedding(t)
+
+
+def test_a_network_with_a_table_of_timesteps_is_called_at_them_and_has_their_levels():
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    network, x = Embeddings(table), normal(3, 2)
+    with pytest.raises(RuntimeError, match="indices"):  # torch's: no number of the table
+        Denoiser(network, schedule.Tabulated(table)).eps(x, 500.0)
+    discrete = schedule.Tabulated(table, discrete=True)
+    denoiser = Denoiser(network, discrete)
+    for t in (500, 499.7, torch.tensor([500.2, 500.4, 499.9])):
+        assert torch.allclose(denoiser(x, t), torch.zeros_like(x), atol=1e-14)  # x_0 = 0
+        assert torch.equal(denoiser.score(x, t), denoiser.score(x, 500))
+        assert torch.equal(denoiser.levels(x, t)[1], discrete.sigma(500.0).expand(3))
+    assert torch.allclose(torch.vmap(lambda x: denoiser(x[None], 3.1)[0])(x), 0 * x, atol=1e-14)
+    times = df.time_grid(discrete, 10, (0.05, 50.0))
+    assert torch.equal(times, times.round())
+    path = df.sample(denoiser, x, times, "heun")  # x_0 = 0: x shrinks as sigma does
+    shrunk = x * discrete.sigma(times[-1]) / discrete.sigma(times[0])
+    assert torch.allclose(path.x[-1], shrunk, atol=1e-12)
+    with pytest.raises(ValueError, match="^t: expected noise .* that strictly falls"):
+        df.time_grid(discrete, 2000, (0.05, 50.0))
+
+
+def test_the_likelihood_of_a_discrete_network_is_that_of_the_smooth_one_up_to_its_steps():
+    table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    x, found = normal(4, 2), []
+    for discrete in (True, False):
+        sch = schedule.Tabulated(table, discrete=discrete)
+        network = lambda x, t, sch=sch: x * sch.sigma(t)[:, None]  # of x_0 ~ N(0, I)
+        result = df.log_prob(
+            Denoiser(network, sch), x, (0.1, 50.0), "divergence",
+            method="rk4", steps=64, data_std=1.0,
+        )  # fmt: skip
+        found.append(result.log_prob)
+    assert torch.allclose(*found, atol=0.02)
+
+
+def test_a_network_on_a_grid_of_sigmas_gets_the_rounded_one():
+    """iDDPM's networks as EDM calls them, D(x; sigma) = x/(1 + sigma^2), known on a grid only."""
+    grid = torch.tensor([0.01, 0.1, 0.5, 2.0, 20.0], dtype=torch.float64)
+    seen = []
+
+    def network(x, sigma):
+        seen.append(sigma)
+        return x / (1 + sigma**2).view(-1, 1)
+
+    sch = schedule.TabulatedVE(grid, discrete=True)
+    denoiser, x = Denoiser(network, sch, "sample", clock=sch.sigma), normal(2, 3)
+    s = torch.tensor(0.45, dtype=torch.float64)
+    eps = denoiser.eps(x, sch.t_of_log_snr(-2 * s.log()))
+    assert torch.allclose(seen[0], grid[2].expand(2), rtol=1e-14)
+    assert torch.allclose(eps, 0.5 * x / (1 + 0.25))
+
+
+@pytest.mark.parametrize("clock", [None, lambda t: 1000 * t], ids=["sigma", "timestep"])
+def test_the_velocity_of_diffusers_flow_matching_has_the_sign_of_its_clock(clock):
+    """v = eps - x_0 at t = sigma; the same network with t = 1 for the data has the other sign."""
+    x_0, eps = normal(2, 4, 3)
+    t = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    x = (1 - t[:, None]) * x_0 + t[:, None] * eps
+    network = lambda x, time: eps - x_0
+    denoiser = Denoiser(network, schedule.ReversedRectifiedFlow(), "flow", clock=clock)
+    assert torch.allclose(denoiser(x, t), x_0) and torch.allclose(denoiser.eps(x, t), eps)
+    negated = Denoiser(lambda x, t: -network(x, t), schedule.RectifiedFlow(), "flow")
+    assert torch.allclose(negated(x, 1 - t), x_0)
+
+
 class Output:
     def __init__(self, sample):
         self.sample = sample

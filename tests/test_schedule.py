@@ -30,6 +30,11 @@ SCHEDULES = {
     "VE": (S.VE(), 0.01, 50.0),
     "EDM": (S.EDM(), 0.01, 80.0),
     "RectifiedFlow": (S.RectifiedFlow(), 0.01, 0.99),
+    "ReversedRectifiedFlow": (S.ReversedRectifiedFlow(), 0.01, 0.99),
+    "Cosine": (S.Cosine(), 0.0, 0.999),
+    "Cosine-sine": (S.Cosine(offset=0.0), 0.0, 0.999),
+    "GeometricVE": (S.GeometricVE(), 0.0, 1.0),
+    "TabulatedVE": (S.TabulatedVE(torch.linspace(0.1, 3, 30).double() ** 3), 0.0, 29.0),
     "Tabulated": (S.Tabulated(scaled_linear()), 0.0, 999.0),
     "Tabulated-DDPM": (S.Tabulated(linear()), 0.0, 999.0),
 }
@@ -107,6 +112,11 @@ def test_closed_forms():
         (S.VE(), (one, t.sqrt(), zero, one)),
         (S.EDM(), (one, t, zero, 2 * t)),
         (S.RectifiedFlow(), (t, 1 - t, 1 / t, -2 * (1 - t) / t)),
+        (S.ReversedRectifiedFlow(), (1 - t, t, -1 / (1 - t), 2 * t / (1 - t))),
+        (
+            S.GeometricVE(0.02, 70.0),
+            (one, 0.02 * 3500**t, zero, (0.02 * 3500**t) ** 2 * 2 * math.log(3500)),
+        ),
     ):
         for got, want in zip(
             (schedule.alpha(t), schedule.sigma(t), schedule.f(t), schedule.g2(t)),
@@ -117,11 +127,85 @@ def test_closed_forms():
 
 
 def test_data_end_is_legal():
-    for schedule in (S.VP(), S.SubVP(), S.VE(), S.EDM()):
+    for schedule in (
+        *(S.VP(), S.SubVP(), S.VE(), S.EDM(), S.Cosine(), S.Cosine(0)),
+        S.ReversedRectifiedFlow(),
+    ):
         alpha, sigma = schedule(0.0)
         assert alpha == 1 and sigma == 0 and schedule.log_snr(0.0) == torch.inf
     alpha, sigma = S.RectifiedFlow()(1.0)
     assert alpha == 1 and sigma == 0 and S.RectifiedFlow().g2(1.0) == 0
+
+
+@pytest.mark.parametrize("offset", [0.008, 0.0, 0.3])
+def test_the_cosine_schedule_is_the_paper_s(offset):
+    """Nichol & Dhariwal 2021, eq. 17."""
+    schedule, t = S.Cosine(offset), torch.linspace(0, 1, 101, dtype=torch.float64)
+    f = lambda t: torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    alpha_bar = f(t) / f(torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(schedule.alpha(t) ** 2, alpha_bar, rtol=0, atol=1e-15)
+    torch.testing.assert_close(schedule.sigma(t) ** 2, 1 - alpha_bar, rtol=0, atol=1e-15)
+    alpha, sigma = schedule(1.0)
+    assert alpha == 0 and sigma == 1 and schedule.log_snr(1.0) == -math.inf
+    assert schedule.t_of_log_snr(-math.inf) == 1 and schedule.t_of_log_snr(math.inf) == 0
+    near = torch.tensor([1e-12, 1e-6, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-6, 1 - 1e-12]).double()
+    found = schedule.t_of_log_snr(schedule.log_snr(near))
+    torch.testing.assert_close(found[:4], near[:4], rtol=1e-13, atol=0)
+    torch.testing.assert_close(1 - found[4:], 1 - near[4:], rtol=1e-4, atol=0)  # rounding of t
+
+
+@pytest.mark.parametrize(
+    "schedule, end", [(S.RectifiedFlow(), 0.0), (S.ReversedRectifiedFlow(), 1.0), (S.Cosine(), 1.0)]
+)
+def test_rates_are_finite_where_the_drift_is_not(schedule, end):
+    for rate in schedule.rates(end):
+        assert torch.isfinite(rate)
+    for name in ("f", "g2"):
+        with pytest.raises(ValueError, match="^t: expected values in "):
+            getattr(schedule, name)(end)
+
+
+def test_the_two_rectified_flows_are_one_path():
+    t, one, other = torch.linspace(0, 1, 9).double(), S.RectifiedFlow(), S.ReversedRectifiedFlow()
+    assert torch.equal(one.alpha(1 - t), other.alpha(t))
+    assert torch.equal(one.rates(1 - t)[0], -other.rates(t)[0])
+    torch.testing.assert_close(one.sigma(1 - t), other.sigma(t))
+
+
+def test_a_table_of_sigmas_is_met_at_its_own_steps():
+    sigmas = torch.tensor([0.002, 0.01, 0.5, 0.6, 80.0], dtype=torch.float64)
+    schedule = S.TabulatedVE(sigmas)
+    torch.testing.assert_close(schedule.sigma(torch.arange(5)), sigmas, rtol=1e-14, atol=0)
+    assert bool((schedule.sigma(torch.linspace(0, 4, 999).double()).diff() > 0).all())
+    geometric = S.TabulatedVE(0.01 * 5000 ** (torch.arange(11).double() / 10))
+    t = torch.linspace(0, 1, 57, dtype=torch.float64)
+    torch.testing.assert_close(
+        geometric.sigma(10 * t), S.GeometricVE().sigma(t), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind", ["VP", "VE"])
+def test_a_discrete_schedule_knows_its_own_steps_only(kind):
+    table = linear(50)
+    if kind == "VP":
+        smooth, discrete = S.Tabulated(table), S.Tabulated(table, discrete=True)
+    else:
+        s = ((1 - table) / table).sqrt()
+        smooth, discrete = S.TabulatedVE(s), S.TabulatedVE(s, discrete=True)
+    t = torch.tensor([0.0, 0.4, 7.6, 30.5, 31.5, 49.0], dtype=torch.float64)
+    rounded = torch.tensor([0.0, 0.0, 8.0, 30.0, 32.0, 49.0], dtype=torch.float64)
+    for name in ("alpha", "sigma", "f", "g2", "log_snr"):
+        assert torch.equal(getattr(discrete, name)(t), getattr(smooth, name)(rounded))
+        mapped = torch.vmap(getattr(discrete, name))(t)
+        assert torch.equal(mapped, getattr(discrete, name)(t))
+    assert torch.equal(
+        discrete.t_of_log_snr(smooth.log_snr(rounded + (rounded < 49) * 0.3)), rounded
+    )
+    assert repr(discrete) == f"{type(discrete).__name__}(50 steps, discrete=True)"
+    with pytest.raises(ValueError, match=r"^t: expected values in \[0, 49\]"):
+        discrete.alpha(49.4)
+    with pytest.raises(TypeError, match="^discrete: expected True or False, got int$"):
+        type(discrete)(table.flip(0) if kind == "VE" else table, discrete=1)
 
 
 def test_small_noise_keeps_its_digits_in_float32():
@@ -206,8 +290,36 @@ def test_linear_log_snr_is_reproduced_exactly():
             lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
             (
                 "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from"
-                " 0.9 to 0"
+                " 0.9 to 0 (zero terminal SNR: cut it, alphas_cumprod[:-1], or floor it, "
+                "alphas_cumprod.clamp_min(2**-24), as diffusers does)"
             ),
+        ),
+        (
+            lambda: S.Tabulated(torch.tensor([1.0, 0.5, 0.1])),
+            (
+                "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from"
+                " 1 to 0.1 (no noise at t = 0: cut it, alphas_cumprod[1:])"
+            ),
+        ),
+        (
+            lambda: S.TabulatedVE(torch.tensor([80.0, 0.5, 0.0])),
+            (
+                "sigmas: expected positive, strictly increasing values, got values from 80 to 0 "
+                "(a table that falls: pass sigmas[:-1].flip(0))"
+            ),
+        ),
+        (
+            lambda: S.TabulatedVE(torch.tensor([0.1, 0.1])),
+            "sigmas: expected positive, strictly increasing values, got values from 0.1 to 0.1",
+        ),
+        (
+            lambda: S.GeometricVE(1.0, 0.5),
+            "sigma_min, sigma_max: expected 0 < sigma_min < sigma_max < inf, got 1.0, 0.5",
+        ),
+        (lambda: S.Cosine(-0.1), "offset: expected at least 0, got -0.1"),
+        (
+            lambda: S.ReversedRectifiedFlow().g2(1.0),
+            "t: expected values in [0, 1) for ReversedRectifiedFlow(), got 1",
         ),
         (
             lambda: S.VP(2.0, 1.0),

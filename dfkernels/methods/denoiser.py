@@ -8,11 +8,11 @@ are each (p x + q out) m:
     epsilon        eps                       1, -sigma, 1/alpha            out itself
     sample         x_0                       out itself                    1, -alpha, 1/sigma
     v_prediction   alpha eps - sigma x_0     alpha, -sigma, 1/n            sigma, alpha, 1/n
-    flow           alpha' x_0 + sigma' eps   1, -r, 1/(alpha - alpha' r)   -alpha', alpha, 1/D
+    flow           alpha' x_0 + sigma' eps   sigma', -sigma, 1/D           -alpha', alpha, 1/D
 
-n = alpha^2 + sigma^2, r = sigma/sigma', D = alpha sigma' - sigma alpha'; primes are derivatives in
-t. n and D are never 0, so that the last two hold over the whole closed range of a schedule, ends
-included.
+n = alpha^2 + sigma^2, D = alpha sigma' - sigma alpha'; primes are derivatives in t. n and D are
+never 0, so that the last two hold over the whole closed range of a schedule, ends included; where
+|sigma'| > 1, as sigma' may be infinite, x_0 of a flow has p, q and D divided by it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Denoiser(nn.Module):
             & Ho 2022, VP); "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with
             schedule.RectifiedFlow, x_0 - eps; with ReversedRectifiedFlow, eps - x_0).
         clock: what the network is given as its time: a function of the schedule's t, [B] in
-            float64 -> [B], such as `lambda t: 1000 * t` or `schedule.sigma`; default: t itself.
+            float64 -> [B], such as `lambda t: 1000 * t` or `schedule.sigma`; default: t itself, as
+            an integer (int64) with a discrete schedule.
 
     It is an `nn.Module`: its parameters and buffers are the network's where that is a Module, and
     none otherwise (a plain callable is kept as it is, and `.to()` does not move it). Keyword
@@ -64,7 +65,8 @@ class Denoiser(nn.Module):
     parameters, x's), and so is the time, after the clock, but to float32 for a network in half
     precision; a clock's result in any other dtype than float64 is not cast, nor are conditions.
     Levels are computed in float64, results are in x's dtype: a float32 network gives float32's
-    precision to a float64 x.
+    precision to a float64 x. A discrete schedule rounds t: the network and the levels belong to the
+    same timestep.
 
     Outputs. The prediction, of x's shape, is a tensor, or the attribute `sample` of an object
     (diffusers), the first entry of a tuple or list, or the entry "sample" of a dict, or its only
@@ -217,10 +219,16 @@ class Denoiser(nn.Module):
         if isinstance(self.network, PosteriorMean):
             arguments = x, t  # of full precision
         else:
-            arguments = given(self.network, x, t if self.clock is None else self.clock(t))
+            arguments = given(self.network, x, self._clocked(t))
         out = self.network(*arguments, **{**self.conditions, **conditions})
         self._count.add()
         return checked("network", unpacked("network", out, x), x, t)
+
+    def _clocked(self, t: Tensor) -> Tensor:
+        """What the network is given as its time."""
+        if self.clock is not None:
+            return self.clock(t)
+        return t.long() if self.schedule.discrete else t
 
     def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction_type == "sample":
@@ -232,8 +240,9 @@ class Denoiser(nn.Module):
         if self.prediction_type == "v_prediction":
             return _combined(x, out, alpha, -sigma, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)
-        r = sigma / sigma_rate
-        return _combined(x, out, torch.ones_like(r), -r, 1 / (alpha - alpha_rate * r))
+        w = 1 / sigma_rate.abs().clamp_min(1)  # 0 where infinite
+        p, q = sigma_rate.clamp(-1, 1), -sigma * w
+        return _combined(x, out, p, q, 1 / (alpha * p + alpha_rate * q))
 
     def _eps(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":

@@ -13,8 +13,22 @@ synchronise or break the graph.
 
 from __future__ import annotations
 
-from ._analytic import EDM, VE, VP, RectifiedFlow, SubVP
 from ._base import Schedule
-from ._tabulated import Tabulated
+from ._exploding import EDM, VE, GeometricVE
+from ._flow import RectifiedFlow, ReversedRectifiedFlow
+from ._preserving import VP, Cosine, SubVP
+from ._tabulated import Tabulated, TabulatedVE
 
-__all__ = ["EDM", "VE", "VP", "RectifiedFlow", "Schedule", "SubVP", "Tabulated"]
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "GeometricVE",
+    "RectifiedFlow",
+    "ReversedRectifiedFlow",
+    "Schedule",
+    "SubVP",
+    "Tabulated",
+    "TabulatedVE",
+]

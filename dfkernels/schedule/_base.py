@@ -27,7 +27,8 @@ class Schedule:
     """
 
     t_range: tuple[float, float] = (0.0, math.inf)
-    _drift_open = False  # f and g2 are infinite at t = t_range[0]
+    discrete: bool = False  # whether every t is rounded to an integer
+    _pole: float | None = None  # the end of the range at which f and g2 are infinite
 
     def __call__(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The levels (alpha_t, sigma_t), each of t's shape."""
@@ -44,13 +45,13 @@ class Schedule:
 
     def f(self, t: float | Tensor) -> Tensor:
         """The drift f = d ln(alpha)/dt, of t's shape."""
-        return self._f(self._time(t, self._drift_open))
+        return self._f(self._time(t, self._pole))
 
     def g2(self, t: float | Tensor) -> Tensor:
         """The diffusion g^2 = d(sigma^2)/dt - 2 f sigma^2, of t's shape. Negative where the noise
         falls with t (RectifiedFlow).
         """
-        return self._g2(self._time(t, self._drift_open))
+        return self._g2(self._time(t, self._pole))
 
     def rates(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The derivatives (d alpha/dt, d sigma/dt), each of t's shape, over the whole closed range:
@@ -76,21 +77,22 @@ class Schedule:
         snapped = torch.where(inside, t.clamp(lo, hi), t)  # the ends, up to rounding
         return self._time(snapped, name="t_of_log_snr(log_snr)")
 
-    def _time(self, t: float | Tensor, open_start: bool = False, name: str = "t") -> Tensor:
+    def _time(self, t: float | Tensor, pole: float | None = None, name: str = "t") -> Tensor:
         t = as_tensor(name, t)
         lo, hi = self.t_range
-        if check.values_hidden(t):
-            return t
-        bad = ~(
-            (t > lo if open_start else t >= lo) & (t <= hi) & (t < math.inf)
-        )  # also true for NaN
-        if bool(bad.any()):
-            came = t[bad].flatten()[0].item()
-            left, right = "(" if open_start else "[", "]" if math.isfinite(hi) else ")"
-            raise ValueError(
-                f"{name}: expected values in {left}{lo:g}, {hi:g}{right} for {self!r}, got {came:g}"
-            )
-        return t
+        if not check.values_hidden(t):
+            bad = ~((t >= lo) & (t <= hi) & (t < math.inf))  # also true for NaN
+            if pole is not None:
+                bad = bad | (t == pole)
+            if bool(bad.any()):
+                came = t[bad].flatten()[0].item()
+                left = "(" if pole == lo else "["
+                right = "]" if math.isfinite(hi) and pole != hi else ")"
+                raise ValueError(
+                    f"{name}: expected values in {left}{lo:g}, {hi:g}{right} for {self!r}, "
+                    f"got {came:g}"
+                )
+        return t.round() if self.discrete else t
 
     def _alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError

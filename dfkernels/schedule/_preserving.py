@@ -1,4 +1,4 @@
-"""Schedules in closed form."""
+"""Variance-preserving schedules in closed form, and the sub-VP one beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .._torch import check
 from ._base import Schedule
 
-__all__ = ["EDM", "VE", "VP", "RectifiedFlow", "SubVP"]
+__all__ = ["VP", "Cosine", "SubVP"]
 
 
 @dataclass(frozen=True)
@@ -106,83 +106,65 @@ class SubVP(VP):
 
 
 @dataclass(frozen=True)
-class VE(Schedule):
-    """The variance-exploding schedule in its natural time: sigma = sqrt(t), alpha = 1, f = 0,
-    g2 = 1, t in [0, inf).
+class Cosine(Schedule):
+    """The cosine schedule in continuous time (Nichol & Dhariwal 2021, eq. 17), t in [0, 1].
 
-    This is the form of Karras et al. 2022 (Table 1). The geometric one, sigma(s) = sigma_min
-    (sigma_max/sigma_min)^s, is the same process in another clock: t = sigma(s)^2.
+    alpha = cos(theta)/cos(theta_0), theta = (pi/2) (t + offset)/(1 + offset), theta_0 at t = 0;
+    sigma^2 = 1 - alpha^2;  f = -theta' tan(theta);  g2 = -2 f.
+
+    Args:
+        offset: the paper's s, >= 0; 0 gives alpha = cos(pi t/2), sigma = sin(pi t/2).
+
+    alpha = 0 at t = 1, where f and g2 are infinite: there the state says nothing about the data
+    ("zero terminal SNR"). iDDPM's discrete table clips its betas and ends before that: pass it to
+    `Tabulated`.
     """
 
-    def _alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def _sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(t)
-
-    def _f(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def _g2(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(t), 0.5 / torch.sqrt(t)
-
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return -torch.log(t)
-
-    def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return torch.exp(-lam)
-
-
-@dataclass(frozen=True)
-class EDM(VE):
-    """The schedule of Karras et al. 2022: sigma = t, alpha = 1, f = 0, g2 = 2 t, t in [0, inf)."""
-
-    def _sigma(self, t: Tensor) -> Tensor:
-        return t.clone()
-
-    def _g2(self, t: Tensor) -> Tensor:
-        return 2 * t
-
-    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(t), torch.ones_like(t)
-
-    def _log_snr(self, t: Tensor) -> Tensor:
-        return -2 * torch.log(t)
-
-    def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return torch.exp(-lam / 2)
-
-
-@dataclass(frozen=True)
-class RectifiedFlow(Schedule):
-    """The linear path of flow matching, where t = 1 is data: alpha = t, sigma = 1 - t, t in [0, 1].
-
-    f = 1/t;  g2 = -2 (1 - t)/t, negative because the noise falls as t grows. f and g2 need t > 0.
-    """
-
+    offset: float = 0.008
     t_range = (0.0, 1.0)
-    _drift_open = True
+    _pole = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offset", check.constant("offset", self.offset))
+        if not self.offset >= 0:
+            raise check.mismatch("offset", "at least 0", self.offset)
+
+    # With u = theta' the angle left is pi/2 - theta = (1 - t) u, and cos(theta_0) is sin(u).
+    # sigma^2 cos(theta_0)^2 is the product of the sines of theta - theta_0 and theta + theta_0, so
+    # that nothing cancels at either end.
+
+    @property
+    def _u(self) -> float:
+        return math.pi / 2 / (1 + self.offset)
+
+    def _sine_product(self, t: Tensor) -> Tensor:
+        return torch.sin(t * self._u) * torch.sin((t + 2 * self.offset) * self._u)
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return t.clone()
+        return torch.sin((1 - t) * self._u) / math.sin(self._u)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return 1 - t
+        return torch.sqrt(self._sine_product(t)) / math.sin(self._u)
 
     def _f(self, t: Tensor) -> Tensor:
-        return 1 / t
+        return -self._u / torch.tan((1 - t) * self._u)
 
     def _g2(self, t: Tensor) -> Tensor:
-        return -2 * (1 - t) / t
+        return 2 * self._u / torch.tan((1 - t) * self._u)
 
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t), -torch.ones_like(t)
+        alpha_rate = -self._u * torch.cos((1 - t) * self._u) / math.sin(self._u)
+        if self.offset == 0:  # sigma = sin(u t), where the formula below is 0/0 at t = 0
+            return alpha_rate, self._u * torch.cos(self._u * t)
+        return alpha_rate, -self._alpha(t) * alpha_rate / self._sigma(t)
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        return 2 * torch.logit(t)
+        return 2 * torch.log(torch.sin((1 - t) * self._u)) - torch.log(self._sine_product(t))
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(lam / 2)
+        sine = math.sin(self._u)
+        noisy = 1 - torch.asin(sine * torch.sqrt(torch.sigmoid(lam))) / self._u
+        product, start = sine**2 * torch.sigmoid(-lam), self.offset * self._u
+        theta = torch.asin(torch.sqrt(math.sin(start) ** 2 + product))
+        divisor = torch.sin(theta + start).clamp_min(torch.finfo(lam.dtype).tiny)  # 0/0 at t = 0
+        return torch.where(lam < 0, noisy, torch.asin(product / divisor) / self._u)
