@@ -31,6 +31,7 @@ def network_of(kind, x_0, eps, levels, velocity):
         "sample": lambda x, t: x_0,
         "v_prediction": lambda x, t: alpha * eps - sigma * x_0,
         "flow": lambda x, t: velocity,
+        "score": lambda x, t: -eps / sigma,
     }[kind]
 
 
@@ -85,6 +86,7 @@ def rows(kind, alpha, sigma, rates):
         "sample": (1.0, 0.0),
         "v_prediction": (-sigma, alpha),
         "flow": rates,
+        "score": (0.0, -1 / sigma if sigma else -math.inf),
     }[kind]
 
 
@@ -116,6 +118,8 @@ def test_every_prediction_type_over_the_closed_range(kind, name, dtype):
             exact["denoised"] = (0, 1)
         if kind == "epsilon":
             exact["eps"] = (0, 1)
+        if kind == "score" and sigma:
+            exact["eps"] = (0, -sigma)
         for what, pair in exact.items():
             if pair is None:
                 with pytest.raises(
@@ -242,8 +246,8 @@ def test_wrong_networks_are_named():
         (
             (abs, schedule.VP(), "eps"),
             ValueError,
-            "prediction_type: expected 'epsilon' or 'sample' or 'v_prediction' or 'flow', got "
-            "'eps'",
+            "prediction_type: expected 'epsilon' or 'sample' or 'v_prediction' or 'flow' or "
+            "'score', got 'eps'",
         ),
     ],
 )
@@ -330,7 +334,7 @@ def test_a_range_that_the_schedule_does_not_reach_is_an_error():
         time_grid(schedule.VP(), 5, (0.1, 1e6))
 
 
-@pytest.mark.parametrize("kind", PREDICTION_TYPES[2:])
+@pytest.mark.parametrize("kind", ["v_prediction", "flow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_an_alpha_whose_square_float32_does_not_have(kind, dtype):
     sch = schedule.VP(1.0, 200.0)  # alpha(1) = 1.5e-22

@@ -9,6 +9,7 @@ import torch
 
 import dfkernels as df
 from dfkernels import schedule
+from dfkernels.methods._calls import call
 from dfkernels.methods.denoiser import Denoiser
 
 
@@ -68,6 +69,28 @@ def test_a_callable_is_given_x_s_dtype_and_may_answer_in_another():
         seen.clear()
     double = Denoiser(lambda x, t: x.double(), schedule.EDM())
     assert double.eps(x.float(), 0.5).dtype == torch.float32
+
+
+def test_a_network_may_ask_for_x_and_the_time_uncast():
+    """EDM's preconditioning around a network in bfloat16: c_skip x must not lose x's digits."""
+
+    class Preconditioned(torch.nn.Module):
+        full_precision = True
+
+        def __init__(self):
+            super().__init__()
+            self.inner = Recorder(torch.bfloat16)
+
+        def forward(self, x, sigma):
+            assert x.dtype == sigma.dtype == torch.float64
+            c = 1 / (1 + sigma[:, None] ** 2)
+            return c * x + 0 * call(self.inner, x, sigma.log() / 4, {})
+
+    x = normal(3, 2)
+    denoiser = Denoiser(Preconditioned(), schedule.EDM(), "sample")
+    assert torch.allclose(denoiser(x, 0.1), x / 1.01, rtol=1e-15)
+    assert denoiser.network.inner.given[0][:2] == (torch.bfloat16, torch.float32)
+    assert denoiser.rounding(x) == torch.finfo(torch.bfloat16).eps
 
 
 def test_levels_are_computed_in_float64_and_rounded_last():
@@ -173,6 +196,16 @@ def test_the_velocity_of_diffusers_flow_matching_has_the_sign_of_its_clock(clock
     assert torch.allclose(denoiser(x, t), x_0) and torch.allclose(denoiser.eps(x, t), eps)
     negated = Denoiser(lambda x, t: -network(x, t), schedule.RectifiedFlow(), "flow")
     assert torch.allclose(negated(x, 1 - t), x_0)
+
+
+def test_a_score_network_of_the_geometric_schedule_is_given_sigma():
+    """score_sde's VESDE: model(x, sigma) returns the score of N(0, 1 + sigma^2) itself."""
+    sch, x = schedule.GeometricVE(), normal(3, 2)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    sigma = sch.sigma(t)[:, None]
+    denoiser = Denoiser(lambda x, s: -x / (1 + s[:, None] ** 2), sch, "score", clock=sch.sigma)
+    assert torch.allclose(denoiser(x, t), x / (1 + sigma**2))
+    assert torch.allclose(denoiser.score(x, t), -x / (1 + sigma**2))
 
 
 class Output:

@@ -134,6 +134,7 @@ def test_the_networks_own_fisher_for_every_prediction_type(form, kind):
             "sample": mean,
             "v_prediction": alpha * eps - sigma * mean,
             "flow": f * x + g2 * eps / (2 * sigma),
+            "score": -eps / sigma,
         }[kind]
 
     got = problem.fisher(form, denoiser=Denoiser(network, VP, kind)).to_dense()

@@ -59,7 +59,12 @@ def gaussian_network(sch, kind):
         mean = (x - sigma * eps) / alpha
         if kind == "flow":
             return column(sch.f(t), x) * x + column(sch.g2(t), x) * eps / (2 * sigma)
-        return {"epsilon": eps, "sample": mean, "v_prediction": alpha * eps - sigma * mean}[kind]
+        return {
+            "epsilon": eps,
+            "sample": mean,
+            "v_prediction": alpha * eps - sigma * mean,
+            "score": -eps / sigma,
+        }[kind]
 
     return network
 
@@ -77,7 +82,7 @@ def gaussian_m(sch, form):
 
 
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("kind", ["epsilon", "flow"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("event", [(), (3,), (2, 3)], ids=str)
 def test_the_trace_is_exact_where_both_networks_are(sch, kind, form, event):
@@ -317,7 +322,7 @@ def test_no_error_exceeds_the_bound(seed, d, s, d1, d2):
             TypeError,
             "^trace network: expected output of a floating dtype, got torch.int64",
         ),
-        (lambda x, t: 0.5, TypeError, "^trace network: expected a tensor, got float$"),
+        (lambda x, t: 0.5, TypeError, "^trace network: expected a tensor, .* got float$"),
         (
             lambda x, t: x[:, 0] / 0 * 0,
             ValueError,

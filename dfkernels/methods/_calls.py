@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._torch import check
 
-__all__ = ["checked", "dtype_of", "given", "unpacked"]
+__all__ = ["call", "checked", "dtype_of", "unpacked"]
 
 _COMPUTES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -27,13 +27,25 @@ def dtype_of(network: Callable[..., object], x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def given(network: Callable[..., object], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """What a network is given for x and t: x in its own dtype, t in the same, but never in half
-    precision, where 999 is no number. A t that is not in float64 is somebody's choice, and stays.
+def call(
+    network: Callable[..., object],
+    x: Tensor,
+    t: Tensor,
+    conditions: Mapping[str, object],
+    name: str = "network",
+) -> Tensor:
+    """A network's prediction at x [B, ...] and t [B], called in its own dtype: x is cast to it, and
+    so is a t in float64, but never to half precision, where 999 is no number. A network with a true
+    attribute `full_precision` is given both as they are.
+
+    Raises:
+        TypeError: The network returned no prediction; the message names `name`.
     """
-    dtype = dtype_of(network, x)
-    time = torch.promote_types(dtype, torch.float32) if t.dtype == torch.float64 else t.dtype
-    return x.to(dtype), t.to(time)
+    given = x
+    if not getattr(network, "full_precision", False):
+        given = x.to(dtype_of(network, x))
+        t = t.to(torch.promote_types(given.dtype, torch.float32)) if t.dtype == torch.float64 else t
+    return unpacked(name, network(given, t, **conditions), x)
 
 
 def unpacked(name: str, out: object, x: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ class PosteriorMean(nn.Module):
     A Module without parameters, so that `.to(device)` reaches the cloud.
     """
 
+    full_precision = True
+
     def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
         super().__init__()
         self.cloud, self.schedule, self.tolerance = cloud, schedule, tolerance

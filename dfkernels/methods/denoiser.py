@@ -9,10 +9,11 @@ are each (p x + q out) m:
     sample         x_0                       out itself                    1, -alpha, 1/sigma
     v_prediction   alpha eps - sigma x_0     alpha, -sigma, 1/n            sigma, alpha, 1/n
     flow           alpha' x_0 + sigma' eps   sigma', -sigma, 1/D           -alpha', alpha, 1/D
+    score          -eps/sigma                1, sigma^2, 1/alpha           -sigma out
 
 n = alpha^2 + sigma^2, D = alpha sigma' - sigma alpha'; primes are derivatives in t. n and D are
-never 0, so that the last two hold over the whole closed range of a schedule, ends included; where
-|sigma'| > 1, as sigma' may be infinite, x_0 of a flow has p, q and D divided by it.
+never 0, so that v_prediction and flow hold over the whole closed range of a schedule, ends
+included; where |sigma'| > 1, as sigma' may be infinite, x_0 of a flow has p, q and D divided by it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from torch import Tensor, nn
 from .._torch import check
 from ..cloud import PointCloud
 from ..schedule import Schedule
-from ._calls import checked, dtype_of, given, unpacked
+from ._calls import call, checked, dtype_of
 from ._posterior_mean import PosteriorMean
 from ._shapes import column
 
 __all__ = ["PREDICTION_TYPES", "Denoiser"]
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow", "score")
 Clock = Callable[[Tensor], Tensor]
 
 
@@ -51,7 +52,8 @@ class Denoiser(nn.Module):
             "epsilon": the noise eps (DDPM); "sample": the clean sample x_0 (with schedule.EDM, t =
             sigma, this is EDM's `model(x, sigma)`); "v_prediction": alpha eps - sigma x_0 (Salimans
             & Ho 2022, VP); "flow": the velocity dx_t/dt = f x + g2 eps / (2 sigma) (with
-            schedule.RectifiedFlow, x_0 - eps; with ReversedRectifiedFlow, eps - x_0).
+            schedule.RectifiedFlow, x_0 - eps; with ReversedRectifiedFlow, eps - x_0); "score": the
+            gradient of log q_t, -eps/sigma (NCSN).
         clock: what the network is given as its time: a function of the schedule's t, [B] in
             float64 -> [B], such as `lambda t: 1000 * t` or `schedule.sigma`; default: t itself, as
             an integer (int64) with a discrete schedule.
@@ -63,7 +65,9 @@ class Denoiser(nn.Module):
 
     Dtypes. x is cast to the network's dtype, that of its first floating parameter (without
     parameters, x's), and so is the time, after the clock, but to float32 for a network in half
-    precision; a clock's result in any other dtype than float64 is not cast, nor are conditions.
+    precision; a clock's result in any other dtype than float64 is not cast, nor are conditions. A
+    network with a true attribute `full_precision` is given x and the time uncast: for one that
+    computes with x itself around a network in lower precision.
     Levels are computed in float64, results are in x's dtype: a float32 network gives float32's
     precision to a float64 x. A discrete schedule rounds t: the network and the levels belong to the
     same timestep.
@@ -79,9 +83,9 @@ class Denoiser(nn.Module):
 
     Raises:
         ValueError: The network's output has another shape, NaN or inf; or there is no result at t:
-            x_0 of an "epsilon" network at alpha = 0, eps of a "sample" network at sigma = 0, eps of
-            a "flow" network where d sigma/dt is infinite (VP and VE at t = 0), a score at sigma =
-            0. The message names `network` or t.
+            x_0 of an "epsilon" or "score" network at alpha = 0, eps of a "sample" or "score"
+            network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP and VE at
+            t = 0), a score at sigma = 0. The message names `network` or t.
         TypeError: The network returned no tensor, or one of integers, booleans or complex numbers.
     """
 
@@ -216,13 +220,9 @@ class Denoiser(nn.Module):
         return self._eps(x, t, checked("network", out, x, t))
 
     def _call(self, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
-        if isinstance(self.network, PosteriorMean):
-            arguments = x, t  # of full precision
-        else:
-            arguments = given(self.network, x, self._clocked(t))
-        out = self.network(*arguments, **{**self.conditions, **conditions})
+        out = call(self.network, x, self._clocked(t), {**self.conditions, **conditions})
         self._count.add()
-        return checked("network", unpacked("network", out, x), x, t)
+        return checked("network", out, x, t)
 
     def _clocked(self, t: Tensor) -> Tensor:
         """What the network is given as its time."""
@@ -237,6 +237,9 @@ class Denoiser(nn.Module):
         if self.prediction_type == "epsilon":
             _exists("x_0 of an 'epsilon' network", alpha > 0, "alpha = 0", t, self.schedule)
             return _difference(x, sigma, out, alpha)
+        if self.prediction_type == "score":
+            _exists("x_0 of a 'score' network", alpha > 0, "alpha = 0", t, self.schedule)
+            return _difference(x, -(sigma**2), out, alpha)
         if self.prediction_type == "v_prediction":
             return _combined(x, out, alpha, -sigma, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)
@@ -251,6 +254,9 @@ class Denoiser(nn.Module):
         if self.prediction_type == "sample":
             _exists("eps of a 'sample' network", sigma > 0, "sigma = 0", t, self.schedule)
             return _difference(x, alpha, out, sigma)
+        if self.prediction_type == "score":
+            _exists("eps of a 'score' network", sigma > 0, "sigma = 0", t, self.schedule)
+            return column(-sigma, x) * out
         if self.prediction_type == "v_prediction":
             return _combined(x, out, sigma, alpha, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)

@@ -26,7 +26,7 @@ from .. import ops
 from .._torch import check
 from ..schedule import Schedule
 from ..schedule._base import as_tensor
-from ._calls import checked, given
+from ._calls import call, checked
 from ._shapes import column, flat
 from .denoiser import Denoiser
 from .grid import noise_range
@@ -295,7 +295,7 @@ def bound(
 
 
 def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
-    out = network(*given(network, x, t), **conditions)
+    out = call(network, x, t, conditions, "trace network")
     return checked("trace network", out, x.new_empty(len(x)), t)
 
 
