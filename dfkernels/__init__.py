@@ -12,6 +12,7 @@ from .cloud import PointCloud
 from .fisher import DiffusionFisher, FisherOperator
 from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
+from .methods.classifier_free import ClassifierFreeGuidance
 from .methods.denoiser import Denoiser
 from .methods.grid import time_grid
 from .methods.likelihood import log_prob
@@ -21,6 +22,7 @@ from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
 
 __all__ = [
+    "ClassifierFreeGuidance",
     "Denoiser",
     "DiffusionFisher",
     "Divergence",

@@ -322,3 +322,53 @@ def test_a_trace_network_computes_in_its_own_dtype():
 
     trace = df.MatchedTrace(Trace(), Denoiser(lambda x, t: x, schedule.EDM()))
     assert trace(normal(2, 3), torch.tensor(0.5)).dtype == torch.float64
+
+
+class Dropping(torch.nn.Module):
+    """A layer of dropout as a module, as a rate (EDM's blocks), or batch normalisation."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.block = {
+            "module": lambda: torch.nn.Dropout(0.1),
+            "rate": torch.nn.Identity,
+            "batch norm": lambda: torch.nn.BatchNorm1d(3),
+            "none": lambda: torch.nn.Dropout(0.0),
+        }[kind]()
+        if kind == "rate":
+            self.block.dropout = 0.1
+
+    def forward(self, x, t):
+        return self.block(x)
+
+
+TIMES = df.time_grid(schedule.EDM(), 2, (0.1, 2.0))
+ENTRIES = {
+    "sample": lambda d, x: df.sample(d, x, TIMES),
+    "invert": lambda d, x: df.invert(d, x, TIMES),
+    "log_prob": lambda d, x: df.log_prob(d, x, (0.1, 2.0), lambda x, t: x[:, 0], method="heun"),
+    "fisher": lambda d, x: df.methods.endpoint.fisher("vjp", x, 0.5, d) @ x,
+    "sample, guide": lambda d, x: df.guide(lambda x: x.sum(1), x, TIMES, d, steps=1),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_network_in_training_mode_with_dropout_is_named_once(entry, recwarn):
+    denoiser, x = Denoiser(Dropping("module").float(), schedule.EDM()), normal(4, 3).float()
+    for _ in range(2):
+        ENTRIES[entry](denoiser.bind(), x)
+    messages = [str(w.message) for w in recwarn if "training mode" in str(w.message)]
+    assert messages == [
+        f"{entry.partition(',')[0]}: the network is in training mode with dropout or batch "
+        "normalisation, which makes it random (first of 1 layers: block): call denoiser.eval() "
+        "first"
+    ]
+
+
+@pytest.mark.parametrize("kind, warned", [("rate", 1), ("batch norm", 1), ("none", 0)])
+def test_what_counts_as_random(kind, warned, recwarn):
+    denoiser, x = Denoiser(Dropping(kind), schedule.EDM()), normal(4, 3).float()
+    df.sample(denoiser.eval(), x, TIMES)
+    assert not [w for w in recwarn if "training mode" in str(w.message)]
+    df.sample(denoiser.train(), x, TIMES)
+    assert len([w for w in recwarn if "training mode" in str(w.message)]) == warned

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from . import (
     adjoint,
+    classifier_free,
     denoiser,
     endpoint,
     grid,
@@ -20,6 +21,7 @@ from .denoiser import Denoiser
 __all__ = [
     "Denoiser",
     "adjoint",
+    "classifier_free",
     "denoiser",
     "endpoint",
     "grid",

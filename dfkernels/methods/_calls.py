@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from .._torch import check
 
-__all__ = ["call", "checked", "dtype_of", "unpacked"]
+__all__ = ["call", "checked", "dtype_of", "random_layers", "unpacked"]
 
+_DROPOUT = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _COMPUTES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -25,6 +30,21 @@ def dtype_of(network: Callable[..., object], x: Tensor) -> torch.dtype:
             if parameter.dtype in _COMPUTES:  # no storage format of 8 bits
                 return parameter.dtype
     return x.dtype
+
+
+def random_layers(network: Callable[..., object]) -> list[str]:
+    """The layers of a network in training mode that make its output random (dropout) or dependent
+    on the other samples of a batch (batch normalisation).
+    """
+    if not isinstance(network, nn.Module):
+        return []
+    found = []
+    for name, layer in network.named_modules():
+        rate = layer.p if isinstance(layer, _DROPOUT) else getattr(layer, "dropout", 0)
+        drops = isinstance(rate, (int, float)) and rate > 0  # a rate: else a layer of its own
+        if layer.training and (drops or isinstance(layer, _BATCH_NORM)):
+            found.append(name or type(layer).__name__)
+    return found
 
 
 def call(

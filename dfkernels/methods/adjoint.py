@@ -80,6 +80,7 @@ def adjoint(
     order = check.integer("order", order, 1, 2)
     if not callable(form):
         check.choice("form", form, FORMS)
+    denoiser.warn_in_training("adjoint")
     denoiser = denoiser.bind(**conditions)
 
     alpha, sigma, s = (level.tolist() for level in path[1:])

@@ -19,6 +19,7 @@ included; where |sigma'| > 1, as sigma' may be infinite, x_0 of a flow has p, q 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from .._torch import check
 from ..cloud import PointCloud
 from ..schedule import Schedule
-from ._calls import call, checked, dtype_of
+from ._calls import call, checked, dtype_of, random_layers
 from ._posterior_mean import PosteriorMean
 from ._shapes import column
 
@@ -115,7 +116,7 @@ class Denoiser(nn.Module):
             raise TypeError(f"clock: expected a callable clock(t), got {type(clock).__name__}")
         super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self.clock, self.conditions, self._count = clock, {}, _Count()
+        self.clock, self.conditions, self._shared = clock, {}, _Shared()
         self.training = getattr(network, "training", False)
 
     @classmethod
@@ -135,11 +136,11 @@ class Denoiser(nn.Module):
     @property
     def evaluations(self) -> int:
         """The number of calls of the network, without those inside a compiled graph; may be set."""
-        return self._count.calls
+        return self._shared.calls
 
     @evaluations.setter
     def evaluations(self, calls: int) -> None:
-        self._count.calls = calls
+        self._shared.calls = calls
 
     def bind(self, **conditions: object) -> Denoiser:
         """The same denoiser with keyword arguments that it passes to the network at every call.
@@ -172,6 +173,22 @@ class Denoiser(nn.Module):
     def rounding(self, x: Tensor) -> float:
         """The relative rounding of results at x: of x's dtype or of the network's, the larger."""
         return max(torch.finfo(dtype).eps for dtype in (x.dtype, dtype_of(self.network, x)))
+
+    def warn_in_training(self, name: str) -> None:
+        """Warns, once, that the network is in training mode, where that changes its output: for a
+        function `name` that takes the network as it is.
+        """
+        if self._shared.warned or torch.compiler.is_compiling():
+            return
+        if found := random_layers(self.network):
+            self._shared.warned = True
+            warnings.warn(
+                f"{name}: the network is in training mode with dropout or batch normalisation, "
+                f"which makes it random (first of {len(found)} layers: {found[0]}): call "
+                "denoiser.eval() first",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def levels(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each [B] in x's dtype, evaluated in float64."""
@@ -216,12 +233,12 @@ class Denoiser(nn.Module):
         called it by other means. Counts as an evaluation.
         """
         t = _time(x, t, self.schedule)
-        self._count.add()
+        self._shared.count()
         return self._eps(x, t, checked("network", out, x, t))
 
     def _call(self, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:
         out = call(self.network, x, self._clocked(t), {**self.conditions, **conditions})
-        self._count.add()
+        self._shared.count()
         return checked("network", out, x, t)
 
     def _clocked(self, t: Tensor) -> Tensor:
@@ -265,12 +282,14 @@ class Denoiser(nn.Module):
         return _combined(x, out, -alpha_rate, alpha, 1 / (alpha * sigma_rate - sigma * alpha_rate))
 
 
-class _Count:
-    """A number of calls, which a denoiser shares with those that `bind` makes of it."""
+class _Shared:
+    """What a denoiser shares with those that `bind` makes of it: the number of calls, and whether
+    it has warned.
+    """
 
-    calls = 0
+    calls, warned = 0, False
 
-    def add(self) -> None:
+    def count(self) -> None:
         # torch.compile takes an integer inside a Module for a constant, and would compile the
         # denoiser anew at every call
         if not torch.compiler.is_compiling():

@@ -108,6 +108,7 @@ def fisher(
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
     check.query("x", x)
+    denoiser.warn_in_training("fisher")
     denoiser = denoiser.bind(**conditions)
     alpha, sigma = denoiser.levels(x, t)
     if form == "exact":

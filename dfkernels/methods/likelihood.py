@@ -157,6 +157,7 @@ def log_prob(
         raise check.mismatch("data_std", "at least 0", data_std)
     width, rtol = check.positive("width", width), check.positive("rtol", rtol)
     atol = check.positive("atol", atol)
+    denoiser.warn_in_training("log_prob")
     denoiser, before = denoiser.bind(**conditions), denoiser.evaluations
     flow = _Flow(denoiser, x, noise, source_of(trace, denoiser, x, generator))
     adaptive = method == "dopri5"

@@ -82,6 +82,7 @@ def sample(
             raise check.mismatch("second", "None unless method='o-belm' and M >= 1", "a tensor")
         check.like("second", second, "x", x)
         states.append(second)
+    denoiser.warn_in_training("sample")
     denoiser = denoiser.bind(**conditions)
     if method == "o-belm":
         advance = _o_belm(denoiser, path)
@@ -138,6 +139,7 @@ def invert(
         if second is not None:
             raise check.mismatch("second", "None where t has one node", "a tensor")
         return Trajectory(path.t, states)
+    denoiser.warn_in_training("invert")
     denoiser = denoiser.bind(**conditions)
     if second is None:
         scale, slope = _euler(path.alpha[-1], path.s[-1], path.alpha[-2], path.s[-2])
