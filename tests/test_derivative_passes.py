@@ -73,23 +73,27 @@ def function(output, wanted, options=None):
 @pytest.mark.parametrize(
     "output, wanted, kernels",
     [
+        ("log_prob", "x alpha sigma", []),
         ("fisher_trace", "x", [QUERIES]),
         ("ess", "alpha sigma", [QUERIES]),
+        ("mean", "x", [MOMENTS]),
         ("mean", "y", [ATOMS]),
         ("log_prob", "log_prior", [ATOMS]),
         ("mean", "x y", [QUERIES, ATOMS]),
         ("fisher_matvec", "x v", [QUERIES]),
+        ("fisher_matvec", "v", [MOMENTS]),
         ("fisher_diagonal", "y", [ATOMS]),
     ],
 )
-def test_reverse_mode_takes_one_pass_for_the_moments_and_one_more(
+def test_reverse_mode_takes_one_pass_beside_the_one_of_the_values(
     output, wanted, kernels, options, calls
 ):
+    """Which leaves the moments."""
     f, tensors = function(output, wanted.split(), options)
     out, pull = vjp(f, *tensors)
-    assert calls == []
+    assert [name for name, _ in calls] == [MOMENTS]
     pull(torch.cos(out))
-    assert [name for name, _ in calls] == [MOMENTS, *kernels]
+    assert [name for name, _ in calls[1:]] == kernels
 
 
 @pytest.mark.parametrize("options", [None, LISTS], ids=["all", "lists"])
@@ -111,7 +115,7 @@ def test_forward_mode_takes_one_pass_for_the_values_and_one_for_the_tangents(
     ],
 )
 def test_products_of_what_an_output_does_not_need_are_left_out(output, given, calls):
-    f, tensors = function(output, ["alpha"])
+    f, tensors = function(output, ["log_prior"])
     out, pull = vjp(f, *tensors)
     pull(torch.cos(out))
     _, arguments = calls[-1]

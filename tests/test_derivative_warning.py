@@ -43,7 +43,7 @@ def scalar(op, output=0):
     return lambda x, y, v: op(x, y, 0.9, 0.5).sum()
 
 
-SECOND = "only first derivatives have kernels, and the second ones of log_prob in x"
+SECOND = "only first derivatives have kernels, and the second ones of log_prob and mean in x"
 SLOW = {
     "dense, reverse": (lambda f: grad(f), scalar(ops.fisher_dense), "this op has no kernels"),
     "dense, forward": (lambda f: along(f), scalar(ops.fisher_dense), "this op has no kernels"),
@@ -58,6 +58,7 @@ FUSED = {
     "log_prob in x": (lambda f: grad(f), scalar(ops.posterior)),
     "log_prob in x, twice": (lambda f: twice(f), scalar(ops.posterior)),
     "mean in x": (lambda f: grad(f), scalar(ops.posterior, 1)),
+    "mean in x, twice": (lambda f: twice(f), scalar(ops.posterior, 1)),
     "trace in x": (lambda f: grad(f), scalar(ops.posterior, 2)),
     "ess, forward": (lambda f: along(f), scalar(ops.posterior, 3)),
     "mean in y": (lambda f: grad(f, 1), scalar(ops.posterior, 1)),

@@ -47,8 +47,9 @@ TWOS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_levels(name, dtype):
     """The same number, the same result, in x's dtype."""
-    two, right = TWOS[name], posterior(2.0, 2.0, dtype)
-    p = posterior(two, two, dtype)
+    two = TWOS[name]
+    like = torch.full((2,), 2.0, dtype=torch.float64, requires_grad=name == "parameter")
+    right, p = posterior(like, like, dtype), posterior(two, two, dtype)
     for got, want in zip(p, right, strict=True):
         assert got.dtype == dtype and torch.equal(got, want)
     for got in (p.score(x.to(dtype), two, two), p.eps(x.to(dtype), two, two)):

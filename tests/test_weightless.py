@@ -145,12 +145,13 @@ def test_weightless_atoms_made_derivatives_nan(op, mode, reference):
 @pytest.mark.parametrize("fill", [1e20, 3e38, -3e38])
 def test_one_far_atom_in_float32(fill):
     """As a fill value in a data set comes about: nothing masked, no error in the forward pass. The
-    sines of large first derivatives make much of rounding: plain PyTorch is off by 6e-5."""
+    sines of large first derivatives make much of rounding: of either cloud's second derivatives
+    by up to 1.1e-4, of plain PyTorch's 6e-5."""
     tensors, clean, rows = pair_of_clouds("posterior", "far", "few", fill, torch.float32)
     names = ["x", "y", "alpha", "sigma"]
     for mode in (backward, double_backward, forward_mode):
         expect_same(
-            *(derivatives(mode, "posterior", t, names) for t in (tensors, clean)), rows, 1e-4
+            *(derivatives(mode, "posterior", t, names) for t in (tensors, clean)), rows, 2e-4
         )
 
 

@@ -1,8 +1,10 @@
 """What stands at the dispatcher's Autograd key: how the ops of the package are differentiated.
 
 PyTorch reaches that key once per level of its transforms, in eager mode as when AOTAutograd traces.
-A single-level autograd function there makes backward, forward AD, torch.func in any nesting and
-torch.compile of all of them right by one mechanism, for callers of ``torch.ops.dfkernels`` as well.
+Where somebody differentiates there, an op becomes its differentiable form, which is made of ops
+that know their derivatives: those of PyTorch, and those of the package with a rule of their own,
+for which a single-level autograd function stands in. That makes backward, forward AD, torch.func in
+any nesting and torch.compile of all of them right, for callers of ``torch.ops.dfkernels`` as well.
 ``torch.library.register_autograd`` would not do: torch.func.grad then raises, and torch.func.jvp
 silently returns zeros.
 """
@@ -30,7 +32,6 @@ class Derivatives(NamedTuple):
     """The ways to differentiate one op; `library.define` explains each."""
 
     differentiable: Callable | None = None
-    fused_vjp: Callable | None = None
     vjp: Callable | None = None
     jvp: Callable | None = None
     discrete: bool = False
@@ -95,106 +96,81 @@ def _runner(op) -> Callable:
 def kernel(name: str, op, rules: Derivatives) -> Callable:
     """The implementation of an op at the Autograd key."""
     run = _runner(op)
-    function: Any = _function(name, run, rules)
+    function: Any = None
+    if rules.vjp is not None and rules.jvp is not None:
+        function = _function(name, run, rules.vjp, rules.jvp)
 
     def at_autograd(keyset, *args):
-        flat = args if rules.vjp is None else flatten(args)
-        tracked = torch.is_grad_enabled() and private.any_requires_grad(*flat)
-        dual = private.may_carry_tangents() and any(map(_has_tangent, flat))
-        if rules.discrete or not (tracked or dual):
+        flat = args if function is None else flatten(args)
+        if rules.discrete or not _is_differentiated(flat):
             return run(keyset, args)
-        if dual and rules.differentiable is not None:
+        if function is None:
+            assert rules.differentiable is not None
             return rules.differentiable(*args)
         lengths = [len(a) if isinstance(a, (list, tuple)) else None for a in args]
         with private.enable_single_level_autograd_function():
-            out = function.apply(keyset, lengths, *flat)
-        return out if rules.vjp is None else list(out)
+            return list(function.apply(keyset, lengths, *flat))
 
     return at_autograd
 
 
-def _has_tangent(a) -> bool:
-    return isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None
+def _is_differentiated(flat) -> bool:
+    """Whether one of the arguments requires a gradient or carries a tangent at this level."""
+    if torch.is_grad_enabled() and private.any_requires_grad(*flat):
+        return True
+    return private.may_carry_tangents() and any(
+        isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None
+        for a in flat
+    )
 
 
-def _function(name: str, run: Callable, rules: Derivatives) -> type:
+def _function(name: str, run: Callable, vjp: Callable, jvp: Callable) -> type:
     """The single-level autograd function. `apply` takes the keyset, the lengths of the arguments
     that are lists (None for the others), and all arguments in a row."""
 
     def forward(keyset, lengths, *flat):
         # apply has switched both modes off, and the levels below this one inherit what is set here
         with torch.enable_grad(), private.forward_derivatives(True):
-            out = run(keyset, nest(flat, lengths))
-        return tuple(out) if isinstance(out, list) else out
+            return tuple(run(keyset, nest(flat, lengths)))
 
     def setup_context(ctx, inputs, output):
         _, ctx.lengths, *flat = inputs
         ctx.constants = [None if isinstance(a, Tensor) else (a,) for a in flat]
         tensors = [a for a in flat if isinstance(a, Tensor)]
-        uses_outputs = rules.fused_vjp is not None or rules.vjp is not None
-        ctx.save_for_backward(*tensors, *(as_tuple(output) if uses_outputs else ()))
-        if rules.jvp is not None:
-            ctx.save_for_forward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
         ctx.set_materialize_grads(False)
 
     def backward(ctx, *cotangents):
         flat, outputs = _restore(ctx)
-        needs = ctx.needs_input_grad[2:]
-        grads = None
         if all(g is None for g in cotangents):
-            grads = (None,) * len(flat)
-        elif rules.vjp is not None:
-            args, nested = nest(flat, ctx.lengths), nest(needs, ctx.lengths)
-            grads = flatten(rules.vjp(args, nested, outputs, cotangents), ctx.lengths)
-        elif rules.fused_vjp is not None:
-            grads = rules.fused_vjp(needs, flat, outputs, cotangents)
-        if grads is None:
-            assert rules.differentiable is not None
-            grads = _vjp(rules.differentiable, flat, needs, cotangents)
-        return None, None, *grads
+            return (None,) * (2 + len(flat))
+        args, needs = nest(flat, ctx.lengths), nest(ctx.needs_input_grad[2:], ctx.lengths)
+        return None, None, *flatten(vjp(args, needs, outputs, cotangents), ctx.lengths)
 
     def forward_derivative(ctx, *tangents):
         flat, outputs = _restore(ctx)
         flat = [
             forward_ad.unpack_dual(a, level=0).primal if isinstance(a, Tensor) else a for a in flat
         ]
-        assert rules.jvp is not None
         with torch.enable_grad(), private.forward_derivatives(True):  # as in forward
             args = nest(flat, ctx.lengths)
-            return tuple(rules.jvp(args, outputs, nest(tangents[2:], ctx.lengths)))
+            return tuple(jvp(args, outputs, nest(tangents[2:], ctx.lengths)))
 
-    members: dict[str, Any] = {
+    members = {
         "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
+        "jvp": staticmethod(forward_derivative),
     }
-    if rules.jvp is not None:
-        members["jvp"] = staticmethod(forward_derivative)
     return type(name, (private.SingleLevelFunction,), members)
 
 
 def _restore(ctx) -> tuple[list, tuple]:
-    """(all arguments in a row, the outputs where they were saved)."""
+    """(all arguments in a row, the outputs)."""
     saved = iter(private.unwrap_dead_wrappers(ctx.saved_tensors))  # in a list nobody else would
     flat = [next(saved) if c is None else c[0] for c in ctx.constants]
     return flat, tuple(saved)
-
-
-def _vjp(differentiable, args, needs, cotangents) -> tuple:
-    """Gradients by torch.func.vjp of the differentiable form."""
-    wanted = [i for i, need in enumerate(needs) if need]
-
-    def outputs(*tensors):
-        full = list(args)
-        for i, t in zip(wanted, tensors, strict=True):
-            full[i] = t
-        out = as_tuple(differentiable(*full))
-        return tuple(o for o, g in zip(out, cotangents, strict=True) if g is not None)
-
-    with private.without_saved_tensors_hooks():
-        pull = torch.func.vjp(outputs, *[args[i] for i in wanted])[1]
-        grads = dict(zip(wanted, pull(tuple(g for g in cotangents if g is not None)), strict=True))
-    return tuple(grads.get(i) for i in range(len(args)))
 
 
 def as_tuple(out) -> tuple:

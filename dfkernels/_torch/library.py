@@ -6,8 +6,8 @@ What happens to one call of ``torch.ops.dfkernels.posterior``:
 1. The dispatcher looks at the tensors and at the transforms around the call, outermost first.
 2. Under vmap, the rule of `batching` turns the call into calls on plain tensors.
 3. At the Autograd key, once per level of torch.func, `autograd.kernel` looks whether anybody
-   differentiates. If not, the call goes on below. Else it goes on inside of an autograd function
-   that remembers how to differentiate, or, in forward mode, through the differentiable form.
+   differentiates. If not, the call goes on below. Else the op becomes its differentiable form: one
+   call of `sums_about_mean`, which remembers how to differentiate, and ops of PyTorch.
 4. While shapes are traced (torch.compile, torch.export, meta tensors), `fake` answers.
 5. Otherwise the device's implementation runs: on the CPU the compiled kernel, which registered
    itself when dfkernels._C was loaded; on CUDA Triton's, if it can run; else `fallback`.
@@ -54,7 +54,6 @@ def define(
     batch: Callable | None = None,
     cuda: Callable | None = None,
     differentiable: Callable | None = None,
-    fused_vjp: Callable | None = None,
     vjp: Callable | None = None,
     jvp: Callable | None = None,
     discrete: bool = False,
@@ -70,11 +69,9 @@ def define(
             rule of vmap.
         batch: (info, in_dims, *args), a rule of vmap in place of the usual one.
         cuda: (*args), the implementation by Triton, which it imports.
-        differentiable: (*args), the same function made of differentiable ops, from which both
-            derivatives follow. It must not call torch.func itself: forward AD runs it below
-            functorch's key.
-        fused_vjp: (needs, args, outputs, cotangents), gradients by kernels, or None to leave them
-            to the differentiable form.
+        differentiable: (*args), the same function made of differentiable ops, which takes the place
+            of the op where somebody differentiates. It must not call torch.func itself: it runs
+            below functorch's key.
         vjp, jvp: (args, needs, outputs, cotangents) and (args, outputs, tangents), in place of a
             differentiable form, for an op that takes and returns lists of tensors. needs, tangents
             and the gradients are nested like args; None may stand for a list of Nones.
@@ -94,7 +91,7 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, _dense(op, fake), lib=_library)
     torch.library.register_vmap(qualified, batch, lib=_library)
-    rules = autograd.Derivatives(differentiable, fused_vjp, vjp, jvp, discrete)
+    rules = autograd.Derivatives(differentiable, vjp, jvp, discrete)
     _library.impl(name, autograd.kernel(name, op, rules), "Autograd", with_keyset=True)
     if vjp is not None:
         _library.impl(name, batching.legacy(batch), "Batched")

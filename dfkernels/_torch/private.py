@@ -8,7 +8,7 @@ dfkernels, fails with one ImportError that says what to do.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 
@@ -31,11 +31,6 @@ try:
         _len_torch_dispatch_stack,
         _vmapmode_decrement_nesting,
         _vmapmode_increment_nesting,
-    )
-    from torch._C._autograd import (
-        _pop_saved_tensors_default_hooks,
-        _push_saved_tensors_default_hooks,
-        _top_saved_tensors_default_hooks,
     )
     from torch._C._functorch import (
         get_unwrapped,
@@ -87,7 +82,6 @@ __all__ = [
     "tracked",
     "unwrap_dead_wrappers",
     "without_autocast",
-    "without_saved_tensors_hooks",
 ]
 
 
@@ -120,24 +114,6 @@ class tracked:
 
     def __exit__(self, *error):
         self.contexts.__exit__(*error)
-
-
-@contextmanager
-def without_saved_tensors_hooks():
-    """Puts aside the hooks of torch.utils.checkpoint, save_on_cpu and their like, with which
-    torch.func refuses to work. What is saved within is then kept as it is.
-    """
-    hooks = []
-    try:
-        while (
-            pair := _top_saved_tensors_default_hooks(True)
-        ) is not None:  # True: while tracing as well
-            _pop_saved_tensors_default_hooks()
-            hooks.append(pair)
-        yield
-    finally:
-        for pair in reversed(hooks):
-            _push_saved_tensors_default_hooks(*pair)
 
 
 def legacy_vmap_level() -> int:

@@ -63,6 +63,5 @@ op = library.define(
     fake=_fake,
     cuda=_cuda,
     differentiable=_not_differentiable,
-    fused_vjp=_not_differentiable,
     batch=_not_differentiable,
 )

@@ -294,6 +294,21 @@ def test_moments_about_the_mean(kind, B, N, d):
         assert kind == "posterior" or got[3].numel() == 0
 
 
+def test_moments_about_the_mean_of_clouds():
+    """Each with its own atoms, all with one prior; as calls of their own."""
+    parts = [problem("matvec", 2, 9, 3, 1, seed=seed) for seed in (1, 2)]
+    per_query = [torch.cat([p[k] for p in parts]) for k in ("x", "v", "alpha", "sigma")]
+    y, prior = torch.stack([p["y"].nan_to_num() for p in parts]), parts[0]["log_pi"]
+    call = lambda x, y, v, *levels: about_mean.moments_about_mean(
+        x, y, v, *levels, prior, 1.0, 0.0, "matvec", None, None
+    )
+    together = call(per_query[0], y, *per_query[1:])
+    for g in range(2):
+        x, *others = (t[2 * g : 2 * g + 2] for t in per_query)
+        for found, alone in zip(together, call(x, y[g], *others), strict=True):
+            assert torch.equal(found[2 * g : 2 * g + 2], alone)
+
+
 def test_moments_about_the_mean_of_lists():
     """log_pi is not normalised anew; None is that of all atoms."""
     p = problem("posterior", 2, 9, 3, 1)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..._torch import batching, library
 from . import pair_kernels
 from .derivatives import Contraction, Stored, folded, pair_sums
-from .moments import KINDS, PER_ATOM, Inputs, MomentKind, half_square
+from .moments import KINDS, PER_ATOM, Inputs, MomentKind, half_square, residual
 
 
 def log_norm(sigma: Tensor, d: int) -> Tensor:
@@ -68,8 +68,6 @@ def _implementation(x, y, own, alpha, sigma, prior, kind, *stored):
     scale, offset, atoms, counts = stored
     kernel = pair_kernels.moments_about_mean
     usable = all(t.numel() for t in (x, *own)) and library.can_run(kernel, x.device)
-    if y.dim() > 2 or (prior is not None and prior.dim() > 1):  # clouds
-        usable = usable and x.device.type == "cpu"
     if usable and kind in pair_kernels.KINDS_OF_MOMENTS:
         v = own[0] if own else None
         args = (x, y, v, alpha, sigma, prior, scale, offset, kind, atoms, counts)
@@ -80,6 +78,10 @@ def _implementation(x, y, own, alpha, sigma, prior, kind, *stored):
     log_prob, mean, _, _ = posterior(x, y, alpha, sigma, prior, scale, offset, atoms, counts)
     shift = log_prob.double() + log_norm(sigma.double(), x.shape[1])
     shift = shift + half_square(x, alpha, sigma, mean)
+    average = library.overload("average")
+    if kind == "average" and x.device.type == "cpu" and library.can_run(average, x.device):
+        _, total = average(x, y, *own, alpha, sigma, prior, *stored)
+        return [shift, mean, torch.ones_like(alpha), total]
     z = Inputs(x, y, alpha, sigma, prior, shift, mean)
     return [shift, mean, *pair_sums(KINDS[kind], [*z, *own], Stored(*stored))]
 
@@ -108,11 +110,56 @@ def _vjp(args, needs, outputs, cotangents):
     z = _inputs(args, outputs)
     grads: list[Any] = [None] * len(z)
     if any(g is not None for g in cotangents[2:]):
-        c = Contraction(KINDS[kind], (asked,))
-        for j, grad in zip(asked, c.call([*z, *cotangents[2:]], Stored(*stored)), strict=True):
+        found = _without_pairs(args, z, asked, outputs[2:], cotangents[2:])
+        if found is None:
+            c = Contraction(KINDS[kind], (asked,))
+            found = c.call([*z, *cotangents[2:]], Stored(*stored))
+        for j, grad in zip(asked, found, strict=True):
             grads[j] = grad
     x, y, alpha, sigma, prior, _, _, *own = grads
     return x, y, own, alpha, sigma, prior, *[None] * 5
+
+
+def _without_pairs(args, z, asked, sums, cotangents) -> list[Tensor] | None:
+    """Gradients that are made of the sums, or of a second moment of `matvec`, whose derivatives
+    have kernels in their turn: those of log q and the mean in x, of log q in alpha and sigma, of
+    F v in v. None for all others."""
+    kind, *stored = args[6:]
+    names = [KINDS[kind].inputs[j] for j in asked]
+    h_weight, h_first, *others = cotangents
+
+    def second_moment(v: Tensor) -> Tensor:
+        """sum e <t, v_k> t."""
+        x, y, _, alpha, sigma, prior = args[:6]
+        return sums_about_mean(x, y, [v], alpha, sigma, prior, "matvec", *stored)[-1]
+
+    if kind == "matvec" and names == ["v"]:
+        return [torch.zeros_like(z[-1]) if others[0] is None else second_moment(others[0])]
+    if kind != "posterior" or any(h is not None for h in others):
+        return None
+    if names == ["x"] and h_first is not None:
+        first = second_moment(h_first[:, None])[:, 0]
+        if h_weight is not None:
+            first = first + h_weight[:, None] * sums[1]
+    elif h_first is None and {"x", "alpha", "sigma"}.issuperset(names):
+        first = h_weight[:, None] * sums[1]
+    else:
+        return None
+    inputs = Inputs(*z)
+    ratio, sigma = inputs.alpha / inputs.sigma, inputs.sigma
+    r = residual(inputs.x, inputs.alpha, sigma, inputs.reference)
+
+    def gradient(name: str) -> Tensor:
+        """As pair_kernels.py has it, with m1 = first and m2."""
+        if name == "x":
+            return (ratio / sigma)[:, None] * first
+        m2 = h_weight * sums[2]
+        if name == "alpha":
+            along = r - ratio[:, None] * inputs.reference
+            return ((along * first).sum(1) - ratio * m2) / sigma
+        return ratio * (ratio * m2 - 2 * (r * first).sum(1)) / sigma
+
+    return [gradient(name) for name in names]
 
 
 def _jvp(args, outputs, tangents):

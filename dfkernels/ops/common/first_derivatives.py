@@ -44,7 +44,7 @@ def why_not(kind: MomentKind, wanted: Sequence[Sequence[int]], device: torch.dev
     if kind.name not in pair_kernels.KINDS_OF_DERIVATIVES:
         return "this op has no kernels of derivatives"
     if not kernels(kind, wanted):
-        return "only first derivatives have kernels, and the second ones of log_prob in x"
+        return "only first derivatives have kernels, and the second ones of log_prob and mean in x"
     return backend.why_not(device) or "this device has no kernels of derivatives"
 
 

@@ -23,10 +23,8 @@ from ..._torch import batching, check, library
 from ..._torch.errors import UnusableValue
 from . import moments
 
-# dimensions of the arguments with a row per atom: those of the sums, with the prior as ops take it
-PER_ATOM = {
-    "log_prior" if name == "log_pi" else name: rank for name, rank in moments.PER_ATOM.items()
-}
+# dimensions of the arguments with a row per atom: those of the sums, and the prior as ops take it
+PER_ATOM = moments.PER_ATOM | {"log_prior": 1}
 
 
 def define(
@@ -37,7 +35,6 @@ def define(
     fake: Callable,
     differentiable: Callable,
     cuda: Callable,
-    fused_vjp: Callable | None = None,
     density: bool = False,
 ):
     """Declares an op over a data set whose last two arguments are ``atoms`` and ``counts``.
@@ -49,7 +46,6 @@ def define(
             two arguments.
         differentiable: As in `library.define`, for both: its last two arguments are None or left
             out where there are no lists.
-        fused_vjp: As in `library.define`; it hands lists on with the other arguments.
         density: Whether the first result is a log-density.
 
     Returns:
@@ -103,7 +99,6 @@ def define(
         fake=choice(fake, lambda args, *_: fake(*args)),
         cuda=choice(by_clouds(cuda), by_rows),
         differentiable=differentiable,
-        fused_vjp=fused_vjp,
         batch=batched,
     )
     together = batching.folded(op, per_atom=PER_ATOM)

@@ -89,7 +89,8 @@ def fisher_diagonal(
 
     Returns:
         ``[B, *E]`` in x's dtype; differentiable to any order in every tensor. First derivatives
-        take two passes over the atoms, in y and others together three; second ones are slow.
+        take one more pass over the atoms or, in y or log_prior and others together in reverse mode,
+        two; second ones are slow.
 
     Raises:
         TypeError, ValueError: As `posterior` does.

@@ -59,19 +59,6 @@ def _fake(x, y, v, alpha, sigma, log_prior, scale, offset):
     return v.new_empty(v.shape)
 
 
-def _symmetric(name: str) -> Callable:
-    """The fused gradient in v alone, which is the op itself: both operators are symmetric."""
-
-    def fused_vjp(needs, args, outputs, cotangents):
-        if any(need for i, need in enumerate(needs) if i != 2):
-            return None
-        x, y, _, *others = args
-        grad = library.overload(name)(x, y, cotangents[0], *others)
-        return None, None, grad, *[None] * len(others)
-
-    return fused_vjp
-
-
 def _define(name: str, differentiable: Callable, fisher: bool):
     return lists.define(
         name,
@@ -81,7 +68,6 @@ def _define(name: str, differentiable: Callable, fisher: bool):
         fake=_fake,
         cuda=library.in_triton(__name__, fisher=fisher),
         differentiable=differentiable,
-        fused_vjp=_symmetric(name),
     )
 
 
@@ -122,9 +108,9 @@ def fisher_matvec(
             `posterior`.
 
     Returns:
-        A tensor of v's shape, differentiable to any order in every tensor. In reverse mode, the
-        derivative in v costs one more call, every other first one two passes over the atoms or, in
-        v and y together, three; forward mode takes two. Second derivatives are slow.
+        A tensor of v's shape, differentiable to any order in every tensor. In either mode first
+        derivatives cost one more pass over the atoms or, in y or log_prior and others together in
+        reverse mode, two. Second derivatives are slow.
 
     Raises:
         TypeError, ValueError: As `posterior` does.

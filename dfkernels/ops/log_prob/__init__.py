@@ -14,8 +14,9 @@ from torch import Tensor
 from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
-from ..common.about_mean import log_norm
-from ..posterior import from_sums
+from ..common.about_mean import about_mean, log_density, log_norm
+from ..common.derivatives import Stored
+from ..posterior import KIND as POSTERIOR
 from .reference import log_prob as reference
 
 __all__ = ["log_prob", "reference"]
@@ -36,19 +37,11 @@ def _fallback(x, y, alpha, sigma, log_prior, scale, offset):
     return (found - log_norm(sigma.double(), d)).to(x.dtype)
 
 
-def _posterior(*args) -> tuple[Tensor, ...]:
-    """The op posterior, with the same arguments."""
-    return library.overload("posterior")(*args)
-
-
-def _fused_vjp(needs, args, outputs, cotangents):
-    """The gradient in x alone, the score: one pass for the mean."""
-    if any(needs[1:]):
-        return None
-    x, _, alpha, sigma = args[:4]
-    mean = _posterior(*args)[1]
-    grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * mean)
-    return (grad, *[None] * (len(args) - 1))
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    """With the sums of `posterior`, which give the derivatives in x, alpha and sigma as well."""
+    stored = Stored(scale, offset, atoms, counts)
+    z, (weight, *_) = about_mean(POSTERIOR, x, y, alpha, sigma, log_prior, stored)
+    return log_density(z, weight)
 
 
 op = lists.define(
@@ -58,8 +51,7 @@ op = lists.define(
     fallback=_fallback,
     fake=lambda x, *_: x.new_empty(x.shape[0]),
     cuda=library.in_triton(__name__),
-    differentiable=lambda *args: from_sums(*args)[0],
-    fused_vjp=_fused_vjp,
+    differentiable=_differentiable,
     density=True,
 )
 
@@ -81,8 +73,7 @@ def log_prob(
 
     It is the first result of `posterior`, for about half the work where many atoms carry weight.
     Take it where the mean is not needed: kernel density estimates, half-steps of Sinkhorn's
-    algorithm, likelihood ratios. Where the score is needed too, call `posterior`, which leaves the
-    mean: here the gradient in x costs a pass of its own.
+    algorithm, likelihood ratios. Where the score is needed too, `posterior` costs no more.
 
     Args:
         x: Queries ``[B, *E]``, float32 or float64: the compute dtype, and that of the output.
@@ -102,7 +93,8 @@ def log_prob(
 
     Returns:
         log_prob [B], differentiable to any order in x, y, alpha, sigma and log_prior, as that of
-        `posterior` is. In reverse mode, the gradient in x alone costs one fused pass.
+        `posterior` is. Where a derivative is asked for, it is taken from the sums of `posterior`:
+        the value then costs a pass like that one, and the gradients in x, alpha and sigma none.
 
     Raises:
         TypeError: An argument has a type or dtype that it cannot have; the message names it.

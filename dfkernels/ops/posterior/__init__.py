@@ -80,7 +80,7 @@ def _finish(z: Inputs, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, 
     return log_prob, z.reference + delta, trace, weight * weight / weight_square
 
 
-def from_sums(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
     """The op in differentiable form."""
     stored = Stored(scale, offset, atoms, counts)
     return _finish(*about_mean(KIND, x, y, alpha, sigma, log_prior, stored))
@@ -126,21 +126,6 @@ def _fake(x, y, alpha, sigma, log_prior, scale, offset):
     return x.new_empty(B), x.new_empty(x.shape), x.new_empty(B), x.new_empty(B)
 
 
-def _fused_vjp(needs, args, outputs, cotangents):
-    """The gradient in x alone, through log_prob and mean: the score, and (alpha/sigma^2) C g."""
-    if any(needs[1:]) or cotangents[2] is not None or cotangents[3] is not None:
-        return None
-    x, y, alpha, sigma, *others = args
-    grad = 0
-    if cotangents[0] is not None:
-        grad = -(cotangents[0] / sigma**2)[:, None] * (x - alpha[:, None] * outputs[1])
-    if cotangents[1] is not None:
-        matvec = library.overload("covariance_matvec")
-        through_mean = matvec(x, y, cotangents[1][:, None], alpha, sigma, *others)
-        grad = grad + (alpha / sigma**2)[:, None] * through_mean[:, 0]
-    return (grad, *[None] * (len(args) - 1))
-
-
 op = lists.define(
     "posterior",
     "(Tensor x, Tensor y, Tensor alpha, Tensor sigma, Tensor? log_prior, float scale, "
@@ -148,8 +133,7 @@ op = lists.define(
     fallback=_fallback,
     fake=_fake,
     cuda=library.in_triton(__name__),
-    differentiable=from_sums,
-    fused_vjp=_fused_vjp,
+    differentiable=_differentiable,
     density=True,
 )
 
@@ -195,10 +179,10 @@ def posterior(
 
     Returns:
         Posterior(log_prob [B], mean ``[B, *E]``, fisher_trace [B], ess [B]), differentiable to any
-        order in x, y, alpha, sigma and log_prior. In reverse mode, log_prob in x costs no pass over
-        the atoms and mean in x one. Other first derivatives take two passes, in y or log_prior and
-        others together three; forward mode takes two for all outputs and arguments. Second
-        derivatives are slow, but for that of log_prob in x.
+        order in x, y, alpha, sigma and log_prior. In reverse mode, log_prob in x, alpha and sigma
+        costs no further pass over the atoms; other first derivatives take one, in y or log_prior
+        and others together two; forward mode takes one for all outputs and arguments. Second
+        derivatives are slow, but for those of log_prob and the mean in x.
 
     Raises:
         TypeError: An argument has a type or dtype that it cannot have; the message names it.

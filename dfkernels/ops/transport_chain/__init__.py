@@ -79,7 +79,6 @@ def _define(name: str, cuda: Callable | None = None):
         fake=_fake,
         cuda=cuda,
         differentiable=_no_derivative,
-        fused_vjp=_no_derivative,
         shared=("y", "alpha", "sigma", "log_prior", "rates"),
     )
 

@@ -10,6 +10,7 @@ import importlib
 import torch
 from torch import Tensor
 
+from .. import lists, pair_kernels
 from . import launch
 from .pair_problem import listed
 
@@ -38,12 +39,16 @@ def moments_about_mean(
             x.new_zeros(shape),
             empty,
         )
+    args = (x, y, v, alpha, sigma, log_pi, scale, offset, kind, atoms, counts)
+    if y.dim() > 2 or (log_pi is not None and log_pi.dim() > 1):
+        clouds = lists.each_cloud(pair_kernels.moments_about_mean, args)
+        return lists.joined([moments_about_mean(*cloud) for cloud in clouds])
     if atoms is not None:
         outs = []
         for a in listed(y, log_pi, atoms, counts, x.dtype):
             head = (*a.row(x), a.y, *a.row(v, alpha, sigma), a.log_pi)
             outs.append(moments_about_mean(*head, scale, offset, kind, None, None))
-        return tuple(map(torch.cat, zip(*outs, strict=True)))
+        return lists.joined(outs)
     module = importlib.import_module(f"dfkernels.ops.{OPS[kind]}.triton")
     if kind == "dense" and not module.takes_products(x):
         given = (x, y, module.units(x), alpha, sigma, log_pi, scale, offset, "matvec")
