@@ -6,7 +6,7 @@ Importing it registers torch.ops.dfkernels.
 
 from __future__ import annotations
 
-from . import methods, ops, schedule
+from . import adapt, methods, ops, schedule
 from ._top_k import TopK, top_k
 from .cloud import PointCloud
 from .fisher import DiffusionFisher, FisherOperator
@@ -32,6 +32,7 @@ __all__ = [
     "MatchedTrace",
     "PointCloud",
     "TopK",
+    "adapt",
     "denoising_loss",
     "guide",
     "invert",

@@ -25,6 +25,7 @@ LAYERS = [
     {"fisher"},
     {"_top_k"},
     {"methods"},
+    {"adapt"},
     {"cli"},
     {"__main__"},
 ]

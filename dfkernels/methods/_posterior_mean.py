@@ -1,4 +1,4 @@
-"""The posterior mean over a data set in the place of a network."""
+"""A data set in the place of a network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,37 @@ from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
 from ..schedule import Schedule
 
-__all__ = ["PosteriorMean"]
+__all__ = ["DataSet", "PosteriorMean"]
 
 
-class PosteriorMean(nn.Module):
-    """The network of `Denoiser.exact`. It takes t in float64 whatever x's dtype, and no conditions.
-
-    A Module without parameters, so that `.to(device)` reaches the cloud.
+class DataSet(nn.Module):
+    """A data set as a Module without parameters: `.to(device)` moves it, with its index, and casts
+    leave it alone, since computation follows the query's dtype.
     """
 
-    full_precision = True
+    full_precision = True  # see `_calls.call`
+
+    def __init__(self, cloud: PointCloud, tolerance: float | None) -> None:
+        super().__init__()
+        self.cloud, self.tolerance = cloud, tolerance
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DataSet:
+        # what .to(), .cuda() and their like do to every tensor; integers change their device only
+        device = fn(torch.empty(0, dtype=torch.int64, device=self.cloud.device)).device
+        self.cloud = self.cloud.to(device)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
+        return f"{self.cloud!r}{tolerance}"
+
+
+class PosteriorMean(DataSet):
+    """The network of `Denoiser.exact`. It takes t in float64 whatever x's, and no conditions."""
 
     def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
-        super().__init__()
-        self.cloud, self.schedule, self.tolerance = cloud, schedule, tolerance
+        super().__init__(cloud, tolerance)
+        self.schedule = schedule
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.fisher(x, t).denoised
@@ -40,13 +57,3 @@ class PosteriorMean(nn.Module):
             and self.cloud is other.cloud
             and (self.schedule, self.tolerance) == (other.schedule, other.tolerance)
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PosteriorMean:
-        # what .to(), .cuda() and their like do to every tensor; integers change their device only
-        device = fn(torch.empty(0, dtype=torch.int64, device=self.cloud.device)).device
-        self.cloud = self.cloud.to(device)
-        return super()._apply(fn, recurse)
-
-    def extra_repr(self) -> str:
-        tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
-        return f"{self.cloud!r}{tolerance}"
