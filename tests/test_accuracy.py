@@ -8,6 +8,8 @@ import pytest
 import torch
 from difference import EPS, by_ops, difference_form, errors
 
+from dfkernels import ops
+
 # d: (queries, atoms). Enough queries that the RMS of their rounding errors is not a matter of luck.
 SIZES = {
     2: (44, 500),
@@ -175,3 +177,23 @@ def test_long_sums(d, sigma):
         if not rms(ours[k]) <= 2 * rms(theirs[k]) + FLOOR
     }
     assert bad == {}
+
+
+def test_the_diagonal_of_a_cluster_far_out_along_one_axis():
+    """All that is far from the centre is in one coordinate, where much would cancel about it, and
+    every atom of a tile carries weight."""
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)
+    n, d, b = 1536, 64, 24
+    y = 0.05 * normal(n, d)
+    y[: n // 2, 0] += 4 * d**0.25
+    y[n // 2 :, 0] -= 4 * d**0.25
+    x = y[torch.randint(n, (b,), generator=generator)] + normal(b, d)
+    p = dict(x=x, y=y, alpha=torch.ones(b), sigma=torch.ones(b))
+    exact = {"diagonal": difference_form(**p)["diagonal"]}
+    plain = difference_form(**p, dtype=torch.float32)
+    got = {"diagonal": ops.fisher_diagonal(**p)}
+    ours, theirs = (
+        float(errors(o, exact)["diagonal"].square().mean().sqrt()) for o in (got, plain)
+    )
+    assert ours <= 2 * theirs + FLOOR, (ours / EPS, theirs / EPS)

@@ -275,6 +275,17 @@ def test_a_tight_cluster_far_from_the_centre(kind):
     assert worst(kind, p) < 1e-5
 
 
+@pytest.mark.parametrize("sigma", [1.2, 2.0])
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_a_crowd_beside_the_atoms_near_the_mean(kind, sigma):
+    """A few atoms of each tile lie near the reference, where much would cancel about the centre,
+    and the rest, which carries weight as well, does not."""
+    p = problem(kind, 16, 400, 40, sigma=sigma, dtype=F32)
+    p["y"][16:32] = p["y"][:16] + 0.1 * p["y"][32:48]
+    p |= about_mean(p)
+    assert worst(kind, p) < 3e-6
+
+
 @pytest.mark.parametrize("d", [2, 40, 300])
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_no_less_exact_than_plain_float32(kind, d):

@@ -8,6 +8,7 @@ template <class T>
 struct DenseMoments {
   static constexpr bool first_moment = true;
   static constexpr double centre_limit = 0.125;
+  static constexpr bool elementwise = false;
   static constexpr AddRows<T> add_rows = nullptr;
 
   static int64_t second_rows(const Problem<T>& p) { return p.d; }

@@ -7,8 +7,8 @@ namespace {
 template <class T>
 struct DiagonalMoments {
   static constexpr bool first_moment = true;
-  static constexpr double centre_limit = 0.125;
-  static constexpr AddRows<T> add_rows = nullptr;
+  static constexpr double centre_limit = 1.5;
+  static constexpr bool elementwise = true;
 
   static int64_t second_rows(const Problem<T>&) { return 1; }
 
@@ -20,6 +20,11 @@ struct DiagonalMoments {
       sum[i] = tile.queries[i].vectors + m.stride;
     }
     weighted_sums<T, true>(tile.count, weight, tile.rows, tile.n, m.stride, sum);
+  }
+
+  static void add_rows(const QuerySums&, const T* weight, const T* const* rows, int64_t n,
+                       int64_t width, const T* reference, T* vectors) {
+    add_about<T, true>(weight, rows, n, width, reference, vectors, vectors + width);
   }
 
   static void add_small_d(const Problem<T>& p, const Moments<T>&, const SmallDTile<T>& tile,

@@ -9,6 +9,7 @@ struct LogProbMoments {
   static constexpr bool first_moment = false;
   // The posterior's: about the centre or not, the logits are found in the same way.
   static constexpr double centre_limit = 4;
+  static constexpr bool elementwise = false;
 
   static int64_t second_rows(const Problem<T>&) { return 0; }
   static void add_tile(const Problem<T>&, const Moments<T>&, const WeightedTile<T>&) {}

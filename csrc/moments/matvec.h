@@ -11,6 +11,7 @@ struct MatvecMoments {
   // As large as the posterior's, although a vector comes out: projections are taken less an origin
   // (weigh_projections), so little is subtracted at the end. simd/query.h says what it limits.
   static constexpr double centre_limit = 4;
+  static constexpr bool elementwise = false;
   static constexpr AddRows<T> add_rows = nullptr;
 
   static int64_t second_rows(const Problem<T>& p) { return p.K; }

@@ -9,6 +9,7 @@ template <class T>
 struct PosteriorMoments {
   static constexpr bool first_moment = true;
   static constexpr double centre_limit = 4;
+  static constexpr bool elementwise = false;
 
   static int64_t second_rows(const Problem<T>&) { return 0; }
 

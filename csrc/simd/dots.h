@@ -203,37 +203,47 @@ void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t wid
   for (; j < n; ++j) distance_block<T, 1>(x, alpha, rows + j, width, out + j);
 }
 
-template <class T, int V>
+// first += sum_j e_j t_j, t_j = row_j - reference, in V vectors from k on. Returns sum_j e_j t_j^2
+// in one vector, or adds it to `square`, elementwise.
+template <class T, int V, bool SQUARE>
 DFK_INLINE Vec<T> shifted_block(const T* e, const T* const* rows, int64_t n, const T* reference,
-                                T* dst, int64_t k) {
-  Vec<T> from[V], sum[V] = {}, square[V] = {};
+                                T* first, T* square, int64_t k) {
+  Vec<T> from[V], sum[V] = {}, square_sum[V] = {};
   for (int v = 0; v < V; ++v) from[v] = load(reference + k + v * W<T>);
   for (int64_t j = 0; j < n; ++j) {
     const Vec<T> weight = all(e[j]);
     for (int v = 0; v < V; ++v) {
       const Vec<T> t = load(rows[j] + k + v * W<T>) - from[v], part = weight * t;
       sum[v] += part;
-      square[v] += part * t;
+      square_sum[v] += part * t;
     }
   }
   for (int v = 0; v < V; ++v) {
-    T* to = dst + k + v * W<T>;
-    store(to, load(to) + sum[v]);
-    if (v) square[0] += square[v];
+    const int64_t at = k + v * W<T>;
+    store(first + at, load(first + at) + sum[v]);
+    if (SQUARE) store(square + at, load(square + at) + square_sum[v]);
+    if (v) square_sum[0] += square_sum[v];
   }
-  return square[0];
+  return square_sum[0];
 }
-// dst += sum_j e_j t_j, t_j = row_j - reference, for a few (n) rows; returns sum_j e_j |t_j|^2.
-template <class T>
+// first += sum_j e_j t_j, t_j = row_j - reference, for a few (n) rows, which are read where they
+// are; returns sum_j e_j |t_j|^2. With SQUARE also square += sum_j e_j t_j^2, elementwise.
+template <class T, bool SQUARE = false>
 double add_about(const T* e, const T* const* rows, int64_t n, int64_t width, const T* reference,
-                 T* dst) {
+                 T* first, T* square = nullptr) {
   constexpr int V = 4;
-  Vec<T> sum{};
-  int64_t k = 0;
-  for (; k + V * W<T> <= width; k += V * W<T>)
-    sum += shifted_block<T, V>(e, rows, n, reference, dst, k);
-  for (; k < width; k += W<T>) sum += shifted_block<T, 1>(e, rows, n, reference, dst, k);
-  return total<T>(sum);
+  double square_sum = 0;
+  for (int64_t j = 0; j < n; j += sum_chain) {
+    const int64_t some = n - j < sum_chain ? n - j : sum_chain;
+    Vec<T> sum{};
+    int64_t k = 0;
+    for (; k + V * W<T> <= width; k += V * W<T>)
+      sum += shifted_block<T, V, SQUARE>(e + j, rows + j, some, reference, first, square, k);
+    for (; k < width; k += W<T>)
+      sum += shifted_block<T, 1, SQUARE>(e + j, rows + j, some, reference, first, square, k);
+    square_sum += total<T>(sum);
+  }
+  return square_sum;
 }
 
 // dst_i += sum_j coef_i[j] row_j for i < count <= tile_queries; with SQUARE the rows enter squared

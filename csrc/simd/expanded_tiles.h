@@ -126,6 +126,21 @@ class ExpandedTiles {
            (2 * query.atom_factor * t.largest_norm - query.constant + t.largest_log_prior);
   }
 
+  // The largest |y * y|.
+  double largest_square_norm(const Tile<T>& t) const {
+    double largest = 0;
+    for (int64_t j = 0; j < t.n; ++j) {
+      Vec<T> sum{};
+      for (int64_t k = 0; k < w_; k += W<T>) {
+        const Vec<T> y = ::load(t.rows.at + j * t.rows.ld + k), square = y * y;
+        sum += square * square;
+      }
+      const double norm = __builtin_sqrt(total<T>(sum));
+      if (!(norm <= largest)) largest = norm;
+    }
+    return largest;
+  }
+
   // Whether at least half of the atoms have a logit of at least `least`.
   static bool crowded(const Tile<T>& t, const T* l, T least) {
     int64_t count = 0;

@@ -7,8 +7,9 @@ namespace {
 
 template <class T>
 struct MomentKindFunctions {
-  bool first_moment;  // whether sum e t is added up
-  double centre_limit;
+  bool first_moment;    // whether sum e t is added up
+  double centre_limit;  // simd/query.h says of what
+  bool elementwise;     // whether second moments are those of the coordinates
   int64_t (*second_rows)(const Problem<T>&);
   void (*add_tile)(const Problem<T>&, const Moments<T>&, const WeightedTile<T>&);
   AddRows<T> add_rows;  // null: rows are shifted into a tile first
@@ -21,6 +22,7 @@ struct MomentKindFunctions {
 template <class T, template <class> class Kind>
 inline constexpr MomentKindFunctions<T> functions_of{.first_moment = Kind<T>::first_moment,
                                                      .centre_limit = Kind<T>::centre_limit,
+                                                     .elementwise = Kind<T>::elementwise,
                                                      .second_rows = Kind<T>::second_rows,
                                                      .add_tile = Kind<T>::add_tile,
                                                      .add_rows = Kind<T>::add_rows,

@@ -110,15 +110,16 @@ struct WeightedTile {
   Rows<T> rows;
   const T* cols;  // the packed transpose of the rows, or null
   int64_t n;
-  const T* norm;  // |t|^2, or null where the kind has add_rows
+  const T* norm;  // |t|^2, or null where the rows were shifted for one query
   T* scratch;     // [tile_queries, scratch_stride]
   int64_t scratch_stride;
 };
 
-// Adds the moments of n rows less the reference, which are read where they are.
+// Adds the moments of n rows less the reference, which are read where they are. vectors: as in
+// QueryInTile, rows of `width`.
 template <class T>
 using AddRows = void (*)(const QuerySums&, const T* weight, const T* const* rows, int64_t n,
-                         int64_t width, const T* reference, T* first_moment);
+                         int64_t width, const T* reference, T* vectors);
 
 // A tile of atoms of few coordinates, with one query's weights: coordinate k of the atoms stands at
 // cols + k * padded.

@@ -2,9 +2,10 @@
 //   * Expanded logits show that all atoms are negligible: nothing is done.
 //   * The noise is as large as the data and most atoms carry weight: the tile goes to the sink
 //     whole, about the centre, with all such queries; expanded logits are used as they are, or
-//     those by differences in less noise. That takes a posterior which is wide beside the
-//     reference's distance from the centre: what cancels about the centre would show in
-//     derivatives, though it does not in the moments.
+//     those by differences in less noise. What cancels about the centre would show in derivatives,
+//     though it does not in the moments. So if the posterior is narrow beside the reference's
+//     distance from the centre, the atoms near the reference are taken out of the tile and
+//     evaluated by differences.
 //   * Otherwise the atoms that the expanded logits cannot exclude, as a rule few, are evaluated by
 //     differences (pair_sweep.h).
 #pragma once
@@ -40,14 +41,18 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     centre_constant_ = tile_scratch_.template take<double>(B);
     distance_ = tile_scratch_.template take<double>(tile_);
     square_ = tile_scratch_.template take<double>(B);
+    from_centre_ = tile_scratch_.template take<T>(B * w);
+    along_m_ = tile_scratch_.template take<T>(tile_queries * tile_);
     for (int64_t i = 0; i < B; ++i) {
       const int64_t b = Base::batch_index(i);
       tiles_.set_query(i, b, raw_x_ + i * w);
       centre_constant_[i] = constant(i);
       square_[i] = 0;
-      for (int64_t k = 0; k < p.d; ++k) {
-        const double far = double(a.reference[b * p.d + k]) - (p.centre ? p.centre[k] : T(0));
-        square_[i] += far * far;
+      for (int64_t k = 0; k < w; ++k) {
+        const double m =
+            k < p.d ? double(a.reference[b * p.d + k]) - (p.centre ? p.centre[k] : T(0)) : 0;
+        from_centre_[i * w + k] = T(m);
+        square_[i] += m * m;
       }
     }
   }
@@ -72,12 +77,16 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   }
 
  private:
+  // About the centre, sums are for a posterior which is at least so wide, |t|^2 beside |m|^2, and
+  // where z (simd/query.h) is no larger than this.
+  static constexpr double near = 0.25, centre_limit = 4;
+
   bool ok() const { return tiles_.ok() && tile_scratch_.ok() && Base::ok(); }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 3 * t(tile_ * (w_ + W<T>)) + 2 * t(packed_ ? tile_ * w_ : 0) + 2 * t(tile_) +
            Arena::bytes<int64_t>(tile_) + 2 * Arena::bytes<double>(B_) +
-           Arena::bytes<double>(tile_);
+           Arena::bytes<double>(tile_) + t(B_ * w_) + t(tile_queries * tile_);
   }
 
   // What an expanded logit less the shift has beside the products, of x before it is rounded.
@@ -93,7 +102,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
-    int64_t active[tile_queries], again[tile_queries], n_active = 0, n_again = 0;
+    int64_t active[tile_queries], narrow[tile_queries], n_active = 0, n_narrow = 0;
     const T* weight[tile_queries];
     for (int64_t i = 0; i < count; ++i) {
       const Query<T>& query = tiles_.query(q + i);
@@ -106,21 +115,19 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
                    constant = centre_constant_[q + i];
       if (!(largest + constant + error >= -gap_)) continue;
       const double z = query.atom_factor * t.largest_norm;
-      const bool about_centre =
-          z <= kind_of(p_).centre_limit * p_.d && tiles_.crowded(t, l, T(-gap_ - constant));
-      if (about_centre && z - query.constant <= expanded_limit * p_.d) {
-        if (weigh(t, q + i, l, constant)) weight[n_active] = l, active[n_active++] = q + i;
-      } else if (about_centre) {
-        again[n_again++] = q + i;
-      } else {
+      if (!(z <= centre_limit * p_.d && tiles_.crowded(t, l, T(-gap_ - constant)))) {
         pick(t, q + i, l, -gap_ - error - constant);
+        continue;
       }
+      const bool expanded = z - query.constant <= expanded_limit * p_.d;
+      if (!expanded) logits_by_differences(t, q + i, l);
+      if (weigh(t, q + i, l, expanded ? constant : 0))
+        narrow[n_narrow++] = q + i;
+      else
+        weigh_heavy(t, q + i, l);
+      weight[n_active] = l, active[n_active++] = q + i;
     }
-    for (int64_t i = 0; i < n_again; ++i) {
-      T* const l = tiles_.logits(again[i] - q);
-      logits_by_differences(t, again[i], l);
-      if (weigh(t, again[i], l, 0)) weight[n_active] = l, active[n_active++] = again[i];
-    }
+    if (n_narrow) take_near_atoms(t, q, n_narrow, narrow);
     if (n_active) add(t, n_active, active, weight);
   }
 
@@ -134,48 +141,71 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
     for (int64_t j = t.n; j < t.padded; ++j) l[j] = -T(__builtin_inf());
   }
 
-  // Makes weights of logits, which lack a constant, in place. The few atoms of a query that weigh
-  // much have their logits taken about its reference, near which they are: the error of a logit
-  // shows in its weight alone. False where the tile shows that the posterior is narrow: with m =
-  // reference - centre, its variance is the mean of |y|^2 less |m|^2. The atoms were then added by
-  // differences.
+  // Makes weights of logits, which lack a constant, in place. Returns whether the tile shows that
+  // the posterior is narrow: with m = reference - centre, its variance is the mean of |y|^2 less
+  // |m|^2.
   bool weigh(const Tile<T>& t, int64_t i, T* l, double constant) {
-    constexpr double narrow = 0.25, light = 1e-4;  // beside |m|^2, and beside the mean weight
-    constexpr T much = T(1) / 64;
+    constexpr double light = 1e-4;  // beside the mean weight
     const T rounded = T(constant), rest = T(__builtin_exp(constant - double(rounded)));
-    Vec<T> largest{}, sum{}, square_sum{};
+    Vec<T> sum{}, square_sum{};
     for (int64_t j = 0; j < t.padded; j += W<T>) {
       const Vec<T> e = rest * vexp(::load(l + j) + rounded);
       store<T>(l + j, e);
-      largest = larger<T>(e, largest);
       sum += e;
       square_sum += e * ::load(t.norm + j);
     }
     const double weight = total<T>(sum);
-    if (total<T>(square_sum) < (1 + narrow) * square_[i] * weight &&
-        weight * double(p_.N) >= light * double(t.n)) {
-      pick(t, i, l, __builtin_exp(-gap_ - tiles_.error(t, tiles_.query(i))));
-      return false;
-    }
-    if (!(max_lanes<T>(largest) >= much)) return true;
-    for (int64_t j = 0; j < t.n; ++j)
-      if (l[j] >= much)
-        l[j] = T(__builtin_exp(double(t.log_prior[j]) +
-                               Base::shift_row(i, t.raw.at + j * t.raw.ld, 0) - constant_[i]));
-    return true;
+    return total<T>(square_sum) < (1 + near) * square_[i] * weight &&
+           weight * double(p_.N) >= light * double(t.n);
   }
 
-  // Adds by differences the atoms whose logits or weights are at least so much; all if there are
-  // none.
+  // The few atoms of a query that weigh much have their logits taken about its reference, near
+  // which they are: the error of a logit shows in its weight alone.
+  void weigh_heavy(const Tile<T>& t, int64_t i, T* e) {
+    constexpr T much = T(1) / 64;
+    if (!(tiles_.max_of(e, t.padded) >= much)) return;
+    for (int64_t j = 0; j < t.n; ++j)
+      if (e[j] >= much)
+        e[j] = T(__builtin_exp(double(t.log_prior[j]) +
+                               Base::shift_row(i, t.raw.at + j * t.raw.ld, 0) - constant_[i]));
+  }
+
+  // Of queries from q on with narrow posteriors: adds the atoms near the reference, whose |t|^2 is
+  // less than `near` |m|^2, by differences, and sets their weights in the tile to 0. Terms about
+  // the centre are at most a few times as large as those of the other atoms about the reference.
+  void take_near_atoms(const Tile<T>& t, int64_t q, int64_t count, const int64_t* queries) {
+    const T* m[tile_queries];
+    for (int64_t i = 0; i < count; ++i) m[i] = from_centre_ + queries[i] * w_;
+    dots<T>(count, m, t.rows, t.cols, t.n, w_, along_m_, tile_, nullptr);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t query = queries[i];
+      T *const e = tiles_.logits(query - q), *const along_m = along_m_ + i * tile_;
+      const T least = T(__builtin_exp(-gap_ - tiles_.error(t, tiles_.query(query)))),
+              far = T((near - 1) * square_[query]);
+      int64_t n = 0;
+      for (int64_t j = 0; j < t.n; ++j) {
+        if (t.norm[j] - 2 * along_m[j] >= far) continue;
+        if (e[j] >= least) take(t, j, n++);
+        e[j] = 0;
+      }
+      if (n) Base::add_by_differences(query, n);
+      weigh_heavy(t, query, e);
+    }
+  }
+
+  // Adds by differences the atoms whose logits are at least so much; all if there are none.
   void pick(const Tile<T>& t, int64_t i, const T* l, double least) {
     int64_t n = 0;
     for (int64_t j = 0; j < t.n; ++j) {
       if (l ? !(l[j] >= least) : !(t.log_prior[j] > -T(__builtin_inf()))) continue;
-      picked_row_[n] = t.raw.at + j * t.raw.ld;
-      picked_log_prior_[n] = t.log_prior[j];
-      picked_atom_[n++] = row_of(p_, t.start + j);
+      take(t, j, n++);
     }
     if (n) Base::add_by_differences(i, n);
+  }
+  void take(const Tile<T>& t, int64_t j, int64_t n) {
+    picked_row_[n] = t.raw.at + j * t.raw.ld;
+    picked_log_prior_[n] = t.log_prior[j];
+    picked_atom_[n] = row_of(p_, t.start + j);
   }
 
   void add(const Tile<T>& t, int64_t count, const int64_t* queries, const T* const* weight) {
@@ -240,7 +270,8 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
   T *along_, *log_pi_tangent_;
   int64_t* atoms_;
   double *centre_constant_, *distance_;
-  double* square_;  // |reference - centre|^2 of every query
+  T *from_centre_, *along_m_;  // m = reference - centre [B, w]; [tile_queries, tile]: <y, m>
+  double* square_;             // [B]: |m|^2
 };
 
 }  // namespace

@@ -16,11 +16,14 @@ double weight_gap(const Problem<T>& p) {
   return __builtin_log(double(p.N) + 1) - __builtin_log(epsilon<T>) + 10;
 }
 
-// With z = alpha^2 |y|^2 / d sigma^2: the centre is the reference only where z <= 2 centre_limit,
-// since second moments about it are then good to a few units in the last place. The limit is
-// smaller for elementwise moments (diagonal, dense), from which products of the mean's coordinates
-// are subtracted at the end. Expanded logits are used as they are only where
-// z + |x|^2 / d sigma^2 <= 2 expanded_limit.
+// With z = alpha^2 |y|^2 / 2 sigma^2: the centre is the reference only where z <= centre_limit d,
+// since second moments about it are then good to a few units in the last place. What is rounded is
+// the weighted mean of |y|^2, or elementwise (diagonal) of y * y, a vector whose norm is no larger
+// than the largest |y * y|. Times (alpha / sigma)^2 that is 2 z beside the trace's unit d, or 2 z /
+// sqrt(d) beside sqrt(d) if sqrt(d) |y * y| stands for |y|^2 in z: the same where all coordinates
+// are alike, and sqrt(d) times as much where one of them is all of y. dense measures its atoms by
+// |y|^2, and has a small limit instead. Expanded logits are used as they are only where
+// z + |x|^2 / 2 sigma^2 <= expanded_limit d.
 inline constexpr double expanded_limit = 1;
 
 template <class T>

@@ -47,6 +47,7 @@ class ExpandedSweep : private SweepBase<T> {
       if (!tiles_.load(i, n1 - i < tile_ ? n1 - i : tile_, tile, leave_out)) return non_finite_atom;
       if (m_.race) find_segments(p_, i, tile.n, segments_);
       value_rows_ = {};
+      largest_square_norm_ = __builtin_nan("");
       for (int64_t q = 0; q < B_; q += tile_queries) {
         if (q) tiles_.dot_products(tile, q);
         visit(tile, q, tiles_.group_size(q));
@@ -76,7 +77,7 @@ class ExpandedSweep : private SweepBase<T> {
           query.constant + largest - tiles_.error(t, query) > *s.max_logit + gap_)
         Base::restart(q + i);
       const double z = query.atom_factor * t.largest_norm;
-      const bool centre_will_do = z <= kind_of(p_).centre_limit * p_.d && *s.reference < 0 &&
+      const bool centre_will_do = *s.reference < 0 && near_centre(t, query) &&
                                   (*s.weight_sum > 0 || tiles_.crowded(t, l, largest - T(gap_)));
       if (centre_will_do && z - query.constant <= expanded_limit * p_.d) {
         if (weigh(t, q + i, l, largest, query.constant)) active[n_active++] = in_tile(q + i, l);
@@ -107,6 +108,16 @@ class ExpandedSweep : private SweepBase<T> {
                    .scratch_stride = tile_});
     for (int64_t i = 0; p_.values.at && i < n_active; ++i)
       values_.expect_weightless(active[i].weight, active[i].vectors);
+  }
+
+  // Whether moments of the tile's atoms about the centre are exact enough (simd/query.h).
+  bool near_centre(const Tile<T>& t, const Query<T>& query) {
+    const double limit = kind_of(p_).centre_limit * p_.d, root = __builtin_sqrt(double(p_.d)),
+                 z = query.atom_factor * t.largest_norm;
+    if (!kind_of(p_).elementwise || !(z <= limit) || root * z <= limit) return z <= limit;
+    if (largest_square_norm_ != largest_square_norm_)
+      largest_square_norm_ = tiles_.largest_square_norm(t);
+    return root * query.atom_factor * largest_square_norm_ <= limit;
   }
 
   // Makes weights of logits less `offset`, in place. False where the whole tile is negligible.
@@ -160,7 +171,8 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
   ExpandedTiles<T> tiles_;
-  Rows<T> value_rows_{};  // of the tile, once a query needs them
+  Rows<T> value_rows_{};                            // of the tile, once a query needs them
+  double largest_square_norm_ = __builtin_nan("");  // of the tile, once a query needs it
 };
 
 }  // namespace
