@@ -82,6 +82,14 @@ def test_a_scale_of_0_or_1_needs_one_evaluation(scale):
     assert network.batches == [3] and torch.equal(out, network(x, t, label)[:, :2])
 
 
+def test_a_condition_that_is_shared_by_the_batch_is_not_stacked():
+    network, x, t = Conditional(), normal(3, 2), torch.full((3,), 0.5)
+    guided = ClassifierFreeGuidance(network, 2.0, {"label": 3})
+    found = guided(x, t, label=torch.tensor([2]))
+    assert network.batches == [3, 3]
+    assert torch.equal(found, guided(x, t, label=torch.tensor([2, 2, 2])))
+
+
 def test_the_null_may_be_what_only_the_network_understands():
     network = lambda x, t, text=None: x if text is None else 2 * x
     guided = ClassifierFreeGuidance(network, 5.0, {"text": None})

@@ -230,6 +230,7 @@ def test_wrong_networks_are_named():
     assert error(lambda x, t: x.double() + 1e300) == (
         "network: returned NaN or inf for 3 of 3 samples, first for sample 0 at t = 0.1"
     )
+    assert error(lambda x, t: x.to("meta")) == "network: expected output on cpu like x, got meta"
     spoilt = torch.zeros(3, 2)
     spoilt[2, 1] = math.nan
     assert (

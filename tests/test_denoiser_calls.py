@@ -154,6 +154,30 @@ def test_a_network_with_a_table_of_timesteps_is_called_at_them_and_has_their_lev
         df.time_grid(discrete, 2000, (0.05, 50.0))
 
 
+def test_an_exact_denoiser_follows_a_discrete_schedule():
+    table = torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
+    cloud, x = df.PointCloud(normal(9, 2)), normal(3, 2, seed=1)
+    discrete, smooth = (schedule.Tabulated(table, discrete=kind) for kind in (True, False))
+    assert torch.equal(
+        Denoiser.exact(cloud, discrete)(x, 30.4), Denoiser.exact(cloud, smooth)(x, 30.0)
+    )
+
+
+@pytest.mark.parametrize("method", df.methods.samplers.METHODS)
+def test_every_sampler_runs_from_the_end_of_a_floored_zero_terminal_snr_table(method):
+    """Where alpha is 0, O-BELM and DDIM would divide by it."""
+    table = torch.linspace(0.9999, 0.0, 1000, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^alphas_cumprod: .*zero terminal SNR: cut it, .* floor"):
+        schedule.Tabulated(table)
+    floored = schedule.Tabulated(table.clamp_min(2**-24))
+    alpha, sigma = floored(999.0)
+    network = lambda x, t: floored.alpha(t)[:, None] * x  # v of x_0 = 0 is alpha eps, eps ~ x
+    denoiser = Denoiser(network, floored, "v_prediction")
+    path = df.sample(denoiser, normal(3, 2), torch.tensor([999.0, 700.0, 300.0, 9.0]), method)
+    assert bool(path.x[-1].isfinite().all())
+    assert alpha == pytest.approx(2**-12) and sigma == pytest.approx(1)
+
+
 def test_the_likelihood_of_a_discrete_network_is_that_of_the_smooth_one_up_to_its_steps():
     table = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     x, found = normal(4, 2), []

@@ -90,7 +90,7 @@ class ClassifierFreeGuidance(nn.Module):
         self, conditions: Mapping[str, object], null: Mapping[str, object], n: int
     ) -> dict[str, object] | None:
         """The keyword arguments of one call with both, on 2 n samples; None where it takes two."""
-        stacked = {}
+        stacked: dict[str, object] = {}
         for name, given in conditions.items():
             other = null[name]
             if name not in self.null:

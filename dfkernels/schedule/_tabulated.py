@@ -90,7 +90,8 @@ class Tabulated(_Table):
     With discrete=True every t is rounded to the nearest integer first, wherever it is used: levels,
     `t_of_log_snr`, and so the nodes of `time_grid`, are those of trained timesteps, and a Denoiser
     gives its network that integer as int64 (k-diffusion's `quantize`). A path that is meant to be
-    continuous is then a staircase: take solvers of fixed steps.
+    continuous is then a staircase: take solvers of fixed steps, and expect of a likelihood no more
+    than the table's spacing at low noise gives.
 
     Raises:
         ValueError: The table is not strictly decreasing inside (0, 1), or two entries have the same
