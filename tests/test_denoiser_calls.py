@@ -120,6 +120,8 @@ def test_a_clock_says_what_the_network_is_given():
         assert torch.equal(network.given[-1][2], want) and network.given[-1][1] == want.dtype
     with pytest.raises(TypeError, match=r"^clock: expected a callable clock\(t\), got int$"):
         Denoiser(network, schedule.VP(), clock=1000)
+    with pytest.raises(TypeError, match="^clock: expected a tensor, got float$"):
+        Denoiser(network, schedule.VP(), clock=lambda t: 999.0).eps(x, t)
 
 
 class Embeddings(torch.nn.Module):

@@ -68,10 +68,9 @@ class Denoiser(nn.Module):
     parameters, x's), and so is the time, after the clock, but to float32 for a network in half
     precision; a clock's result in any other dtype than float64 is not cast, nor are conditions. A
     network with a true attribute `full_precision` is given x and the time uncast: for one that
-    computes with x itself around a network in lower precision.
-    Levels are computed in float64, results are in x's dtype: a float32 network gives float32's
-    precision to a float64 x. A discrete schedule rounds t: the network and the levels belong to the
-    same timestep.
+    computes with x itself around a network in lower precision. Levels are computed in float64,
+    results are in x's dtype: a float32 network gives float32's precision to a float64 x. A discrete
+    schedule rounds t: the network and the levels belong to the same timestep.
 
     Outputs. The prediction, of x's shape, is a tensor, or the attribute `sample` of an object
     (diffusers), the first entry of a tuple or list, or the entry "sample" of a dict, or its only
@@ -85,8 +84,8 @@ class Denoiser(nn.Module):
     Raises:
         ValueError: The network's output has another shape, NaN or inf; or there is no result at t:
             x_0 of an "epsilon" or "score" network at alpha = 0, eps of a "sample" or "score"
-            network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP and VE at
-            t = 0), a score at sigma = 0. The message names `network` or t.
+            network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP, Cosine
+            and VE at t = 0), a score at sigma = 0. The message names `network` or t.
         TypeError: The network returned no tensor, or one of integers, booleans or complex numbers.
     """
 
@@ -244,7 +243,9 @@ class Denoiser(nn.Module):
     def _clocked(self, t: Tensor) -> Tensor:
         """What the network is given as its time."""
         if self.clock is not None:
-            return self.clock(t)
+            time = self.clock(t)
+            check.tensor("clock", time)
+            return time
         return t.long() if self.schedule.discrete else t
 
     def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
