@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from difference import EPS, by_ops, difference_form, errors
+from difference import EPS, by_ops, difference_form, errors, far
 
 from dfkernels import ops
 from dfkernels._torch import native
@@ -371,6 +371,23 @@ def test_one_unmasked_atom(b, d):
         assert torch.equal(found["mean"], p["y"][i].expand(b, d))
         assert torch.equal(found["ess"], torch.ones(b))
         assert worst(p | {"log_prior": log_prior}, found) <= 8 * EPS
+
+
+@pytest.mark.parametrize("b, size", [(5, 1.0), (20, 1.0), (20, 2e17)])
+def test_weights_far_above_those_that_came_first(b, size):
+    """In the first tile of a split weights differ by exp(20) at most, so that nobody looks for the
+    largest; in the second there is one that is exp(60) times the first atom's."""
+    d, normal = 512, normals(b)
+    y = normal(600, d)
+    x = normal(1, d)
+    x *= 11.0 / x.norm()
+    y[0] = -x
+    y /= y.norm(dim=1, keepdim=True)
+    y[[270, 599]] = x
+    p = dict(x=x + 1e-3 * normal(b, d), y=y, alpha=torch.ones(b), sigma=torch.ones(b))
+    p = {k: t if k == "alpha" else size * t for k, t in p.items()}
+    p |= {"log_prior": None, "v": normal(b, 2, d)}
+    assert far(p, outputs(p, dense=False)) == {}
 
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)

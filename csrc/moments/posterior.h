@@ -16,11 +16,13 @@ struct PosteriorMoments {
   static void add_tile(const Problem<T>&, const Moments<T>&, const WeightedTile<T>& tile) {
     for (int64_t i = 0; i < tile.count; ++i) {
       const QueryInTile<T>& query = tile.queries[i];
-      Vec<T> sum{};
-      int64_t j = 0;
-      for (; j + W<T> <= tile.n; j += W<T>) sum += load(query.weight + j) * load(tile.norm + j);
-      *query.sums.square_moment += total<T>(sum);
-      for (; j < tile.n; ++j) *query.sums.square_moment += double(query.weight[j]) * tile.norm[j];
+      Vec<T> sum[4] = {};
+      const int64_t whole = tile.n / W<T> * W<T>;
+      in_four_chains<T>(
+          whole, [&](int64_t j, int u) { sum[u] += load(query.weight + j) * load(tile.norm + j); });
+      *query.sums.square_moment += total<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      for (int64_t j = whole; j < tile.n; ++j)
+        *query.sums.square_moment += double(query.weight[j]) * tile.norm[j];
     }
   }
 

@@ -24,7 +24,7 @@ inline constexpr int tile_queries = 32;
 // With fewer queries than this a tile is not packed, which costs as much as a few products.
 inline constexpr int64_t packed_queries = 16;
 // The size of a tile, and of a packed one, which there is twice: with its transpose.
-inline constexpr int64_t tile_bytes = 512 << 10, packed_tile_bytes = 1024 << 10;
+inline constexpr int64_t tile_bytes = 512 << 10, packed_tile_bytes = 512 << 10;
 // Coordinates, or atoms, that are taken at a time, so that their part of a panel stays in the
 // first-level cache.
 inline constexpr int64_t slab = 128;

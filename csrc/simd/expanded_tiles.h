@@ -48,7 +48,7 @@ class ExpandedTiles {
     const bool packed = B >= packed_queries;
     const int64_t n = (packed ? packed_tile_bytes : tile_bytes) / (w * int64_t(sizeof(T)));
     const int64_t step = packed || n >= 2 * block.vectors * W<T> ? block.vectors * W<T> : W<T>;
-    return n < step ? step : n > 256 ? 256 / step * step : n / step * step;
+    return n < step ? step : n > 512 ? 512 / step * step : n / step * step;
   }
 
   bool ok() const { return scratch_.ok(); }
@@ -73,14 +73,21 @@ class ExpandedTiles {
   // Dot products of the queries from q on with the atoms into logits_.
   void dot_products(Tile<T>& t, int64_t q) { dot_products(t, q, false); }
 
-  // Makes logits, relative to the query's constant, of dot products; returns the largest.
+  // The logits of W atoms from atom j on, relative to the query's constant, of the dot products at
+  // l; to be kept in a local variable, which no store can change.
+  static auto logits_of(const Tile<T>& t, const Query<T>& query, const T* l) {
+    return [factor = query.factor, half_alpha = query.alpha / 2, norm = t.norm,
+            log_prior = t.log_prior, l](int64_t j) {
+      return factor * (::load(l + j) - half_alpha * ::load(norm + j)) + ::load(log_prior + j);
+    };
+  }
+  // Makes logits of all dot products of a query; returns the largest.
   T finish_logits(const Tile<T>& t, const Query<T>& query, T* l) const {
-    const T half_alpha = query.alpha / 2;
     Vec<T> largest[4];
     for (Vec<T>& some : largest) some = all<T>(-T(__builtin_inf()));
+    const auto logit_of = logits_of(t, query, l);
     in_four_chains<T>(t.padded, [&](int64_t j, int u) {
-      const Vec<T> logit = query.factor * (::load(l + j) - half_alpha * ::load(t.norm + j)) +
-                           ::load(t.log_prior + j);
+      const Vec<T> logit = logit_of(j);
       store<T>(l + j, logit);
       largest[u] = larger<T>(logit, largest[u]);
     });
@@ -143,7 +150,7 @@ class ExpandedTiles {
 
   // Whether at least half of the atoms have a logit of at least `least`.
   static bool crowded(const Tile<T>& t, const T* l, T least) {
-    int64_t count = 0;
+    int count = 0;
     for (int64_t j = 0; j < t.n; ++j) count += l[j] >= least;
     return 2 * count >= t.n;
   }

@@ -54,6 +54,12 @@ bool expands(const Query<T>& query, double norm) {
   return terms <= largest_square<T> && terms * query.half_precision <= largest_square<T>;
 }
 
+// |alpha <x, y>| / sigma^2 is no larger for such atoms.
+template <class T>
+double largest_product(const Query<T>& query, double norm) {
+  return __builtin_fabs(double(query.factor)) * __builtin_sqrt(query.square * norm);
+}
+
 template <class T>
 struct Tile {
   Rows<T> rows, raw;         // less the centre, and as they are

@@ -50,12 +50,9 @@ class SweepBase {
   void begin(int64_t i) {
     const int64_t b = batch_index(i);
     begun_[i] = true;
-    for (int64_t k = 0; k < w_; ++k) {
-      raw_x_[i * w_ + k] = k < p_.d ? p_.x[b * p_.d + k] : T(0);
-      reference_[i * w_ + k] = 0;
-      for (int64_t j = 0; j < p_.K; ++j)
-        v_[(i * p_.K + j) * w_ + k] = k < p_.d ? p_.v[(b * p_.K + j) * p_.d + k] : T(0);
-    }
+    read_vectors(p_.x + b * p_.d, 1, raw_x_ + i * w_);
+    read_vectors(p_.v + b * p_.K * p_.d, p_.K, v_ + i * p_.K * w_);
+    memset(reference_ + i * w_, 0, size_t(w_) * sizeof(T));
     restart(i);
   }
 
@@ -129,6 +126,13 @@ class SweepBase {
   const double gap_;
 
  private:
+  // `count` rows of d numbers, as rows of the width.
+  void read_vectors(const T* from, int64_t count, T* to) const {
+    for (int64_t j = 0; j < count; ++j) {
+      memcpy(to + j * w_, from + j * p_.d, size_t(p_.d) * sizeof(T));
+      memset(to + j * w_ + p_.d, 0, size_t(w_ - p_.d) * sizeof(T));
+    }
+  }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return 2 * t(B_ * w_) + t(B_ * p_.K * w_) + t(tile_ * w_) + 2 * t(tile_) +

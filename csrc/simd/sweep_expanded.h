@@ -59,6 +59,18 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
  private:
+  // Whether no logit of the tile can be more than `headroom` above max_logit or, in the first tile,
+  // above any other. Then it need not be known which is the largest: weights up to exp(headroom)
+  // and their squares can be added up in T, also times |y|^2.
+  static bool has_headroom(const Tile<T>& t, const Query<T>& query, const QuerySums& s) {
+    constexpr double headroom = 24, norm = largest_square<T> * 0x1p-35;  // exp(-24) > 2^-35
+    if (!(t.largest_norm <= norm)) return false;
+    const double product = largest_product(query, t.largest_norm);
+    if (*s.weight_sum > 0) return query.constant + product <= *s.max_logit + headroom;
+    return t.log_prior[0] > -T(__builtin_inf()) &&
+           2 * product + query.atom_factor * t.largest_norm + t.largest_log_prior <= headroom;
+  }
+
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
     QueryInTile<T> active[tile_queries];
     int64_t n_active = 0, again[tile_queries], n_again = 0;
@@ -70,17 +82,27 @@ class ExpandedSweep : private SweepBase<T> {
         add_all(t, q + i);
         continue;
       }
+      const bool exact =
+          query.atom_factor * t.largest_norm - query.constant <= expanded_limit * p_.d;
+      const bool near = near_centre(t, query);
+      if (exact && near && *s.reference < 0 && has_headroom(t, query, s)) {
+        const auto logit_of = tiles_.logits_of(t, query, l);
+        if (*s.weight_sum == 0) *s.max_logit = query.constant + logit_of(0)[0];
+        weigh(t, s, q + i, l, T(*s.max_logit - query.constant), logit_of);
+        active[n_active++] = in_tile(q + i, l);
+        continue;
+      }
       const T largest = tiles_.finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
       // Beside such a tile all that came before is negligible: the query starts again.
       if (*s.weight_sum > 0 &&
           query.constant + largest - tiles_.error(t, query) > *s.max_logit + gap_)
         Base::restart(q + i);
-      const double z = query.atom_factor * t.largest_norm;
-      const bool centre_will_do = *s.reference < 0 && near_centre(t, query) &&
+      const bool centre_will_do = near && *s.reference < 0 &&
                                   (*s.weight_sum > 0 || tiles_.crowded(t, l, largest - T(gap_)));
-      if (centre_will_do && z - query.constant <= expanded_limit * p_.d) {
-        if (weigh(t, q + i, l, largest, query.constant)) active[n_active++] = in_tile(q + i, l);
+      if (centre_will_do && exact) {
+        if (weigh_logits(t, q + i, l, largest, query.constant))
+          active[n_active++] = in_tile(q + i, l);
       } else if (centre_will_do) {
         again[n_again++] = q + i;
       } else {
@@ -91,7 +113,7 @@ class ExpandedSweep : private SweepBase<T> {
       tiles_.logits_by_differences(t, q, n_again, again, raw_x_);
       for (int64_t i = 0; i < n_again; ++i) {
         T* l = tiles_.logits(again[i] - q);
-        if (weigh(t, again[i], l, tiles_.max_of(l, t.padded), 0))
+        if (weigh_logits(t, again[i], l, tiles_.max_of(l, t.padded), 0))
           active[n_active++] = in_tile(again[i], l);
       }
     }
@@ -121,7 +143,7 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
   // Makes weights of logits less `offset`, in place. False where the whole tile is negligible.
-  bool weigh(const Tile<T>& t, int64_t i, T* l, T largest, double offset) {
+  bool weigh_logits(const Tile<T>& t, int64_t i, T* l, T largest, double offset) {
     const QuerySums s = sums(i);
     T max_logit = T(*s.max_logit - offset);
     if (largest < max_logit - T(gap_)) return false;
@@ -132,9 +154,15 @@ class ExpandedSweep : private SweepBase<T> {
       flush(i);
       raise_max_logit(p_, m_, s, offset + max_logit);
     }
+    weigh(t, s, i, l, max_logit, [l](int64_t j) { return ::load(l + j); });
+    return true;
+  }
+  // Puts the weights of the logits logit_of(j), relative to exp(max_logit), at l.
+  template <class F>
+  void weigh(const Tile<T>& t, const QuerySums& s, int64_t i, T* l, T max_logit, const F logit_of) {
     Vec<T> sum[4] = {}, square_sum[4] = {};
     in_four_chains<T>(t.padded, [&](int64_t j, int u) {
-      const Vec<T> e = vexp(::load(l + j) - max_logit);
+      const Vec<T> e = vexp(logit_of(j) - max_logit);
       store<T>(l + j, e);
       sum[u] += e;
       square_sum[u] += e * e;
@@ -143,7 +171,6 @@ class ExpandedSweep : private SweepBase<T> {
     *s.weight_square_sum +=
         total<T>((square_sum[0] + square_sum[1]) + (square_sum[2] + square_sum[3]));
     if (s.race) add_segments(p_, batch_index(i), *s.race, segments_, l);
-    return true;
   }
 
   // Adds the survivors among the atoms of the tile, as a rule few.
@@ -153,9 +180,14 @@ class ExpandedSweep : private SweepBase<T> {
     const double sure = query.constant + largest - error, max_logit = *sums(i).max_logit;
     const double least = (max_logit > sure ? max_logit : sure) - gap_ - error - query.constant;
     if (!(largest >= least)) return;
+    constexpr int64_t run = 4 * W<T>;  // most of them have no survivor
     int64_t n = 0;
-    for (int64_t j = 0; j < t.n; ++j)
-      if (l[j] >= least) take(t, j, n++);
+    for (int64_t j0 = 0; j0 < t.padded; j0 += run) {
+      const int64_t end = t.padded - j0 < run ? t.padded : j0 + run;
+      if (!(tiles_.max_of(l + j0, end - j0) >= least)) continue;
+      for (int64_t j = j0; j < end; ++j)
+        if (l[j] >= least) take(t, j, n++);
+    }
     Base::add_by_differences(i, n);
   }
   void add_all(const Tile<T>& t, int64_t i) {

@@ -58,33 +58,39 @@ DFK_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
-// Sum over the lanes, by halves.
-template <int BYTES, class T, class V>
-DFK_INLINE T sum_halves(V v) {
+// All lanes as one number, by halves: `join` makes one vector, or number, of two.
+template <int BYTES, class T, class V, class F>
+DFK_INLINE T join_halves(V v, const F& join) {
   constexpr int n = BYTES / int(sizeof(T));
   if constexpr (n == 1) {
     return v;
   } else if constexpr (n == 2) {
-    return v[0] + v[1];
+    return join(v[0], v[1]);
   } else {
     typedef T Half __attribute__((vector_size(BYTES / 2)));
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
     if constexpr (n == 16)
-      return sum_halves<BYTES / 2, T, Half>(
-          __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+      return join_halves<BYTES / 2, T, Half>(
+          join(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)),
+          join);
     else if constexpr (n == 8)
-      return sum_halves<BYTES / 2, T, Half>(__builtin_shufflevector(v, v, 0, 1, 2, 3) +
-                                            __builtin_shufflevector(v, v, 4, 5, 6, 7));
+      return join_halves<BYTES / 2, T, Half>(join(__builtin_shufflevector(v, v, 0, 1, 2, 3),
+                                                  __builtin_shufflevector(v, v, 4, 5, 6, 7)),
+                                             join);
     else
-      return sum_halves<BYTES / 2, T, Half>(__builtin_shufflevector(v, v, 0, 1) +
-                                            __builtin_shufflevector(v, v, 2, 3));
+      return join_halves<BYTES / 2, T, Half>(
+          join(__builtin_shufflevector(v, v, 0, 1), __builtin_shufflevector(v, v, 2, 3)), join);
 #else
     Half half[2];
     __builtin_memcpy(half, &v, BYTES);
-    return sum_halves<BYTES / 2, T, Half>(half[0] + half[1]);
+    return join_halves<BYTES / 2, T, Half>(join(half[0], half[1]), join);
 #endif
   }
+}
+template <int BYTES, class T, class V>
+DFK_INLINE T sum_halves(V v) {
+  return join_halves<BYTES, T>(v, [](auto a, auto b) { return a + b; });
 }
 template <class T>
 DFK_INLINE T sum_lanes(Vec<T> v) {
@@ -109,11 +115,7 @@ DFK_INLINE double total(Vec<T> v) {
 }
 template <class T>
 DFK_INLINE T max_lanes(Vec<T> v) {
-  T lane[W<T>];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int half = W<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
-  return lane[0];
+  return join_halves<DFK_VECTOR_BYTES, T>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 // f(j, u) for j = 0, W, 2 W, .. below n, which is a whole number of vectors; u, which runs from 0
 // to 3 and again, says which of four chains of additions the vector belongs to.
