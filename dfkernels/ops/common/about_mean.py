@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._torch import batching, library
+from ..._torch import autograd, batching, library
 from . import pair_kernels
 from .derivatives import Contraction, Stored, folded, pair_sums
 from .moments import KINDS, PER_ATOM, Inputs, MomentKind, half_square, residual
@@ -32,9 +32,13 @@ def log_norm(sigma: Tensor, d: int) -> Tensor:
 
 def log_density(z: Inputs, weight: Tensor) -> Tensor:
     """log_prob [B] in the compute dtype, from the sum of the weights about z.reference."""
-    reference_part = half_square(z.x, z.alpha, z.sigma, z.reference)
-    common = reference_part + log_norm(z.sigma.double(), z.x.shape[1])
-    return (z.shift - common + torch.log(weight)).to(z.x.dtype)
+    d, sigma = z.x.shape[1], z.sigma.double()
+    r = residual(z.x.double(), z.alpha.double(), sigma, z.reference.double())
+    (shift,) = autograd.with_tangents(weight, [z.shift - log_norm(torch.ones_like(sigma), d)])
+    # torch.sub multiplies by numbers as well, which have no tangents (see with_tangents)
+    density = torch.sub(shift, torch.log(sigma), alpha=d)
+    density = torch.sub(density, (r * r).sum(1), alpha=0.5) + torch.log(weight)
+    return density.to(z.x.dtype)
 
 
 def about_mean(
@@ -60,7 +64,9 @@ def about_mean(
     shift, reference, *sums = sums_about_mean(
         x, y, list(own), alpha, sigma, prior, kind.name, *stored
     )
-    return Inputs(x, y, alpha, sigma, prior, shift.detach(), reference.detach()), sums
+    reference = reference.detach()
+    x, alpha, sigma, reference = autograd.with_tangents(sums[0], (x, alpha, sigma, reference))
+    return Inputs(x, y, alpha, sigma, prior, shift.detach(), reference), sums
 
 
 def _implementation(x, y, own, alpha, sigma, prior, kind, *stored):

@@ -97,7 +97,9 @@ def _jvp(kind, wanted, tensors, stored) -> list[Tensor]:
     n = len(kind.inputs)
     moved = dict(zip((kind.inputs[j] for j in wanted[0]), tensors[-len(wanted[0]) :], strict=True))
     if "y" in moved:
-        moved["y"] = moved["y"].to(tensors[0].dtype) * stored.scale
+        moved["y"] = moved["y"].to(tensors[0].dtype)
+        if stored.scale != 1.0:
+            moved["y"] = moved["y"] * stored.scale
     tangents = [moved.get(name) for name in ("x", "y", "v", "alpha", "sigma", "log_pi")]
     arguments = _arguments(kind, tensors, stored)
     sums = pair_kernels.pair_jvp(*arguments, *tangents, stored.atoms, stored.counts)

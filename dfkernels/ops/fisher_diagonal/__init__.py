@@ -37,10 +37,10 @@ KIND = moments.register(
 
 def _differentiable(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
     stored = Stored(scale, offset, atoms, counts)
-    _, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored)
+    z, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored)
     weight = weight[:, None]
     cov = second / weight - (first / weight) ** 2
-    return (1 - ((alpha / sigma) ** 2)[:, None] * cov) / (sigma * sigma)[:, None]
+    return (1 - ((z.alpha / z.sigma) ** 2)[:, None] * cov) / (z.sigma * z.sigma)[:, None]
 
 
 def _fake(x, y, alpha, sigma, log_prior, scale, offset):

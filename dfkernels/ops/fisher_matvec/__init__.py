@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._torch import check, diagnosis, library
+from ..._torch import autograd, check, diagnosis, library
 from ..._torch.types import Level
 from ..common import lists, moments
 from ..common.about_mean import about_mean
@@ -42,17 +42,24 @@ KIND = moments.register(
 )
 
 
-def _covariance(x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+def _products(x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
+    """(the inputs, v, C v), in differentiable form."""
     stored = Stored(scale, offset, atoms, counts)
-    _, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored, [v])
+    z, (weight, first, second) = about_mean(KIND, x, y, alpha, sigma, log_prior, stored, [v])
+    (v,) = autograd.with_tangents(weight, [v])
     weight, first = weight[:, None, None], first[:, None]
     delta = first / weight
-    return second / weight - delta * (v * delta).sum(-1, keepdim=True)
+    return z, v, second / weight - delta * (v * delta).sum(-1, keepdim=True)
 
 
-def _fisher(x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
-    cov = _covariance(x, y, v, alpha, sigma, log_prior, scale, offset, atoms, counts)
-    return (v - ((alpha / sigma) ** 2)[:, None, None] * cov) / (sigma * sigma)[:, None, None]
+def _covariance(*args):
+    return _products(*args)[2]
+
+
+def _fisher(*args):
+    z, v, cov = _products(*args)
+    ratio, variance = (z.alpha / z.sigma) ** 2, z.sigma * z.sigma
+    return (v - ratio[:, None, None] * cov) / variance[:, None, None]
 
 
 def _fake(x, y, v, alpha, sigma, log_prior, scale, offset):
