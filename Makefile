@@ -59,6 +59,20 @@ $(VENV)/docs: docs/requirements.txt $(VENV)/installed
 	$(PIP) install -r docs/requirements.txt
 	@touch $@
 
+# Samplers of other libraries over our models and ours over theirs (tests/ecosystem/), in an environment of its own
+# over .venv; writes the table in docs/guide/adapters.md. Without their dependencies, which would bring another torch.
+.PHONY: ecosystem
+ECO := build/ecosystem
+ecosystem: $(ECO)/installed $(VENV)/compiled
+	$(ECO)/bin/python tests/ecosystem
+
+$(ECO)/installed: tests/ecosystem/requirements.txt $(VENV)/installed
+	$(PY) -m venv $(ECO)
+	$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(ECO)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/over.pth
+	$(ECO)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r $<
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info dfkernels/_C.*.so dfkernels/_no_native.txt .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

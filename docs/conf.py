@@ -51,7 +51,10 @@ napoleon_use_param = False  # types stand in the signature
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|pathlib|collections|typing|argparse|abc)\..*"),
-    (r"py:class", r"Tensor|np\..*|dfkernels\._.*|dfkernels\.methods\.denoiser\.PosteriorMean"),
+    (
+        r"py:class",
+        r"Tensor|np\..*|dfkernels\._.*|dfkernels\.methods\._posterior_mean\.PosteriorMean",
+    ),
 ]
 
 html_theme = "furo"

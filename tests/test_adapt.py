@@ -5,6 +5,8 @@ libraries themselves are met in tests/ecosystem.
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -434,6 +436,45 @@ def test_score_sde_s_labels_and_scales(kind, wanted):
     assert torch.allclose(seen[0], torch.full((3,), float(label)).to(seen[0]))
 
 
+def gaussian(kind):
+    """The denoiser of a perfectly trained network of score_sde for x_0 ~ N(0, 0.49), and its
+    schedule.
+    """
+    sde = SDE(kind)
+
+    def model(x, labels):
+        if kind == "VE":
+            return -x / (0.49 + column(labels, x) ** 2)
+        alpha, sigma = sde.marginal_prob(torch.ones(len(x), 1, 1, 1).to(x), labels / 999)
+        return column(sigma, x) * x / (alpha**2 * 0.49 + column(sigma, x) ** 2)
+
+    return adapt.from_score_sde(model, sde)
+
+
+@pytest.mark.parametrize("kind", ["VP", "subVP", "VE"])
+@pytest.mark.covers("score_sde", "likelihood")
+def test_the_likelihood_of_a_network_of_score_sde(kind):
+    denoiser = gaussian(kind)
+    alpha, sigma = denoiser.schedule(denoiser.schedule.t_of_log_snr(-2 * math.log(0.1)))
+    x = alpha * X
+    found = df.log_prob(denoiser, x, (0.1, 45.0), "divergence", data_std=0.7).log_prob
+    scale = (0.49 * alpha**2 + sigma**2).sqrt()
+    wanted = torch.distributions.Normal(torch.zeros_like(scale), scale).log_prob(x)
+    assert torch.allclose(found, wanted.flatten(1).sum(1), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["VP", "subVP", "VE"])
+@pytest.mark.covers("score_sde", "sample")
+def test_a_sample_of_a_network_of_score_sde(kind):
+    """The flow of a Gaussian scales x by the ratio of standard deviations."""
+    denoiser = gaussian(kind)
+    t = df.time_grid(denoiser.schedule, 120, (0.1, 45.0))
+    alpha, sigma = denoiser.schedule(t[[0, -1]])
+    scale = (0.49 * alpha**2 + sigma**2).sqrt()
+    end = df.sample(denoiser, scale[0] * X, t, method="heun").x[-1]
+    assert torch.allclose(end, scale[1] * X, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["VP", "VE"])
 def test_score_sde_trained_on_discrete_steps(kind):
     sde, seen = SDE(kind), []
@@ -461,6 +502,21 @@ def test_an_sde_with_other_levels_is_refused():
         adapt.from_score_sde(abs, sde)
     with pytest.raises(TypeError, match="^sde: expected an SDE with marginal_prob, got int$"):
         adapt.from_score_sde(abs, 1)
+
+
+def test_the_table_in_the_guide_is_of_the_pinned_libraries():
+    """`make ecosystem` writes it; every adapter is named in the guide."""
+    root = Path(__file__).resolve().parent
+    pins = (root / "ecosystem" / "requirements.txt").read_text()
+    page = (root.parent / "docs" / "guide" / "adapters.md").read_text()
+    for name in ("diffusers", "azula", "flow_matching", "torchcfm", "k-diffusion"):
+        (pin,) = re.findall(rf"^{name}==(.*)$", pins, re.M)
+        assert re.search(
+            rf"^\| {name} {re.escape(pin)} \| \d+ tests? \| \d+ tests? \| \d+ tests? \|$",
+            page,
+            re.M,
+        )
+    assert [name for name in adapt.__all__ if f"`{name}(" not in page] == []
 
 
 SCHEDULES = [

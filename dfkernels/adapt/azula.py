@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..cloud import PointCloud
 from ..methods.denoiser import Denoiser
+from ._adapted import Adapted
 from ._exact import ExactNetwork, times
 from ._levels import Levels
 
@@ -53,18 +54,17 @@ def from_azula(denoiser: nn.Module) -> Denoiser:
     )
 
 
-class _Mean(nn.Module):
+class _Mean(Adapted):
     """An azula denoiser as a network that returns the posterior mean."""
 
     def __init__(self, denoiser: Callable[..., Posterior]) -> None:
-        super().__init__()
-        self.denoiser = denoiser
+        super().__init__(denoiser)
         self.one_time = type(denoiser).__name__ == "GaussianDenoiser"  # takes t [] only
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
         if self.one_time:
-            return torch.func.vmap(lambda x, t: self.denoiser(x[None], t).mean[0])(x, t)
-        return self.denoiser(x, t, **conditions).mean
+            return torch.func.vmap(lambda x, t: self.network(x[None], t).mean[0])(x, t)
+        return self.network(x, t, **conditions).mean
 
 
 def as_azula(

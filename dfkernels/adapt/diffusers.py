@@ -32,6 +32,7 @@ from ..cloud import PointCloud
 from ..methods._calls import call
 from ..methods.denoiser import Denoiser
 from ..schedule import EDM, RectifiedFlow, ReversedRectifiedFlow, Tabulated
+from ._adapted import Adapted
 from ._exact import ExactNetwork, column, positive, times
 from ._schedulers import Edm, Flow, Table, convention
 
@@ -122,12 +123,11 @@ def _without_zero_snr(found: Table) -> Tensor:
     return torch.cat([table[:-1], (table[-2:-1] / 4).clamp_max(2.0**-24)])
 
 
-class _Timestep(nn.Module):
+class _Timestep(Adapted):
     """A model of diffusers as network(x, t)."""
 
     def __init__(self, model: Callable[..., object]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         called = model.forward if isinstance(model, nn.Module) else model
         try:
             self.named = "timestep" in inspect.signature(called).parameters
@@ -136,23 +136,23 @@ class _Timestep(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> object:
         if self.named:
-            return self.model(x, timestep=t, **conditions)
-        return self.model(x, t, **conditions)
+            return self.network(x, timestep=t, **conditions)
+        return self.network(x, t, **conditions)
 
 
-class _Preconditioned(nn.Module):
+class _Preconditioned(Adapted):
     """x_0 = c_skip x + c_out F(c_in x, c_noise), at t = sigma."""
 
     full_precision = True  # of x, which comes back in c_skip x
 
     def __init__(self, model: Callable[..., object], edm: Edm) -> None:
-        super().__init__()
-        self.model, self.edm = _Timestep(model), edm
+        super().__init__(_Timestep(model))
+        self.edm = edm
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
         skip, out = self.edm.coefficients(t)
         given = column(1 / self.edm.scale(t), x) * x
-        answer = call(self.model, given, self.edm.noise(t), conditions)
+        answer = call(self.network, given, self.edm.noise(t), conditions)
         return column(skip, x) * x + column(out, x) * answer
 
 

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._torch import check
 from ..cloud import PointCloud
 from ..methods.denoiser import Denoiser
 from ..schedule import RectifiedFlow, Schedule
+from ._adapted import Adapted
 from ._exact import ExactNetwork, column, positive, times
 from ._levels import Levels
 
@@ -77,24 +78,20 @@ def from_torchcfm(network: Callable[..., Tensor], path: object = 0.0) -> Denoise
     return Denoiser(_TimeFirst(network), flow_matcher(path), "flow")
 
 
-class _Named(nn.Module):
+class _Named(Adapted):
     """A velocity model that is called by the names of its arguments, as flow_matching does."""
 
-    def __init__(self, velocity: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.velocity = velocity
-
     def forward(self, x: Tensor, t: Tensor, **extras: object) -> Tensor:
-        return self.velocity(x=x, t=t, **extras)
+        return self.network(x=x, t=t, **extras)
 
 
-class _TimeFirst(nn.Module):
+class _TimeFirst(Adapted):
     """A network that takes t before x."""
 
     def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.joined = type(network).__name__ == "torch_wrapper"
-        self.network = network.model if self.joined else network
+        joined = type(network).__name__ == "torch_wrapper"
+        super().__init__(network.model if joined else network)
+        self.joined = joined
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
         if self.joined:

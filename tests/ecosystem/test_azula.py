@@ -38,6 +38,7 @@ def mlp(d=4):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", ["DDPMSampler", "DDIMSampler", "HeunSampler", "zABSampler"])
+@pytest.mark.covers("azula", "exact")
 def test_their_samplers_end_on_atoms(sampler, schedule):
     cloud = digits(dtype=torch.float64)
     denoiser = df.adapt.as_azula(cloud, getattr(schedules, schedule)())
@@ -48,6 +49,7 @@ def test_their_samplers_end_on_atoms(sampler, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.covers("azula", "exact")
 def test_their_ddim_over_the_data_set_is_ours(schedule):
     cloud, schedule = digits(dtype=torch.float64), getattr(schedules, schedule)()
     theirs = df.adapt.as_azula(cloud, schedule)
@@ -58,6 +60,7 @@ def test_their_ddim_over_the_data_set_is_ours(schedule):
     assert (run(x) - ours).abs().max() < 1e-9 * x.abs().max()
 
 
+@pytest.mark.covers("azula", "exact")
 def test_guidance_differentiates_the_mean_and_meets_the_measurement():
     cloud = digits(dtype=torch.float64)
     schedule = schedules.VPSchedule()
@@ -86,6 +89,7 @@ def test_guidance_differentiates_the_mean_and_meets_the_measurement():
 
 @pytest.mark.parametrize("kind", ["KarrasDenoiser", "SimpleDenoiser"])
 @pytest.mark.parametrize("schedule", ["VPSchedule", "RectifiedSchedule"])
+@pytest.mark.covers("azula", "sample")
 def test_our_sampler_over_their_denoiser_is_their_sampler(kind, schedule):
     schedule = getattr(schedules, schedule)()
     theirs = getattr(denoise, kind)(mlp(), schedule).requires_grad_(False)
@@ -100,6 +104,7 @@ def test_our_sampler_over_their_denoiser_is_their_sampler(kind, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.covers("azula", "likelihood")
 def test_the_likelihood_of_their_gaussian_is_the_gaussian_s(schedule):
     schedule = getattr(schedules, schedule)()
     mean, variance = torch.tensor([0.5, -1.0], dtype=torch.float64), 0.7

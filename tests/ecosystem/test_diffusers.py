@@ -88,6 +88,7 @@ class Watched(ExactDiffusers):
 
 
 @pytest.mark.parametrize("case", SOLVERS, ids=named)
+@pytest.mark.covers("diffusers", "exact")
 def test_every_step_of_a_solver_is_at_the_level_that_the_exact_model_answers_for(case):
     """Of one atom every path x = alpha y + sigma eps is a solution, so that a solver which is exact
     for constant eps and x_0 stays on it: the model finds the same noise at every call if, and only
@@ -107,6 +108,7 @@ def test_every_step_of_a_solver_is_at_the_level_that_the_exact_model_answers_for
 
 
 @pytest.mark.parametrize("case", [*SOLVERS[::4], *NOISY], ids=named)
+@pytest.mark.covers("diffusers", "exact")
 def test_samples_of_an_exact_model_are_atoms(case):
     scheduler, cloud = getattr(diffusers, case[0])(**case[1]), digits()
     torch.manual_seed(0)
@@ -114,6 +116,7 @@ def test_samples_of_an_exact_model_are_atoms(case):
     assert distance(x, cloud) < 0.03
 
 
+@pytest.mark.covers("diffusers", "exact")
 def test_a_pipeline_takes_the_exact_model_for_a_network():
     scheduler, cloud = diffusers.DDIMScheduler(), digits()
     pipeline = diffusers.DDIMPipeline(df.adapt.as_diffusers(cloud, scheduler), scheduler)
@@ -131,6 +134,7 @@ def test_a_pipeline_takes_the_exact_model_for_a_network():
     [("DDIMScheduler", dict(clip_sample=False)), ("EulerDiscreteScheduler", {})],
     ids=["DDIM", "Euler"],
 )
+@pytest.mark.covers("diffusers", "exact")
 def test_their_sampler_over_the_exact_model_is_ours_over_the_exact_denoiser(name, options):
     scheduler, cloud = getattr(diffusers, name)(timestep_spacing="leading", **options), digits()
     x = noise(4, 1, 8, 8)
@@ -307,11 +311,13 @@ def networks():
 
 
 @pytest.mark.parametrize("name", ["UNet2DModel", "UNet2DConditionModel", "DiT", "SD3", "Flux"])
+@pytest.mark.covers("diffusers", "sample")
 def test_our_sampler_over_their_model_is_their_sampler(name, networks):
     model, scheduler, arguments, shape, factor = networks[name]
     model = model.eval().requires_grad_(False)
     clock = None if factor is None else lambda sigma: factor * sigma
     denoiser = df.adapt.from_diffusers(model, scheduler, clock=clock).bind(**arguments)
+    assert not denoiser.training
     x = noise(*shape)
     scheduler.set_timesteps(6)
     theirs, states = x, []
@@ -329,7 +335,23 @@ def test_our_sampler_over_their_model_is_their_sampler(name, networks):
         assert (a - b).abs().max() < 3e-5 * size
 
 
+@pytest.mark.covers("diffusers", "sample")
+def test_guidance_goes_inside(networks):
+    model, scheduler, arguments, shape, _ = networks["UNet2DConditionModel"]
+    model = model.eval().requires_grad_(False)
+    empty = noise(1, 3, 16, seed=7)
+    guided = df.ClassifierFreeGuidance(model, 3.0, {"encoder_hidden_states": empty})
+    x, t = noise(*shape), torch.tensor([400, 400])
+    found = df.adapt.from_diffusers(guided, scheduler)(x, 400, **arguments)
+    v = model(x, t, **arguments).sample
+    null = model(x, t, encoder_hidden_states=empty.expand(2, 3, 16)).sample
+    alpha, sigma = (level.float() for level in df.schedule.Tabulated(scheduler.alphas_cumprod)(400))
+    wanted = alpha * x - sigma * (null + 3 * (v - null))
+    assert (found - wanted).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["UNet2DModel", "DiT"])
+@pytest.mark.covers("diffusers", "likelihood")
 def test_the_likelihood_of_their_model_goes_through_attention(name, networks):
     """By reverse mode: attention has no forward derivative. Equal steps: random weights are stiff
     for a solver that chooses its own.

@@ -56,6 +56,7 @@ def heun(net, latents, steps=18, low=0.002, high=80.0, rho=7.0):
     return x, sigma
 
 
+@pytest.mark.covers("EDM", "exact")
 def test_edm_s_sampler_over_the_data_set_is_ours():
     cloud = digits(dtype=torch.float64)
     net = df.adapt.as_edm(cloud)
@@ -81,6 +82,7 @@ def test_edm_s_sampler_over_the_data_set_is_ours():
         "sample_euler_ancestral",
     ],
 )
+@pytest.mark.covers("k-diffusion", "exact")
 def test_k_diffusion_s_samplers_end_on_atoms(sampler, k_diffusion):
     cloud = digits()
     sigmas = k_diffusion.sampling.get_sigmas_karras(25, 0.01, 40.0)
@@ -91,6 +93,7 @@ def test_k_diffusion_s_samplers_end_on_atoms(sampler, k_diffusion):
     assert distance(x, cloud) < 1e-3
 
 
+@pytest.mark.covers("k-diffusion", "exact")
 def test_k_diffusion_s_likelihood_of_the_data_set_is_ours(k_diffusion):
     """Of one atom: F is a multiple of the identity, so that their one probe has no variance."""
     cloud = df.PointCloud(noise(1, 2, dtype=torch.float64))
@@ -127,6 +130,7 @@ def networks(k_diffusion):
 
 
 @pytest.mark.parametrize("name", ["eps", "quantized eps", "v", "continuous v"])
+@pytest.mark.covers("k-diffusion", "sample")
 def test_our_sampler_over_their_wrappers_is_their_sampler(name, k_diffusion):
     model = networks(k_diffusion)[name].requires_grad_(False)
     denoiser = df.adapt.from_k_diffusion(model)
@@ -146,22 +150,68 @@ def test_our_sampler_over_their_wrappers_is_their_sampler(name, k_diffusion):
             denoiser(x, 1e-3)
 
 
+def k_diffusion_log_prob(k_diffusion, model, x, high):
+    """Their log_likelihood, whose one probe is exact in the mean over all sign patterns."""
+    values = []
+    for pattern in torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3):  # v and -v are one
+        v = torch.cat([pattern, torch.ones(1)]).expand(2, 4)
+        with mock.patch.object(torch, "randint_like", lambda x, n, v=v: (v + 1) / 2):
+            found, _ = k_diffusion.sampling.log_likelihood(
+                model, x, 0.3, high, atol=1e-6, rtol=1e-6
+            )
+        values.append(found)
+    return torch.stack(values).mean(0)
+
+
 @pytest.mark.parametrize("name", ["eps", "v"])
+@pytest.mark.covers("k-diffusion", "likelihood")
 def test_the_likelihood_of_a_wrapper_is_their_likelihood(name, k_diffusion):
-    """Theirs with one probe, which is exact where the Jacobian is symmetric; here the mean over all
-    sign patterns is.
-    """
     model = networks(k_diffusion)[name].requires_grad_(False)
     denoiser = df.adapt.from_k_diffusion(model)
     x = noise(2, 4, seed=3)
     ours = df.log_prob(denoiser, x, (0.3, 100.0), "divergence", rtol=1e-6, atol=1e-6).log_prob
-    values = []
-    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-    for pattern in signs:  # v and -v give the same
-        v = torch.cat([pattern, torch.ones(1)]).expand(2, 4)
-        with mock.patch.object(torch, "randint_like", lambda x, n, v=v: (v + 1) / 2):
-            values.append(
-                k_diffusion.sampling.log_likelihood(model, x, 0.3, 100.0, atol=1e-6, rtol=1e-6)[0]
-            )
-    theirs = torch.stack(values).mean(0)
-    assert (ours - theirs).abs().max() < 1e-2
+    assert (ours - k_diffusion_log_prob(k_diffusion, model, x, 100.0)).abs().max() < 1e-2
+
+
+class Precond(torch.nn.Module):
+    """EDM's preconditioning (Karras et al. 2022, Table 1) as its networks have it: float32 inside
+    and out, whatever comes.
+    """
+
+    sigma_min, sigma_max, sigma_data = 0.002, 80.0, 0.5
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)
+        )
+
+    def forward(self, x, sigma, class_labels=None, force_fp32=False):
+        x, sigma = x.float(), sigma.float().reshape(-1, 1)
+        total = sigma**2 + self.sigma_data**2
+        noise = (sigma.log() / 4).expand(len(x), 1)
+        out = self.net(torch.cat([x / total.sqrt(), noise], 1))
+        return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * out
+
+    def round_sigma(self, sigma):
+        return torch.as_tensor(sigma)
+
+
+@pytest.mark.covers("EDM", "sample")
+def test_our_heun_over_an_edm_network_is_theirs():
+    net, x = Precond().requires_grad_(False), noise(5, 4)
+    theirs, sigma = heun(net, x)
+    denoiser = df.adapt.from_edm(net)
+    path = df.sample(denoiser, x.double() * sigma[0], sigma[:-1], method="heun")
+    ours = denoiser(path.x[-1], sigma[-2])
+    assert ours.dtype == torch.float64
+    # float32 networks; their states and ours are rounded to it at other places
+    assert (theirs - ours).abs().max() < 1e-5 * 80
+
+
+@pytest.mark.covers("EDM", "likelihood")
+def test_the_likelihood_of_an_edm_network_is_k_diffusion_s(k_diffusion):
+    net, x = Precond().requires_grad_(False), noise(2, 4, seed=3)
+    ours = df.log_prob(df.adapt.from_edm(net), x, (0.3, 80.0), "divergence").log_prob
+    assert (ours - k_diffusion_log_prob(k_diffusion, net, x, 80.0)).abs().max() < 1e-2

@@ -41,6 +41,7 @@ def model(d=2):
 
 
 @pytest.mark.parametrize("name", PATHS)
+@pytest.mark.covers("flow_matching", "exact")
 def test_their_solver_ends_on_atoms(name):
     cloud = digits(dtype=torch.float64)
     end = 1 - torch.logspace(-1, -4, 25, dtype=torch.float64)
@@ -56,6 +57,7 @@ def test_their_solver_ends_on_atoms(name):
 
 
 @pytest.mark.parametrize("name", PATHS)
+@pytest.mark.covers("flow_matching", "exact")
 def test_the_velocity_is_the_regression_of_their_target(name):
     """E (v(x_t, t) - dx_t) g(x_t) = 0 for every function g."""
     cloud, n = df.PointCloud(noise(5, 2, dtype=torch.float64)), 100_000
@@ -86,6 +88,7 @@ def test_there_and_back_is_the_exact_denoiser(name):
         assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max(), method
 
 
+@pytest.mark.covers("flow_matching", "sample")
 def test_our_sampler_over_their_model_is_their_solver():
     """One DDIM step of a rectified flow is one Euler step."""
     velocity, x = model(), noise(6, 2)
@@ -96,6 +99,7 @@ def test_our_sampler_over_their_model_is_their_solver():
     assert (theirs - ours).abs().max() < 1e-5
 
 
+@pytest.mark.covers("flow_matching", "likelihood")
 def test_the_likelihood_of_their_model_is_their_likelihood():
     """The change of variables between the same ends: theirs over all of [0, 1], ours from the noise
     (s = 10^4) to s = 10^-4, each with the exact divergence.

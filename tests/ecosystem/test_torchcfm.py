@@ -26,6 +26,7 @@ MATCHERS = {
 
 
 @pytest.mark.parametrize("name", MATCHERS)
+@pytest.mark.covers("torchcfm", "exact")
 def test_the_velocity_is_the_regression_of_their_target(name):
     """E (v(x_t, t) - u_t) g(x_t) = 0 for every function g, for noise of the path's width too."""
     cloud, n = df.PointCloud(noise(5, 2, dtype=torch.float64)), 100_000
@@ -43,6 +44,7 @@ def test_the_velocity_is_the_regression_of_their_target(name):
 
 
 @pytest.mark.parametrize("path", [0.0, MATCHERS["CFM"], MATCHERS["VP"]], ids=str)
+@pytest.mark.covers("torchcfm", "exact")
 def test_their_solver_ends_on_atoms(path):
     cloud = digits(dtype=torch.float64)
     grid = torch.cat([torch.linspace(0, 0.9, 30), 1 - torch.logspace(-1.1, -4, 25)]).double()
@@ -77,6 +79,8 @@ def wrapped(model):
 
 
 @pytest.mark.parametrize("how", ["function", "torch_wrapper"])
+@pytest.mark.covers("torchcfm", "sample")
+@pytest.mark.covers("torchcfm", "likelihood")
 def test_our_sampler_and_likelihood_over_their_mlp_are_theirs(how):
     torch.manual_seed(0)
     mlp = MLP(dim=2, time_varying=True).requires_grad_(False)

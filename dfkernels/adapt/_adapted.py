@@ -1,0 +1,20 @@
+"""What the wrappers around a library's network share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Adapted"]
+
+
+class Adapted(nn.Module):
+    """A network that is called in another way: its parameters are the network's, where that is a
+    Module. A subclass defines `forward(x, t, **conditions)`.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.training = getattr(network, "training", False)
