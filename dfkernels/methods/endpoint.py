@@ -17,6 +17,7 @@ from ..cloud import PointCloud
 from ..fisher import DiffusionFisher, FisherOperator
 from ..schedule._base import as_tensor
 from ._calls import checked
+from ._derivatives import explained
 from ._shapes import column
 from .denoiser import Denoiser
 from .trace_matching import MatchedTrace
@@ -103,6 +104,8 @@ def fisher(
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: Raised by a product in the form "jvp" where the network's attention has
+            no forward-mode derivative, and in both modes where it checkpoints its activations.
     """
     check.choice("form", form, FORMS)
     if not isinstance(denoiser, Denoiser):
@@ -259,9 +262,11 @@ class NetworkFisher(FisherOperator):
             return denoiser.eps(x, t)
 
         if self.form == "vjp":
-            (product,) = torch.func.vjp(eps, x)[1](v_rows)
+            with explained("form", self.form):
+                (product,) = torch.func.vjp(eps, x)[1](v_rows)
         elif self.form == "jvp":
-            product = torch.func.jvp(eps, (x,), (v_rows,))[1]
+            with explained("form", self.form):
+                product = torch.func.jvp(eps, (x,), (v_rows,))[1]
         else:
             # the largest entry of h v is u^(1/3) sigma: truncation and rounding are then both
             # u^(2/3)

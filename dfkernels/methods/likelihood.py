@@ -134,7 +134,9 @@ def log_prob(
     exceeds both 0.1 nats and 0.01 bits per dimension, a RuntimeWarning says so. Results have the
     units of x to the power -d, and nothing else depends on the units of x, the data and `noise`.
 
-    Differentiable in the steps taken; call it under torch.no_grad() otherwise.
+    Differentiable in the steps taken; call it under torch.no_grad() otherwise. With the trace of a
+    network that is a second derivative of it, which attention has in one backend only: call
+    it within torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH).
 
     Returns:
         A `Likelihood`, with log_prob in nats and the estimated error.
@@ -142,6 +144,8 @@ def log_prob(
     Raises:
         TypeError, ValueError: An argument, or what `network` or `trace` returned, is wrong (shape,
             NaN, inf); the message names it.
+        NotImplementedError: "divergence" or "hutchinson" asks for a derivative that PyTorch does
+            not have of the network's attention, or of checkpointed activations.
         RuntimeError: "dopri5" gives up before it would exceed max_evaluations, as it may at low
             noise, where the flow of a finite data set is stiff between atoms. The message says at
             which noise level.

@@ -17,6 +17,7 @@ from .._torch import check
 from ..cloud import PointCloud
 from ..schedule import Schedule
 from ._calls import checked
+from ._derivatives import explained
 from ._posterior_mean import PosteriorMean
 from .denoiser import Denoiser
 from .trace_matching import MatchedTrace
@@ -127,7 +128,7 @@ class Hutchinson(Source):
         probes: K, the number of Jacobian products per evaluation.
         kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
         mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no
-            graph).
+            graph, and PyTorch has none for attention).
     """
 
     generator: torch.Generator
@@ -153,7 +154,8 @@ class Hutchinson(Source):
             v = torch.randint(2, shape, **how) * 2 - 1
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
+            with explained("mode", self.mode):
+                eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
             return eps, forms.mean(0) / denoiser.levels(x, t)[1]
 
         return both
@@ -186,7 +188,8 @@ class Divergence(Source):
                 yield rows.view(len(j), 1, *x.shape[1:]).expand(-1, *x.shape)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            eps, forms = _quadratic_forms(denoiser, x, t, self.mode, axes())
+            with explained("mode", self.mode):
+                eps, forms = _quadratic_forms(denoiser, x, t, self.mode, axes())
             return eps, forms.sum(0) / denoiser.levels(x, t)[1]
 
         return both

@@ -1,0 +1,75 @@
+"""What a network calls that PyTorch cannot differentiate, said in the words of the argument that
+asked for the derivative.
+
+PyTorch's fused attention has no forward-mode derivative, and a second one in its MATH backend only;
+checkpointed activations do not work under torch.func.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._torch.errors import Unsupported
+
+__all__ = ["explained"]
+
+_FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
+_SECOND = re.compile(r"derivative for (\S*attention\S*_backward) is not implemented")
+# of checkpoint(use_reentrant=False) and of use_reentrant=True
+_UNDER_TRANSFORMS = ("support saved tensor hooks", "override the setup_context")
+
+
+@contextmanager
+def explained(argument: str, mode: str) -> Iterator[None]:
+    """Replaces PyTorch's error for a derivative of a network that it does not have, and no other.
+
+    Args:
+        argument: the name of the argument that takes "vjp" or "jvp".
+        mode: its value.
+
+    Raises:
+        Unsupported: The network calls attention or checkpoints its activations where that cannot be
+            differentiated; the message says what to write instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = _reason(error, f'{argument}="vjp"' if mode == "jvp" else None)
+        if reason is None:
+            raise
+        raise Unsupported(f'{argument}="{mode}": {reason}') from error
+
+
+def _reason(error: RuntimeError, reverse: str | None) -> str | None:
+    said = str(error)
+    if reverse and (found := _FORWARD.search(said)):
+        return (
+            f"the network calls {_named(found[1])}, which has no forward-mode derivative in "
+            f"PyTorch; take {reverse}"
+        )
+    if found := _SECOND.search(said):
+        return (
+            f"the network takes a derivative itself, and {_named(found[1])} has none in PyTorch; "
+            "call within torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)"
+        )
+    if _from_checkpoint(error) and any(words in said for words in _UNDER_TRANSFORMS):
+        return (
+            "the network checkpoints its activations (torch.utils.checkpoint), which PyTorch "
+            "cannot do under torch.func; switch gradient checkpointing off for this call"
+        )
+    return None
+
+
+def _named(op: str) -> str:
+    return f"{op} (attention, SDPA)" if "attention" in op else op
+
+
+def _from_checkpoint(error: RuntimeError) -> bool:
+    """Whether torch.utils.checkpoint called what of torch.autograd raised the error."""
+    caller, frame = "", error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_globals.get("__name__", "")
+        caller, frame = caller if module.startswith("torch.autograd") else module, frame.tb_next
+    return caller == "torch.utils.checkpoint"
