@@ -13,6 +13,7 @@ from .fisher import DiffusionFisher, FisherOperator
 from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
 from .methods.classifier_free import ClassifierFreeGuidance
+from .methods.convention import CheckedLevel, CheckReport, check
 from .methods.denoiser import Denoiser
 from .methods.grid import time_grid
 from .methods.likelihood import log_prob
@@ -22,6 +23,8 @@ from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
 
 __all__ = [
+    "CheckReport",
+    "CheckedLevel",
     "ClassifierFreeGuidance",
     "Denoiser",
     "DiffusionFisher",
@@ -33,6 +36,7 @@ __all__ = [
     "PointCloud",
     "TopK",
     "adapt",
+    "check",
     "denoising_loss",
     "guide",
     "invert",

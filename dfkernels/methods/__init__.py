@@ -6,6 +6,7 @@ from __future__ import annotations
 from . import (
     adjoint,
     classifier_free,
+    convention,
     denoiser,
     endpoint,
     grid,
@@ -22,6 +23,7 @@ __all__ = [
     "Denoiser",
     "adjoint",
     "classifier_free",
+    "convention",
     "denoiser",
     "endpoint",
     "grid",
