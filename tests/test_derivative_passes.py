@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.func import jacfwd, jacrev, jvp, vjp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkernels import ops
 from dfkernels._torch import library
@@ -104,6 +105,23 @@ def test_forward_mode_takes_one_pass_for_the_values_and_one_for_the_tangents(
     f, tensors = function(output, ("x", "y", "alpha"), options)
     jvp(f, tuple(tensors), tuple(map(torch.cos, tensors)))
     assert [name for name, _ in calls] == [MOMENTS, FORWARD]
+
+
+@pytest.mark.parametrize("output", ["log_prob", "ess", "fisher_matvec", "fisher_diagonal"])
+def test_forward_mode_went_through_tensors_of_zeros(output):
+    """PyTorch makes one for every operation of a tensor with a tangent and one without, in Python,
+    which took longer than the kernels."""
+    names = []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    f, tensors = function(output, ["x"])
+    with Operations():
+        jvp(f, tuple(tensors), tuple(map(torch.cos, tensors)))
+    assert names and "_efficientzerotensor" not in names
 
 
 @pytest.mark.parametrize(
