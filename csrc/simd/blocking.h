@@ -23,8 +23,9 @@ inline constexpr Block block{3, 3, 4, 2};  // 16 registers, of which a product t
 inline constexpr int tile_queries = 32;
 // With fewer queries than this a tile is not packed, which costs as much as a few products.
 inline constexpr int64_t packed_queries = 16;
-// The size of a tile, and of a packed one, which there is twice: with its transpose.
-inline constexpr int64_t tile_bytes = 512 << 10, packed_tile_bytes = 512 << 10;
+// The size of a tile, beside which the next one is on its way to the cache, and of a packed one,
+// which there is twice: with its transpose.
+inline constexpr int64_t tile_bytes = 256 << 10, packed_tile_bytes = 512 << 10;
 // Coordinates, or atoms, that are taken at a time, so that their part of a panel stays in the
 // first-level cache.
 inline constexpr int64_t slab = 128;

@@ -7,9 +7,12 @@
 namespace {
 
 // A block of a product, i < Q: out[i][at + j] (+)= sum_k c_i[k] m[k * ld + j] for V vectors of j.
-template <class T, int Q, int V, bool SQUARE = false>
+// With AHEAD it asks for as much memory from `ahead` on, little by little: the CPU drops what is
+// asked for in bursts.
+template <class T, int Q, int V, bool SQUARE = false, bool AHEAD = false>
 DFK_INLINE void product_block(const T* const* c, const T* m, int64_t ld, int64_t k, int64_t end,
-                              int64_t chain, bool add, T* const* out, int64_t at) {
+                              int64_t chain, bool add, T* const* out, int64_t at,
+                              const T* ahead = nullptr) {
   for (; k < end; add = true) {
     const int64_t stop = k + chain < end ? k + chain : end;
     Vec<T> sum[Q][V] = {};
@@ -17,12 +20,14 @@ DFK_INLINE void product_block(const T* const* c, const T* m, int64_t ld, int64_t
       Vec<T> y[V];
       for (int v = 0; v < V; ++v) {
         y[v] = load(m + k * ld + v * W<T>);
+        if (AHEAD) __builtin_prefetch(ahead + v * W<T>, 0, 2);
         if (SQUARE) y[v] *= y[v];
       }
       for (int i = 0; i < Q; ++i) {
         const Vec<T> x = all(c[i][k]);
         for (int v = 0; v < V; ++v) sum[i][v] += x * y[v];
       }
+      if (AHEAD) ahead += V * W<T>;
     }
     for (int i = 0; i < Q; ++i)
       for (int v = 0; v < V; ++v) {
@@ -36,6 +41,7 @@ DFK_INLINE void product_block(const T* const* c, const T* m, int64_t ld, int64_t
 template <class T, bool SQUARE = false>
 void products(int64_t count, const T* const* c, Rows<T> rows, int64_t n, int64_t columns,
               int64_t chain, bool add, T* const* out) {
+  const T* ahead = rows.ahead;
   for (int64_t k = 0; k < n; k += slab, add = true) {
     const int64_t end = k + slab < n ? k + slab : n;
     for_each_panel<T>(columns, [&](int64_t at, auto vectors) {
@@ -44,8 +50,13 @@ void products(int64_t count, const T* const* c, Rows<T> rows, int64_t n, int64_t
       const int64_t ld = rows.panels ? V * W<T> : rows.ld;
       for (int64_t i = 0; i < count; i += block.queries)
         with_count<block.queries>(count - i, [&](auto queries) {
-          product_block<T, queries.value, V, SQUARE>(c + i, m, ld, k, end, chain, add, out + i, at);
+          constexpr int Q = queries.value;
+          if (ahead && i == 0)
+            product_block<T, Q, V, SQUARE, true>(c, m, ld, k, end, chain, add, out, at, ahead);
+          else
+            product_block<T, Q, V, SQUARE>(c + i, m, ld, k, end, chain, add, out + i, at);
         });
+      if (ahead) ahead += (end - k) * V * W<T>;
     });
   }
 }

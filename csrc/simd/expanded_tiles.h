@@ -199,6 +199,8 @@ class ExpandedTiles {
       pack(t.rows, n, w_, panels_, cols_);
       t.rows.panels = panels_;
       t.cols = cols_;
+    } else if (raw.at != rows_) {
+      t.rows.ahead = raw.at + n * raw.ld;
     }
     return t;
   }

@@ -114,11 +114,12 @@ DFK_INLINE bool rows_in_place(const Problem<T>& p) {
 }
 
 // Row j of a tile is at + j * ld. `panels`: the same rows packed (simd/transpose.h), or null.
+// `ahead`: memory that will be read next, as much as the rows take, or null.
 template <class T>
 struct Rows {
   const T* at;
   int64_t ld;
-  const T* panels = nullptr;
+  const T *panels = nullptr, *ahead = nullptr;
 };
 
 // Returns atoms [i, i + n), in place where `in_place` says so and they follow one another. Else

@@ -104,9 +104,10 @@ struct Case {
     Numbers<T> out(count, width, width, 4);
     const Numbers<T> before = out;
     const std::vector<T*> from = weight.rows(count), to = out.rows(count);
-    weighted_sums<T, SQUARE>(count, from.data(),
-                             {y.row(0), y.ld, packed ? row_panels.data() : nullptr}, n, width,
-                             to.data());
+    weighted_sums<T, SQUARE>(
+        count, from.data(),
+        {y.row(0), y.ld, packed ? row_panels.data() : nullptr, packed ? nullptr : y.row(0)}, n,
+        width, to.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < width; ++k) {
         double sum = before.all[i * width + k], size = fabs(sum);
