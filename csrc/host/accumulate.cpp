@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "host/cut.h"
+#include "host/matvec_phases.h"
 
 namespace dfk {
 namespace {
@@ -54,7 +55,7 @@ void expect_complete(const Problem<T>& p, const Moments<T>& m, const std::vector
 }  // namespace
 
 template <class T>
-Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud) {
+Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud, Mean mean) {
   const Kernels<T>& kernel = kernels_for<T>();
   Accumulated<T> out;
   const CheckedProblem<T> c = problem_of<T>(a, kind, cloud);
@@ -74,9 +75,12 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud) {
   out.centre = std::move(work.centre);
   if (!out.centre.empty()) p.centre = out.centre.data();
   allocate(out, work.most);
-  std::atomic<int> status = for_each_split(work, [&](const Problem<T>& problem, auto... range) {
-    return kernel.accumulate(problem, m, range...);
-  });
+  std::atomic<int> status =
+      kind == MomentKind::matvec && mean == Mean::unused ? add_in_phases(work, m) : ok;
+  if (status == ok)
+    status = for_each_split(work.groups, [&](const Problem<T>& problem, auto... range) {
+      return kernel.accumulate(problem, m, range...);
+    });
   DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");
   if (status == ok && work.most > 1)
     each(p.B, work.most * m.stride * m.rows(), [&](int64_t b) {
@@ -88,7 +92,7 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud) {
   return out;
 }
 
-template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t);
-template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t);
+template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t, Mean);
+template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t, Mean);
 
 }  // namespace dfk

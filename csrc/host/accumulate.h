@@ -62,10 +62,13 @@ struct Accumulated {
   std::vector<T> centre;
   std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
 };
+// Whether first_moment is used: products with the covariance can do without (host/matvec_phases.h).
+enum class Mean { used, unused };
 template <class T>
-Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud = 0);
-extern template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t);
-extern template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t);
+Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud = 0,
+                          Mean mean = Mean::used);
+extern template Accumulated<float> accumulate(const Arguments&, MomentKind, int64_t, Mean);
+extern template Accumulated<double> accumulate(const Arguments&, MomentKind, int64_t, Mean);
 
 // log q_t of query b.
 template <class T>

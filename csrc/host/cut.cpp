@@ -179,7 +179,7 @@ Cut<T> cut(const Arguments& a, const CheckedProblem<T>& c, int64_t stride, int64
   for (const QueryGroup<T>& some : out.groups) {
     for (int64_t i = some.b0; i < some.b1; ++i)
       out.splits[out.order.empty() ? i : out.order[i]] = some.splits;
-    out.most = std::max(out.most, some.splits), out.tasks += some.splits;
+    out.most = std::max(out.most, some.splits);
   }
   return out;
 }

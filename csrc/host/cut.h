@@ -36,7 +36,7 @@ struct Cut {
   std::vector<ListedRows> listed;
   std::vector<QueryGroup<T>> groups;
   std::vector<int64_t> splits;  // of every query of the batch
-  int64_t most = 1, tasks = 0;  // the most splits of a query, the splits of all groups
+  int64_t most = 1;             // the most splits of a query
 };
 // stride, rows: every split of a query has `rows` vectors of sums beside the first moment; -1 where
 // it has not even that.
@@ -58,10 +58,12 @@ int64_t split_start(const Problem<T>& p, int64_t n) {
 // f(problem, s, b0, b1, n0, n1): queries [b0, b1) over atoms [n0, n1), which are their split s; for
 // all splits of all groups, in parallel. Returns the status of one that was not ok, if any.
 template <class T, class F>
-int for_each_split(const Cut<T>& cut, const F& f) {
+int for_each_split(const std::vector<QueryGroup<T>>& groups, const F& f) {
   std::atomic<int> status{ok};
-  torch::stable::parallel_for(0, cut.tasks, 1, [&](int64_t begin, int64_t end) {
-    auto group = cut.groups.begin();
+  int64_t tasks = 0;
+  for (const QueryGroup<T>& group : groups) tasks += group.splits;
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    auto group = groups.begin();
     int64_t s = begin;
     for (; s >= group->splits; ++group) s -= group->splits;
     for (int64_t task = begin; task < end && status == ok; ++task, ++s) {

@@ -136,7 +136,7 @@ PairAccumulated<T> accumulate_pairs(const PairTensors& t, bool forward) {
   }
   m.scalars = out.memory.data();
   m.vectors = m.scalars + cells * m.scalar_count;
-  const int status = for_each_split(work, [&](const Problem<T>& problem, auto... range) {
+  const int status = for_each_split(work.groups, [&](const Problem<T>& problem, auto... range) {
     return kernel.pair_sums(problem, pairs, m, range...);
   });
   DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");

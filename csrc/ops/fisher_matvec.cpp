@@ -1,4 +1,5 @@
-// F v and C v for K vectors per query, [B, K, d], in one pass over the atoms:
+// F v and C v for K vectors per query, [B, K, d], in one pass over the atoms, or two where that is
+// quicker (host/matvec_phases.h):
 //   C v = sum w (y - mean) <y - mean, v>,   F v = (v - (alpha^2 / sigma^2) C v) / sigma^2.
 #include "host/accumulate.h"
 #include "moments/matvec.h"
@@ -29,7 +30,7 @@ Tensor run(const Arguments& a, bool fisher) {
   if (v.numel() > 0)
     with_dtype_of(v, [&]<class T>(T) {
       for_each_cloud(a, [&](int64_t cloud) {
-        finish(accumulate<T>(a, MomentKind::matvec, cloud), fisher,
+        finish(accumulate<T>(a, MomentKind::matvec, cloud, Mean::unused), fisher,
                mutable_data<T>(out) + cloud * a.B * v.size(1) * v.size(2));
       });
     });

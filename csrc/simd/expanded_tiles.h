@@ -10,8 +10,9 @@ namespace {
 template <class T>
 class ExpandedTiles {
  public:
-  // Queries [b0, b0 + B), whose rows of w numbers are at raw_x.
-  ExpandedTiles(const Problem<T>& p, int64_t w, int64_t b0, int64_t B)
+  // Queries [b0, b0 + B), whose rows of w numbers are at raw_x. sums: whether weighted sums of the
+  // rows are wanted, for which these are packed too.
+  ExpandedTiles(const Problem<T>& p, int64_t w, int64_t b0, int64_t B, bool sums = true)
       : p_(p),
         w_(w),
         B_(B),
@@ -24,7 +25,7 @@ class ExpandedTiles {
     x_ = scratch_.template take<T>(B * (w + W<T>));
     rows_ = scratch_.template take<T>(tile_ * (w + W<T>));
     centred_ = scratch_.template take<T>(p.centre ? tile_ * (w + W<T>) : 0);
-    panels_ = scratch_.template take<T>(packed_ ? tile_ * w : 0);
+    panels_ = packed_ && sums ? scratch_.template take<T>(tile_ * w) : nullptr;
     cols_ = scratch_.template take<T>(packed_ ? tile_ * w : 0);
     logits_ = scratch_.template take<T>(tile_queries * tile_);
     norm_ = scratch_.template take<T>(tile_);

@@ -6,6 +6,7 @@
 #include "simd/draw_atom.h"
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
+#include "simd/matvec_phases.h"
 #include "simd/pair_atoms.h"
 #include "simd/pair_sweep_expanded.h"
 #include "simd/pair_sweep_small_d.h"
@@ -27,6 +28,23 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
   if (p.listed_by) return ListSweep<T>(p, m, s, b0, b1).run(n0, n1);
   if (p.d <= small_d && p.values.P <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
   return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
+}
+
+// Products with the covariance in two phases.
+template <class T>
+int look_matvec(const Problem<T>& p, const MatvecWeights<T>& out, int64_t b0, int64_t b1,
+                int64_t n) {
+  return MatvecWeigher<T>(p, out, 0, b0, b1).look(n);
+}
+template <class T>
+int weigh_matvec(const Problem<T>& p, const MatvecWeights<T>& out, int64_t s, int64_t b0,
+                 int64_t b1, int64_t n0, int64_t n1) {
+  return MatvecWeigher<T>(p, out, s, b0, b1).run(n0, n1);
+}
+template <class T>
+int add_matvec(const Problem<T>& p, const Moments<T>& m, const MatvecWeights<T>& in, int64_t s,
+               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  return MatvecAdder<T>(p, m, in, s, b0, b1).run(n0, n1);
 }
 
 // How many atoms the sweep with given shift and reference takes at once.
@@ -80,6 +98,9 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .second_rows = second_rows<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
+                             .look_matvec = look_matvec<T>,
+                             .weigh_matvec = weigh_matvec<T>,
+                             .add_matvec = add_matvec<T>,
                              .pair_sums = pair_sums<T>,
                              .pair_tile = pair_tile<T>,
                              .pair_atoms = pair_atoms<T>,

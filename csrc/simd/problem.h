@@ -85,6 +85,17 @@ struct Moments {
   int64_t rows() const { return first_rows + second_rows; }
 };
 
+// What is kept between the two phases of products with the covariance (simd/matvec_phases.h), for
+// queries from b0 on and splits of at most `span` atoms, which is a whole number of vectors.
+template <class T>
+struct MatvecWeights {
+  T* rows;         // [queries, S, span, 1 + K]  e, and e <t, v_k>
+  double* sums;    // [queries, S, 3 + K]  the logit that e is relative to, the largest, sum e, and
+                   //                      sum e <t, v_k>
+  uint8_t* unfit;  // [B], of the batch: what both phases leave out
+  int64_t b0, splits, span;
+};
+
 // What the kernels of first derivatives have beside a Problem, whose v is the kind's own tensor:
 // the arguments of dfkernels/ops/common/pair_kernels.py, which has the formulas. Null is zero.
 template <class T>
@@ -169,6 +180,13 @@ struct Kernels {
                     int64_t n0, int64_t n1);
   // Merges the splits of query b (of the batch) into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t splits, int64_t b);
+  // Products with the covariance in two phases: the first n atoms tell which queries are unfit for
+  // that; then weights and projections, then sums.
+  int (*look_matvec)(const Problem<T>&, const MatvecWeights<T>&, int64_t b0, int64_t b1, int64_t n);
+  int (*weigh_matvec)(const Problem<T>&, const MatvecWeights<T>&, int64_t s, int64_t b0, int64_t b1,
+                      int64_t n0, int64_t n1);
+  int (*add_matvec)(const Problem<T>&, const Moments<T>&, const MatvecWeights<T>&, int64_t s,
+                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);
   // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);

@@ -105,8 +105,15 @@ DFK_INLINE Vec<double> widened(Vec<T> v) {
     typedef float Half __attribute__((vector_size(DFK_VECTOR_BYTES / 2)));
     Half half[2];
     __builtin_memcpy(half, &v, sizeof v);
+#ifdef __AVX512F__  // gcc would convert a quarter at a time and put them together
+    const auto wide = [](Half h) {
+      return __builtin_ia32_cvtps2pd512_mask(h, Vec<double>{}, -1, 4);
+    };
+    return wide(half[0]) + wide(half[1]);
+#else
     return __builtin_convertvector(half[0], Vec<double>) +
            __builtin_convertvector(half[1], Vec<double>);
+#endif
   }
 }
 template <class T>
