@@ -14,6 +14,7 @@ from tools.op_table import TABLE
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dfkernels"
 FILES = sorted(PACKAGE.rglob("*.py"))
+TEXTS = {".py", ".md", ".rst", ".h", ".cpp", ".toml", ".txt"}
 
 # A module imports from lower layers and from its own group only. schedule and ops share a layer:
 # neither knows the other, nor the objects above, since ops take numbers and tensors.
@@ -353,3 +354,12 @@ def test_an_op_has_its_twin_and_its_kernel():
 def test_the_test_files_that_are_named_exist(path):
     named = set(re.findall(r"tests/[\w/]+\.py", (ROOT / path).read_text()))
     assert named and sorted(n for n in named if not (ROOT / n).is_file()) == []
+
+
+def test_no_merge_was_left_unfinished():
+    """A conflict in a document breaks nothing else."""
+    folders = ["dfkernels", "csrc", "tests", "bench", "docs", "experiments", "examples", "tools"]
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file()]
+    texts = [p for p in [*files, *ROOT.glob("*.*")] if p.suffix in TEXTS]
+    marked = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    assert texts and [p for p in texts if marked.search(p.read_text())] == []
