@@ -274,7 +274,7 @@ def test_the_prediction_is_found_in_what_a_network_returns(kind, event):
         ({"a": torch.zeros(2, 3), "b": None}, "dict with the keys ['a', 'b']"),
         ({}, "dict with the keys []"),
     ],
-    ids=str,
+    ids=["none", "object", "tuple", "tuple of strings", "dict of two", "dict"],
 )
 def test_what_holds_no_prediction_is_named(out, came):
     with pytest.raises(TypeError) as caught:

@@ -139,7 +139,7 @@ def size_of_logits(p):
     this is at most a few d, have roundings of that size."""
     y = moments.load(p["y"], F64, p["scale"], p["offset"])[p["log_pi"] > -math.inf]
     square = (y - y.mean(0)).square().sum(1).mean()
-    z = float(((p["alpha"].double() / p["sigma"].double()) ** 2).mean() * square)
+    z = float(((p["alpha"].double() / p["sigma"].double()) ** 2).mean().detach() * square)
     return z if z <= y.shape[1] else 0.0
 
 
