@@ -189,11 +189,36 @@ def test_a_table_that_ends_without_signal_gets_a_floor():
     assert torch.allclose(alpha[0], TABLE[-1] ** 0.5) and torch.allclose(
         alpha[1].log2(), -12 + 0 * alpha[1]
     )
-    with pytest.raises(ValueError, match="^scheduler: .* 'epsilon' with a table that ends in 0"):
+    with pytest.raises(
+        ValueError, match="^scheduler: .* 'epsilon' with a table that ends without signal"
+    ):
         adapt.from_diffusers(lambda x, t: x, table(alphas_cumprod=ending))
     # as a model the data set answers at alpha = 0 too: with its mean
     found = adapt.as_diffusers(CLOUD, table("sample", alphas_cumprod=ending))(X, 50).sample
     assert torch.allclose(found, CLOUD.y.mean(0).expand(3, 1, 2, 2), rtol=1e-12)
+
+
+def test_a_floor_above_the_entry_before_it_is_lowered():
+    """diffusers' samplers in sigma/alpha put 2^-24 after entries that may be less."""
+    floor = torch.tensor([2.0**-24], dtype=torch.float64)
+    for before, wanted in ((4.2e-9, 4.2e-9 / 4), (2.0**-24, 2.0**-26), (2.0**-23, 2.0**-24)):
+        ending = torch.cat([TABLE, before + 0 * floor, floor])
+        made = adapt.from_diffusers(abs, table("v_prediction", alphas_cumprod=ending))
+        assert made.schedule.alpha(51).item() == pytest.approx(wanted**0.5, rel=1e-12)
+    rising = torch.cat([TABLE, 2 * TABLE[-1:]])
+    with pytest.raises(ValueError, match="^alphas_cumprod: expected strictly decreasing"):
+        adapt.from_diffusers(abs, table("v_prediction", alphas_cumprod=rising))
+
+
+def test_a_table_of_a_flow_model_s_configuration_is_no_noise_table():
+    """from_config keeps the `shift` that it does not know, and predicts the noise by default."""
+    for flow in ({}, {"use_flow_sigmas": True}):
+        made = table(**flow)
+        made.config.shift, made.config._use_default_values = 3.0, ["prediction_type"]
+        with pytest.raises(ValueError, match="^scheduler: .* DDPM .* 'epsilon'.*use_flow_sigmas="):
+            adapt.from_diffusers(abs, made, clock=abs)
+        made.config._use_default_values = []
+        adapt.from_diffusers(abs, made, clock=abs)
 
 
 def test_discrete_models_are_given_integers_and_their_level():
@@ -380,6 +405,15 @@ def test_flow_matching_s_order_sign_and_names():
         ValueError, match="^path: .* got ExactOptimalTransport, which couples them$"
     ):
         adapt.from_torchcfm(model, coupled)
+
+
+@pytest.mark.parametrize("kind", ["manifold", "posterior_to_velocity"])
+def test_geodesic_and_discrete_paths_are_refused(kind):
+    path = type("Bent", (), {"scheduler": staticmethod(flow_scheduler), kind: None})()
+    with pytest.raises(TypeError, match="^path: expected an affine path, .* got Bent$"):
+        adapt.from_flow_matching(abs, path)
+    with pytest.raises(TypeError, match="^path: expected an affine path, .* got Bent$"):
+        adapt.as_velocity(CLOUD, path)
 
 
 @pytest.mark.parametrize("width", [0, 0.3])

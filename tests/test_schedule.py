@@ -290,8 +290,8 @@ def test_linear_log_snr_is_reproduced_exactly():
             lambda: S.Tabulated(torch.tensor([0.9, 0.5, 0.0])),
             (
                 "alphas_cumprod: expected strictly decreasing values inside (0, 1), got values from"
-                " 0.9 to 0 (zero terminal SNR: cut it, alphas_cumprod[:-1], or floor it, "
-                "alphas_cumprod.clamp_min(2**-24), as diffusers does)"
+                " 0.9 to 0 (zero terminal SNR: cut it, alphas_cumprod[:-1], or floor the last "
+                "entry alone, at min(2**-24, alphas_cumprod[-2] / 4))"
             ),
         ),
         (

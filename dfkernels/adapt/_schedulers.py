@@ -215,6 +215,12 @@ def convention(scheduler: Any) -> Convention:
     edm = hasattr(scheduler, "precondition_outputs") and hasattr(config, "sigma_data")
     if said is None or not (tabulated or edm):
         raise ValueError(f"scheduler: expected {_KNOWN}, got {kind}")
+    if hasattr(config, "shift") and "prediction_type" in getattr(config, "_use_default_values", ()):
+        raise ValueError(
+            f"scheduler: expected a {kind} that says what the model predicts, got one made of a "
+            f"flow model's configuration (its `shift`) with {said!r} by default: make it with "
+            'from_config(config, use_flow_sigmas=True, prediction_type="flow_prediction")'
+        )
     flow = bool(getattr(config, "use_flow_sigmas", False))
     allowed = [
         name

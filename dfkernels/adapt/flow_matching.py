@@ -50,7 +50,8 @@ def from_flow_matching(velocity: Callable[..., Tensor], path: object) -> Denoise
         A `Denoiser` with the clock of flow_matching, data at t = 1, and the prediction type "flow".
 
     Raises:
-        TypeError: `path` is neither.
+        TypeError: `path` is neither, or a path of flow_matching that is not affine: geodesic, or of
+            discrete states.
     """
     return Denoiser(_Named(velocity), affine_path(path), "flow")
 
@@ -181,7 +182,12 @@ class ExactTimeFirst(_Exact):
 
 
 def affine_path(path: Any) -> Schedule:
-    """The schedule of a path of flow_matching, or of its scheduler."""
+    """The schedule of an affine path of flow_matching, or of its scheduler."""
+    # what geodesic and discrete paths have, whose schedulers are those of affine paths
+    if hasattr(path, "manifold") or hasattr(path, "posterior_to_velocity"):
+        raise TypeError(
+            f"path: expected an affine path, x_t = alpha x_1 + sigma x_0, got {type(path).__name__}"
+        )
     scheduler = getattr(path, "scheduler", path)
     probe = scheduler(_half()) if callable(scheduler) else None
     missing = [name for name in ("alpha_t", "sigma_t") if not hasattr(probe, name)]

@@ -96,7 +96,7 @@ class Tabulated(_Table):
     Raises:
         ValueError: The table is not strictly decreasing inside (0, 1), or two entries have the same
             log-SNR but for rounding. A zero-terminal-SNR table, which ends in 0, has to be cut, or
-            floored as diffusers does, first: the message says how.
+            its last entry floored, first: the message says how.
     """
 
     def __init__(self, alphas_cumprod: Tensor, *, discrete: bool = False) -> None:
@@ -105,8 +105,8 @@ class Tabulated(_Table):
             came, hint = f"values from {table[0].item():g} to {table[-1].item():g}", ""
             if table[-1] == 0:
                 hint = (
-                    " (zero terminal SNR: cut it, alphas_cumprod[:-1], or floor it, "
-                    "alphas_cumprod.clamp_min(2**-24), as diffusers does)"
+                    " (zero terminal SNR: cut it, alphas_cumprod[:-1], or floor the last entry "
+                    "alone, at min(2**-24, alphas_cumprod[-2] / 4))"
                 )
             elif table[0] == 1:
                 hint = " (no noise at t = 0: cut it, alphas_cumprod[1:])"

@@ -367,6 +367,34 @@ def test_the_likelihood_of_their_model_goes_through_attention(name, networks):
     assert found.shape == (2,) and torch.isfinite(found).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep"]
+)
+def test_a_zero_snr_table_whose_floor_is_above_the_entry_before_is_taken(name):
+    """With the default betas the entry before the last is 4.2e-9, less than diffusers' floor."""
+    made = getattr(diffusers, f"{name}Scheduler")(**ZERO_SNR)
+    table = made.alphas_cumprod.double()
+    assert table[-1] > table[-2]
+    found = df.adapt.from_diffusers(lambda x, t: x, made)
+    assert torch.allclose(found.schedule.alpha(998), table[998] ** 0.5, rtol=1e-9)
+    assert torch.allclose(found.schedule.alpha(999), table[998] ** 0.5 / 2, rtol=1e-9)
+
+
+def test_a_multistep_solver_of_a_flow_model_s_configuration_is_no_noise_table():
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    for name in ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "DDIM"):
+        solver = getattr(diffusers, f"{name}Scheduler")
+        with pytest.raises(
+            ValueError, match="^scheduler: .*use_flow_sigmas=True, prediction_type="
+        ):
+            df.adapt.from_diffusers(lambda x, t: x, solver.from_config(flow), clock=torch.abs)
+    said = diffusers.UniPCMultistepScheduler.from_config(flow, **FLOW)
+    found = df.adapt.from_diffusers(lambda x, t: x, said, clock=lambda s: 1000 * s)
+    assert found.schedule == df.schedule.ReversedRectifiedFlow()
+    own = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0)
+    df.adapt.from_diffusers(lambda x, t: x, own, clock=lambda s: 1000 * s)
+
+
 def test_what_is_not_known_is_said():
     cloud = digits()
     with pytest.raises(
@@ -377,7 +405,7 @@ def test_what_is_not_known_is_said():
         df.adapt.from_diffusers(lambda x, t: x, diffusers.FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="^clock: expected None with EDMEulerScheduler"):
         df.adapt.from_diffusers(lambda x, t: x, diffusers.EDMEulerScheduler(), clock=torch.log)
-    with pytest.raises(ValueError, match="^scheduler: .* 'epsilon' .* ends in 0"):
+    with pytest.raises(ValueError, match="^scheduler: .* 'epsilon' .* ends without signal"):
         df.adapt.from_diffusers(
             lambda x, t: x, diffusers.DDIMScheduler(rescale_betas_zero_snr=True)
         )

@@ -120,6 +120,20 @@ def test_the_likelihood_of_their_model_is_their_likelihood():
     assert (theirs - ours).abs().max() < 1e-2
 
 
+def test_geodesic_and_discrete_paths_are_refused():
+    from flow_matching.path import GeodesicProbPath, MixtureDiscreteProbPath
+    from flow_matching.utils.manifolds import Sphere
+
+    scheduler = CondOTProbPath().scheduler
+    for path in (GeodesicProbPath(scheduler, Sphere()), MixtureDiscreteProbPath(scheduler)):
+        for adapter in (
+            lambda path=path: df.adapt.from_flow_matching(lambda x, t: x, path),
+            lambda path=path: df.adapt.as_velocity(digits(), path),
+        ):
+            with pytest.raises(TypeError, match=f"^path: .* got {type(path).__name__}$"):
+                adapter()
+
+
 def test_there_is_no_velocity_at_the_data():
     velocity = df.adapt.as_velocity(digits(), CondOTProbPath())
     with pytest.raises(ValueError, match="^t: expected times with noise, got 1, where sigma = 0"):
