@@ -422,3 +422,36 @@ def test_bad_input_is_named():
     assert error_of(zero, cloud, queries=0) == on_cpu
     low = error_of(zero, cloud, noise=(1e-5, 1e-4))
     assert low.startswith("noise: expected levels at which several atoms share")
+
+
+def test_the_standard_ddpm_table_is_searched():
+    """Rescaled to zero terminal SNR it has three entries below 2^-24 before its 0."""
+    table = schedule.Tabulated(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+    network = df.Denoiser(lambda x, t: 0 * x, table)
+    report = df.check(network, df.PointCloud(torch.rand(20, 4)), queries=4)
+    assert "this table rescaled" in str(report.explanations)
+
+
+def test_a_change_that_does_not_qualify_hides_none_that_does(monkeypatch):
+    y, sch = ring(), schedule.VP()
+    exact = df.Denoiser.exact(df.PointCloud(y), sch)
+    far = [
+        df.methods.convention.Explanation("clock", "one", (0.1,) * 3, 0.72, changes=2),
+        df.methods.convention.Explanation("input scale", "other", (0.1,) * 3, 0.95),
+    ]
+    monkeypatch.setattr(df.methods.convention, "explanations", lambda *given: far)
+    shift = 1.0
+    for _ in range(2):  # then the error is 2.8 times what is allowed: one falls by less than 4
+        report = check(lambda x, t, shift=shift: exact(x, t) + shift, sch, "sample", y)
+        shift *= 2.8 / max(level.error / level.allowed for level in report.levels)
+    assert far[0].rank < far[1].rank
+    assert report.cause == "input scale" and "With other the error falls" in report.verdict
+    assert report.explanations == (far[1], far[0])
+
+
+def test_a_table_of_classes_is_not_taken_for_one_of_times():
+    y, sch = ring()[::16], schedule.EDM()
+    network = Network(y, sch, "sample", time=lambda t: (4 * t).exp())
+    network.classes = nn.Embedding(10, 2)
+    report = df.check(df.Denoiser(network, sch, "sample"), df.PointCloud(y), queries=16)
+    assert report.cause == "clock", report

@@ -152,18 +152,20 @@ def _search(
     rng: Rng,
     conditions: dict[str, object],
 ) -> list[Explanation]:
-    """What was tried, best first; from eval mode on, if the network is in train mode."""
-    tried = []
+    """What was tried, in eval mode if the network is in train mode: first what explains the error
+    at the start, so that nothing that does not hides it, and best first.
+    """
+    tried, now = [], start
     with _evaluating(denoiser) as changed:
         if changed:
             evaluated = [output(denoiser, q, conditions) for q in queries]
             if any(not torch.equal(a, b) for a, b in zip(outs, evaluated, strict=True)):
-                start = _judged(denoiser, queries, evaluated)
-                tried = [start._replace(cause="train mode", change="the network in eval mode")]
+                now = _judged(denoiser, queries, evaluated)
+                tried = [now._replace(cause="train mode", change="the network in eval mode")]
             outs = evaluated
-        if start.ratio > _CLOSE:
+        if now.ratio > _CLOSE:
             tried += explanations(denoiser, cloud, queries, outs, rng, conditions)
-    return sorted(tried, key=lambda found: found.rank)
+    return sorted(tried, key=lambda found: (not explains(found, start), found.rank))
 
 
 @contextlib.contextmanager

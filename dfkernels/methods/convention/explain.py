@@ -182,7 +182,7 @@ def _other_calls(
     base = judged("", "", queries, _read(denoiser, queries, outs, own))
     worst = max(range(len(queries)), key=lambda i: base.errors[i] / queries[i].allowed)
     for call in _calls(denoiser, queries, with_times):
-        if not _is_safe(denoiser, call.time):
+        if not _is_safe(denoiser, call.time, queries[0].x.device):
             continue
         made: dict[int, Tensor] = {}
 
@@ -222,15 +222,16 @@ def _read_call(
             yield judged(call.cause, change, queries, everywhere, changes)
 
 
-def _is_safe(denoiser: Denoiser, time: list[float | None]) -> bool:
+def _is_safe(denoiser: Denoiser, time: list[float | None], device: torch.device) -> bool:
     """Whether the network may be called at these times: on an accelerator an index that is not in
-    an embedding's table ends the process's use of the device.
+    an embedding's table ends the process's use of the device; on the CPU it raises. The largest
+    table is taken for that of the times, since a smaller one may be of classes.
     """
     network = denoiser.network
-    if not isinstance(network, nn.Module):
+    if device.type == "cpu" or not isinstance(network, nn.Module):
         return True
     rows = [m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)]
-    return not rows or all(t is None or 0 <= t <= min(rows) - 1 for t in time)
+    return not rows or all(t is None or 0 <= t <= max(rows) - 1 for t in time)
 
 
 def _other_data(

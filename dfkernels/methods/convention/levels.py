@@ -126,5 +126,7 @@ def _tables(schedule: Schedule) -> dict[str, Tensor]:
     tables = {name: (1 - beta).cumprod(0) for name, beta in betas.items()}
     own = schedule.alpha(index[:-1])
     rescaled = (own - own[-1]) * (own[0] / (own[0] - own[-1]))
-    tables["this table rescaled to zero terminal SNR"] = rescaled.square().clamp_min(2**-24)
+    table = rescaled.square()
+    table[-1] = (table[-2] / 4).clamp_max(2**-24)  # not 0, and still less than the entry before
+    tables["this table rescaled to zero terminal SNR"] = table
     return tables

@@ -92,7 +92,8 @@ class CheckReport:
             explanation was found, or None if ok.
         verdict: what was found, in sentences.
         levels: the numbers behind it, noise rising.
-        explanations: what was tried, best first; empty if ok.
+        explanations: what was tried, best first; empty where two calls agree and the error is at
+            most 0.3 of what is allowed, so that nothing was.
         notes: what the levels cannot tell, and what else was noticed.
         evaluations: calls of the network.
     """
