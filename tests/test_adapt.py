@@ -221,6 +221,34 @@ def test_a_table_of_a_flow_model_s_configuration_is_no_noise_table():
         adapt.from_diffusers(abs, made, clock=abs)
 
 
+@pytest.mark.parametrize("wrapper", ["compile", "DataParallel"])
+def test_a_wrapped_model_is_called_by_the_name_of_its_time(wrapper):
+    """torch.compile and the parallel wrappers have *args and **kwargs for a signature."""
+
+    class Second(torch.nn.Module):
+        def forward(self, x, encoder_hidden_states, timestep):  # as in diffusers' transformers
+            return 0 * x + timestep.view(-1, 1, 1, 1)
+
+    inner = Second()
+    model = torch.nn.DataParallel(inner) if wrapper == "DataParallel" else torch.nn.Module()
+    if wrapper == "compile":
+        model._orig_mod, model.forward = inner, lambda *args, **kwargs: inner(*args, **kwargs)
+    found = adapt.from_diffusers(model, table("sample")).bind(encoder_hidden_states=None)
+    assert torch.equal(found(X, 20), torch.full_like(X, 20))
+
+
+def test_what_is_no_network_is_refused_by_name():
+    flow = scheduler("FlowMatchEulerDiscreteScheduler")
+    for name, adapter in (
+        ("model", lambda: adapt.from_diffusers(object(), table())),
+        ("model", lambda: adapt.from_diffusers(object(), flow, clock=abs)),
+        ("velocity", lambda: adapt.from_flow_matching(object(), flow_scheduler)),
+        ("network", lambda: adapt.from_torchcfm(object())),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: expected a callable, got object$"):
+            adapter()
+
+
 def test_discrete_models_are_given_integers_and_their_level():
     seen = []
     model = lambda x, t: seen.append(t) or x.sin()
@@ -335,6 +363,12 @@ def test_edm_s_network():
         net(X, 0.0)
     back = adapt.from_edm(net)
     assert back.schedule == schedule.EDM() and torch.equal(back(X, s), wanted)
+
+
+def test_an_exact_edm_network_has_what_its_documentation_promises():
+    net = adapt.as_edm(CLOUD)
+    promised = re.findall(r"`([a-z_]+)`", type(net).__doc__.split("attributes", 1)[1])
+    assert "round_sigma" in promised and all(hasattr(net, name) for name in promised)
 
 
 def test_an_edm_network_s_range_labels_and_dtype():

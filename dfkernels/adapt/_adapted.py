@@ -14,7 +14,14 @@ class Adapted(nn.Module):
     Module. A subclass defines `forward(x, t, **conditions)`.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, name: str) -> None:
+        """`name` is that of the argument as which the network came.
+
+        Raises:
+            TypeError: The network is not callable.
+        """
+        if not callable(network):
+            raise TypeError(f"{name}: expected a callable, got {type(network).__name__}")
         super().__init__()
         self.network = network
         self.training = getattr(network, "training", False)

@@ -58,7 +58,7 @@ class _Mean(Adapted):
     """An azula denoiser as a network that returns the posterior mean."""
 
     def __init__(self, denoiser: Callable[..., Posterior]) -> None:
-        super().__init__(denoiser)
+        super().__init__(denoiser, "denoiser")
         self.one_time = type(denoiser).__name__ == "GaussianDenoiser"  # takes t [] only
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:

@@ -40,6 +40,8 @@ __all__ = ["ExactDiffusers", "ModelOutput", "as_diffusers", "from_diffusers"]
 
 _FLOOR = 2.0**-24  # diffusers' last entry of a zero-terminal-SNR table, where it needs sigma/alpha
 
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 class ModelOutput(NamedTuple):
     """What diffusers' models return: an object with `sample`, whose first entry it is."""
@@ -83,6 +85,7 @@ def from_diffusers(
         schedulers that sample in x/alpha.
 
     Raises:
+        TypeError: `model` is not callable.
         ValueError: The class of the scheduler is unknown, `clock` is missing or there is none to
             set, or a table that ends with zero SNR comes with a model that predicts the noise.
     """
@@ -131,8 +134,8 @@ class _Timestep(Adapted):
     """A model of diffusers as network(x, t)."""
 
     def __init__(self, model: Callable[..., object]) -> None:
-        super().__init__(model)
-        called = model.forward if isinstance(model, nn.Module) else model
+        super().__init__(model, "model")
+        called = _inside(model)
         try:
             self.named = "timestep" in inspect.signature(called).parameters
         except (TypeError, ValueError):  # a callable without a signature
@@ -144,13 +147,27 @@ class _Timestep(Adapted):
         return self.network(x, t, **conditions)
 
 
+def _inside(model: Callable[..., object]) -> Callable[..., object]:
+    """What has the names of a model's arguments: its `forward`, inside of torch.compile,
+    DistributedDataParallel and their like, which pass on whatever they are given.
+    """
+    while isinstance(model, nn.Module):
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, _PARALLEL):
+            inner = model.module
+        if inner is None:
+            return model.forward
+        model = inner
+    return model
+
+
 class _Preconditioned(Adapted):
     """x_0 = c_skip x + c_out F(c_in x, c_noise), at t = sigma."""
 
     full_precision = True  # of x, which comes back in c_skip x
 
     def __init__(self, model: Callable[..., object], edm: Edm) -> None:
-        super().__init__(_Timestep(model))
+        super().__init__(_Timestep(model), "model")
         self.edm = edm
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:

@@ -95,7 +95,7 @@ class ExactEDM(ExactNetwork):
     """What `as_edm` returns: `net(x, sigma)` -> the posterior mean.
 
     It has the attributes that EDM's samplers ask for: `sigma_min` = 0, `sigma_max` = inf,
-    `sigma_data`, `label_dim` = 0, `round_sigma`, and for images [C, H, W] `img_channels` and
+    `label_dim` = 0, `round_sigma`, and for images [C, H, W] `img_channels` and
     `img_resolution`.
     """
 

@@ -53,7 +53,7 @@ def from_flow_matching(velocity: Callable[..., Tensor], path: object) -> Denoise
         TypeError: `path` is neither, or a path of flow_matching that is not affine: geodesic, or of
             discrete states.
     """
-    return Denoiser(_Named(velocity), affine_path(path), "flow")
+    return Denoiser(_Named(velocity, "velocity"), affine_path(path), "flow")
 
 
 def from_torchcfm(network: Callable[..., Tensor], path: object = 0.0) -> Denoiser:
@@ -91,7 +91,7 @@ class _TimeFirst(Adapted):
 
     def __init__(self, network: Any) -> None:
         joined = type(network).__name__ == "torch_wrapper"
-        super().__init__(network.model if joined else network)
+        super().__init__(network.model if joined else network, "network")
         self.joined = joined
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
