@@ -330,9 +330,14 @@ def test_bad_grids_are_named(call, message):
 
 def test_a_range_that_the_schedule_does_not_reach_is_an_error():
     with pytest.raises(
-        ValueError, match=r"t_of_log_snr\(log_snr\): expected values in \[0, 1\] for VP"
+        ValueError,
+        match=r"^noise: expected levels in \[0, 152.* VP\(.* reaches, got \(0.1, 1e\+06\)$",
     ):
         time_grid(schedule.VP(), 5, (0.1, 1e6))
+    table = schedule.Tabulated(torch.linspace(0.99, 0.01, 9))
+    for spacing in ("log", "edm", "time"):
+        with pytest.raises(ValueError, match=r"^noise: .*\[0.100504, 9.94987\], .*\(0.01, 5\)$"):
+            time_grid(table, 5, (0.01, 5), spacing)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "flow"])

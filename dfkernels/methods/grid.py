@@ -82,16 +82,34 @@ def time_grid(
     ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
     unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "time":
-        first, last = schedule.t_of_log_snr(-2 * ends.log())
+        first, last = _times_of(schedule, ends)
         t = first + unit * (last - first)
     else:
         power = ends.log() if spacing == "log" else ends ** (1 / rho)
         s = power[0] + unit * (power[1] - power[0])
         s = s.exp() if spacing == "log" else s**rho
         s[0], s[-1] = high, low
-        t = schedule.t_of_log_snr(-2 * s.log())
+        t = _times_of(schedule, s)
     nodes(schedule, t)
     return t
+
+
+def _times_of(schedule: Schedule, s: Tensor) -> Tensor:
+    """The times of the levels s [M + 1] = sigma/alpha, which fall.
+
+    Raises:
+        ValueError: The schedule does not reach them; the message says what it does.
+    """
+    try:
+        return schedule.t_of_log_snr(-2 * s.log())
+    except ValueError as error:
+        ends = torch.tensor(schedule.t_range, dtype=torch.float64, device="cpu")
+        if not bool(ends.isfinite().all()):
+            raise
+        low, high = sorted((schedule.log_snr(ends) / -2).exp().tolist())
+        wanted = f"levels in [{low:g}, {high:g}], which {schedule!r} reaches"
+        came = f"({s[-1].item():g}, {s[0].item():g})"
+        raise check.mismatch("noise", wanted, came) from error
 
 
 def nodes(schedule: Schedule, t: Tensor) -> Nodes:
