@@ -428,8 +428,9 @@ def test_the_standard_ddpm_table_is_searched():
     """Rescaled to zero terminal SNR it has three entries below 2^-24 before its 0."""
     table = schedule.Tabulated(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
     network = df.Denoiser(lambda x, t: 0 * x, table)
-    report = df.check(network, df.PointCloud(torch.rand(20, 4)), queries=4)
-    assert "this table rescaled" in str(report.explanations)
+    y = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
+    report = df.check(network, df.PointCloud(y), queries=4)
+    assert not report.ok and "noise level" in [found.cause for found in report.explanations]
 
 
 def test_a_change_that_does_not_qualify_hides_none_that_does(monkeypatch):
@@ -455,3 +456,20 @@ def test_a_table_of_classes_is_not_taken_for_one_of_times():
     network.classes = nn.Embedding(10, 2)
     report = df.check(df.Denoiser(network, sch, "sample"), df.PointCloud(y), queries=16)
     assert report.cause == "clock", report
+
+
+def test_a_network_that_ignores_its_input_has_no_other_noise_levels():
+    y = 2 * torch.rand(500, 8, generator=torch.Generator().manual_seed(1)) - 1
+    constant = lambda x, t: y.mean(0).expand_as(x)
+    report = check(constant, schedule.Cosine(), "sample", y)
+    assert report.cause == "unknown", report
+
+
+def test_few_atoms_of_many_dimensions_are_not_taken_for_other_units():
+    y = torch.randn(400, 784, generator=torch.Generator().manual_seed(1))
+    zero = df.Denoiser(lambda x, t: torch.zeros_like(x), SCHEDULES["Tabulated"])
+    few = error_of(zero, df.PointCloud(y))
+    assert few.endswith(
+        "400 atoms are too few, in 784 dimensions, at the noise that the schedule reaches"
+    )
+    assert "units" not in few

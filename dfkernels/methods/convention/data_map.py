@@ -58,13 +58,18 @@ class DataMap(NamedTuple):
 
 
 def over(cloud: PointCloud, data: DataMap, q: Queries) -> Queries:
-    """The queries with the exact answers over the mapped atoms."""
+    """The queries with the exact answers over the mapped atoms. None counts as the lowest level:
+    for the mapped data that is another one, and a sound network may be no better than their mean
+    here.
+    """
     if len(data.a) == 1:  # without a pass that checks the atoms again
         found = exact(cloud, q.x, q.alpha, q.sigma, data.a.item(), data.b.item())
     else:
         found = exact(data.applied(cloud), q.x, q.alpha, q.sigma)
     mean, std, ess = found
-    return q._replace(mean=mean, std=max(std, 1e-30), ess=ess.median().item(), lowest=False)
+    a, b = (part.to(mean).view(-1, *[1] * (mean.ndim - 2)) for part in data)
+    there = q._replace(mean=mean, std=max(std, 1e-30), ess=ess.median().item())
+    return there._replace(data_mean=q.data_mean * a + b, lowest=False)
 
 
 def fit(

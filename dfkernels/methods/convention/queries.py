@@ -25,6 +25,7 @@ __all__ = ["Queries", "exact", "make_queries", "noise_range_of"]
 
 LEVELS, SPAN = 3, 4.0  # how many noise levels, and the highest over the lowest
 _ENOUGH, _FEWEST = 100, 4  # atoms that share the weight at the lowest level; that a cloud must have
+_LARGE = 4.0  # a standard deviation that data in a network's units do not have
 _NUMBERS = 1 << 14  # of a batch of queries, where their count is not given
 _ATOMS = 1 << 22  # numbers of the atoms from which the data's standard deviation is estimated
 
@@ -39,12 +40,17 @@ class Queries(NamedTuple):
     mean: Tensor  # [Q, *E]: the exact posterior mean
     std: float  # the posterior's standard deviation per number, root mean square over the queries
     ess: float  # the median over the queries
-    of_data_mean: float  # the error of the data's mean, whatever x is, as a prediction
+    data_mean: Tensor  # [1, *E], of the atoms
     lowest: bool  # whether the other queries have more noise
 
     def error(self, mean: Tensor) -> float:
         """The root mean square of a mean's difference from the exact one, in units of `std`."""
         return _rms(mean.double() - self.mean.double()) / self.std
+
+    @property
+    def of_data_mean(self) -> float:
+        """The error of the data's mean, whatever x is, as a prediction."""
+        return self.error(self.data_mean)
 
     @property
     def allowed(self) -> float:
@@ -89,8 +95,7 @@ def make_queries(
                 f"noise: expected levels at which several atoms share the posterior weight, got "
                 f"sigma/alpha = {s:.4g}, where the weight is on one atom"
             )
-        trivial = _rms(truth.double() - mean.double()) / std
-        found.append(Queries(t, alpha, sigma, x, truth, std, ess.median().item(), trivial, i == 0))
+        found.append(Queries(t, alpha, sigma, x, truth, std, ess.median().item(), mean, i == 0))
     return found
 
 
@@ -112,10 +117,16 @@ def noise_range_of(cloud: PointCloud, schedule: Schedule, seed: Rng) -> tuple[fl
     least, high = _reach(schedule)
     low = max(std, least, _level_of(cloud, std, enough, seed))
     if low >= high:
+        why = "are they in the units of the network's training?"
+        if std < min(high, _LARGE):
+            why = (
+                f"these {len(cloud)} atoms are too few, in {cloud.d} dimensions, at the noise that "
+                "the schedule reaches"
+            )
         raise ValueError(
             f"schedule: expected noise sigma/alpha up to {low:.4g}, where {enough:.0f} atoms share "
             f"the posterior weight, got {schedule!r}, which ends at {high:.4g}. The data's "
-            f"standard deviation is {std:.4g}: are they in the units of the network's training?"
+            f"standard deviation is {std:.4g}: {why}"
         )
     return low, min(SPAN * low, high)
 
