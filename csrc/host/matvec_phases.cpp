@@ -77,6 +77,8 @@ int add_in_phases(Cut<T>& work, const Moments<T>& m) {
   const int64_t size = work.groups[0].b1, splits = work.groups[0].splits,
                 span = (work.groups[0].span + kernel.lanes - 1) / kernel.lanes * kernel.lanes,
                 bytes = (1 + p.K) * splits * span * int64_t(sizeof(T)), most = most_bytes / bytes;
+  // Mean and sums have to be more precise than T, or a narrow covariance loses its digits.
+  if (sizeof(T) == sizeof(double)) return ok;
   if (p.listed_by || p.d < few_coordinates || p.N < few_atoms || std::min(size, most) < few_queries)
     return ok;
   std::vector<uint8_t> unfit(p.B);

@@ -1,5 +1,5 @@
 // Products with the covariance in two phases over the atoms (simd/matvec_phases.h), for the queries
-// that allow it.
+// that allow it, in float32.
 #pragma once
 #include "host/cut.h"
 

@@ -149,7 +149,7 @@ class MatvecWeigher {
   // first tile; where a later one is so much larger that sums could overflow, all that came before
   // is scaled.
   void weigh(const Tile<T>& t, int64_t i, const T* l, T largest, double offset, int64_t at) {
-    constexpr double most_above = 40;
+    constexpr double most_above = 10;
     const MatvecSums s = sums(i);
     T* const to = weights(i, at, t.padded);
     if (!(largest > -T(__builtin_inf()))) {

@@ -21,7 +21,7 @@ class ExpandedSweep : private SweepBase<T> {
   using Base = SweepBase<T>;
   using Base::batch_index, Base::sums, Base::work, Base::in_tile, Base::flush;
   using Base::p_, Base::m_, Base::B_, Base::w_, Base::tile_, Base::gap_, Base::raw_x_,
-      Base::kind_scratch_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_,
+      Base::kind_scratch_, Base::v_, Base::picked_log_prior_, Base::picked_atom_, Base::picked_row_,
       Base::segments_, Base::values_;
 
  public:
@@ -34,6 +34,7 @@ class ExpandedSweep : private SweepBase<T> {
       Base::begin(i);
       tiles_.set_query(i, batch_index(i), raw_x_ + i * w_);
     }
+    most_norm_ = largest_square<T> * 0x1p-35 / largest_vector();
   }
 
   int run(int64_t n0, int64_t n1) {
@@ -59,16 +60,28 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
  private:
+  static constexpr double headroom = 24;  // exp(-24) > 2^-35
+
   // Whether no logit of the tile can be more than `headroom` above max_logit or, in the first tile,
   // above any other. Then it need not be known which is the largest: weights up to exp(headroom)
-  // and their squares can be added up in T, also times |y|^2.
-  static bool has_headroom(const Tile<T>& t, const Query<T>& query, const QuerySums& s) {
-    constexpr double headroom = 24, norm = largest_square<T> * 0x1p-35;  // exp(-24) > 2^-35
-    if (!(t.largest_norm <= norm)) return false;
+  // and their squares can be added up in T, also times |y|^2, and |v| where there are vectors.
+  bool has_headroom(const Tile<T>& t, const Query<T>& query, const QuerySums& s) const {
+    if (!(t.largest_norm <= most_norm_)) return false;
     const double product = largest_product(query, t.largest_norm);
     if (*s.weight_sum > 0) return query.constant + product <= *s.max_logit + headroom;
     return t.log_prior[0] > -T(__builtin_inf()) &&
            2 * product + query.atom_factor * t.largest_norm + t.largest_log_prior <= headroom;
+  }
+  // The largest |v|, or 1 if that is less.
+  double largest_vector() const {
+    double largest = 1;
+    for (int64_t i = 0; i < B_; ++i)
+      for (int64_t k = 0; k < p_.K; ++k) {
+        const T* const v = v_ + (i * p_.K + k) * w_;
+        const double square = dot(v, v, w_);
+        if (square > largest) largest = square;
+      }
+    return __builtin_sqrt(largest);
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t count) {
@@ -87,16 +100,18 @@ class ExpandedSweep : private SweepBase<T> {
       const bool near = near_centre(t, query);
       if (exact && near && *s.reference < 0 && has_headroom(t, query, s)) {
         const auto logit_of = tiles_.logits_of(t, query, l);
-        if (*s.weight_sum == 0) *s.max_logit = query.constant + logit_of(0)[0];
-        weigh(t, s, q + i, l, T(*s.max_logit - query.constant), logit_of);
+        const T max_logit = *s.weight_sum > 0 ? T(*s.max_logit - query.constant) : logit_of(0)[0];
+        refer_weights_to(q + i, query.constant + max_logit);
+        weigh(t, s, q + i, l, max_logit, logit_of);
         active[n_active++] = in_tile(q + i, l);
         continue;
       }
       const T largest = tiles_.finish_logits(t, query, l);
       if (!(largest > -T(__builtin_inf()))) continue;
-      // Beside such a tile all that came before is negligible: the query starts again.
-      if (*s.weight_sum > 0 &&
-          query.constant + largest - tiles_.error(t, query) > *s.max_logit + gap_)
+      // Beside such a tile all that came before is negligible: the query starts again. max_logit
+      // need not be the largest logit so far, so that the weights' sum counts too.
+      if (*s.weight_sum > 0 && query.constant + largest - tiles_.error(t, query) >
+                                   *s.max_logit + __builtin_log(*s.weight_sum) + gap_)
         Base::restart(q + i);
       const bool centre_will_do = near && *s.reference < 0 &&
                                   (*s.weight_sum > 0 || tiles_.crowded(t, l, largest - T(gap_)));
@@ -137,6 +152,8 @@ class ExpandedSweep : private SweepBase<T> {
     const double limit = kind_of(p_).centre_limit * p_.d, root = __builtin_sqrt(double(p_.d)),
                  z = query.atom_factor * t.largest_norm;
     if (!kind_of(p_).elementwise || !(z <= limit) || root * z <= limit) return z <= limit;
+    // |y * y|, which is at least |y|^2 / sqrt(d), could underflow.
+    if (!(t.largest_norm > root * 1e-12 * __builtin_sqrt(epsilon<T>))) return false;
     if (largest_square_norm_ != largest_square_norm_)
       largest_square_norm_ = tiles_.largest_square_norm(t);
     return root * query.atom_factor * largest_square_norm_ <= limit;
@@ -148,14 +165,18 @@ class ExpandedSweep : private SweepBase<T> {
     T max_logit = T(*s.max_logit - offset);
     if (largest < max_logit - T(gap_)) return false;
     if (largest > max_logit) max_logit = largest;
-    // *s.max_logit is offset plus a number of type T, so that it comes back from double without
-    // rounding.
-    if (offset + max_logit != *s.max_logit) {
-      flush(i);
-      raise_max_logit(p_, m_, s, offset + max_logit);
-    }
+    refer_weights_to(i, offset + max_logit);
     weigh(t, s, i, l, max_logit, [l](int64_t j) { return ::load(l + j); });
     return true;
+  }
+  // Makes the weights of query i relative to exp(max_logit), which is the query's offset plus a
+  // number of type T: so it comes back from double without rounding, which all weights of a tile
+  // would have in common.
+  void refer_weights_to(int64_t i, double max_logit) {
+    const QuerySums s = sums(i);
+    if (max_logit == *s.max_logit) return;
+    if (*s.weight_sum > 0) flush(i);
+    raise_max_logit(p_, m_, s, max_logit);
   }
   // Puts the weights of the logits logit_of(j), relative to exp(max_logit), at l.
   template <class F>
@@ -203,7 +224,8 @@ class ExpandedSweep : private SweepBase<T> {
   }
 
   ExpandedTiles<T> tiles_;
-  Rows<T> value_rows_{};                            // of the tile, once a query needs them
+  double most_norm_;      // |y|^2 up to which weights may be exp(headroom)
+  Rows<T> value_rows_{};  // of the tile, once a query needs them
   double largest_square_norm_ = __builtin_nan("");  // of the tile, once a query needs it
 };
 
