@@ -390,6 +390,25 @@ def test_weights_far_above_those_that_came_first(b, size):
     assert far(p, outputs(p, dense=False)) == {}
 
 
+@pytest.mark.parametrize("b", [1, 20])
+def test_atoms_before_a_heavier_tile_are_not_forgotten(b):
+    """The first atom is exp(23) times lighter than the others of its tile, to which the weights are
+    then relative; the last atom of all is heavy enough to make the first negligible, but not these.
+    """
+    n, d, normal = 500, 1024, normals(b)
+    gap = math.log(n + 1) - math.log(EPS) + 10
+    away = math.sqrt(2 * (gap - 22.8))
+    along = normal(1, d)
+    along /= along.norm()
+    y = 1e-3 * normal(n, d)
+    y[-1] = away * along
+    log_prior = torch.zeros(n)
+    log_prior[0] = -23.2
+    p = dict(x=away * along.expand(b, d), y=y, alpha=torch.ones(b), sigma=torch.ones(b))
+    p |= {"log_prior": log_prior, "v": normal(b, 2, d)}
+    assert far(p, outputs(p, dense=False)) == {}
+
+
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
