@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 #include <utility>
 
 #include "host/cut.h"
@@ -75,8 +76,9 @@ Accumulated<T> accumulate(const Arguments& a, MomentKind kind, int64_t cloud, Me
   out.centre = std::move(work.centre);
   if (!out.centre.empty()) p.centre = out.centre.data();
   allocate(out, work.most);
-  std::atomic<int> status =
-      kind == MomentKind::matvec && mean == Mean::unused ? add_in_phases(work, m) : ok;
+  std::atomic<int> status{ok};
+  if constexpr (std::is_same_v<T, float>)
+    if (kind == MomentKind::matvec && mean == Mean::unused) status = add_in_phases(work, m);
   if (status == ok)
     status = for_each_split(work.groups, [&](const Problem<T>& problem, auto... range) {
       return kernel.accumulate(problem, m, range...);

@@ -17,10 +17,9 @@ constexpr int64_t most_bytes = 31 << 20;
 
 // Queries [b0, b1) in as few groups of about `size` as there can be, as even as blocks of eight
 // allow: at least half of it, so that all tiles are packed.
-template <class T>
-std::vector<QueryGroup<T>> even_groups(const Problem<T>& p, int64_t b0, int64_t b1, int64_t size,
-                                       int64_t splits) {
-  std::vector<QueryGroup<T>> out;
+std::vector<QueryGroup<float>> even_groups(const Problem<float>& p, int64_t b0, int64_t b1,
+                                           int64_t size, int64_t splits) {
+  std::vector<QueryGroup<float>> out;
   const int64_t n = b1 - b0, count = (n + size - 1) / size;
   const auto start = [&](int64_t i) { return i == count ? b1 : b0 + n * i / count / 8 * 8; };
   for (int64_t i = 0; i < count; ++i) out.emplace_back(p, start(i), start(i + 1), splits);
@@ -28,15 +27,14 @@ std::vector<QueryGroup<T>> even_groups(const Problem<T>& p, int64_t b0, int64_t 
 }
 
 // The room for what is kept of `queries` queries at a time.
-template <class T>
 struct Kept {
   std::vector<double> sums;
-  std::unique_ptr<T[]> rows;
-  MatvecWeights<T> at;
+  std::unique_ptr<float[]> rows;
+  MatvecWeights<float> at;
 
-  Kept(const Problem<T>& p, int64_t queries, int64_t splits, int64_t span, uint8_t* unfit)
+  Kept(const Problem<float>& p, int64_t queries, int64_t splits, int64_t span, uint8_t* unfit)
       : sums(queries * splits * (3 + p.K)),
-        rows(new (std::nothrow) T[queries * splits * span * (1 + p.K)]),
+        rows(new (std::nothrow) float[queries * splits * span * (1 + p.K)]),
         at{.rows = rows.get(),
            .sums = sums.data(),
            .unfit = unfit,
@@ -49,8 +47,7 @@ struct Kept {
 
 // Marks queries as unfit by a few atoms from all over the data set, so that those in low noise cost
 // next to nothing.
-template <class T>
-int look(Problem<T> p, const std::vector<QueryGroup<T>>& groups, uint8_t* unfit) {
+int look(Problem<float> p, const std::vector<QueryGroup<float>>& groups, uint8_t* unfit) {
   std::vector<int64_t> rows(looked_at);
   for (int64_t i = 0; i < looked_at; ++i) {
     const int64_t atom = i * (p.N / looked_at);
@@ -58,27 +55,26 @@ int look(Problem<T> p, const std::vector<QueryGroup<T>>& groups, uint8_t* unfit)
   }
   p.atom_rows = rows.data();
   p.K = 0;
-  MatvecWeights<T> out{};
+  MatvecWeights<float> out{};
   out.unfit = unfit;
-  std::vector<QueryGroup<T>> one;
-  for (const QueryGroup<T>& group : groups) one.emplace_back(p, group.b0, group.b1, 1);
+  std::vector<QueryGroup<float>> one;
+  for (const QueryGroup<float>& group : groups) one.emplace_back(p, group.b0, group.b1, 1);
   return for_each_split(
-      one, [&](const Problem<T>& some, int64_t, int64_t b0, int64_t b1, int64_t, int64_t) {
-        return kernels_for<T>().look_matvec(some, out, b0, b1, looked_at);
+      one, [&](const Problem<float>& some, int64_t, int64_t b0, int64_t b1, int64_t, int64_t) {
+        return kernels().matvec_phases.look(some, out, b0, b1, looked_at);
       });
 }
 
 }  // namespace
 
-template <class T>
-int add_in_phases(Cut<T>& work, const Moments<T>& m) {
-  const Kernels<T>& kernel = kernels_for<T>();
-  Problem<T> p = work.groups[0].problem;
+int add_in_phases(Cut<float>& work, const Moments<float>& m) {
+  const MatvecPhases& kernel = kernels().matvec_phases;
+  const int64_t lanes = kernels_for<float>().lanes;
+  Problem<float> p = work.groups[0].problem;
   const int64_t size = work.groups[0].b1, splits = work.groups[0].splits,
-                span = (work.groups[0].span + kernel.lanes - 1) / kernel.lanes * kernel.lanes,
-                bytes = (1 + p.K) * splits * span * int64_t(sizeof(T)), most = most_bytes / bytes;
-  // Mean and sums have to be more precise than T, or a narrow covariance loses its digits.
-  if (sizeof(T) == sizeof(double)) return ok;
+                span = (work.groups[0].span + lanes - 1) / lanes * lanes,
+                bytes = (1 + p.K) * splits * span * int64_t(sizeof(float)),
+                most = most_bytes / bytes;
   if (p.listed_by || p.d < few_coordinates || p.N < few_atoms || std::min(size, most) < few_queries)
     return ok;
   std::vector<uint8_t> unfit(p.B);
@@ -100,25 +96,22 @@ int add_in_phases(Cut<T>& work, const Moments<T>& m) {
                 busy = (tasks + splits - 1) / splits * size;
   const auto rounds = even_groups(p, first, p.B, std::min(most, busy), splits);
   int64_t largest = 0;
-  for (const QueryGroup<T>& round : rounds) largest = std::max(largest, round.b1 - round.b0);
-  Kept<T> kept(p, largest, splits, span, unfit.data());
-  for (const QueryGroup<T>& round : rounds) {
+  for (const QueryGroup<float>& round : rounds) largest = std::max(largest, round.b1 - round.b0);
+  Kept kept(p, largest, splits, span, unfit.data());
+  for (const QueryGroup<float>& round : rounds) {
     kept.at.b0 = round.b0;
     const auto groups = even_groups(p, round.b0, round.b1, size, splits);
-    status = for_each_split(groups, [&](const Problem<T>& some, auto... range) {
-      return kernel.weigh_matvec(some, kept.at, range...);
+    status = for_each_split(groups, [&](const Problem<float>& some, auto... range) {
+      return kernel.weigh(some, kept.at, range...);
     });
     if (status != ok) return status;
-    status = for_each_split(groups, [&](const Problem<T>& some, auto... range) {
-      return kernel.add_matvec(some, m, kept.at, range...);
+    status = for_each_split(groups, [&](const Problem<float>& some, auto... range) {
+      return kernel.add(some, m, kept.at, range...);
     });
     if (status != ok) return status;
   }
   work.groups = even_groups(p, 0, int64_t(sort()), size, splits);
   return ok;
 }
-
-template int add_in_phases(Cut<float>&, const Moments<float>&);
-template int add_in_phases(Cut<double>&, const Moments<double>&);
 
 }  // namespace dfk

@@ -1,5 +1,5 @@
 // Products with the covariance in two phases over the atoms (simd/matvec_phases.h), for the queries
-// that allow it, in float32.
+// that allow it.
 #pragma once
 #include "host/cut.h"
 
@@ -8,9 +8,6 @@ namespace dfk {
 // Adds up the moments of the queries in high noise, where there are many, but for the mean: sums of
 // t are given as 0, and those of <t, v> t are about the mean of <t, v>. Takes these queries out of
 // the cut. At most 31 MiB are kept between the phases. Returns a status.
-template <class T>
-int add_in_phases(Cut<T>& work, const Moments<T>& m);
-extern template int add_in_phases(Cut<float>&, const Moments<float>&);
-extern template int add_in_phases(Cut<double>&, const Moments<double>&);
+int add_in_phases(Cut<float>& work, const Moments<float>& m);
 
 }  // namespace dfk

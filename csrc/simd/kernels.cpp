@@ -31,20 +31,17 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
 }
 
 // Products with the covariance in two phases.
-template <class T>
-int look_matvec(const Problem<T>& p, const MatvecWeights<T>& out, int64_t b0, int64_t b1,
+int look_matvec(const Problem<float>& p, const MatvecWeights<float>& out, int64_t b0, int64_t b1,
                 int64_t n) {
-  return MatvecWeigher<T>(p, out, 0, b0, b1).look(n);
+  return MatvecWeigher<float>(p, out, 0, b0, b1).look(n);
 }
-template <class T>
-int weigh_matvec(const Problem<T>& p, const MatvecWeights<T>& out, int64_t s, int64_t b0,
+int weigh_matvec(const Problem<float>& p, const MatvecWeights<float>& out, int64_t s, int64_t b0,
                  int64_t b1, int64_t n0, int64_t n1) {
-  return MatvecWeigher<T>(p, out, s, b0, b1).run(n0, n1);
+  return MatvecWeigher<float>(p, out, s, b0, b1).run(n0, n1);
 }
-template <class T>
-int add_matvec(const Problem<T>& p, const Moments<T>& m, const MatvecWeights<T>& in, int64_t s,
-               int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
-  return MatvecAdder<T>(p, m, in, s, b0, b1).run(n0, n1);
+int add_matvec(const Problem<float>& p, const Moments<float>& m, const MatvecWeights<float>& in,
+               int64_t s, int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  return MatvecAdder<float>(p, m, in, s, b0, b1).run(n0, n1);
 }
 
 // How many atoms the sweep with given shift and reference takes at once.
@@ -98,9 +95,6 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .second_rows = second_rows<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
-                             .look_matvec = look_matvec<T>,
-                             .weigh_matvec = weigh_matvec<T>,
-                             .add_matvec = add_matvec<T>,
                              .pair_sums = pair_sums<T>,
                              .pair_tile = pair_tile<T>,
                              .pair_atoms = pair_atoms<T>,
@@ -113,6 +107,7 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
 constexpr KernelTable table{.isa = DFK_STR(DFK_ISA),
                             .f32 = kernels<float>,
                             .f64 = kernels<double>,
+                            .matvec_phases = {look_matvec, weigh_matvec, add_matvec},
                             .certified = certified_kernels,
                             .exp_rate = exp_rate};
 

@@ -116,8 +116,7 @@ class MatvecWeigher {
   }
   // Whether expanded logits of the tile are as exact as those by differences.
   bool exact(const Tile<T>& t, const Query<T>& query) const {
-    return expands(query, t.largest_norm) &&
-           query.atom_factor * t.largest_norm - query.constant <= expanded_limit * p_.d;
+    return expands(query, t.largest_norm) && expands_exactly(query, t.largest_norm, p_.d);
   }
 
   void visit(const Tile<T>& t, int64_t q, int64_t at) {

@@ -119,7 +119,7 @@ class PairExpandedSweep : private PairDifferences<T, Sink> {
         pick(t, q + i, l, -gap_ - error - constant);
         continue;
       }
-      const bool expanded = z - query.constant <= expanded_limit * p_.d;
+      const bool expanded = expands_exactly(query, t.largest_norm, p_.d);
       if (!expanded) logits_by_differences(t, q + i, l);
       if (weigh(t, q + i, l, expanded ? constant : 0))
         narrow[n_narrow++] = q + i;

@@ -180,13 +180,6 @@ struct Kernels {
                     int64_t n0, int64_t n1);
   // Merges the splits of query b (of the batch) into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t splits, int64_t b);
-  // Products with the covariance in two phases: the first n atoms tell which queries are unfit for
-  // that; then weights and projections, then sums.
-  int (*look_matvec)(const Problem<T>&, const MatvecWeights<T>&, int64_t b0, int64_t b1, int64_t n);
-  int (*weigh_matvec)(const Problem<T>&, const MatvecWeights<T>&, int64_t s, int64_t b0, int64_t b1,
-                      int64_t n0, int64_t n1);
-  int (*add_matvec)(const Problem<T>&, const Moments<T>&, const MatvecWeights<T>&, int64_t s,
-                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);
   // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);
@@ -209,10 +202,23 @@ struct Kernels {
   LogPriorSum<T> (*log_prior_sum)(const T* log_prior, int64_t n);
 };
 
+// Products with the covariance in two phases: the first n atoms tell which queries are unfit for
+// that; then weights and projections, then sums. In float32 alone: mean and sums have to be more
+// precise than the terms, or a narrow covariance would lose its digits.
+struct MatvecPhases {
+  int (*look)(const Problem<float>&, const MatvecWeights<float>&, int64_t b0, int64_t b1,
+              int64_t n);
+  int (*weigh)(const Problem<float>&, const MatvecWeights<float>&, int64_t s, int64_t b0,
+               int64_t b1, int64_t n0, int64_t n1);
+  int (*add)(const Problem<float>&, const Moments<float>&, const MatvecWeights<float>&, int64_t s,
+             int64_t b0, int64_t b1, int64_t n0, int64_t n1);
+};
+
 struct KernelTable {
   const char* isa;
   Kernels<float> f32;
   Kernels<double> f64;
+  MatvecPhases matvec_phases;
   CertifiedKernels certified;
   double (*exp_rate)(int64_t repeats);  // how many float exps were done: the probe times it
 };

@@ -54,6 +54,12 @@ bool expands(const Query<T>& query, double norm) {
   return terms <= largest_square<T> && terms * query.half_precision <= largest_square<T>;
 }
 
+// Whether expanded logits of such atoms, of d coordinates, are as exact as those by differences.
+template <class T>
+bool expands_exactly(const Query<T>& query, double norm, int64_t d) {
+  return query.atom_factor * norm - query.constant <= expanded_limit * double(d);
+}
+
 // |alpha <x, y>| / sigma^2 is no larger for such atoms.
 template <class T>
 double largest_product(const Query<T>& query, double norm) {

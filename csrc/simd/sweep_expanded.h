@@ -95,8 +95,7 @@ class ExpandedSweep : private SweepBase<T> {
         add_all(t, q + i);
         continue;
       }
-      const bool exact =
-          query.atom_factor * t.largest_norm - query.constant <= expanded_limit * p_.d;
+      const bool exact = expands_exactly(query, t.largest_norm, p_.d);
       const bool near = near_centre(t, query);
       if (exact && near && *s.reference < 0 && has_headroom(t, query, s)) {
         const auto logit_of = tiles_.logits_of(t, query, l);

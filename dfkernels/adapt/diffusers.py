@@ -32,13 +32,12 @@ from ..cloud import PointCloud
 from ..methods._calls import call
 from ..methods.denoiser import Denoiser
 from ..schedule import EDM, RectifiedFlow, ReversedRectifiedFlow, Tabulated
+from ..schedule._tabulated import FLOOR, floored
 from ._adapted import Adapted
 from ._exact import ExactNetwork, column, positive, times
 from ._schedulers import Edm, Flow, Table, convention
 
 __all__ = ["ExactDiffusers", "ModelOutput", "as_diffusers", "from_diffusers"]
-
-_FLOOR = 2.0**-24  # diffusers' last entry of a zero-terminal-SNR table, where it needs sigma/alpha
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -114,20 +113,19 @@ def from_diffusers(
 
 
 def _without_zero_snr(found: Table) -> Tensor:
-    """The table, with a floor for a last entry of 0: that of diffusers, or a quarter of the entry
-    before where that is less. diffusers' samplers in sigma/alpha have put their floor there
-    already, even where the entry before is below it. Only a noise prediction has no information
-    there.
+    """The table, with a floor for a last entry of 0. diffusers' samplers in sigma/alpha have put
+    their floor there already, even where the entry before is below it. Only a noise prediction has
+    no information there.
     """
     table = found.scheduler.alphas_cumprod.to("cpu", torch.float64)
-    if table[-1] != 0 and not (table[-1] == _FLOOR and table[-2] <= _FLOOR):
+    if table[-1] != 0 and not (table[-1] == FLOOR and table[-2] <= FLOOR):
         return table
     if found.prediction == "epsilon":
         raise ValueError(
             "scheduler: expected another prediction_type than 'epsilon' with a table that ends "
             "without signal (rescale_betas_zero_snr): the noise says nothing of the sample there"
         )
-    return torch.cat([table[:-1], (table[-2:-1] / 4).clamp_max(_FLOOR)])
+    return floored(table)
 
 
 class _Timestep(Adapted):

@@ -9,7 +9,16 @@ from torch import Tensor
 from .._torch import check
 from ._base import SLACK, Schedule, as_tensor
 
-__all__ = ["Tabulated", "TabulatedVE"]
+__all__ = ["FLOOR", "Tabulated", "TabulatedVE", "floored"]
+
+FLOOR = 2.0**-24  # of the last entry of a table that ends without signal, as in diffusers
+
+
+def floored(alphas_cumprod: Tensor) -> Tensor:
+    """The table with FLOOR as its last entry or, where that is less, a quarter of the entry before,
+    so that the table still falls.
+    """
+    return torch.cat([alphas_cumprod[:-1], (alphas_cumprod[-2:-1] / 4).clamp_max(FLOOR)])
 
 
 class _Table(Schedule):

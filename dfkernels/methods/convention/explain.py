@@ -39,7 +39,7 @@ def explanations(
     rng: Rng,
     conditions: dict[str, object],
 ) -> list[Explanation]:
-    """What was tried, best first. What comes later is tried only if nothing explains the error,
+    """What was tried. What comes later is tried only if nothing explains the error,
     and other times only if there is more of it than is allowed.
     """
     start = judged("", "", queries, _read(denoiser, queries, outs, denoiser.prediction_type))
@@ -58,9 +58,7 @@ def explanations(
         if any(explains(found, start) and found.ratio <= _CLEAR for found in tried):
             break
         tried += step()
-    return sorted(
-        tried, key=lambda found: found.ratio * (0.75 + (found.changes + found.fitted) / 4)
-    )
+    return tried
 
 
 def _read(denoiser: Denoiser, queries: list[Queries], outs: Outputs, kind: str) -> list[Tensor]:

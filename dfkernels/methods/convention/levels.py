@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...cloud import PointCloud
 from ...schedule import VP, Cosine, Schedule, SubVP, Tabulated
+from ...schedule._tabulated import floored
 from ..denoiser import Denoiser
 from .outputs import read
 from .queries import Queries, exact
@@ -128,7 +129,5 @@ def _tables(schedule: Schedule) -> dict[str, Tensor]:
     tables = {name: (1 - beta).cumprod(0) for name, beta in betas.items()}
     own = schedule.alpha(index[:-1])
     rescaled = (own - own[-1]) * (own[0] / (own[0] - own[-1]))
-    table = rescaled.square()
-    table[-1] = (table[-2] / 4).clamp_max(2**-24)  # not 0, and still less than the entry before
-    tables["this table rescaled to zero terminal SNR"] = table
+    tables["this table rescaled to zero terminal SNR"] = floored(rescaled.square())
     return tables
