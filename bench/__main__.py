@@ -1,5 +1,5 @@
-"""python -m bench: every op and size against its peers and its floor, on the CPU, in about five
-minutes.
+"""python -m bench: every op and size against its peers and its floor, on the CPU. With `--rounds 3`
+it takes more than ten minutes on two cores; the results are written at the end.
 
 All contenders of a case run in turn, round after round, in this process; a row reports medians. A
 case whose result is wrong is refused. Writes bench/results/cpu-avx512.csv or cpu-avx2.csv, by the

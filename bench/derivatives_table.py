@@ -119,7 +119,7 @@ def markdown(found: dict[str, list[dict]]) -> str:
     r = first[0]
     lines = [
         f"B = {r['B']}, N = {int(r['N']):,}, d = {r['d']}, σ = {r['sigma']}, float32; "
-        f"{machine.text(r)}, {r['date']}. Passes for the derivative; in brackets, how many times "
+        f"{machine.origin(r)}. Passes for the derivative; in brackets, how many times "
         "as fast as autograd through the GEMM form it is together with the result:"
     ]
     for mode in dict.fromkeys(r["mode"] for r in first):
@@ -141,5 +141,5 @@ def in_short(found: dict[str, list[dict]]) -> str:
         f" {geometric_mean(passes):.1f} passes of `posterior` in the geometric mean, at most"
         f" {most[0]:.1f} (in `y` {most[1]:.1f}), and is **{geometric_mean(faster):.1f}**"
         f" ({min(faster):.1f} to {max(faster):.0f}) times as fast, with the result, as PyTorch's"
-        f" autograd through matrix products. {machine.text(rows[0])}, {rows[0]['date']}."
+        f" autograd through matrix products. {machine.origin(rows[0])}."
     )

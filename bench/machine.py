@@ -106,3 +106,8 @@ def text(row: dict) -> str:
     used, of_cpu = (INSTRUCTIONS.get(row[k], row[k]) for k in ("isa", "cpu_isa"))
     used = used if used == of_cpu else f"{of_cpu} CPU held to {used}"
     return f"{row['cpu']}, {row['threads']} threads ({used}), torch {row['torch']}"
+
+
+def origin(row: dict) -> str:
+    """On what, when, and at which commit the numbers of a results file were measured."""
+    return f"{text(row)}, {row['date']}, commit {row['commit']}"

@@ -88,7 +88,7 @@ def all_cases(rows: list[dict]) -> str:
     about = rows[0]
     lines = [
         (
-            f"{machine.text(about)}, {about['date']}; measured in the same run: "
+            f"{machine.origin(about)}; measured in the same run: "
             f"memory {about['read_gbs']} GB/s, torch.mm {about['gemm_gflops']} GFLOP/s, "
             f"exp {about['exp_gs']} G/s."
         ),
@@ -129,7 +129,7 @@ def overview(found: dict[str, list[dict]]) -> str:
         parts = [p.get((op, noise), []) for p in grouped.values()]
         cells = [speedups(part) if part else "" for part in parts]
         lines.append([f"`{op}`", noise, str(max(map(len, parts))), *cells])
-    made = [f"{machine.text(rows[0])}, {rows[0]['date']}" for rows in found.values()]
+    made = [machine.origin(rows[0]) for rows in found.values()]
     return "\n".join(
         [markdown_table(head, lines, {0, 1}), "", f"Geometric mean and range; {'; '.join(made)}."]
     )

@@ -33,6 +33,7 @@ ROW = {
     "time_over_floor": "2",
     "speedup": "2",
     "date": "2026-01-02",
+    "commit": "0123abc",
     **dict.fromkeys(("read_gbs", "gemm_gflops", "exp_gs"), "10.0"),
     **ABOUT,
 }

@@ -36,6 +36,7 @@ ROW = {
     "gemm_error": "1e-06",
     "difference_error": "",
     "date": "2026-01-02",
+    "commit": "0123abc",
     "cpu": "Some CPU",
     "cpu_isa": "v4",
     "threads": "2",
