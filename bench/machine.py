@@ -84,9 +84,6 @@ def results(kind: str, isa: str) -> Path:
 
 def columns(threads: int, rates: dict[str, float]) -> dict:
     """What every row of a results file says of its run."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS
-    )
     isa = native.isa()[0]
     return {
         "cpu": processor(),
@@ -95,10 +92,22 @@ def columns(threads: int, rates: dict[str, float]) -> dict:
         "isa": isa,
         "torch": torch.__version__,
         "dfkernels": df.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "date": date.today().isoformat(),
         **{k: f"{v:.1f}" for k, v in rates.items()},
     }
+
+
+def _commit() -> str:
+    """The checkout's commit, with "-dirty" where the code has changed since; results and tables, as
+    an earlier run writes them, are no code.
+    """
+    git = lambda *command: subprocess.run(
+        ["git", *command], capture_output=True, text=True, cwd=RESULTS.parent.parent
+    )
+    commit = git("describe", "--always").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "csrc", "dfkernels", "bench/*.py").returncode
+    return f"{commit}-dirty" if commit and changed else commit
 
 
 def text(row: dict) -> str:
