@@ -32,7 +32,7 @@ from dfkernels._torch import native
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.samplers import sample
-from experiments.page import extra
+from experiments import extra
 from experiments.progress import Progress
 
 from . import machine, table

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from experiments.page.theme import DARK, LIGHT, Theme
+from dfkernels._page.theme import DARK, LIGHT, Theme
 
 WIDTHS = (2.0, 1.0)  # of the smaller cloud and the larger
 SHOWN = 1e-3  # a smaller share of the weight that the k nearest atoms miss is not written down
@@ -18,7 +18,7 @@ SHOWN = 1e-3  # a smaller share of the weight that the k nearest atoms miss is n
 
 def draw(rows: list[dict], folder: Path) -> None:
     """certified-light.png and certified-dark.png."""
-    from experiments.page.theme import png
+    from dfkernels._page.theme import png
 
     for theme in (LIGHT, DARK):
         picture = png(lambda theme=theme: figure(rows, theme), theme, 150)
@@ -26,7 +26,8 @@ def draw(rows: list[dict], folder: Path) -> None:
 
 
 def figure(rows: list[dict], theme: Theme) -> Figure:
-    found, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.0), layout="constrained")
+    found = Figure(figsize=(9.4, 4.0), layout="constrained")
+    left, right = found.subplots(1, 2)
     rows = [r for r in rows if r["kind"] == "level" and r["data"] == "patches"]
     clouds = sorted({int(r["N"]) for r in rows})
     for N, width in zip(clouds, WIDTHS, strict=False):
@@ -46,10 +47,10 @@ def figure(rows: list[dict], theme: Theme) -> Figure:
     colours = {"dense": theme.series[0], "certified, ε = 10⁻⁶": theme.series[1]}
     if any(r["k"] for r in rows):
         colours[f"faiss, top {int(rows[0]['k']):,}"] = theme.series[2]
-    lines = [plt.Line2D([], [], color=c, linewidth=WIDTHS[0]) for c in colours.values()]
+    lines = [Line2D([], [], color=c, linewidth=WIDTHS[0]) for c in colours.values()]
     names = list(colours)
     for N, width in zip(clouds, WIDTHS, strict=False):
-        lines.append(plt.Line2D([], [], color=theme.faint, linewidth=width))
+        lines.append(Line2D([], [], color=theme.faint, linewidth=width))
         names.append(f"N = {N:,}")
     found.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8)
     return found

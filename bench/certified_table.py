@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from experiments.page.text import markdown_table
+from experiments.text import markdown_table
 
 from . import machine
 

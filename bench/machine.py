@@ -18,7 +18,7 @@ import torch
 
 import dfkernels as df
 from dfkernels._torch import native
-from experiments.page.text import processor
+from experiments.text import processor
 
 RESULTS = Path(__file__).parent / "results"
 INSTRUCTIONS = {"v4": "AVX-512", "v3": "AVX2", "base": "x86-64"}

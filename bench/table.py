@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from experiments.page.text import markdown_table
+from experiments.text import markdown_table
 
 from . import certified_table, derivatives_table, machine
 

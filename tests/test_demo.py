@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from dfkernels._io import files
+from dfkernels._page import extra
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
 from experiments import __main__ as program
-from experiments import demo
+from experiments import demo, text
 from experiments.demo import data, report
 from experiments.demo.speed import plain, sdpa
 from experiments.demo.sweep import CHECKS, LIMIT
-from experiments.page import extra, text
 
 FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"]
 

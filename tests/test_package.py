@@ -332,6 +332,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
     assert "dfkernels/py.typed" in names and "dfkernels/_no_native.txt" in names
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "dfkernels").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    templates = {str(p.relative_to(ROOT)) for p in (ROOT / "dfkernels").rglob("*.html")}
+    assert templates and {name for name in names if name.endswith(".html")} == templates
     required = re.findall(r"^Requires-Dist: ([a-z]+)(?!.*extra)", text, re.M)
     assert required == ["torch", "numpy", "safetensors", "tqdm"]
     assert "Project-URL: Repository, https://github.com/dfkernels/dfkernels" in text

@@ -14,17 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 from dfkernels._io.files import FileError
+from dfkernels._page import extra
 from experiments.progress import Progress
 
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from experiments import NAMES, reproduce
 from experiments import __main__ as program
-from experiments.page import extra
 from experiments.reproduce import errata, errata_bounds, report
 from experiments.reproduce.section import Claim, Picture, Section, Table
 
@@ -106,7 +106,7 @@ def experiment(monkeypatch, name, *, claims=(), error=None, draw=None):
             f"The {name}",
             ["It is *so* <b>."],
             [Table("Numbers", ["σ", "value"], [["1", "2.5"]], "|x| in nats")],
-            [Picture("plot", "A `plot`.", draw or (lambda theme: plt.subplots()[0]))],
+            [Picture("plot", "A `plot`.", draw or (lambda theme: Figure()))],
             list(claims),
             {"training": 90.0},
         )

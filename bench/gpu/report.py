@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from experiments.page.text import markdown_table
+from experiments.text import markdown_table
 
 from .cases import geometric_mean
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dfkernels._io.files import folder, write
+from dfkernels._page.machine import machine
 
-from ..page import extra
-from ..page.text import machine, text_table
+from .. import extra
 from ..progress import Progress
+from ..text import text_table
 from .speed import Speed, speed
 from .sweep import LIMIT, Sweep, sweep
 
@@ -27,7 +28,8 @@ def run(out: Path, *, quick: bool = False) -> int:
     there, results before figures.
     """
     extra.require()
-    from ..page.theme import DARK, LIGHT  # these need the extra
+    from dfkernels._page.theme import DARK, LIGHT  # these need the extra
+
     from . import data, figures, report
 
     start = time.monotonic()

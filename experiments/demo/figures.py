@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from ..page.theme import Theme, png
+from dfkernels._page.theme import Theme, png
+
 from .speed import PEERS, Speed
 from .sweep import CHECKS, LIMIT, PAIRS, Sweep
 
@@ -49,7 +49,7 @@ def images(sweep: Sweep, theme: Theme) -> Figure:
     height, width = 0.9, 0.86
     left, top, bottom = 1.05, 0.72, 0.88
     size = (left + width * len(levels) + 0.1, top + height * len(rows) + bottom)
-    figure = plt.figure(figsize=size)
+    figure = Figure(figsize=size)
     grid = figure.add_gridspec(
         len(rows), len(levels), left=left / size[0], right=1 - 0.1 / size[0], top=1 - top / size[1],
         bottom=bottom / size[1], wspace=0.06, hspace=0.22,
@@ -156,7 +156,8 @@ def _direction(vector: Tensor, theme: Theme) -> np.ndarray:
 
 def noise(sweeps: list[Sweep], theme: Theme) -> Figure:
     """Fisher trace, smallest eigenvalue and effective sample size against the noise level."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.4, 3.3), layout="constrained")
+    figure = Figure(figsize=(10.4, 3.3), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     for sweep, colour in zip(sweeps, theme.series, strict=False):
         sigma, n = sweep.data.sigma.numpy(), len(sweep.data.cloud)
         _band(left, sigma, sweep.trace.numpy(), colour, sweep.data.name)
@@ -212,9 +213,8 @@ def _band(axis: Axes, sigma: np.ndarray, values: np.ndarray, colour: str, label:
 
 def accuracy(sweeps: list[Sweep], theme: Theme) -> Figure:
     """Error of each quantity against float64, with the usual float32 formula for tr F."""
-    figure, axes = plt.subplots(
-        1, len(sweeps), figsize=(8.6, 3.6), sharey=True, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(sweeps), sharey=True, squeeze=False)
     colours = (*theme.series, *theme.extra)
     marks = "osD^vP"
     for axis, sweep in zip(axes[0], sweeps, strict=True):
@@ -245,9 +245,8 @@ def accuracy(sweeps: list[Sweep], theme: Theme) -> Figure:
 
 def speed(speeds: list[Speed], theme: Theme) -> Figure:
     """Time of one pass against the number of queries."""
-    figure, axes = plt.subplots(
-        1, len(speeds), figsize=(8.6, 3.4), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(speeds), squeeze=False)
     for axis, result in zip(axes[0], speeds, strict=True):
         for j, name in enumerate(PEERS):
             ms = [row[j] for row in result.ms]

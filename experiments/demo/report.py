@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from ..page.html import render
-from ..page.text import machine
+from dfkernels._page.html import render
+from dfkernels._page.machine import machine
+
 from .speed import PEERS, Speed
 from .sweep import CHECKS, LIMIT, Sweep
 
@@ -140,7 +143,7 @@ def page(
         "speed": "Speed",
     }
     return render(
-        "demo/page.html",
+        Path(__file__).with_name("page.html"),
         title="dfkernels: the diffusion Fisher on real data",
         facts=facts,
         formulas=_FORMULAS,

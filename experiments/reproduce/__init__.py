@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfkernels._io.files import folder, write
+from dfkernels._page.machine import machine
 
-from ..page import extra
-from ..page.text import machine
+from .. import extra
 from ..progress import Progress
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _threads(n: int) -> Iterator[None]:
 
 def _experiment(whole: Run, name: str, module: ModuleType, networks: Path, bar: Progress) -> Result:
     """Run one, print its tables and draw its figures; whatever it raises is part of the result."""
-    from ..page.theme import DARK, LIGHT, png
+    from dfkernels._page.theme import DARK, LIGHT, png
+
     from . import report
 
     result = report.Result(name)

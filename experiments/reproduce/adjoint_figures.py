@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from ..page.theme import Theme
+from dfkernels._page.theme import Theme
+
 from .section import Picture
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ def pictures(studies: list[Study]) -> list[Picture]:
 def _images(study: Study, theme: Theme) -> Figure:
     wanted, shown = study.setting.wanted, min(_SHOWN, len(study.setting.wanted))
     rows = {"before": study.before, **{row: o.guided.x0 for row, o in study.outcomes.items()}}
-    figure, axes = plt.subplots(
-        len(rows), shown, figsize=(1.5 + 0.62 * shown, 0.4 + 0.66 * len(rows)), layout="constrained"
-    )
+    figure = Figure(figsize=(1.5 + 0.62 * shown, 0.4 + 0.66 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), shown)
     for line, (name, x0) in zip(axes, rows.items(), strict=True):
         seen = _seen(study, x0)
         for column, axis in enumerate(line):
@@ -73,7 +72,8 @@ def _quality(studies: list[Study], theme: Theme) -> Figure:
     names = list(dict.fromkeys(row for study in studies for row in study.outcomes))
     colours = [*theme.series, *theme.extra]
     size = (2.2 + 3.9 * len(studies), 3.8)
-    figure, axes = plt.subplots(1, len(studies), figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(studies), squeeze=False)
     for axis, study in zip(axes[0], studies, strict=True):
         for i, row in enumerate(names):
             if row in study.outcomes:

@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from dfkernels import ops
+from dfkernels._page.theme import Theme
 from dfkernels.cloud import PointCloud
 from dfkernels.methods.transport import asymmetry, transport_test
 from dfkernels.schedule import EDM, VE, VP, Schedule, SubVP
 
-from ..page.theme import Theme
 from . import errata_bounds
 from .errata_bounds import LIMIT, atoms, number
 from .section import Claim, Picture, Section, Table
@@ -385,7 +384,8 @@ def _core_claim(errors: dict[str, float]) -> Claim:
 
 
 def _draw(formulas: list[Formula], theme: Theme) -> Figure:
-    figure, axis = plt.subplots(figsize=(8.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    axis = figure.subplots()
     names = [f.where for f in formulas][::-1]
     for j, (label, mark) in enumerate((("as printed", "X"), ("right form", "o"))):
         errors = [max(f.errors[j], 1e-17) for f in formulas][::-1]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..page.theme import Theme
+from dfkernels._page.theme import Theme
 
 if TYPE_CHECKING:
     from .likelihood import Level, Row
 
 
 def error(rows: list[Row], theme: Theme) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     truth, residual, paper = rows[0], rows[4], rows[5]
     probes = rows[1:4]
     for some, mark, colour, name in (
@@ -55,7 +55,8 @@ def error(rows: list[Row], theme: Theme) -> Figure:
 
 
 def levels(found: list[Level], theme: Theme) -> Figure:
-    figure, axis = plt.subplots(figsize=(8.6, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    axis = figure.subplots()
     s = [level.s for level in found]
     for name, mark, colour, label in (
         ("held", "o-", theme.series[0], "data set, held-out images"),

@@ -7,9 +7,12 @@ import re
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 
-from ..page.html import render
-from ..page.text import machine, markdown_table, processor, text_table
+from dfkernels._page.html import render
+from dfkernels._page.machine import machine
+
+from ..text import markdown_table, processor, text_table
 from .section import Claim, Section, Table
 
 FIGURES = "reproduction"  # the figures' folder, beside reproduction.md
@@ -209,7 +212,7 @@ def page(run: Run) -> str:
         (_duration(time.monotonic() - run.start), "for everything on this page"),
     ]
     return render(
-        "reproduce/page.html",
+        Path(__file__).with_name("page.html"),
         run=run,
         title=_TITLE,
         lead=_LEAD,

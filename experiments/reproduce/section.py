@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from ..page.theme import Theme
+from dfkernels._page.theme import Theme
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@ level."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..page.theme import Theme
+from dfkernels._page.theme import Theme
+
 from . import chessboard
 from .section import Picture
 
@@ -59,14 +59,8 @@ def fields(networks, side: int, theme: Theme) -> Figure:
     colours = LinearSegmentedColormap.from_list(
         "signed", [theme.series[0], "#f4f4f4" if light else "#24282e", theme.series[1]]
     ).with_extremes(bad=theme.grid)
-    figure, axes = plt.subplots(
-        len(LEVELS),
-        len(COLUMNS),
-        figsize=(10.2, 5.9),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-    )
+    figure = Figure(figsize=(10.2, 5.9), layout="constrained")
+    axes = figure.subplots(len(LEVELS), len(COLUMNS), sharex=True, sharey=True)
     images = {}
     for row, sigma in zip(axes, LEVELS, strict=True):
         found, density = _fields(networks, sigma, side)
@@ -91,7 +85,8 @@ def fields(networks, side: int, theme: Theme) -> Figure:
 
 
 def error(curve, methods, targets, theme: Theme) -> Figure:
-    figure, axis = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axis = figure.subplots()
     looks = {
         "hutchinson": (theme.extra[2], ":"),
         "vjp": (theme.series[2], "-"),

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import math
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
+from dfkernels._page.theme import Theme
 from dfkernels.cloud import PointCloud
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.transport import TransportTest, transport_test
 from dfkernels.schedule import EDM
 
-from ..page.theme import Theme
 from .section import Picture
 
 TITLES = {
@@ -73,7 +72,8 @@ def twist(y: Tensor, theme: Theme) -> Figure:
         "signed", [theme.series[0], neutral, theme.series[1]]
     )
     share = LinearSegmentedColormap.from_list("share", [neutral, theme.series[2]])
-    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.7), layout="constrained")
+    figure = Figure(figsize=(10.2, 3.7), layout="constrained")
+    axes = figure.subplots(1, 3)
     side = torch.linspace(-REACH, REACH, 241, dtype=torch.float64)
     end = _map(y, torch.cartesian_prod(side, side), LEAST)
     basin = (end.x[:, None] - y).norm(dim=2).argmin(1)
@@ -127,7 +127,8 @@ def _colours(theme: Theme) -> list[str]:
 
 
 def distribution(published: dict[str, dict[str, TransportTest]], theme: Theme) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(8.6, 2.9), layout="constrained", sharey=True)
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, (convention, title) in zip(axes, TITLES.items(), strict=True):
         for (name, test), colour, dash in zip(
             published[convention].items(),
@@ -145,7 +146,8 @@ def distribution(published: dict[str, dict[str, TransportTest]], theme: Theme) -
 
 
 def steps(sweep, counts, paper: dict[str, float], theme: Theme) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(8.6, 2.9), layout="constrained", sharey=True)
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for axis, (convention, title) in zip(axes, TITLES.items(), strict=True):
         for (name, found), colour, marker in zip(
             sweep[convention].items(), _colours(theme), "osD^", strict=True

@@ -10,26 +10,25 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent
 
-
-def render(template: str, **values: object) -> str:
+def render(template: Path, **values: object) -> str:
     """A page.
 
     Args:
-        template: A file under ``experiments``, which extends ``page/base.html``.
+        template: A file that extends ``base.html`` and may import ``macros.html``, both of this
+            folder.
         values: What the template names; text is escaped. Templates have the filters ``code``, for
             text in which backticks mark code, and ``inlined`` and ``width`` for a PNG.
     """
     environment = Environment(
-        loader=FileSystemLoader(EXPERIMENTS),
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"code": _code, "inlined": _inlined, "width": _width}
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template.name).render(**values)
 
 
 def _code(text: str) -> Markup:

@@ -6,11 +6,8 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import matplotlib
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
-
-matplotlib.use("Agg")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,10 @@ DARK = Theme(
 
 
 def png(draw: Callable[[], Figure], theme: Theme, dpi: int) -> bytes:
-    """The figure that `draw` returns, drawn under the theme's style and closed, as a PNG."""
+    """The figure that `draw` returns, drawn under the theme's style, as a PNG.
+
+    `draw` makes a `Figure` and leaves pyplot alone, whose figures and backend are the user's.
+    """
     style = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
@@ -67,9 +67,8 @@ def png(draw: Callable[[], Figure], theme: Theme, dpi: int) -> bytes:
         "legend.frameon": False,
         "legend.labelcolor": theme.ink,
     }
-    with plt.rc_context(style):
+    with rc_context(style):
         figure = draw()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
-        plt.close(figure)
     return buffer.getvalue()

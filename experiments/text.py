@@ -1,14 +1,10 @@
-"""Tables on the terminal, and what ran: the line that stands under every result."""
+"""Tables for the terminal and in Markdown, and the name of the processor."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Iterable
 from pathlib import Path
-
-import torch
-
-from dfkernels import __version__
 
 
 def text_table(head: list[str], rows: list[list[str]], words: Collection[int] = ()) -> str:
@@ -38,13 +34,4 @@ def processor() -> str:
         lines = []
     return next(
         (line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine()
-    )
-
-
-def machine() -> str:
-    """Versions, and what there is to compute with."""
-    return (
-        f"dfkernels {__version__}, torch {torch.__version__}, Python {platform.python_version()},"
-        f" {platform.machine()}, {torch.get_num_threads()} threads,"
-        f" {torch.backends.cpu.get_cpu_capability()}"
     )

@@ -1,2 +1,0 @@
-"""What the demo and the reproduction share: tables for the terminal, figures and pages in two
-themes."""
