@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 from importlib import metadata
@@ -12,6 +13,12 @@ import torch
 from .. import __version__
 from .._torch import backend
 from .._torch import native as _native
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser's."""
+    parser = commands.add_parser("env", help="what is loaded, what is not, and why")
+    parser.set_defaults(run=lambda args: main())
 
 
 def _version(distribution: str) -> str:

@@ -1,7 +1,9 @@
-"""The posterior sums of a user's own file of atoms at a file of queries."""
+"""`dfkernels posterior`: the posterior sums of a user's own file of atoms at a file of queries."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,99 @@ from .._io import arrays, files
 from .._io.files import FileError
 from .._torch import check
 from ..fisher import DiffusionFisher
-from . import inputs
+from . import arguments, inputs
 
 FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser's."""
+    parser = commands.add_parser(
+        "posterior",
+        help="log q, posterior mean, score, Fisher trace and ESS for your own files",
+        description=(
+            "Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors,"
+            " .pt or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes"
+            " log_prob, mean, score, fisher_trace and ess as .npz."
+        ),
+    )
+    arguments.add_data(parser)
+    parser.add_argument(
+        "queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype"
+    )
+    parser.add_argument("--sigma", type=arguments.positive, required=True, help="noise level, > 0")
+    parser.add_argument(
+        "--alpha", type=arguments.number, default=1.0, help="signal level (default: 1)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("out.npz"), help="result (default: out.npz)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="let the result replace one of the inputs"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=arguments.count,
+        default=1024,
+        help="queries per pass over the atoms (default: 1024)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="computation (default: float32)",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    if not args.force:
+        _refuse_inputs(args)
+    files.prepare(args.out)
+    try:
+        with tqdm(desc="posterior", unit=" queries", disable=None, leave=False) as bar:
+
+            def step(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            results = evaluate(
+                args.data,
+                args.queries,
+                args.sigma,
+                args.alpha,
+                log_prior=args.log_prior,
+                scale=args.scale,
+                offset=args.offset,
+                dtype=getattr(torch, args.dtype),
+                chunk=args.chunk,
+                step=step,
+            )
+    except ValueError as error:  # names the file or the argument at fault
+        raise FileError(str(error)) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise FileError("not enough memory: a smaller --chunk needs less") from None
+    # With the result on standard output, what is said about it goes where the progress bar is.
+    notes = sys.stderr if files.is_standard_output(args.out) else sys.stdout
+    save(args.out, results)
+    for name, value in results.items():
+        print(f"{name:<13}{list(value.shape)!s:<18}mean {value.mean():.6g}", file=notes)
+    print(f"written: {args.out}", file=notes)
+    return 0
+
+
+def _refuse_inputs(args: argparse.Namespace) -> None:
+    """Raises FileError if the result would replace one of the inputs, under whatever name."""
+    for name in (args.data, args.queries, args.log_prior):
+        path = None if name is None else arrays.split(name)[0]
+        if path is not None and files.is_same(path, args.out):
+            raise FileError(
+                f"{args.out}: is the input {path}: name another result, or --force to replace it"
+            )
 
 
 def evaluate(

@@ -1,0 +1,68 @@
+"""The types of options, and the arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def is_number(text: str) -> bool:
+    """Whether float() takes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    if not is_number(text):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number > 0."""
+    value = number(text)
+    if value <= 0:  # 1e-400 is 0
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text}")
+    return value
+
+
+def count(text: str, least: int = 1) -> int:
+    """A whole number >= `least`."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+    return value
+
+
+def add_scale(parser: argparse.ArgumentParser, data: str) -> None:
+    """--scale and --offset, of the files named in `data`."""
+    parser.add_argument(
+        "--scale", type=number, default=1.0, help=f"atoms are scale * {data} + offset (default: 1)"
+    )
+    parser.add_argument("--offset", type=number, default=0.0, help="(default: 0)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what the atoms are."""
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help=(
+            "atoms, [N, *E], of any real dtype; float32/16, bfloat16 and uint8 stay in their file"
+            " as they are"
+        ),
+    )
+    parser.add_argument(
+        "--log-prior", metavar="FILE", help="log weights of the atoms, [N] (default: uniform)"
+    )
+    add_scale(parser, "DATA")
