@@ -10,7 +10,7 @@ from torch import Tensor
 from .._torch import check
 from ..schedule import Schedule
 
-__all__ = ["Nodes", "Trajectory", "nodes", "noise_range", "time_grid"]
+__all__ = ["Nodes", "Trajectory", "nodes", "noise_range", "time_grid", "times_of"]
 
 SPACINGS = ("log", "edm", "time")
 
@@ -82,19 +82,19 @@ def time_grid(
     ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
     unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "time":
-        first, last = _times_of(schedule, ends)
+        first, last = times_of(schedule, ends)
         t = first + unit * (last - first)
     else:
         power = ends.log() if spacing == "log" else ends ** (1 / rho)
         s = power[0] + unit * (power[1] - power[0])
         s = s.exp() if spacing == "log" else s**rho
         s[0], s[-1] = high, low
-        t = _times_of(schedule, s)
+        t = times_of(schedule, s)
     nodes(schedule, t)
     return t
 
 
-def _times_of(schedule: Schedule, s: Tensor) -> Tensor:
+def times_of(schedule: Schedule, s: Tensor) -> Tensor:
     """The times of the levels s [M + 1] = sigma/alpha, which fall.
 
     Raises:

@@ -145,7 +145,8 @@ class SampleAudit:
         ratio: the share of samples at less than a third of the distance of the second nearest
             training atom from the nearest one (Yoon et al. 2023; the threshold as in Gu et al.
             2023).
-        held_out_ratio: the same share of held-out points: that of chance; None without them.
+        chance_ratio: the same share of held-out points, or, without these, of training points among
+            the others: that of chance.
         closer: the share of samples nearer to a training atom than all but `expected` of the
             held-out points; None without them.
         expected: the share that chance gives: 0.01, or more for fewer than 100 held-out points.
@@ -161,7 +162,7 @@ class SampleAudit:
 
     count: int
     ratio: Estimate
-    held_out_ratio: Estimate | None
+    chance_ratio: Estimate
     closer: Estimate | None
     expected: float | None
     threshold: float | None

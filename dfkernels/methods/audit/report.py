@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     noise: tuple[float, float]  # the range of levels sigma/alpha
     queries: int  # per level and kind of data
     width: float | None
+    rounding: float  # relative, of the network: 1.2e-7 in float32
     seed: int  # what all random numbers follow from
 
 
@@ -87,7 +88,9 @@ class AuditReport:
         return "\n".join(finding.text for finding in self.findings)
 
     def __str__(self) -> str:
-        return table.text(self.settings, self.levels, self.likelihood, self.samples, self.findings)
+        if not self.levels:
+            return self.verdict
+        return f"{table.text(self.levels, self.likelihood, self.samples)}\n\n{self.verdict}"
 
     def to_json(self) -> str:
         """The report as JSON text, from which `from_json` makes the same report."""

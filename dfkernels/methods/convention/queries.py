@@ -21,13 +21,14 @@ from ...cloud import PointCloud
 from ...ops import posterior
 from ...schedule import Schedule
 
-__all__ = ["Queries", "exact", "make_queries", "noise_range_of"]
+__all__ = ["Queries", "Rng", "data_std", "exact", "make_queries", "noise_range_of", "reach"]
 
 LEVELS, SPAN = 3, 4.0  # how many noise levels, and the highest over the lowest
 _ENOUGH, _FEWEST = 100, 4  # atoms that share the weight at the lowest level; that a cloud must have
 _LARGE = 4.0  # a standard deviation that data in a network's units do not have
 _NUMBERS = 1 << 14  # of a batch of queries, where their count is not given
 _ATOMS = 1 << 22  # numbers of the atoms from which the data's standard deviation is estimated
+_SHUFFLED = 1 << 22  # atoms, in whose order a permutation is drawn
 
 
 class Queries(NamedTuple):
@@ -83,7 +84,7 @@ def make_queries(
     """Queries alpha y + sigma eps of random atoms y at levels from noise[0] up to noise[1]."""
     if count is None:
         count = min(256, max(16, _NUMBERS // cloud.d))
-    mean, found = _data_mean(cloud)[0], []
+    mean, found = data_mean(cloud)[0], []
     for i in range(LEVELS):
         s = noise[0] * (noise[1] / noise[0]) ** (i / (LEVELS - 1))
         t = schedule.t_of_log_snr(-2 * math.log(s)).item()
@@ -105,16 +106,16 @@ def noise_range_of(cloud: PointCloud, schedule: Schedule, seed: Rng) -> tuple[fl
     Raises:
         ValueError: Too few atoms, atoms that are all the same, or a schedule that ends before.
     """
-    atoms = _data_mean(cloud)[1]
+    atoms = data_mean(cloud)[1]
     if atoms < _FEWEST:
         raise argument.mismatch(
             "cloud", f"at least {_FEWEST} atoms of comparable weight", f"an ESS of {atoms:.3g}"
         )
-    std = _data_std(cloud, seed)
+    std = data_std(cloud, seed)
     if not std > 0:
         raise argument.mismatch("cloud", "atoms that differ", "atoms that are all the same")
     enough = min(_ENOUGH, atoms / 4)
-    least, high = _reach(schedule)
+    least, high = reach(schedule)
     low = max(std, least, _level_of(cloud, std, enough, seed))
     if low >= high:
         why = "are they in the units of the network's training?"
@@ -155,6 +156,17 @@ class Rng:
             rows = torch.searchsorted(total, u * total[-1], right=True)
         return cloud.y[rows.to(cloud.device)].double() * cloud.scale + cloud.offset
 
+    def different(self, cloud: PointCloud, count: int) -> Tensor:
+        """As `atoms`, but no atom twice where all have the same weight. Of very many, one may come
+        twice by chance.
+        """
+        if cloud._log_pi(torch.float64) is not None or len(cloud) > _SHUFFLED:
+            return self.atoms(cloud, count)
+        rows = torch.randperm(
+            len(cloud), generator=self.generator, dtype=torch.int64, device="cpu"
+        )[:count]
+        return cloud.y[rows.to(cloud.device)].double() * cloud.scale + cloud.offset
+
 
 def _noisy(cloud: PointCloud, count: int, alpha: float, sigma: float, seed: Rng) -> Tensor:
     y = seed.atoms(cloud, count)
@@ -162,7 +174,7 @@ def _noisy(cloud: PointCloud, count: int, alpha: float, sigma: float, seed: Rng)
     return x.to(torch.float64 if cloud.dtype == torch.float64 else torch.float32)
 
 
-def _data_mean(cloud: PointCloud) -> tuple[Tensor, float]:
+def data_mean(cloud: PointCloud) -> tuple[Tensor, float]:
     """The atoms' mean [1, *E], and their effective number, by the prior weights."""
     dtype = torch.float64 if cloud.dtype == torch.float64 else torch.float32
     x = torch.zeros(1, *cloud.event_shape, dtype=dtype, device=cloud.device)
@@ -173,7 +185,7 @@ def _data_mean(cloud: PointCloud) -> tuple[Tensor, float]:
     return p.mean, p.ess.item()
 
 
-def _data_std(cloud: PointCloud, seed: Rng) -> float:
+def data_std(cloud: PointCloud, seed: Rng) -> float:
     """The data's standard deviation per number, from some atoms."""
     y = seed.atoms(cloud, max(16, min(4096, _ATOMS // cloud.d)))
     return _rms(y - y.mean(0))
@@ -198,7 +210,7 @@ def _level_of(cloud: PointCloud, std: float, ess: float, seed: Rng) -> float:
     raise argument.mismatch("cloud", f"a noise level at which the ESS is {ess:.3g}", "none")
 
 
-def _reach(schedule: Schedule) -> tuple[float, float]:
+def reach(schedule: Schedule) -> tuple[float, float]:
     """The lowest and the highest noise level sigma/alpha of a schedule, a little inside."""
     ends = [schedule.log_snr(t).item() if t < math.inf else -math.inf for t in schedule.t_range]
     low, high = (math.exp(-lam / 2) if lam > -1400 else math.inf for lam in (max(ends), min(ends)))

@@ -1,0 +1,59 @@
+"""What decides the result of an audit, as far as a file can tell it from that of another."""
+
+from __future__ import annotations
+
+import zlib
+
+from torch import Tensor, nn
+
+from ..._io import files
+from ...certified.index_file import fingerprint
+from ...cloud import PointCloud
+from ..denoiser import Denoiser
+from .task import Task
+
+__all__ = ["configuration"]
+
+
+def configuration(task: Task) -> dict[str, object]:
+    """The network with its conditions, the data, and how much of what is done."""
+    return {
+        "denoiser": task.denoiser.short,
+        "network": _network(task.denoiser),
+        "conditions": {name: _text(value) for name, value in task.denoiser.conditions.items()},
+        **{kind: _cloud(cloud) for kind, cloud in task.clouds.items()},
+        "noise": task.noise,
+        "levels": len(task.levels),
+        "queries": [task.groups, task.repeats],
+        "points": task.points,
+        "samples": task.samples,
+        "width": task.width,
+        "seed": task.seed,
+    }
+
+
+def _network(denoiser: Denoiser) -> str:
+    """The checksum of parameters and buffers; of a plain callable nothing is known."""
+    network, total = denoiser.network, 0
+    if not isinstance(network, nn.Module):
+        return "unknown"
+    for tensor in network.state_dict().values():
+        if isinstance(tensor, Tensor):
+            total = zlib.crc32(files.checksum(tensor.detach().cpu().contiguous()).to_bytes(4, "little"), total)
+    return f"crc32={total}"
+
+
+def _cloud(cloud: PointCloud) -> str:
+    prior = cloud.log_prior
+    weights = "" if prior is None else f" weights crc32={files.checksum(prior.cpu())}"
+    return fingerprint(cloud.y.reshape(len(cloud), -1), cloud.scale, cloud.offset) + weights
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        return f"{list(plain.shape)} {plain.dtype} crc32={files.checksum(plain)}"
+    simple = isinstance(value, (int, float, str, bool, type(None)))
+    return repr(value) if simple else type(value).__name__
+
+

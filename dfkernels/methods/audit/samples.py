@@ -1,0 +1,109 @@
+"""Are samples of the network copies of training data? Distances to the nearest ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._top_k import top_k
+from ...cloud import PointCloud
+from ..convention.queries import Rng
+from ..samplers import sample
+from . import estimates
+from .levels import times
+from .parts import Estimate, SampleAudit
+from .task import Task
+
+__all__ = ["measured"]
+
+_STEPS = 24  # of Heun's method
+_RATIO = 1 / 3  # of the distances of the nearest atoms, below which a sample counts as a copy
+_PART = 0.01  # of the held-out points, nearer to a training atom than the threshold
+_HELD_OUT = 1024  # of them, at most, whose nearest atoms are sought
+_SIDE = 1 << 14  # points of each kind, at most, of which the nearest one is sought
+_NEAR = 1e-3  # standard deviations: so little noise that the heaviest atom is the nearest
+_SHOWN, _NUMBERS = 16, 1 << 17  # samples that the report keeps; numbers in them
+
+
+class _Nearest(NamedTuple):
+    """Of each point [n]: the nearest atom's row and distance, and that over the second's."""
+
+    row: Tensor
+    distance: Tensor
+    ratio: Tensor
+
+
+def measured(task: Task, part: int) -> SampleAudit | None:
+    """Samples beside the training data; None without these, or where none were asked for."""
+    if task.train is None or not task.samples:
+        return None
+    rng = task.rng(part)
+    x = _sampled(task, rng)
+    nearest = _nearest(task, x, task.train)
+    order = nearest.distance.argsort()[: max(1, min(_SHOWN, _NUMBERS // task.train.d))]
+    return SampleAudit(
+        len(x),
+        estimates.share(nearest.ratio < _RATIO),
+        **_beside_held_out(task, task.train, x, nearest, rng),
+        distance=nearest.distance.median().item(),
+        samples=x[order.to(x.device)].float().cpu(),
+        rows=nearest.row[order],
+        distances=nearest.distance[order],
+        ratios=nearest.ratio[order],
+    )
+
+
+def _sampled(task: Task, rng: Rng) -> Tensor:
+    """Samples of x_0 [n, *E]: the posterior mean at the end of the flow."""
+    t = times(task.denoiser.schedule, _STEPS + 1, task.noise)
+    high = task.levels[-1]
+    start = high.alpha * math.hypot(high.sigma / high.alpha, task.std)
+
+    def from_noise(x: Tensor) -> Tensor:
+        end = sample(task.denoiser, x, t, "heun", keep=1).x[-1]
+        return task.denoiser(end, t[-1])
+
+    return task.in_batches(from_noise, (start * task.normal(rng, task.samples)).to(task.dtype))
+
+
+def _beside_held_out(
+    task: Task, train: PointCloud, x: Tensor, nearest: _Nearest, rng: Rng
+) -> dict[str, Any]:
+    """The shares that need held-out data, and what chance makes of them."""
+    if task.held_out is None:
+        among = _nearest(task, rng.different(train, _HELD_OUT).to(task.dtype), train, itself=True)
+        names = ("closer", "expected", "threshold", "train_side", "held_out_distance")
+        return {"chance_ratio": estimates.share(among.ratio < _RATIO)} | dict.fromkeys(names)
+    count = min(len(task.held_out), _HELD_OUT)
+    held_out = _nearest(task, rng.different(task.held_out, count).to(task.dtype), train)
+    rank = max(1, int(_PART * (count + 1)))
+    threshold = held_out.distance.sort().values[rank - 1].item()
+    expected = rank / (count + 1)  # of new points, on average over held-out data
+    closer = estimates.share(nearest.distance < threshold)
+    side = min(len(train), len(task.held_out), _SIDE)
+    ours, others = (
+        _nearest(task, x, PointCloud(rng.different(cloud, side).to(task.dtype))).distance
+        for cloud in (train, task.held_out)
+    )
+    return {
+        "chance_ratio": estimates.share(held_out.ratio < _RATIO),
+        # the threshold itself is known as well as `rank` points allow
+        "closer": Estimate(closer.value, math.hypot(closer.error, expected / math.sqrt(rank))),
+        "expected": expected,
+        "threshold": threshold,
+        "train_side": estimates.share(ours < others),
+        "held_out_distance": held_out.distance.median().item(),
+    }
+
+
+def _nearest(task: Task, x: Tensor, cloud: PointCloud, itself: bool = False) -> _Nearest:
+    """The nearest atoms of points; `itself`: the first one, the point itself, left out."""
+    first = int(itself)
+    rows = top_k(x, cloud, 1.0, _NEAR * task.std, 2 + first).index[:, first:]
+    atoms = cloud.y[rows].double() * cloud.scale + cloud.offset
+    distance = (x.double()[:, None] - atoms).flatten(2).square().mean(2).sqrt().cpu()
+    ratio = distance[:, 0] / distance[:, 1].clamp_min(torch.finfo(torch.float64).tiny)
+    return _Nearest(rows[:, 0].cpu(), distance[:, 0], ratio)

@@ -1,0 +1,34 @@
+"""What the verdict of an audit counts as clear, large or few: one name, one number."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ASYMMETRIC",
+    "CLEAR",
+    "COARSE",
+    "ENOUGH_ATOMS",
+    "FEW_POINTS",
+    "IMPOSSIBLE",
+    "MEMORISED",
+    "MISCALIBRATED",
+    "UNDERTRAINED",
+    "derivative_error",
+]
+
+CLEAR = 3.0  # standard errors beyond which a difference is no chance
+UNDERTRAINED = 0.2  # part by which the network's error exceeds that of a simpler prediction
+MEMORISED = 0.05  # part of the exact mean's gap between held-out and training data
+ASYMMETRIC = 0.2  # |J - J^T|/|J| that a well-trained network stays below
+IMPOSSIBLE = 0.1  # by which an eigenvalue of sigma J exceeds 1
+MISCALIBRATED = 0.2  # part by which a predicted variance is off
+ENOUGH_ATOMS = 100.0  # that share the weight where the exact mean is that of the law, almost
+FEW_POINTS = 100  # of held-out data: below, a share of 1 % cannot be seen
+COARSE = 1e-4  # rounding of a network that computes in half precision
+_RESOLVED = 10.0  # times the rounding of a derivative that a number must exceed to be none
+
+
+def derivative_error(rounding: float) -> float:
+    """What an asymmetry or an eigenvalue must exceed to be no rounding of a network's derivatives:
+    those by differences are exact to the power 2/3 of its rounding.
+    """
+    return _RESOLVED * rounding ** (2 / 3)
