@@ -12,6 +12,7 @@ from .cloud import PointCloud
 from .fisher import DiffusionFisher, FisherOperator
 from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
+from .methods.audit import AuditReport, audit
 from .methods.classifier_free import ClassifierFreeGuidance
 from .methods.convention import CheckedLevel, CheckReport, check
 from .methods.denoiser import Denoiser
@@ -23,6 +24,7 @@ from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
 
 __all__ = [
+    "AuditReport",
     "CheckReport",
     "CheckedLevel",
     "ClassifierFreeGuidance",
@@ -36,6 +38,7 @@ __all__ = [
     "PointCloud",
     "TopK",
     "adapt",
+    "audit",
     "check",
     "denoising_loss",
     "guide",

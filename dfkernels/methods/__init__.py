@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from . import (
     adjoint,
+    audit,
     classifier_free,
     convention,
     denoiser,
@@ -22,6 +23,7 @@ from .denoiser import Denoiser
 __all__ = [
     "Denoiser",
     "adjoint",
+    "audit",
     "classifier_free",
     "convention",
     "denoiser",

@@ -15,7 +15,7 @@ from ..._torch import check as argument
 from ...cloud import PointCloud
 from .._reporting import Callback, reporting
 from ..convention import CheckReport, check
-from ..convention.queries import Rng, data_std
+from ..convention.queries import Rng, data_mean, data_std
 from ..denoiser import Denoiser
 from . import level, likelihoods, samples, verdict
 from .checkpoint import Parts
@@ -111,7 +111,8 @@ def audit(
     rng = Rng(generator)
     seed = int(torch.randint(1 << 31, (), generator=rng.generator, dtype=torch.int64, device="cpu"))
     denoiser = denoiser.bind(**conditions)
-    found = range_of(clouds[0], denoiser.schedule, noise, rng)
+    fixed = Rng(None)  # the levels are the same for all seeds
+    found = range_of(clouds[0], denoiser.schedule, noise, fixed)
     count = argument.integer("levels", levels, 2)
     if queries is None:
         queries = min(_MOST, max(_LEAST, _NUMBERS // clouds[0].d))
@@ -128,14 +129,14 @@ def audit(
         argument.integer("samples", samples, 0),
         argument.integer("points", points, 0),
         None if width is None else argument.positive("width", width),
-        data_std(clouds[0], rng),
+        data_mean(clouds[0])[0].double(),
+        data_std(clouds[0], fixed),
         seed,
     )
     given = {} if checkpoint is None else configuration(task)
     total = 1 + len(task.levels) + (len(clouds) if task.points else 0) + 1
     with reporting("audit", callback, progress, total) as report:
         return _report(task, found, Parts(checkpoint, given, denoiser, report, total))
-
 
 
 def _report(task: Task, found: Range, parts: Parts) -> AuditReport:

@@ -39,7 +39,9 @@ def _network(denoiser: Denoiser) -> str:
         return "unknown"
     for tensor in network.state_dict().values():
         if isinstance(tensor, Tensor):
-            total = zlib.crc32(files.checksum(tensor.detach().cpu().contiguous()).to_bytes(4, "little"), total)
+            total = zlib.crc32(
+                files.checksum(tensor.detach().cpu().contiguous()).to_bytes(4, "little"), total
+            )
     return f"crc32={total}"
 
 
@@ -55,5 +57,3 @@ def _text(value: object) -> str:
         return f"{list(plain.shape)} {plain.dtype} crc32={files.checksum(plain)}"
     simple = isinstance(value, (int, float, str, bool, type(None)))
     return repr(value) if simple else type(value).__name__
-
-

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .parts import Estimate
 
-__all__ = ["mean", "ratio", "root", "share"]
+__all__ = ["mean", "ratio", "root", "share", "without_chance"]
 
 
 def mean(values: Tensor, groups: int) -> Estimate:
@@ -17,6 +17,16 @@ def mean(values: Tensor, groups: int) -> Estimate:
     """
     each = values.view(groups, -1).mean(1)
     return Estimate(each.mean().item(), each.std().item() / math.sqrt(groups))
+
+
+def without_chance(values: Tensor, control: Tensor, groups: int) -> Tensor:
+    """Values [Q] without what a control [Q], whose mean is 0 but for chance, explains of them by
+    regression.
+    """
+    a, b = (each.view(groups, -1).mean(1) for each in (values, control))
+    spread = b.var()
+    slope = ((a - a.mean()) * (b - b.mean())).sum() / (groups - 1) / spread if spread > 0 else 0.0
+    return values - slope * control
 
 
 def ratio(a: Tensor, b: Tensor, groups: int) -> Estimate | None:

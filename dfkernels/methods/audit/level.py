@@ -26,6 +26,7 @@ class _Answers(NamedTuple):
 
     x: Tensor  # [Q, *E]
     network: Tensor  # mean square error
+    linear: Tensor  # of a multiple of x
     exact: Tensor | None
     distance: Tensor | None  # mean square
     trace: Tensor | None  # sigma^2 tr F/d of the training data
@@ -36,9 +37,7 @@ def measured(task: Task, part: int, level: Level) -> LevelAudit:
     """Everything about one level. Both kinds of data get the same noise."""
     rng = task.rng(part)
     noise = task.normal(rng, task.groups * task.repeats)
-    found = {
-        kind: _answers(task, cloud, level, noise, rng) for kind, cloud in task.clouds.items()
-    }
+    found = {kind: _answers(task, cloud, level, noise, rng) for kind, cloud in task.clouds.items()}
     train, held_out = found.get("train"), found.get("held_out")
     at = held_out or train
     assert at is not None  # one of the two is always given
@@ -47,8 +46,8 @@ def measured(task: Task, part: int, level: Level) -> LevelAudit:
     return LevelAudit(
         *level,
         baseline=variance * task.std**2 / (variance + task.std**2),
-        train=train and _errors(task, train),
-        held_out=held_out and _errors(task, held_out),
+        train=None if train is None else _errors(task, train),
+        held_out=None if held_out is None else _errors(task, held_out),
         best=_best(task, train, variance),
         **_gaps(task, train, held_out),
         jacobian=jacobian_audit,
@@ -61,14 +60,21 @@ def _answers(task: Task, cloud: PointCloud, level: Level, noise: Tensor, rng: Rn
     x = (level.alpha * y + level.sigma * noise).to(task.dtype)
     mean = task.in_batches(lambda x: task.denoiser(x, level.t), x)
     square = lambda a, b: flat(a.double() - b.double()).square().mean(1).cpu()
-    network = square(mean, y)
+    network, linear = square(mean, y), square(_linear(task, x.double() / level.alpha, level), y)
     if task.train is None:
-        return _Answers(x, network, None, None, None, None)
+        return _Answers(x, network, linear, None, None, None, None)
     fisher = DiffusionFisher(x, task.train, level.alpha, level.sigma)
     exact, trace = fisher.denoised, level.sigma**2 * fisher.trace().double() / task.train.d
     return _Answers(
-        x, network, square(exact, y), square(mean, exact), trace.cpu(), fisher.ess.double().cpu()
+        *(x, network, linear, square(exact, y), square(mean, exact)),
+        *(trace.cpu(), fisher.ess.double().cpu()),
     )
+
+
+def _linear(task: Task, x: Tensor, level: Level) -> Tensor:
+    """The best prediction of x_0 from x/alpha with one factor for all numbers."""
+    variance = (level.sigma / level.alpha) ** 2
+    return task.mean + task.std**2 / (task.std**2 + variance) * (x - task.mean)
 
 
 def _errors(task: Task, found: _Answers) -> Errors:
@@ -93,12 +99,23 @@ def _gaps(
     task: Task, train: _Answers | None, held_out: _Answers | None
 ) -> dict[str, Estimate | None]:
     if train is None or held_out is None or train.exact is None or held_out.exact is None:
-        return {"gap": None, "exact_gap": None, "memorised": None}
-    network, exact = held_out.network - train.network, held_out.exact - train.exact
-    gap, exact_gap = (estimates.mean(values, task.groups) for values in (network, exact))
+        return dict.fromkeys(("gap", "exact_gap", "linear_gap", "memorised"))
+    linear = held_out.linear - train.linear
+    network, exact = (
+        estimates.without_chance(values, linear, task.groups)
+        for values in (held_out.network - train.network, held_out.exact - train.exact)
+    )
+    gap, exact_gap, linear_gap = (
+        estimates.mean(values, task.groups) for values in (network, exact, linear)
+    )
     clear = exact_gap.value > CLEAR * exact_gap.error
     memorised = estimates.ratio(network, exact, task.groups) if clear else None
-    return {"gap": gap, "exact_gap": exact_gap, "memorised": memorised}
+    return {
+        "gap": gap,
+        "exact_gap": exact_gap,
+        "linear_gap": linear_gap,
+        "memorised": memorised,
+    }
 
 
 def _calibration(task: Task, predicted: Tensor, actual: Tensor) -> Calibration:
@@ -107,5 +124,3 @@ def _calibration(task: Task, predicted: Tensor, actual: Tensor) -> Calibration:
         estimates.mean(actual, task.groups),
         estimates.ratio(predicted, actual, task.groups),
     )
-
-

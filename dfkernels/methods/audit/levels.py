@@ -32,7 +32,7 @@ class Level(NamedTuple):
     alpha: float
     sigma: float
 
-    
+    @property
     def time(self) -> Tensor:
         """t as a tensor."""
         return torch.tensor(self.t, dtype=torch.float64, device="cpu")
@@ -68,6 +68,8 @@ def range_of(
     if checked is not None:
         most = checked[1]
     low = _lowest(cloud, max(std / 10, least), least, rng)
+    if low >= most:
+        raise ValueError(obstacle)
     return Range(noise_range((low, most)), checked, obstacle)
 
 

@@ -76,8 +76,11 @@ class LevelAudit:
         best: the least mean square error possible on the training data: the mean posterior variance
             under their law; None without training data.
         gap: held_out - train of the network's error, with the same noise; None unless both were
-            given.
+            given. What a multiple of x, which cannot memorise, explains of the difference is taken
+            out, since it is chance: the error is then several times smaller.
         exact_gap: the same of the exact mean, which memorises.
+        linear_gap: held_out - train of the error of that multiple of x: 0 if both kinds of data
+            follow the same law.
         memorised: gap/exact_gap: 0 if it generalises, 1 for the exact mean; None where the exact
             mean's gap is not clear of its error.
         jacobian, calibration: on noisy held-out data, or training data where no others are given.
@@ -92,6 +95,7 @@ class LevelAudit:
     best: Estimate | None
     gap: Estimate | None
     exact_gap: Estimate | None
+    linear_gap: Estimate | None
     memorised: Estimate | None
     jacobian: JacobianAudit
     calibration: Calibration

@@ -86,7 +86,8 @@ def _samples(found: SampleAudit) -> Iterator[str]:
     yield f"  nearest atom at less than 1/3 of the second's distance: {found.ratio}"
     yield f"    by chance: {found.chance_ratio}"
     if found.closer is not None and found.expected is not None:
-        yield f"  nearer to an atom than {1 - found.expected:.1%} of held-out points: {found.closer}"
+        most = f"{1 - found.expected:.1%}"
+        yield f"  nearer to an atom than {most} of held-out points: {found.closer}"
     if found.train_side is not None:
         yield f"  nearer to training than to held-out data: {found.train_side}; by chance 0.5"
 

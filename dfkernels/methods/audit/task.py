@@ -31,6 +31,7 @@ class Task(NamedTuple):
     samples: int
     points: int  # of a kind, whose likelihood is computed
     width: float | None
+    mean: Tensor  # of the data, [1, *E]
     std: float  # of the data, per number
     seed: int
 
@@ -62,9 +63,7 @@ class Task(NamedTuple):
 
     def generator(self, rng: Rng) -> torch.Generator:
         """A generator on the data's device, of a random seed."""
-        drawn = torch.randint(
-            1 << 31, (), generator=rng.generator, dtype=torch.int64, device="cpu"
-        )
+        drawn = torch.randint(1 << 31, (), generator=rng.generator, dtype=torch.int64, device="cpu")
         return torch.Generator(self.reference.device).manual_seed(int(drawn))
 
     def in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,0 +1,511 @@
+"""`df.audit` measures what is known in closed form, and its verdict names what was planted."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import dfkernels as df
+from dfkernels import schedule
+from dfkernels.methods.audit import estimates, thresholds
+
+EDM = schedule.EDM()
+VARIANCES = torch.tensor([0.2, 0.5, 1.0, 1.0, 1.5, 2.0], dtype=torch.float64)
+D = len(VARIANCES)
+LEVELS = 4
+SIZES = {"levels": LEVELS, "queries": 120, "points": 32, "samples": 48}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def data(count=400, seed=0):
+    """Points of the law N(0, diag VARIANCES)."""
+    return normal(count, D, seed=seed) * VARIANCES.sqrt()
+
+
+TRAIN, HELD_OUT = df.PointCloud(data(400, 1)), df.PointCloud(data(300, 2))
+
+
+class OfTheLaw(nn.Module):
+    """The exact noise prediction for the law, and what is planted below the level `planted`: a
+    matrix P with sigma eps += P x.
+    """
+
+    def __init__(self, sch=EDM, matrix=None, planted=0.7):
+        super().__init__()
+        self.schedule, self.matrix, self.planted = sch, matrix, planted
+
+    def forward(self, x, t):
+        alpha, sigma = (level.view(-1, 1) for level in self.schedule(t.double()))
+        eps = sigma * x / (sigma**2 + alpha**2 * VARIANCES)
+        if self.matrix is not None:
+            low = sigma / alpha < self.planted
+            eps = eps + torch.where(low, x @ self.matrix.T / sigma, 0.0)
+        return eps
+
+
+def audit(network, kind="epsilon", sch=EDM, train=TRAIN, held_out=HELD_OUT, **given):
+    return df.audit(df.Denoiser(network, sch, kind), train, held_out, **(SIZES | given))
+
+
+def finding(report, name):
+    (found,) = (one for one in report.findings if one.name == name)
+    return found
+
+
+def near(estimate, truth, sigmas=4.5):
+    return abs(estimate.value - truth) < sigmas * estimate.error
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return audit(OfTheLaw())
+
+
+@pytest.fixture(scope="module")
+def memorising():
+    return df.audit(df.Denoiser.exact(TRAIN, EDM), TRAIN, HELD_OUT, **SIZES)
+
+
+# ---- numbers that are known
+
+
+def test_a_network_of_the_law_has_the_numbers_of_the_law(sound):
+    assert len(sound.levels) == LEVELS
+    assert sound.settings.queries == 120 and sound.settings.train == 400
+    noise = [level.noise for level in sound.levels]
+    assert noise == sorted(noise) and noise[0] == pytest.approx(sound.settings.noise[0])
+    for level in sound.levels:
+        s2 = level.noise**2
+        share = (s2 / (s2 + VARIANCES)).mean().item()  # sigma tr J/d
+        variance = (s2 * VARIANCES / (s2 + VARIANCES)).mean().item()
+        assert near(level.train.network, variance) and near(level.held_out.network, variance)
+        assert near(level.gap, 0) and 0 < level.gap.error < variance
+        # J is diagonal, and Hutchinson's estimate exact
+        assert level.jacobian.trace.value == pytest.approx(share, rel=1e-9)
+        assert level.jacobian.asymmetry.value < 1e-8
+        top = (s2 / (s2 + VARIANCES)).max().item()
+        assert level.jacobian.eigenvalue == pytest.approx(top, rel=1e-6)
+        assert level.jacobian.impossible == 0
+        assert level.calibration.predicted.value == pytest.approx(variance, rel=1e-8)
+        assert level.calibration.actual == level.held_out.network
+        assert near(level.calibration.ratio, 1)
+        assert level.baseline > 0.99 * variance
+
+
+def test_the_exact_mean_beside_it_is_that_of_the_training_data(sound):
+    low, high = sound.levels[0], sound.levels[-1]
+    for level in sound.levels:
+        if level is not low:  # the same mean by two ways; with one atom alone it is of rare points
+            assert near(level.train.exact, level.best.value)
+        assert level.exact_gap.value > -3 * level.exact_gap.error and near(level.linear_gap, 0)
+        excess = level.train.network.value - level.train.exact.value
+        assert level.train.excess.value == pytest.approx(excess)
+    assert low.train.ess < 2 < 100 < high.train.ess
+    assert low.best.value < 1e-4 < low.noise**2  # one atom alone
+    error = high.jacobian.trace.value - high.jacobian.exact_trace.value
+    assert high.jacobian.trace_error.value == pytest.approx(error)
+    assert high.held_out.distance.value < 0.1 * high.held_out.network.value
+
+
+@pytest.mark.parametrize("sch", [EDM, schedule.VP(), schedule.RectifiedFlow()], ids=repr)
+def test_likelihoods_are_those_of_the_law(sch):
+    width = 0.25
+    report = audit(OfTheLaw(sch), sch=sch, width=width, levels=2, samples=0, points=200)
+    found = report.likelihood
+    low = found.noise[0]
+    # points spread over bins, under the law at the lowest level
+    v = VARIANCES + low**2
+    nats = -((VARIANCES + width**2 / 12) / v + (2 * math.pi * v).log()).mean().item() / 2
+    assert near(found.train, nats) and near(found.held_out, nats) and near(found.gap, 0)
+    bits = -nats / math.log(2) - math.log2(width)
+    assert near(found.held_out_bits, bits)
+    assert found.integration < 0.01 and found.points == 200 and report.samples is None
+
+
+def test_without_a_width_the_points_are_noisy(sound):
+    v = VARIANCES + sound.likelihood.noise[0] ** 2
+    nats = -(1 + (2 * math.pi * v).log()).mean().item() / 2
+    assert near(sound.likelihood.held_out, nats)
+    assert sound.likelihood.width is None and sound.likelihood.held_out_bits is None
+
+
+def test_a_sound_network_has_a_clean_verdict(sound):
+    assert sound.ok, sound
+    names = [found.name for found in sound.findings]
+    assert names == [
+        *("convention", "fit", "memorisation", "gradient", "eigenvalues", "calibration"),
+        *("likelihood", "copies"),
+    ]
+    assert {found.status for found in sound.findings} == {"good"}
+    assert sound.verdict == "\n".join(found.text for found in sound.findings)
+    assert str(sound).endswith(sound.verdict) and "sigma/alpha" in str(sound)
+
+
+def test_samples_are_beside_the_data(sound):
+    found = sound.samples
+    assert found.count == 48 and found.samples.shape == (16, D) and found.rows.shape == (16,)
+    atoms = TRAIN.y[found.rows]
+    distance = (found.samples.double() - atoms).square().mean(1).sqrt()
+    torch.testing.assert_close(distance, found.distances, rtol=1e-4, atol=1e-6)
+    every = torch.cdist(found.samples.double(), TRAIN.y)
+    assert torch.equal(every.argmin(1), found.rows)
+    two = every.topk(2, largest=False).values
+    torch.testing.assert_close(two[:, 0] / two[:, 1], found.ratios, rtol=1e-4, atol=1e-6)
+    assert bool((found.distances.diff() >= 0).all())
+    assert found.expected == 3 / 301
+    assert near(found.train_side, 0.5) and near(found.closer, found.expected)
+
+
+# ---- what is planted is found
+
+
+def test_the_exact_denoiser_memorises(memorising):
+    low = memorising.levels[0]
+    for level in memorising.levels:
+        assert level.train.network == pytest.approx(level.train.exact, rel=1e-6, abs=1e-12)
+        assert level.held_out.distance.value < 1e-12
+    assert low.memorised.value == pytest.approx(1)
+    assert low.calibration.ratio.value < 0.1
+    names = ("memorisation", "calibration", "likelihood", "copies")
+    assert [finding(memorising, name).status for name in names] == ["bad"] * 4
+    assert finding(memorising, "fit").status == "good"
+    assert finding(memorising, "gradient").status == "good"
+    assert "100%" in finding(memorising, "memorisation").text
+    assert memorising.samples.ratio.value > 0.9 and memorising.samples.train_side.value > 0.9
+    assert memorising.samples.closer.value > 0.9 and not memorising.ok
+
+
+def test_one_that_knows_both_kinds_alike_does_not_memorise():
+    both = df.PointCloud(torch.cat([TRAIN.y, HELD_OUT.y]))
+    report = df.audit(df.Denoiser.exact(both, EDM), TRAIN, HELD_OUT, **SIZES)
+    assert finding(report, "memorisation").status == "good"
+    assert finding(report, "likelihood").status == "good"
+    assert all(near(level.gap, 0) for level in report.levels)
+    assert near(report.samples.train_side, 0.5)
+
+
+def antisymmetric():
+    a = normal(D, D, seed=5)
+    return (a - a.T) / (a - a.T).norm()
+
+
+def test_an_antisymmetric_part_is_measured():
+    p = 0.5 * antisymmetric()
+    report = audit(OfTheLaw(matrix=p), points=0, samples=0)
+    low = [level for level in report.levels if level.noise < 0.7]
+    assert 0 < len(low) < LEVELS
+    for level in report.levels:
+        j = (level.noise**2 / (level.noise**2 + VARIANCES)).diag()
+        j = j + p if level in low else j
+        truth = ((j - j.T).norm() / j.norm()).item()
+        assert level.jacobian.asymmetry.value == pytest.approx(truth, rel=0.15, abs=1e-8)
+    found = finding(report, "gradient")
+    assert found.status == "bad" and report.likelihood is None
+    assert ", ".join(f"{level.noise:.3g}" for level in low) + ":" in found.text
+
+
+def test_an_impossible_eigenvalue_is_measured():
+    v = normal(D, seed=6)
+    v = v / v.norm()
+    p = 0.9 * torch.outer(v, v)
+    report = audit(OfTheLaw(matrix=p), points=0, samples=0)
+    largest = 0.0
+    for level in report.levels:
+        j = (level.noise**2 / (level.noise**2 + VARIANCES)).diag()
+        j = j + p if level.noise < 0.7 else j
+        truth = torch.linalg.eigvalsh(j)[-1].item()
+        assert level.jacobian.eigenvalue == pytest.approx(truth, rel=1e-6)
+        impossible = truth > 1 + thresholds.IMPOSSIBLE
+        assert level.jacobian.impossible == impossible
+        largest = max(largest, truth) if impossible else largest
+    found = finding(report, "eigenvalues")
+    assert found.status == "bad" and f"up to {largest:.3g}," in found.text
+    assert finding(report, "gradient").status == "good"
+
+
+def test_an_undertrained_level_is_named():
+    """Below the level 0.7 the network ignores x."""
+    law = df.Denoiser(OfTheLaw(), EDM)
+    network = lambda x, t: torch.where(t.view(-1, 1) < 0.7, 0.0, law(x, t))
+    report = audit(network, "sample", points=0, samples=0)
+    found = finding(report, "fit")
+    low = [f"{level.noise:.3g}" for level in report.levels if level.noise < 0.7]
+    assert found.status == "bad" and f"sigma/alpha = {', '.join(low)}:" in found.text
+    # x_0 does not depend on x, and the variance that this implies is 0
+    assert "too small" in finding(report, "calibration").text
+
+
+def test_a_wrong_convention_ends_the_audit():
+    network = OfTheLaw()
+    report = audit(lambda x, t: -network(x, t))
+    assert report.check.cause == "sign" and report.levels == () and report.samples is None
+    assert report.likelihood is None and not report.ok
+    (found,) = report.findings
+    assert found.name == "convention" and found.text.endswith(
+        "All else has no meaning, and was not measured."
+    )
+    assert str(report) == report.verdict
+
+
+def test_data_of_two_laws_are_noticed():
+    shrunk = df.PointCloud(0.5 * HELD_OUT.y)
+    report = audit(OfTheLaw(), held_out=shrunk, points=0, samples=0)
+    (found,) = (one for one in report.findings if one.name == "limits")
+    assert "the two do not follow the same law" in found.text and found.status == "unknown"
+
+
+# ---- without one of the two
+
+
+def test_without_training_data():
+    report = audit(OfTheLaw(), train=None)
+    for level in report.levels:
+        assert level.train is level.best is level.gap is level.memorised is None
+        assert level.held_out.exact is level.held_out.ess is level.jacobian.exact_trace is None
+        assert near(level.calibration.ratio, 1)
+    assert report.likelihood.train is report.likelihood.gap is report.samples is None
+    assert report.likelihood.held_out is not None and report.ok
+    assert finding(report, "limits").text.startswith(
+        "Without its training data nothing can be said"
+    )
+    assert "memorisation" not in [found.name for found in report.findings]
+    assert df.AuditReport.from_json(report.to_json()).to_json() == report.to_json()
+
+
+def test_without_held_out_data(memorising):
+    report = df.audit(df.Denoiser.exact(TRAIN, EDM), TRAIN, None, **SIZES)
+    for level in report.levels:
+        assert level.held_out is level.gap is None and level.errors is level.train
+    assert report.samples.closer is report.samples.train_side is None
+    # by chance: among the training points themselves
+    assert report.samples.chance_ratio.value < 0.1
+    assert finding(report, "copies").status == "bad"
+    assert finding(report, "limits").text.startswith("Without held-out data")
+    assert report.likelihood.gap is None
+    assert "training data" in finding(report, "calibration").text
+
+
+def test_few_held_out_points_are_used_several_times():
+    report = audit(OfTheLaw(), held_out=df.PointCloud(data(20, 3)), levels=2, points=8, samples=8)
+    assert report.settings.queries == 120  # 6 of each
+    assert "20 held-out points are few" in finding(report, "limits").text
+    (level, _) = report.levels
+    assert near(level.gap, 0)
+    assert report.samples.expected == 1 / 21
+
+
+# ---- the same again
+
+
+def test_the_same_seed_gives_the_same_report(sound):
+    again = audit(OfTheLaw())
+    assert again.to_json() == sound.to_json()
+    other = audit(OfTheLaw(), generator=torch.Generator().manual_seed(5))
+    assert other.to_json() != sound.to_json()
+    for a, b in zip(sound.levels, other.levels, strict=True):
+        apart = math.hypot(a.held_out.network.error, b.held_out.network.error)
+        assert abs(a.held_out.network.value - b.held_out.network.value) < 4.5 * apart
+
+
+def test_a_report_goes_through_json(memorising):
+    text = memorising.to_json()
+    back = df.AuditReport.from_json(text)
+    assert back.to_json() == text and str(back) == str(memorising)
+    assert back.settings == memorising.settings and back.check == memorising.check
+    assert torch.equal(back.samples.samples, memorising.samples.samples)
+    assert back.samples.samples.dtype == torch.float32
+    with pytest.raises(ValueError, match="text: expected the report of an audit as JSON"):
+        df.AuditReport.from_json(text[:100])
+    other = json.dumps({**json.loads(text), "format": "another"})
+    with pytest.raises(ValueError, match="its format is 'another', not 'dfkernels audit 1'"):
+        df.AuditReport.from_json(other)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_killed_audit_goes_on(sound, tmp_path):
+    path, calls = tmp_path / "audit.json", []
+
+    def stop(done, total):
+        calls.append((done, total))
+        if done == 4:
+            raise Stop
+
+    network = OfTheLaw()
+    with pytest.raises(Stop):
+        audit(network, checkpoint=path, callback=stop)
+    total = 1 + LEVELS + 2 + 1
+    assert calls == [(i, total) for i in range(5)]
+    denoiser = df.Denoiser(network, EDM)
+    report = df.audit(denoiser, TRAIN, HELD_OUT, checkpoint=path, **SIZES)
+    assert report.to_json() == sound.to_json()
+    assert 0 < denoiser.evaluations < sound.evaluations
+    # what is finished is only read
+    denoiser.evaluations = 0
+    again = df.audit(denoiser, TRAIN, HELD_OUT, checkpoint=path, **SIZES)
+    assert again.to_json() == sound.to_json() and denoiser.evaluations == 0
+
+
+class Weighted(OfTheLaw):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, x, t, shift=0.0):
+        return self.scale * super().forward(x, t) + shift
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"generator": torch.Generator().manual_seed(1)}, "seed"),
+        ({"queries": 60}, "queries"),
+        ({"train": df.PointCloud(data(400, 3))}, "train"),
+        ({"held_out": None}, "held_out"),
+        ({"network": Weighted(1.01)}, "network"),
+        ({"shift": torch.tensor([0.0])}, "conditions"),
+    ],
+    ids=["seed", "queries", "train", "held_out", "network", "conditions"],
+)
+def test_a_checkpoint_of_another_audit_is_refused(change, key, tmp_path):
+    path = tmp_path / "audit.json"
+    given = {"network": Weighted(), "levels": 2, "points": 0, "samples": 0, "checkpoint": path}
+    audit(**given)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"audit.json: checkpoint of another .*: {key}: "):
+        audit(**{**given, **change})
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-20])
+    with pytest.raises(ValueError, match="audit.json: no checkpoint of an audit, or a damaged"):
+        audit(**given)
+
+
+# ---- networks and data as they come
+
+
+class Attention(nn.Module):
+    """A network with attention, which has no derivative in forward mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.law = OfTheLaw()
+        self.heads = nn.MultiheadAttention(2, 1, batch_first=True, dtype=torch.float64).eval()
+
+    def forward(self, x, t):
+        tokens = x.view(-1, D // 2, 2)
+        mixed = self.heads(tokens, tokens, tokens, need_weights=False)[0]
+        return self.law(x, t) + 1e-3 * mixed.reshape(x.shape)
+
+
+def test_a_network_with_attention_is_audited():
+    report = audit(Attention(), levels=2, points=8, samples=0)
+    assert report.ok and 0 < report.levels[0].jacobian.asymmetry.value < 0.1
+
+
+def test_a_discrete_schedule_has_fewer_levels_than_asked_for():
+    table = torch.cumprod(1 - torch.linspace(0.01, 0.3, 40, dtype=torch.float64), 0)
+    sch = schedule.Tabulated(table, discrete=True)
+    seen = []
+
+    def network(x, t):
+        seen.append(t.dtype)
+        return OfTheLaw(sch)(x, t)
+
+    report = audit(network, sch=sch, noise=(0.11, 0.3), levels=30, points=8, samples=8)
+    t = [level.t for level in report.levels]
+    assert t == [float(int(at)) for at in t] and len(set(t)) == len(t) < 30
+    assert set(seen) == {torch.int64}
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(D, D).bfloat16().requires_grad_(False)
+        self.law = OfTheLaw()
+
+    def forward(self, x, t):
+        return self.law(x.double(), t.double()).bfloat16() + 0 * self.inner(x)
+
+
+def test_half_precision_is_said_to_be_coarse():
+    single = df.PointCloud(TRAIN.y.float()), df.PointCloud(HELD_OUT.y.float())
+    report = audit(Half(), train=single[0], held_out=single[1], levels=2, points=4, samples=4)
+    (found,) = (one for one in report.findings if one.name == "limits")
+    assert "half precision (rounding 0.008)" in found.text
+    assert finding(report, "gradient").status == "good", report
+    assert finding(report, "eigenvalues").status == "good", report
+
+
+def test_images_in_bytes_are_audited():
+    y = (torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    train, held_out = (df.PointCloud(part, scale=2 / 255, offset=-1) for part in (y[:40], y[40:]))
+    report = df.audit(
+        df.Denoiser.exact(train, EDM), train, held_out, levels=2, points=4, samples=4, width=2 / 255
+    )
+    assert report.settings.event_shape == (1, 4, 4)
+    assert report.samples.samples.shape == (4, 1, 4, 4)
+    assert report.likelihood.train_bits.value < report.likelihood.held_out_bits.value
+
+
+def test_data_that_no_check_fits_are_audited_without():
+    """Four points whose ESS never rises before the schedule ends."""
+    cloud = df.PointCloud(2 * normal(8, D, seed=4))
+    table = schedule.Tabulated(torch.linspace(0.999, 0.5, 100, dtype=torch.float64))
+    report = df.audit(df.Denoiser.exact(cloud, table), cloud, None, levels=2, points=4, samples=4)
+    assert report.check is None
+    assert finding(report, "convention").status == "unknown"
+    assert "The network's conventions cannot be checked: schedule: " in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": None, "held_out": None}, "train, held_out: expected data of at least one kind"),
+        ({"train": TRAIN.y}, "train: expected a PointCloud or None, got Tensor"),
+        ({"held_out": df.PointCloud(data(3))}, "held_out: expected at least 4 points, got 3"),
+        ({"held_out": df.PointCloud(normal(9, 2))}, r"held_out: expected points of shape \[6\]"),
+        ({"train": df.PointCloud(torch.ones(9, D))}, "expected points that differ"),
+        ({"noise": (3.0, 1.0)}, "noise: expected 0 < noise"),
+        ({"noise": (1.0, 9.0), "sch": schedule.VP(0.1, 2.0)}, "noise: expected levels in"),
+        ({"levels": 1}, "levels: expected"),
+        ({"queries": 3}, "queries: expected"),
+        ({"samples": -1}, "samples: expected"),
+        ({"width": 0.0}, "width: expected"),
+        ({"network": lambda x, t: x * math.nan}, "network: returned NaN or inf"),
+        ({"network": lambda x, t: x[:, :2]}, "network: expected output of shape"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value.split(":")[0].replace(",", ""),
+)
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        audit(**{"network": OfTheLaw(change.get("sch", EDM)), "points": 0, "samples": 0, **change})
+
+
+def test_a_denoiser_is_needed():
+    with pytest.raises(TypeError, match="denoiser: expected a Denoiser, got function"):
+        df.audit(lambda x, t: x, TRAIN, HELD_OUT)
+
+
+# ---- errors
+
+
+def test_standard_errors():
+    values = torch.tensor([1.0, 3.0, 2.0, 6.0], dtype=torch.float64)
+    assert estimates.mean(values, 4) == pytest.approx((3.0, values.std().item() / 2))
+    assert estimates.mean(values, 2) == pytest.approx((3.0, 1.0))  # of 2 and 4
+    a, b = normal(500, 4).unbind(1)[:2]
+    found = estimates.ratio(2 + a, 4 + b, 500)
+    assert found.value == pytest.approx(0.5, abs=4 * found.error)
+    assert found.error == pytest.approx(math.sqrt(1 + 0.25) / 4 / math.sqrt(500), rel=0.2)
+    assert estimates.ratio(a, 0 * b, 500) is None
+    none = estimates.share(torch.zeros(97, dtype=torch.bool))
+    assert none == pytest.approx((0.0, math.sqrt(98 / 99**2 / 100)))
