@@ -342,6 +342,17 @@ def test_no_cause_is_named_where_none_applies(name):
         assert "None of" in report.verdict
 
 
+def test_a_change_that_explains_most_of_an_error_is_said_to():
+    """A negated velocity of a network that is off by half a standard deviation besides."""
+    y, sch = ring(), schedule.RectifiedFlow()
+    network = Network(y, sch, "flow", error=0.6)
+    report = check(lambda x, t: -network(x, t), sch, "flow", y)
+    assert report.cause == "unknown"
+    assert "explains all of it, but one explains most: with the output negated" in report.verdict
+    assert "Perhaps the velocity points the other way" in report.verdict
+    assert "still 1.5 times what a sound network has" in report.verdict
+
+
 def test_a_report_prints_a_table_and_repeats():
     y, sch = ring(), schedule.VP()
     denoiser, cloud = df.Denoiser(Network(y, sch, "epsilon"), sch), df.PointCloud(y)

@@ -318,7 +318,7 @@ def test_a_time_grid_falls_between_its_noise_levels(sch, spacing, low, ratio, st
         ),
         (
             lambda: nodes(schedule.EDM(), torch.zeros(2, 2)),
-            "t: expected a floating tensor of shape [M + 1], got torch.float32 [2, 2]",
+            "t: expected real numbers of shape [M + 1], got torch.float32 [2, 2]",
         ),
     ],
 )

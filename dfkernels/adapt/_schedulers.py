@@ -172,6 +172,12 @@ class Edm(Convention):
         return torch.atan(sigma) * (2 / math.pi) if self.cosine else torch.log(sigma) / 4
 
     def levels_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # up to the sigma whose square float32 has
+        name, low, high = ("2 atan(sigma)/pi", 0, 1) if self.cosine else ("ln(sigma)/4", -11, 11)
+        known = (t >= low) & (t <= high)
+        if not bool(known.all()):
+            came = f"{t[~known][0].item():g}"
+            raise check.mismatch("timestep", f"times {name} in [{low}, {high}]", came)
         return self.levels_of(torch.tan(t * (math.pi / 2)) if self.cosine else torch.exp(4 * t))
 
     def scale(self, sigma: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ def from_diffusers(
         model: a UNet or transformer, or any callable with the arguments x and `timestep`; one
             without an argument of that name is called as model(x, t). Outputs are taken as
             `Denoiser` takes them: `.sample`, tuples, the first half of a learned variance's
-            channels. A model whose pipeline changes the sign or the clock is given as a function:
-            `lambda x, t, **kw: -model(x, 1 - t, **kw).sample`.
+            channels. A model whose pipeline changes the sign or the clock is given as
+            `methods.Called(model, lambda model, x, t, **kw: -model(x, 1 - t, **kw).sample)`.
         scheduler: the one that the model was trained with, or any of diffusers made of its
             configuration: classes, tables and `config.prediction_type` count, sampling options
             (spacing, shift, clipping) do not, since nodes come from `time_grid`.

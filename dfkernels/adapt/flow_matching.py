@@ -60,7 +60,8 @@ def from_torchcfm(network: Callable[..., Tensor], path: object = 0.0) -> Denoise
     """The denoiser of a network of torchcfm, `network(t, x)`.
 
     >>> denoiser = from_torchcfm(UNetModelWrapper(...), ConditionalFlowMatcher(sigma=0.1))
-    >>> denoiser = from_torchcfm(lambda t, x: mlp(torch.cat([x, t[:, None]], 1)), 0.1)
+    >>> joined = methods.Called(mlp, lambda mlp, t, x: mlp(torch.cat([x, t[:, None]], 1)))
+    >>> denoiser = from_torchcfm(joined, 0.1)
 
     Args:
         network: `network(t, x, **conditions)` -> dx_t/dt, with t [B]. A `torch_wrapper` of

@@ -6,6 +6,7 @@ from __future__ import annotations
 from . import (
     adjoint,
     audit,
+    called,
     classifier_free,
     convention,
     denoiser,
@@ -18,12 +19,15 @@ from . import (
     training,
     transport,
 )
+from .called import Called
 from .denoiser import Denoiser
 
 __all__ = [
+    "Called",
     "Denoiser",
     "adjoint",
     "audit",
+    "called",
     "classifier_free",
     "convention",
     "denoiser",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import check
+from ._raised import KINDS, with_given
 
 __all__ = ["call", "checked", "dtype_of", "random_layers", "unpacked"]
 
@@ -22,14 +23,18 @@ _COMPUTES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def dtype_of(network: Callable[..., object], x: Tensor) -> torch.dtype:
-    """The dtype in which a network computes: that of its first floating parameter, x's where it has
-    none.
+    """The dtype in which a network computes: the one that most numbers in its floating parameters
+    have, x's where it has none. A table or a norm that is kept in float32 does not decide, nor do
+    weights of integers or of 8 bits.
     """
-    if isinstance(network, nn.Module):
-        for parameter in network.parameters():
-            if parameter.dtype in _COMPUTES:  # no storage format of 8 bits
-                return parameter.dtype
-    return x.dtype
+    if not isinstance(network, nn.Module):
+        return x.dtype
+    numbers: dict[torch.dtype, int] = {}
+    for parameter in network.parameters():
+        if parameter.dtype in _COMPUTES:  # no storage format of 8 bits
+            count = parameter.nbytes // parameter.dtype.itemsize  # 0 for a lazy one
+            numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + count
+    return max(numbers, key=lambda dtype: numbers[dtype]) if numbers else x.dtype
 
 
 def random_layers(network: Callable[..., object]) -> list[str]:
@@ -60,12 +65,23 @@ def call(
 
     Raises:
         TypeError: The network returned no prediction; the message names `name`.
+        RuntimeError, IndexError, TypeError: The network raised it; the message says what the
+            network was given.
     """
     given = x
     if not getattr(network, "full_precision", False):
         given = x.to(dtype_of(network, x))
         t = t.to(torch.promote_types(given.dtype, torch.float32)) if t.dtype == torch.float64 else t
-    return unpacked(name, network(given, t, **conditions), x)
+    if torch.compiler.is_compiling():  # which does not follow errors
+        return unpacked(name, network(given, t, **conditions), x)
+    try:
+        out = network(given, t, **conditions)
+    except KINDS as error:
+        said = with_given(error, name, given, t, conditions)
+        if said is None:
+            raise
+        raise said from error
+    return unpacked(name, out, x)
 
 
 def unpacked(name: str, out: object, x: Tensor) -> Tensor:

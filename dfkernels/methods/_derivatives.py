@@ -36,10 +36,12 @@ def explained(argument: str, mode: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = _reason(error, f'{argument}="vjp"' if mode == "jvp" else None)
+        # what the network raised is the cause of an error that says what it was given
+        first = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+        reason = _reason(first, f'{argument}="vjp"' if mode == "jvp" else None)
         if reason is None:
             raise
-        raise Unsupported(f'{argument}="{mode}": {reason}') from error
+        raise Unsupported(f'{argument}="{mode}": {reason}') from first
 
 
 def _reason(error: RuntimeError, reverse: str | None) -> str | None:

@@ -64,13 +64,13 @@ class Denoiser(nn.Module):
     arguments of `forward`, `eps`, `score`, `denoised` and `both` go to the network; `bind` sets
     them once for all calls.
 
-    Dtypes. x is cast to the network's dtype, that of its first floating parameter (without
-    parameters, x's), and so is the time, after the clock, but to float32 for a network in half
-    precision; a clock's result in any other dtype than float64 is not cast, nor are conditions. A
-    network with a true attribute `full_precision` is given x and the time uncast: for one that
-    computes with x itself around a network in lower precision. Levels are computed in float64,
-    results are in x's dtype: a float32 network gives float32's precision to a float64 x. A discrete
-    schedule rounds t: the network and the levels belong to the same timestep.
+    Dtypes. x is cast to the network's dtype, the one of most numbers in its floating parameters
+    (without parameters, x's), and so is the time, after the clock, but to float32 for a network in
+    half precision; a clock's result in any other dtype than float64 is not cast, nor are
+    conditions. A network with a true attribute `full_precision` is given x and the time uncast: for
+    one that computes with x itself around a network in lower precision. Levels are computed in
+    float64, results are in x's dtype: a float32 network gives float32's precision to a float64 x. A
+    discrete schedule rounds t: the network and the levels belong to the same timestep.
 
     Outputs. The prediction, of x's shape, is a tensor, or the attribute `sample` of an object
     (diffusers), the first entry of a tuple or list, or the entry "sample" of a dict, or its only
@@ -82,6 +82,8 @@ class Denoiser(nn.Module):
     under vmap or torch.compile.
 
     Raises:
+        RuntimeError, IndexError, TypeError: The network raised it; the message says what the
+            network was given, and the cause is the network's own error.
         ValueError: The network's output has another shape, NaN or inf; or there is no result at t:
             x_0 of an "epsilon" or "score" network at alpha = 0, eps of a "sample" or "score"
             network at sigma = 0, eps of a "flow" network where d sigma/dt is infinite (VP, Cosine

@@ -120,9 +120,9 @@ def nodes(schedule: Schedule, t: Tensor) -> Nodes:
             divides by both), or noise sigma/alpha that does not strictly fall.
     """
     check.tensor("t", t)
-    if t.ndim != 1 or len(t) < 1 or not t.is_floating_point():
+    if t.ndim != 1 or len(t) < 1 or t.is_complex() or t.dtype == torch.bool:
         raise ValueError(
-            f"t: expected a floating tensor of shape [M + 1], got {t.dtype} {list(t.shape)}"
+            f"t: expected real numbers of shape [M + 1], got {t.dtype} {list(t.shape)}"
         )
     t = t.detach().to("cpu", torch.float64)
     alpha, sigma = schedule(t)

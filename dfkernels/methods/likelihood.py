@@ -111,8 +111,9 @@ def log_prob(
         generator: of the probes of "hutchinson", on x's device; None: seed 0, so that a repeated
             call gives the same bits.
         method: "dopri5" (order 5, 6 evaluations per step) chooses its steps by their errors; it
-            looks at values, and so cannot run under vmap. "rk4" (order 4, 4 per step) and "heun"
-            (order 2, 2 per step) take `steps` equal steps in ln s.
+            looks at values, and so cannot run under vmap; for a discrete schedule, on whose
+            staircase its steps would become ever shorter, it is refused. "rk4" (order 4, 4 per
+            step) and "heun" (order 2, 2 per step) take `steps` equal steps in ln s.
         steps: of "rk4" and "heun".
         rtol, atol: of "dopri5": for each sample a step's error is at most rtol |x/alpha| + atol s
             in the root mean square over the entries of x/alpha, and rtol d + atol nats. The batch
@@ -153,6 +154,10 @@ def log_prob(
     d = check.query("x", x).shape[1]
     check.choice("method", method, METHODS)
     noise = noise_range(noise)
+    if method == "dopri5" and denoiser.schedule.discrete:
+        expected = "'rk4' or 'heun' with a discrete schedule, whose flow is a staircase that steps "
+        expected += "chosen by their errors do not end on"
+        raise check.mismatch("method", expected, repr(method))
     time_grid(denoiser.schedule, 1, noise)  # raises for a range out of the schedule's reach
     steps = check.integer("steps", steps, 1)
     max_evaluations = check.integer("max_evaluations", max_evaluations, 1)

@@ -51,8 +51,9 @@ def sample(
         denoiser: a network, or the ideal one of a data set (`Denoiser.exact`).
         x: [B, *E], float32 or float64; alpha x_0 + sigma eps at t[0], e.g. sigma times normal
             noise.
-        t: [M + 1], noisiest first, e.g. `grid.time_grid(schedule, steps, noise)`; sigma > 0 at the
-            last one too: ask the denoiser for x_0 there.
+        t: [M + 1], floating or integer, noisiest first, e.g. `grid.time_grid(schedule, steps,
+            noise)`, or the timesteps of a table; sigma > 0 at the last one too: ask the denoiser
+            for x_0 there.
         method: "ddim" (Song et al. 2021, M evaluations of the network), "heun" (Karras et al. 2022,
             Alg. 1 without churn, 2 M), "o-belm" (Wang et al. 2024, M; with `second`, M - 1).
         second: the state at t[1], [B, *E], for O-BELM: with the last two states of `invert` the

@@ -24,7 +24,12 @@ LIBRARIES = {
     "torchcfm": "torchcfm",
     "score_sde": None,
 }
-COLUMNS = ("sample", "likelihood", "exact")
+COLUMNS = {
+    "sample": "our samplers, their networks",
+    "likelihood": "likelihood of their networks",
+    "check": "check of their networks",
+    "exact": "their samplers, the exact data set",
+}
 
 
 class Table:
@@ -44,9 +49,8 @@ class Table:
 
     def rows(self) -> str:
         lines = [
-            "| library | our samplers, their networks | likelihood of their networks "
-            "| their samplers, the exact data set |",
-            "| --- | --- | --- | --- |",
+            f"| library | {' | '.join(COLUMNS.values())} |",
+            f"| --- |{' --- |' * len(COLUMNS)}",
         ]
         for name, package in LIBRARIES.items():
             said = f"{name} {version(package)}" if package else f"{name} (stand-ins)"
@@ -59,7 +63,11 @@ class Table:
 def main() -> int:
     table = Table()
     tests = [str(ROOT / "tests" / "ecosystem"), str(ROOT / "tests" / "test_adapt.py")]
-    code = pytest.main(["-W", "ignore", "-p", "no:cacheprovider", *tests], plugins=[table])
+    of_the_page = (
+        f"{tests[1]}::test_the_table_in_the_guide_is_of_the_pinned_libraries"  # written below
+    )
+    how = ["-W", "ignore", "-p", "no:cacheprovider", "--deselect", of_the_page]
+    code = pytest.main([*how, *tests], plugins=[table])
     if code:
         return int(code)
     without = [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
-from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -12,29 +10,6 @@ import torch
 from small_data import digits, distance, noise
 
 import dfkernels as df
-
-# What `import k_diffusion` asks for beyond samplers and wrappers: metrics, augmentation, configs.
-UNUSED = (
-    "clip",
-    "cleanfid",
-    "cleanfid.inception_torchscript",
-    "jsonmerge",
-    "skimage",
-    "torchvision",
-    "torchvision.transforms",
-)
-
-
-@pytest.fixture(scope="module")
-def k_diffusion():
-    """The library, with empty modules for what its samplers and wrappers do not use."""
-    empty = {}
-    for name in UNUSED:
-        empty[name] = module = ModuleType(name)
-        module.__getattr__ = lambda attribute: mock.MagicMock()
-        module.__path__ = []
-    with mock.patch.dict(sys.modules, empty):
-        return pytest.importorskip("k_diffusion")
 
 
 def heun(net, latents, steps=18, low=0.002, high=80.0, rho=7.0):

@@ -8,6 +8,7 @@ from .report import Explanation, explains
 
 __all__ = ["notes_of", "verdict_of"]
 
+_MOST = 3  # a change by which the error falls by this factor explains most of it
 CAUSES = {
     "sign": "the output has the wrong sign",
     "flow sign": "the velocity points the other way, as where a flow is eps - x_0",
@@ -49,16 +50,7 @@ def verdict_of(
             "standard deviations: is it in train mode, or does it draw random numbers? " + lead
         )
     if cause == "unknown":
-        tried = f" None of {len(found)} changes of sign, prediction type, scale, clock and data "
-        best = (
-            f"explains it; with {found[0].change} it is {max(found[0].errors):.3g}. "
-            if found
-            else ""
-        )
-        return (
-            lead + tried + best + "Was the network trained on these data, and long enough, and is "
-            "it called with the right conditions, without guidance?"
-        )
+        return f"{lead} {_unexplained(start, found)}"
     best = found[0]
     text = f"Most likely {CAUSES[cause]}. With {best.change} the error falls from {error} to "
     if cause == "train mode" and start.ratio <= 1:
@@ -70,6 +62,26 @@ def verdict_of(
         f" About as well: with {others[0].change}, {max(others[0].errors):.2g}." if others else ""
     )
     return f"{lead} {text}{max(best.errors):.2g}.{also}"
+
+
+def _unexplained(start: Explanation, found: list[Explanation]) -> str:
+    """What is said where no change explains the error: how far the best one goes."""
+    tried = f"None of {len(found)} changes of sign, prediction type, scale, clock and data explains"
+    asked = (
+        "Was the network trained on these data, and long enough, and is it called with the right "
+        "conditions, without guidance?"
+    )
+    if not found:
+        return f"{tried} it. {asked}"
+    best = found[0]
+    error = f"{max(best.errors):.3g}"
+    if best.ratio > start.ratio / _MOST:
+        return f"{tried} it; with {best.change} it is {error}. {asked}"
+    return (
+        f"{tried} all of it, but one explains most: with {best.change} the error falls from "
+        f"{max(start.errors):.3g} to {error}, still {best.ratio:.2g} times what a sound network "
+        f"has. Perhaps {CAUSES[best.cause]}, and something else is wrong besides. {asked}"
+    )
 
 
 def notes_of(denoiser: Denoiser, queries: list[Queries], fits: bool) -> tuple[str, ...]:

@@ -1,0 +1,44 @@
+"""A network that is called in another way, and is still seen as the Module that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+__all__ = ["Called"]
+
+
+class Called(nn.Module):
+    """A network that has to be called in another way than it is, for another order or sign of its
+    arguments or outputs: the place for what one would write as a lambda around it.
+
+    >>> network = Called(model, lambda model, x, t, **kw: -model(x, 1 - t, **kw).sample)
+    >>> denoiser = Denoiser(network, schedule.ReversedRectifiedFlow(), "flow")
+
+    A lambda hides its model: its parameters, their dtype, in which x has to come, train and eval
+    mode, the warning for a network in train mode. Here they are the model's, and x is cast.
+
+    Args:
+        model: the network, an `nn.Module`.
+        call: `call(model, *arguments, **conditions)` -> the prediction, for the arguments as the
+            caller has them: x and t for a `Denoiser` and `adapt.from_diffusers`, t and x for
+            `adapt.from_torchcfm`.
+
+    Raises:
+        TypeError: `model` is no Module, or `call` is not callable.
+    """
+
+    def __init__(self, model: nn.Module, call: Callable[..., object]) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+        if not callable(call):
+            raise TypeError(
+                f"call: expected a callable call(model, x, t), got {type(call).__name__}"
+            )
+        super().__init__()
+        self.model, self.call = model, call
+        self.training = model.training
+
+    def forward(self, *arguments: object, **conditions: object) -> object:
+        return self.call(self.model, *arguments, **conditions)
