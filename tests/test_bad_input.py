@@ -1,5 +1,5 @@
 """What people get wrong, at every door: a network, a condition, a schedule or data that cannot be
-right is an error that names it, or a warning, and `check` says what is wrong.
+right is an error that names it, or a warning, and `check` and `audit` say what is wrong.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ DOORS = {
         denoiser, x, NOISE, "divergence", method="heun", steps=2
     ),
     "check": lambda denoiser, x, cloud: df.check(denoiser, cloud, queries=8),
+    "audit": lambda denoiser, x, cloud: df.audit(
+        denoiser, cloud, None, levels=2, queries=8, points=4, samples=0
+    ),
 }
 doors = pytest.mark.parametrize("door", DOORS)
 
@@ -61,22 +64,22 @@ def conditional(x, t, label):
 LINEAR = nn.Linear(2, 2)  # in float32
 JOINED = nn.Linear(3, 2).double()
 IMAGES = nn.Conv2d(1, 1, 1).double()
-GIVEN = r"network: expected a prediction for x \[\d, 2\] float64 on cpu, t \[\d\] float64 on cpu"
+GIVEN = r"network: expected a prediction for x \[(\d+), 2\] float64 on cpu, t \[\1\] float64 on cpu"
 BAD = {
     "NaN": (
         lambda x, t: x * math.nan,
         ValueError,
-        r"network: returned NaN or inf for (3 of 3|8 of 8) samples, first for sample 0 at t = ",
+        r"network: returned NaN or inf for (\d+) of \1 samples, first for sample 0 at t = ",
     ),
     "one NaN": (
         lambda x, t: torch.where(torch.arange(len(x))[:, None] == 1, math.nan, x),
         ValueError,
-        "network: returned NaN or inf for 1 of [38] samples, first for sample 1 at t = ",
+        r"network: returned NaN or inf for 1 of \d+ samples, first for sample 1 at t = ",
     ),
     "another shape": (
         lambda x, t: x[:, :1],
         ValueError,
-        r"network: expected output of shape \[\d, 2\], got \[\d, 1\]$",
+        r"network: expected output of shape \[(\d+), 2\], got \[\1, 1\]$",
     ),
     "another device": (
         lambda x, t: x.to("meta"),
@@ -140,7 +143,7 @@ def test_a_network_that_cannot_be_right_is_named(case, door):
 def test_data_of_another_shape_are_named(door):
     """The network's own error, with what it was given."""
     x, cloud = normal(3, 2, 3, 3), df.PointCloud(normal(50, 2, 3, 3, seed=1))
-    message = r"^network: expected a prediction for x \[\d, 2, 3, 3\] .*does the network take samp"
+    message = r"^network: expected a prediction for x \[\d+, 2, 3, 3\] .*does the network take samp"
     with pytest.raises(RuntimeError, match=message):
         DOORS[door](df.Denoiser(lambda x, t: IMAGES(x), SMOOTH), x, cloud)
 
@@ -195,8 +198,9 @@ def test_a_network_in_train_mode_is_named(door):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         found = DOORS[door](denoiser, X, CLOUD)
-    if door == "check":
-        assert (found.ok, found.cause) == (False, "train mode")
+    if door in ("check", "audit"):
+        report = found if door == "check" else found.check
+        assert (found.ok, report.cause) == (False, "train mode")
         assert "call .eval()" in found.verdict
     else:
         said = [str(w.message) for w in seen if "training mode" in str(w.message)]
@@ -224,6 +228,9 @@ def test_data_of_another_scale_are_named_by_check(a, b, units):
     assert not report.ok and report.cause == "data scale", report
     assert f"the data y mapped to {a:g} y {'-' if b < 0 else '+'} {abs(b):g} " in report.verdict
     assert df.check(network, df.PointCloud(y, scale=a, offset=b), queries=32).ok, units
+    audited = df.audit(network, df.PointCloud(y), None, levels=2, queries=32)
+    assert not audited.ok and not audited.levels
+    assert f"the data y mapped to {a:g} y" in audited.verdict
 
 
 ENDS_WITHOUT_SIGNAL = torch.cat([TABLE[:-1], TABLE.new_zeros(1)])

@@ -1,5 +1,5 @@
-"""`df.check` over a network of every library, read by its adapter: one that fits the data, and one
-with a mistake that users of the library make, which is found and named.
+"""`df.check` and `df.audit` over a network of every library, read by its adapter: one that fits the
+data, and one with a mistake that users of the library make, which is found and named.
 
 The networks are exact: a data set in the library's own convention, within the library's own
 wrappers where it has any. EDM and score_sde, which are no packages, have stand-ins.
@@ -15,9 +15,9 @@ import dfkernels as df
 from dfkernels import adapt
 
 
-def cloud(a=1.0, b=0.0):
+def cloud(a=1.0, b=0.0, seed=6):
     """Images [3, 3, 3], mixtures of a few patterns, as a y + b."""
-    patterns, weights = noise(6, 3, 3, 3, seed=5), noise(400, 6, seed=6).relu()
+    patterns, weights = noise(6, 3, 3, 3, seed=5), noise(400, 6, seed=seed).relu()
     return df.PointCloud(a * (torch.einsum("nk,kcij->ncij", weights, patterns) / 2 + 0.3) + b)
 
 
@@ -142,10 +142,12 @@ CASES = {
     ),
     "score_sde": (None, score_sde, 1, "prediction type", "prediction_type='epsilon'"),
 }
-LIBRARY_CASES = [
-    pytest.param(case, marks=pytest.mark.covers(case.partition(",")[0], "check"), id=case)
-    for case in CASES
-]
+
+
+def covering(column):
+    """Every case, counted in a column of the table."""
+    mark = lambda case: pytest.mark.covers(case.partition(",")[0], column)
+    return [pytest.param(case, marks=mark(case), id=case) for case in CASES]
 
 
 @pytest.fixture
@@ -159,7 +161,7 @@ def made(case, request):
     return make(library, False), make(library, True), cloud(float(size)), cause, said
 
 
-@pytest.mark.parametrize("case", LIBRARY_CASES)
+@pytest.mark.parametrize("case", covering("check"))
 def test_a_network_that_fits_passes_and_a_planted_mistake_is_named(case, made):
     sound, planted, data, cause, said = made
     report = df.check(sound, data, queries=64)
@@ -167,3 +169,19 @@ def test_a_network_that_fits_passes_and_a_planted_mistake_is_named(case, made):
     assert max(level.error for level in report.levels) < 0.02
     report = df.check(planted, data, queries=64)
     assert report.cause == cause and said in report.verdict, report
+
+
+@pytest.mark.parametrize("case", covering("audit"))
+def test_an_audit_measures_a_network_that_fits_and_stops_at_a_planted_mistake(case, made):
+    """What is exact has no distance from the exact mean, and memorises."""
+    sound, planted, data, cause, said = made
+    size = float(CASES[case][2])
+    how = dict(levels=3, queries=32, points=8, samples=16)
+    report = df.audit(sound, data, cloud(size, seed=7), **how)
+    found = {finding.name: finding.status for finding in report.findings}
+    assert found["convention"] == "good" and found["memorisation"] == "bad", report
+    for level in report.levels:
+        assert level.errors.distance.value < 4e-4 * level.best.value + 1e-6
+    report = df.audit(planted, data, cloud(size, seed=7), **how)
+    assert not report.ok and report.check.cause == cause and report.levels == ()
+    assert said in report.verdict
