@@ -77,7 +77,7 @@ class Parts:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             found = json.loads(path.read_bytes())
-            kind, saved, parts = found["format"], found["configuration"], found["parts"]
+            kind, saved, parts = found["format"], dict(found["configuration"]), found["parts"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = files.first_sentence(error)
             raise files.FileError(

@@ -23,7 +23,7 @@ _STEPS = 24  # of Heun's method
 _RATIO = 1 / 3  # of the distances of the nearest atoms, below which a sample counts as a copy
 _PART = 0.01  # of the held-out points, nearer to a training atom than the threshold
 _HELD_OUT = 1024  # of them, at most, whose nearest atoms are sought
-_SIDE = 1 << 14  # points of each kind, at most, of which the nearest one is sought
+_SIDE = 1 << 24  # numbers in the points of each kind, at most, of which the nearest one is sought
 _NEAR = 1e-3  # standard deviations: so little noise that the heaviest atom is the nearest
 _SHOWN, _NUMBERS = 16, 1 << 17  # samples that the report keeps; numbers in them
 
@@ -83,7 +83,7 @@ def _beside_held_out(
     threshold = held_out.distance.sort().values[rank - 1].item()
     expected = rank / (count + 1)  # of new points, on average over held-out data
     closer = estimates.share(nearest.distance < threshold)
-    side = min(len(train), len(task.held_out), _SIDE)
+    side = min(len(train), len(task.held_out), max(1, _SIDE // train.d))
     ours, others = (
         _nearest(task, x, PointCloud(rng.different(cloud, side).to(task.dtype))).distance
         for cloud in (train, task.held_out)

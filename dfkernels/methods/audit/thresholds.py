@@ -11,6 +11,7 @@ __all__ = [
     "IMPOSSIBLE",
     "MEMORISED",
     "MISCALIBRATED",
+    "OVERFITTED",
     "UNDERTRAINED",
     "derivative_error",
 ]
@@ -18,7 +19,8 @@ __all__ = [
 CLEAR = 3.0  # standard errors beyond which a difference is no chance
 UNDERTRAINED = 0.2  # part by which the network's error exceeds that of a simpler prediction
 MEMORISED = 0.05  # part of the exact mean's gap between held-out and training data
-ASYMMETRIC = 0.2  # |J - J^T|/|J| that a well-trained network stays below
+OVERFITTED = 0.2  # the part from which it memorises, rather than begins to
+ASYMMETRIC = 0.3  # |J - J^T|/|J| that a well-trained network stays below
 IMPOSSIBLE = 0.1  # by which an eigenvalue of sigma J exceeds 1
 MISCALIBRATED = 0.2  # part by which a predicted variance is off
 ENOUGH_ATOMS = 100.0  # that share the weight where the exact mean is that of the law, almost

@@ -21,6 +21,7 @@ from .thresholds import (
     IMPOSSIBLE,
     MEMORISED,
     MISCALIBRATED,
+    OVERFITTED,
     UNDERTRAINED,
     derivative_error,
 )
@@ -99,10 +100,11 @@ def _memorisation(levels: Levels) -> Finding:
             below.append(_part(gap.value, held_out))
             part.append(memorised.value)
     if found:
+        does = "memorises" if max(part) > OVERFITTED else "begins to memorise"
         text = (
-            f"The network memorises at sigma/alpha = {_listed(found)}: its error on training data "
-            f"is up to {max(below):.0%} below that on held-out data, {max(part):.0%} of the "
-            "difference that the exact posterior mean has, which knows the training data only."
+            f"The network {does} at sigma/alpha = {_listed(found)}: its error on training data is "
+            f"up to {max(below):.0%} below that on held-out data, and the difference up to "
+            f"{max(part):.0%} of the exact posterior mean's, which knows the training data only."
         )
         return Finding("memorisation", "bad", text)
     text = (
@@ -143,8 +145,8 @@ def _eigenvalues(levels: Levels, allowed: float) -> Finding:
     if found:
         text = (
             f"Impossible curvature at sigma/alpha = {_listed(found)}: sigma J has eigenvalues up "
-            f"to {most:.3g}, and a score has none above 1: the variance of x_0 that they imply is "
-            "negative."
+            f"to {most:.3g}, and a score has none above 1, since the variance of x_0 that they "
+            "imply is negative."
         )
         return Finding("eigenvalues", "bad", text)
     text = (
