@@ -89,7 +89,7 @@ def _undertrained(level: LevelAudit) -> float:
 
 
 def _memorisation(levels: Levels) -> Finding:
-    found, below, part, seen = [], [0.0], [0.0], [0.0]
+    found, below, part, seen = [], [0.0], [0.0], []
     for level in levels:
         gap, memorised, held_out = level.gap, level.memorised, level.held_out
         if gap is None or held_out is None:
@@ -109,7 +109,8 @@ def _memorisation(levels: Levels) -> Finding:
         return Finding("memorisation", "bad", text)
     text = (
         "No sign of memorisation in the errors: on training data they are nowhere clearly below "
-        f"those on held-out data; a difference of {max(seen):.0%} would show at every level."
+        f"those on held-out data. A difference of {min(seen):.0%} would show at the most sensitive "
+        f"level, of {max(seen):.0%} at every one."
     )
     return Finding("memorisation", "good", text)
 
