@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import dfkernels as df
 from dfkernels import schedule
-from dfkernels.methods.audit import estimates, thresholds
+from dfkernels.methods.audit import estimates, thresholds, verdict
 
 EDM = schedule.EDM()
 VARIANCES = torch.tensor([0.2, 0.5, 1.0, 1.0, 1.5, 2.0], dtype=torch.float64)
@@ -495,7 +496,36 @@ def test_a_denoiser_is_needed():
         df.audit(lambda x, t: x, TRAIN, HELD_OUT)
 
 
-# ---- errors
+# ---- errors and rules
+
+
+def test_samples_with_one_nearest_point_are_no_sign(sound):
+    """All samples lie at one held-out point, as those without detail lie at the one that is most
+    like the mean: that it is of this kind is chance.
+    """
+    found = audit(lambda x, t: HELD_OUT.y[7] + 1e-6 * x, "sample", points=0)
+    assert found.check.cause == "unknown" and found.samples.train_side == (0.0, 0.5)
+    copied = sound.samples
+    swapped = dataclasses.replace(copied, train_side=estimates.Estimate(1.0, 0.5))
+    assert [one.status for one in verdict.of_samples(swapped)] == ["good"]
+
+
+def test_samples_without_detail_are_no_copies(sound):
+    near_all = dataclasses.replace(sound.samples, closer=estimates.Estimate(0.5, 0.05))
+    (found,) = verdict.of_samples(near_all)
+    assert found.status == "unknown" and "they may lack detail" in found.text
+    copies = dataclasses.replace(near_all, ratio=estimates.Estimate(0.4, 0.05))
+    (found,) = verdict.of_samples(copies)
+    assert found.status == "bad" and "40% (by chance 0%) have a nearest" in found.text
+    assert "50% (by chance 1%) are nearer to a training atom" in found.text
+
+
+def test_an_error_of_the_integration_is_no_difference(memorising):
+    found = memorising.likelihood
+    assert found.gap.value > 3 * found.gap.error
+    rough = dataclasses.replace(found, integration=found.gap.value)
+    (one,) = verdict.of_likelihood(rough)
+    assert one.status == "good" and "(the integration is known to 6 only)" in one.text
 
 
 def test_standard_errors():
@@ -507,5 +537,10 @@ def test_standard_errors():
     assert found.value == pytest.approx(0.5, abs=4 * found.error)
     assert found.error == pytest.approx(math.sqrt(1 + 0.25) / 4 / math.sqrt(500), rel=0.2)
     assert estimates.ratio(a, 0 * b, 500) is None
+    # what a control explains is taken out, and the mean stays where the control's is 0
+    chance = normal(500, seed=3)
+    cleared = estimates.without_chance(0.3 + 2 * chance + 0.1 * a, chance, 500)
+    found = estimates.mean(cleared, 500)
+    assert found.error < 0.01 and near(found, 0.3)
     none = estimates.share(torch.zeros(97, dtype=torch.bool))
     assert none == pytest.approx((0.0, math.sqrt(98 / 99**2 / 100)))

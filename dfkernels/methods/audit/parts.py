@@ -156,7 +156,8 @@ class SampleAudit:
         expected: the share that chance gives: 0.01, or more for fewer than 100 held-out points.
         threshold: that distance.
         train_side: the share of samples whose nearest point is of the training data, not of the
-            held-out, of as many of either kind: one half by chance; None without held-out points.
+            held-out, of as many of either kind: one half by chance, with this error, for which
+            samples with the same nearest point count as one. None without held-out points.
         distance: the median distance of a sample to the nearest training atom.
         held_out_distance: that of held-out points; None without them.
         samples: some of the samples, [K, *E] float32, those nearest to a training atom first.

@@ -83,20 +83,27 @@ def _beside_held_out(
     threshold = held_out.distance.sort().values[rank - 1].item()
     expected = rank / (count + 1)  # of new points, on average over held-out data
     closer = estimates.share(nearest.distance < threshold)
-    side = min(len(train), len(task.held_out), max(1, _SIDE // train.d))
-    ours, others = (
-        _nearest(task, x, PointCloud(rng.different(cloud, side).to(task.dtype))).distance
-        for cloud in (train, task.held_out)
-    )
     return {
         "chance_ratio": estimates.share(held_out.ratio < _RATIO),
         # the threshold itself is known as well as `rank` points allow
         "closer": Estimate(closer.value, math.hypot(closer.error, expected / math.sqrt(rank))),
         "expected": expected,
         "threshold": threshold,
-        "train_side": estimates.share(ours < others),
+        "train_side": _train_side(task, [train, task.held_out], x, rng),
         "held_out_distance": held_out.distance.median().item(),
     }
+
+
+def _train_side(task: Task, clouds: list[PointCloud], x: Tensor, rng: Rng) -> Estimate:
+    """The share of samples whose nearest point is one of the first cloud, of as many of either. Had
+    each point been assigned to a cloud by chance, the share would be one half with the error
+    sqrt(sum_j c_j^2)/(2 n), for points j that are the nearest one of c_j samples.
+    """
+    side = min(*(len(cloud) for cloud in clouds), max(1, _SIDE // x[0].numel()))
+    both = torch.cat([rng.different(cloud, side).to(task.dtype) for cloud in clouds])
+    rows = _nearest(task, x, PointCloud(both)).row
+    error = rows.bincount().double().norm().item() / (2 * len(x))
+    return Estimate((rows < side).double().mean().item(), error)
 
 
 def _nearest(task: Task, x: Tensor, cloud: PointCloud, itself: bool = False) -> _Nearest:

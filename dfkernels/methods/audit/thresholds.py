@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 CLEAR = 3.0  # standard errors beyond which a difference is no chance
-UNDERTRAINED = 0.2  # part by which the network's error exceeds that of a simpler prediction
+UNDERTRAINED = 0.1  # part by which the network's error exceeds that of a simpler prediction
 MEMORISED = 0.05  # part of the exact mean's gap between held-out and training data
 OVERFITTED = 0.2  # the part from which it memorises, rather than begins to
 ASYMMETRIC = 0.3  # |J - J^T|/|J| that a well-trained network stays below

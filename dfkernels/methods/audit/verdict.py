@@ -66,7 +66,7 @@ def _fit(levels: Levels) -> Finding:
         )
         return Finding("fit", "bad", text)
     text = (
-        "The network fits: at no level is its mean square error clearly above that of a simpler "
+        "At no level is the network's mean square error clearly above that of a simpler "
         f"prediction, {simpler}."
     )
     return Finding("fit", "good", text)
@@ -103,14 +103,14 @@ def _memorisation(levels: Levels) -> Finding:
         does = "memorises" if max(part) > OVERFITTED else "begins to memorise"
         text = (
             f"The network {does} at sigma/alpha = {_listed(found)}: its error on training data is "
-            f"up to {max(below):.0%} below that on held-out data, and the difference up to "
-            f"{max(part):.0%} of the exact posterior mean's, which knows the training data only."
+            f"up to {_percent(max(below))} below that on held-out data, and the difference up to "
+            f"{_percent(max(part))} of the exact posterior mean's, which knows nothing else."
         )
         return Finding("memorisation", "bad", text)
     text = (
         "No sign of memorisation in the errors: on training data they are nowhere clearly below "
-        f"those on held-out data. A difference of {min(seen):.0%} would show at the most sensitive "
-        f"level, of {max(seen):.0%} at every one."
+        f"those on held-out data. A difference of {_percent(min(seen))} would show at the most "
+        f"sensitive level, of {_percent(max(seen))} at every one."
     )
     return Finding("memorisation", "good", text)
 
@@ -201,37 +201,43 @@ def of_likelihood(found: LikelihoodAudit) -> Iterator[Finding]:
 
 
 def of_samples(found: SampleAudit) -> Iterator[Finding]:
-    """Whether samples are copies of training data."""
-    signs = [
-        (
-            found.ratio,
-            found.chance_ratio,
-            "have a nearest training atom three times nearer than all",
-        ),
-        (
-            found.closer,
-            found.expected,
-            "are nearer to a training atom than almost all held-out data",
-        ),
-        (found.train_side, 0.5, "are nearer to the training than to the held-out data"),
+    """Whether samples are copies of training data. Near to training data are also samples without
+    detail: as a sign of copies that counts beside another one only.
+    """
+    n = found.count
+    ratio = _beyond(found.ratio, found.chance_ratio)
+    side = _beyond(found.train_side, Estimate(0.5, 0.0))
+    closer = _beyond(found.closer, Estimate(found.expected or 0.0, 0.0))
+    texts = [
+        ratio and f"{ratio} have a nearest training atom three times nearer than all others",
+        side and f"{side} are nearer to the training than to the held-out data",
+        closer and f"{closer} are nearer to a training atom than almost all held-out data",
     ]
-    texts = []
-    for share, chance, text in signs:
-        if share is None or chance is None:
-            continue
-        by_chance = chance if isinstance(chance, Estimate) else Estimate(chance, 0.0)
-        error = math.hypot(share.error, by_chance.error)
-        if _clear(Estimate(share.value - by_chance.value, error)):
-            texts.append(f"{share.value:.0%} {text} (by chance {by_chance.value:.1%})")
-    if texts:
-        text = f"Among {found.count} samples there are copies of training data: {'; '.join(texts)}."
+    if ratio or side:
+        said = "; ".join(text for text in texts if text)
+        text = f"Among {n} samples there are copies of training data: {said}."
         yield Finding("copies", "bad", text)
         return
     text = (
-        f"No clear sign of copies among {found.count} samples: their distances to the training "
-        "data are those of chance."
+        f"No clear sign of copies among {n} samples: they are no nearer to the training data than "
+        "by chance."
     )
-    yield Finding("copies", "good", text)
+    if closer:
+        text = (
+            f"Of {n} samples, {texts[2]}, but no sign says that they are copies: they may lack "
+            "detail."
+        )
+    yield Finding("copies", "unknown" if closer else "good", text)
+
+
+def _beyond(share: Estimate | None, chance: Estimate) -> str:
+    """A share that is clearly beyond chance, in words; else nothing."""
+    if share is None:
+        return ""
+    error = math.hypot(share.error, chance.error)
+    if not _clear(Estimate(share.value - chance.value, error)):
+        return ""
+    return f"{share.value:.0%} (by chance {_percent(chance.value)})"
 
 
 def of_data(
@@ -271,6 +277,10 @@ def of_data(
 def _clear(estimate: Estimate) -> bool:
     """Whether a number is above 0 by more than chance."""
     return estimate.value > CLEAR * estimate.error
+
+
+def _percent(part: float) -> str:
+    return f"{part:.0%}" if part > 0.095 else f"{100 * part:.1g}%"
 
 
 def _listed(noise: Iterable[float]) -> str:
