@@ -17,6 +17,7 @@ from .methods.classifier_free import ClassifierFreeGuidance
 from .methods.convention import CheckedLevel, CheckReport, check
 from .methods.denoiser import Denoiser
 from .methods.grid import time_grid
+from .methods.latents import Latents
 from .methods.likelihood import log_prob
 from .methods.samplers import invert, sample
 from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
@@ -33,6 +34,7 @@ __all__ = [
     "Divergence",
     "FisherOperator",
     "Hutchinson",
+    "Latents",
     "LinearOperator",
     "MatchedTrace",
     "PointCloud",

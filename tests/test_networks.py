@@ -23,6 +23,7 @@ BODIES = {
     "vector": (lambda output: VectorNet(5, output=output, width=16), (5,)),
     "waves": (lambda output: VectorNet(2, output=output, width=16, octaves=4), (2,)),
     "image": (lambda output: ImageNet(3, (7, 4), output=output, width=8), (3, 7, 4)),
+    "deep": (lambda output: ImageNet(2, (9, 8), output=output, width=8, resolutions=4), (2, 9, 8)),
     "grey": (lambda output: ImageNet(1, 6, output=output, width=8), (6, 6)),
 }
 
@@ -142,12 +143,66 @@ def test_high_octaves_fade_with_the_noise():
     assert (sine**2 + cosine**2)[3:].max() < 1e-15
 
 
+def test_resolutions_halve_the_image_and_double_the_width():
+    """By hooks on the layers that go down; and every layer is used."""
+    sizes = []
+    for output in ("event", "scalar"):
+        net = ImageNet(4, 32, output=output, width=8, resolutions=4)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                module.register_forward_hook(lambda m, given, out: sizes.append(out.shape[1:]))
+        torch.nn.init.ones_(net.head.weight)
+        x = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+        net(x, torch.zeros(2)).square().mean().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+    assert sizes == 2 * [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
+
+
+def test_two_resolutions_have_the_weights_that_they_had():
+    """Names and initial values, which checkpoints and results of earlier runs rest on."""
+    names = list(dict(ImageNet(1, 4, width=8).named_parameters()))
+    assert names[:3] == ["position", "first.weight", "first.bias"]
+    blocks = [name.removesuffix(".norm.weight") for name in names if name.endswith("norm.weight")]
+    assert blocks == ["fine", "coarse.0", "coarse.1", "last"]
+    assert {"down.weight", "up.weight", "head.weight"} < set(names)
+    net = ImageNet(1, 4, width=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for module in net.modules():  # in the order in which they were made
+            if module is not net.head and isinstance(module, (nn.Conv2d, nn.Linear)):
+                before = module.weight.clone()
+                module.reset_parameters()
+                assert torch.equal(module.weight, before)
+
+
+def test_under_autocast_scales_and_shifts_keep_their_precision():
+    """bfloat16 would round the level's code, and what it scales by, to 8 bits."""
+    net = ImageNet(1, 4, width=8)
+    seen = []
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, given, out: seen.append(out))
+    x, level = torch.ones(2, 4, 4), torch.tensor([-3.3, 1.7])
+    net(x, level)
+    exact, seen[:] = list(seen), []
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x, level)
+    assert len(seen) == len(exact) == 4 and all(map(torch.equal, seen, exact))
+    assert out.dtype == torch.bfloat16  # the convolutions' is autocast's
+
+
 def test_wrong_arguments():
     net = Preconditioned(VectorNet(3), schedule.VP())
     with pytest.raises(ValueError, match=r"^x: expected shape \[B, 3\], got \[2, 4\]$"):
         net(torch.zeros(2, 4), torch.full((2,), 0.5))
     with pytest.raises(ValueError, match=r"^x: expected shape \[B, 1, 4, 4\], got \[2, 5, 5\]$"):
         ImageNet(1, 4)(torch.zeros(2, 5, 5), torch.zeros(2))
+    with pytest.raises(
+        ValueError, match="^size: expected at least 8 pixels a side with resolutions=4, got 7$"
+    ):
+        ImageNet(1, 7, resolutions=4)
+    with pytest.raises(ValueError, match="^resolutions: expected an integer of at least 2, got 1$"):
+        ImageNet(1, 7, resolutions=1)
     with pytest.raises(ValueError, match="^output: expected 'event' or 'scalar', got 'vector'$"):
         VectorNet(3, output="vector")
     with pytest.raises(

@@ -329,3 +329,109 @@ def test_a_loss_that_is_no_number():
         train(nn.Linear(1, 1), lambda m, g: 0.5, steps=1, generator=generator())
     with pytest.raises(ValueError, match="^steps: expected an integer of at least 1, got 0$"):
         train(nn.Linear(1, 1), line_loss, steps=0, generator=generator())
+
+
+# ---- accumulation and mixed precision
+
+DATA = torch.randn(4 * 24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def in_turn(batch):
+    """A loss in float64 over the rows of DATA in turn, `batch` at a time."""
+    at = [0]
+
+    def loss(module, generator):
+        x = DATA[at[0] : at[0] + batch]
+        at[0] += batch
+        return (module(x, x[:, 0]) - x.sin()).square().mean()
+
+    return loss
+
+
+def test_accumulated_batches_are_one_large_batch():
+    net = lambda: VectorNet(2, width=8).double()
+    whole = train(net(), in_turn(24), steps=4, generator=generator())
+    parts = train(net(), in_turn(6), steps=4, accumulate=4, generator=generator())
+    half = train(net(), in_turn(6), steps=4, accumulate=2, generator=generator())
+    torch.testing.assert_close(state(parts), state(whole), rtol=1e-9, atol=1e-9)
+    assert (state(half) - state(whole)).abs().max() > 1e-4
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_the_rest():
+    seen = []
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            out = self.layer(x)
+            seen.append((x.dtype, out.dtype))
+            return out
+
+    def loss(module, generator):
+        x = torch.randn(16, 2, generator=generator)
+        return (module(x) - x.sin()).square().mean()
+
+    module = Net()
+    average = train(module, loss, steps=2, autocast=torch.bfloat16, generator=generator())
+    assert seen == 2 * [(torch.float32, torch.bfloat16)]
+    assert {p.dtype for p in [*module.parameters(), *average.parameters()]} == {torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
+    average(torch.ones(1, 2))
+    assert seen[-1] == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("how", [{"autocast": torch.bfloat16}, {"accumulate": 3}, {}], ids=str)
+def test_a_stopped_run_goes_on_in_every_mode(tmp_path, how):
+    """Killed within the batches of a step."""
+    calls = []
+
+    def stopping(module, generator):
+        calls.append(0)
+        if len(calls) == 5 * how.get("accumulate", 1):
+            raise KeyboardInterrupt
+        return wave_loss(module, generator)
+
+    run = lambda loss, **more: train(
+        VectorNet(2, width=8), loss, steps=8, generator=generator(), **how, **more
+    )
+    whole, path = run(wave_loss), tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping, checkpoint=path, every=2)
+    assert torch.equal(state(run(wave_loss, checkpoint=path, every=2)), state(whole))
+    if how:
+        with pytest.raises(FileError, match=f"configuration: {next(iter(how))}: .* there, nothing"):
+            train(VectorNet(2, width=8), wave_loss, steps=8, generator=generator(), checkpoint=path)
+
+
+def test_mixed_precision_learns_as_float32_does():
+    """500 steps of a curve: the error is at most half as large again, although every product is of
+    numbers rounded to 8 bits."""
+    found = {}
+    for autocast in (None, torch.bfloat16):
+        net = train(
+            VectorNet(2, width=32), wave_loss, steps=500, generator=generator(), autocast=autocast
+        )
+        with torch.no_grad():
+            found[autocast] = wave_loss(net, torch.Generator().manual_seed(1)).item()
+    assert found[torch.bfloat16] < 1.5 * found[None] < 0.01
+
+
+def test_half_precision_weights_and_float16_are_refused():
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).bfloat16())
+    with pytest.raises(
+        TypeError,
+        match=r"^module: expected parameters in float32 or float64, got torch.bfloat16 for 1",
+    ):
+        train(module, line_loss, steps=1, generator=generator())
+    module[1].requires_grad_(False)
+    loss = lambda module, generator: module[0].weight.sum()
+    train(module, loss, steps=1, generator=generator())  # what is frozen may be in any precision
+    with pytest.raises(
+        ValueError, match="^autocast: expected None or torch.bfloat16, got torch.float16$"
+    ):
+        train(nn.Linear(1, 1), line_loss, steps=1, generator=generator(), autocast=torch.float16)
+    with pytest.raises(ValueError, match="^accumulate: expected an integer of at least 1, got 0$"):
+        train(nn.Linear(1, 1), line_loss, steps=1, generator=generator(), accumulate=0)

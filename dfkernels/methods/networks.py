@@ -4,6 +4,7 @@ starting point.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -178,17 +179,56 @@ class VectorNet(nn.Module):
         return out if self.output == "event" else out[:, 0]
 
 
-class ImageNet(nn.Module):
-    """A small U-Net for images: x [B, channels, H, W], or [B, H, W] with one channel, levels [B] ->
-    x's shape ("event") or [B] ("scalar").
+class _Stage(nn.Module):
+    """What a U-Net does at one resolution and all below: x [B, width, H, W], code -> the same shape
+    ("event"), or the features at the lowest resolution ("scalar").
+    """
+
+    def _build(self, width: int, resolutions: int, output: str) -> int:
+        """Makes the layers; returns the width of what comes out."""
+        self.output = output
+        self.fine = _Block(width)
+        self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
+        if resolutions == 2:
+            self.coarse, out = nn.ModuleList(_Block(2 * width) for _ in range(2)), 2 * width
+        else:
+            below = _Below()
+            out = below._build(2 * width, resolutions - 1, output)
+            self.coarse = nn.ModuleList([below])
+        if output == "scalar":
+            return out
+        self.up = nn.Conv2d(2 * width, width, 1)
+        self.last = _Block(width)
+        return width
+
+    def _features(self, x: Tensor, code: Tensor) -> Tensor:
+        fine = self.fine(x, code)
+        coarse = self.down(fine)
+        for block in self.coarse:
+            coarse = block(coarse, code)
+        if self.output == "scalar":
+            return coarse
+        up = nn.functional.interpolate(self.up(coarse), size=fine.shape[2:])
+        return self.last(fine + up, code)
+
+
+class _Below(_Stage):
+    forward = _Stage._features
+
+
+class ImageNet(_Stage):
+    """A U-Net for images and latents: x [B, channels, H, W], or [B, H, W] with one channel, levels
+    [B] -> x's shape ("event") or [B] ("scalar").
 
     Args:
-        size: (H, W) or H = W, at least 2.
-        width: channels at full resolution, a multiple of 8; twice as many at half resolution.
+        size: (H, W) or H = W, at least 2^(resolutions - 1).
+        width: channels at full resolution, a multiple of 8; twice as many at each lower one.
+        resolutions: how many there are, each half of the one before, at least 2. For latents of 32
+            x 32 take 3, of 64 x 64 take 4: the lowest then has 8 x 8 pixels.
         seed: of the initial weights; torch's global generator is neither read nor moved.
 
     Every block is scaled and shifted by the noise level [B]; learned positions tell it where it is.
-    The output starts at 0.
+    The output starts at 0. There is no attention: all derivatives exist in every mode.
     """
 
     def __init__(
@@ -198,25 +238,26 @@ class ImageNet(nn.Module):
         *,
         output: str = "event",
         width: int = 32,
+        resolutions: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check.choice("output", output, OUTPUTS)
+        resolutions = check.integer("resolutions", resolutions, 2)
         self.event = (channels, *((size, size) if isinstance(size, int) else size))
-        self.output = output
+        if min(self.event[1:]) < 2 ** (resolutions - 1):
+            least = 2 ** (resolutions - 1)
+            expected = f"at least {least} pixels a side with resolutions={resolutions}"
+            raise check.mismatch("size", expected, size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.first = nn.Conv2d(channels, width, 3, padding=1)
             self.position = nn.Parameter(self.first.weight.new_zeros(width, *self.event[1:]))
-            self.fine = _Block(width)
-            self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
-            self.coarse = nn.ModuleList(_Block(2 * width) for _ in range(2))
+            wide = self._build(width, resolutions, output)
             if output == "scalar":
-                self.head = _zero(nn.Linear(2 * width, 1))
+                self.head = _zero(nn.Linear(wide, 1))
             else:
-                self.up = nn.Conv2d(2 * width, width, 1)
-                self.last = _Block(width)
-                self.head = _zero(nn.Conv2d(width, channels, 3, padding=1))
+                self.head = _zero(nn.Conv2d(wide, channels, 3, padding=1))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         if tuple(x.shape[1:]) not in (
@@ -224,15 +265,11 @@ class ImageNet(nn.Module):
             self.event[1:] if self.event[0] == 1 else self.event,
         ):
             raise check.mismatch("x", f"shape {['B', *self.event]}".replace("'", ""), list(x.shape))
-        code = _code(level)
-        fine = self.fine(self.first(x.view(-1, *self.event)) + self.position, code)
-        coarse = self.down(fine)
-        for block in self.coarse:
-            coarse = block(coarse, code)
+        start = self.first(x.view(-1, *self.event)) + self.position
+        features = self._features(start, _code(level))
         if self.output == "scalar":
-            return self.head(coarse.mean((2, 3)))[:, 0]
-        up = nn.functional.interpolate(self.up(coarse), size=fine.shape[2:])
-        return self.head(nn.functional.silu(self.last(fine + up, code))).view(x.shape)
+            return self.head(features.mean((2, 3)))[:, 0]
+        return self.head(nn.functional.silu(features)).view(x.shape)
 
 
 class _Block(nn.Module):
@@ -249,7 +286,7 @@ class _Block(nn.Module):
 
 class _Film(nn.Module):
     """Scales and shifts features by the noise level: h -> h exp(a) + b, a and b linear in its code,
-    so that one weight is a power of sigma.
+    so that one weight is a power of sigma. Under autocast they keep the precision of the weights.
     """
 
     def __init__(self, width: int) -> None:
@@ -259,8 +296,16 @@ class _Film(nn.Module):
             self.linear.bias[:width] = 0
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        a, b = self.linear(code).view(len(code), -1, *[1] * (h.ndim - 2)).chunk(2, 1)
+        with _own_precision(h.device.type):
+            a, b = self.linear(code).view(len(code), -1, *[1] * (h.ndim - 2)).chunk(2, 1)
         return h * a.exp() + b
+
+
+def _own_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Inside, layers compute in the precision of their weights."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _code(level: Tensor) -> Tensor:

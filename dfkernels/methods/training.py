@@ -4,6 +4,7 @@ bits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -35,6 +36,8 @@ def train(
     lr: float = 2e-3,
     ema: float = 0.999,
     clip: float = 1.0,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
     checkpoint: Path | None = None,
     every: int = 1000,
     configuration: Mapping[str, object] | None = None,
@@ -50,6 +53,11 @@ def train(
         module: trained in place.
         loss: `loss(module, generator)` -> scalar tensor, one batch; all its randomness comes from
             the generator.
+        accumulate: batches per step, whose losses are averaged: the step of a batch that is so many
+            times as large, in the memory of one.
+        autocast: torch.bfloat16 for mixed precision: the loss is computed under torch.autocast,
+            where layers multiply in bfloat16. Weights, their averages and the optimizer stay in
+            their own precision. It needs no scaled loss, as float16 would, which is refused.
         generator: moved on; with the same one, thread count and torch build, the result is bitwise
             the same.
         checkpoint: a file written every `every` steps and at the end, whole or not at all. If it
@@ -67,17 +75,24 @@ def train(
     Raises:
         ValueError: The checkpoint is truncated, unwritable or of another run (a `FileError` that
             names it), or an argument is wrong.
+        TypeError: A parameter to train is in half precision, in which most steps are rounded away:
+            keep it in float32, and pass autocast=torch.bfloat16.
         FloatingPointError: Loss or gradient is not finite at the step that the message names; the
             checkpoint stays as it was.
     """
     steps, every = check.integer("steps", steps, 1), check.integer("every", every, 1)
     lr, ema, clip = (check.constant(*pair) for pair in (("lr", lr), ("ema", ema), ("clip", clip)))
+    accumulate = check.integer("accumulate", accumulate, 1)
+    check.choice("autocast", autocast, (None, torch.bfloat16))
+    device = _device_of(module)
     run = {
         "steps": steps,
         "lr": lr,
         "ema": ema,
         "clip": clip,
         "module": str(module),
+        **({} if accumulate == 1 else {"accumulate": accumulate}),
+        **({} if autocast is None else {"autocast": str(autocast)}),
         **(configuration or {}),
     }
     run = json.loads(json.dumps(run))  # what a checkpoint can hold and compare
@@ -89,7 +104,13 @@ def train(
     with reporting("train", callback, progress, steps) as report:
         report(done, steps)
         while done < steps:
-            _descend(module, loss, state.optimizer, generator, clip, f"step {done + 1} of {steps}")
+            where = f"step {done + 1} of {steps}"
+            state.optimizer.zero_grad(set_to_none=True)
+            for _ in range(accumulate):
+                with _precision(autocast, device):
+                    value = _value(module, loss, generator, where)
+                (value / accumulate).backward()
+            _descend(module, state.optimizer, clip, where)
             state.rate.step()
             state.average.update_parameters(module)
             done += 1
@@ -130,16 +151,30 @@ def _average(ema: float) -> Callable[..., None]:
 
 
 @torch.enable_grad()
-def _descend(
-    module: nn.Module,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    clip: float,
-    where: str,
-) -> None:
-    """One step of the optimizer; `where` names it in errors."""
-    optimizer.zero_grad(set_to_none=True)
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are. Raises TypeError for those that cannot be trained."""
+    device = torch.device("cpu")
+    for name, parameter in module.named_parameters():
+        device = parameter.device
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"module: expected parameters in float32 or float64, got {parameter.dtype} for "
+                f"{name}: keep them in float32, and pass autocast=torch.bfloat16"
+            )
+    return device
+
+
+def _precision(
+    dtype: torch.dtype | None, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """Where a loss is computed; without a dtype the caller's own autocast stays as it is."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def _value(module: nn.Module, loss: Loss, generator: torch.Generator, where: str) -> Tensor:
+    """The loss of one batch, a finite scalar; `where` names the step in errors."""
     try:
         value = loss(module, generator)
     except ValueError as error:  # such as a Denoiser's about NaN
@@ -149,7 +184,11 @@ def _descend(
         raise ValueError(f"loss: expected a scalar tensor, got {got}")
     if not math.isfinite(value.item()):
         raise FloatingPointError(f"loss: expected a finite number, got {value.item()} at {where}")
-    value.backward()
+    return value
+
+
+def _descend(module: nn.Module, optimizer: torch.optim.Optimizer, clip: float, where: str) -> None:
+    """One step of the optimizer by the gradients that are there."""
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
     if not math.isfinite(norm.item()):
         raise FloatingPointError(
