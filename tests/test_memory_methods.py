@@ -48,7 +48,8 @@ def likelihood(B, deep, trace):
 
 def divergence(B, chunk, side=64):
     x = torch.randn(B, 3, side, side, generator=torch.Generator().manual_seed(0))
-    trace = df.Divergence(chunk=chunk).begin(network(False), x)(x, torch.tensor(0.5))[1]
+    with torch.no_grad():
+        trace = df.Divergence(chunk=chunk).begin(network(False), x)(x, torch.tensor(0.5))[1]
     return (trace * 1.25 / x[0].numel() - 1).abs().max().item()
 
 {small}
@@ -81,6 +82,7 @@ def test_a_likelihood_of_many_images_takes_a_few_times_their_size(trace):
     assert error < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", ["hutchinson", "matched"])
 def test_a_likelihood_of_a_u_net_holds_its_features_and_no_matrix(trace):
     memory, error = added(f"likelihood(2, True, {trace!r})", f"likelihood(1, True, {trace!r})")
