@@ -155,8 +155,8 @@ class Hutchinson(Source):
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             with explained("mode", self.mode):
-                eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v])
-            return eps, forms.mean(0) / denoiser.levels(x, t)[1]
+                eps, total = _quadratic_forms(denoiser, x, t, self.mode, [v])
+            return eps, total / self.probes / denoiser.levels(x, t)[1]
 
         return both
 
@@ -189,8 +189,8 @@ class Divergence(Source):
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             with explained("mode", self.mode):
-                eps, forms = _quadratic_forms(denoiser, x, t, self.mode, axes())
-            return eps, forms.sum(0) / denoiser.levels(x, t)[1]
+                eps, total = _quadratic_forms(denoiser, x, t, self.mode, axes())
+            return eps, total / denoiser.levels(x, t)[1]
 
         return both
 
@@ -226,15 +226,16 @@ def source_of(
 def _quadratic_forms(
     denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """eps [B, *E] and <v, J v> [K, B], J = d eps/dx, for the vectors of all stacks, each [k, B,
-    *E]."""
+    """eps [B, *E] and the sum of <v, J v>, J = d eps/dx, over the vectors of all stacks, [B]; each
+    stack is [k, B, *E].
+    """
 
     def network(x: Tensor) -> Tensor:
         return denoiser.eps(x, t)
 
     # pyrefly: ignore[bad-unpacking]  # two values, since has_aux is False
     eps, pull = torch.func.vjp(network, x) if mode == "vjp" else (x, None)
-    forms = []
+    total = x.new_zeros(len(x), dtype=torch.float64)
     for v in stacks:
         if pull is not None:
             products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
@@ -244,6 +245,8 @@ def _quadratic_forms(
                 out_dims=(None, 0),  # pyrefly: ignore[bad-argument-type]  # None: not mapped
             )
             eps, products = push(v)  # pyrefly: ignore[bad-unpacking]  # as above
-        forms.append((v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2))
+        # one small tensor at a time: many that stay would break up the memory of the large ones
+        forms = (v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2)
+        total = total + forms.double().sum(0)
     checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func
-    return eps, torch.cat(forms)
+    return eps, total.to(x.dtype)
