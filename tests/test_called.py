@@ -75,6 +75,42 @@ def test_every_order_of_arguments_and_conditions_reach_the_call():
     assert torch.allclose(found(x, 0.5), x + 0.5 * out)
 
 
+class Exact(nn.Module):
+    """Computes with x itself, around parameters in half precision."""
+
+    full_precision = True
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+
+    def forward(self, x, t):
+        assert x.dtype == t.dtype == torch.float64
+        return x / (1 + t[:, None])
+
+
+def mean(net, x, t):
+    return net(x, t)
+
+
+def velocity(net, t, x):
+    """Of the path x = x_0/2 + eps/2 at t = 1/2, where x_0 = x + v/2."""
+    return 2 * (net(x, t) - x)
+
+
+WRAPPED = {
+    "Called": lambda net: df.Denoiser(df.methods.Called(net, mean), schedule.EDM(), "sample"),
+    "adapter": lambda net: df.adapt.from_k_diffusion(net),
+    "Called in an adapter": lambda net: df.adapt.from_torchcfm(df.methods.Called(net, velocity)),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_a_network_that_takes_x_uncast_does_so_within_any_wrapper(how):
+    x = normal(4, 2)
+    assert torch.allclose(WRAPPED[how](Exact())(x, 0.5), x / 1.5, rtol=1e-14)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match="^model: expected an nn.Module, got function$"):
         df.methods.Called(lambda x, t: x, turned)

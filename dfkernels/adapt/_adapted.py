@@ -14,6 +14,8 @@ class Adapted(nn.Module):
     Module. A subclass defines `forward(x, t, **conditions)`.
     """
 
+    full_precision = False  # of x and t, unless the network asks for it, as Denoiser has it
+
     def __init__(self, network: Any, name: str) -> None:
         """`name` is that of the argument as which the network came.
 
@@ -25,3 +27,5 @@ class Adapted(nn.Module):
         super().__init__()
         self.network = network
         self.training = getattr(network, "training", False)
+        if getattr(network, "full_precision", False):
+            self.full_precision = True

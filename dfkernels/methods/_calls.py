@@ -29,11 +29,17 @@ def dtype_of(network: Callable[..., object], x: Tensor) -> torch.dtype:
     """
     if not isinstance(network, nn.Module):
         return x.dtype
+    modules: list[nn.Module | None] = [network]
     numbers: dict[torch.dtype, int] = {}
-    for parameter in network.parameters():
-        if parameter.dtype in _COMPUTES:  # no storage format of 8 bits
-            count = parameter.nbytes // parameter.dtype.itemsize  # 0 for a lazy one
-            numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + count
+    while modules:  # network.parameters() takes several times as long, at every call
+        module = modules.pop()
+        if module is None:
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dtype in _COMPUTES:
+                count = parameter.nbytes // parameter.dtype.itemsize  # 0 for a lazy one
+                numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + count
+        modules += module._modules.values()
     return max(numbers, key=lambda dtype: numbers[dtype]) if numbers else x.dtype
 
 

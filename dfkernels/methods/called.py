@@ -39,6 +39,7 @@ class Called(nn.Module):
         super().__init__()
         self.model, self.call = model, call
         self.training = model.training
+        self.full_precision = getattr(model, "full_precision", False)  # as Denoiser looks for it
 
     def forward(self, *arguments: object, **conditions: object) -> object:
         return self.call(self.model, *arguments, **conditions)
