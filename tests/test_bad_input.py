@@ -182,6 +182,14 @@ def test_a_network_within_a_network_is_named_once():
         trace(X, 3)
 
 
+def test_what_a_data_set_raises_in_the_place_of_a_network_is_complete():
+    y = normal(5, 2)
+    denoiser = df.Denoiser.exact(df.PointCloud(y), SMOOTH)
+    y += 1
+    with pytest.raises(RuntimeError, match="^y: changed in place since this PointCloud was made"):
+        denoiser(X, 3)
+
+
 class Random(nn.Module):
     def __init__(self):
         super().__init__()

@@ -43,6 +43,7 @@ def test_a_called_model_is_seen_and_a_lambda_hides_its_own():
         df.methods.Called(model, turned), schedule.ReversedRectifiedFlow(), "flow"
     )
     assert list(denoiser.parameters()) == list(model.parameters())
+    assert denoiser.training and not df.methods.Called(Lumina().eval(), turned).training
     times = torch.tensor([0.9, 0.5, 0.1])
     with pytest.warns(RuntimeWarning, match="first of 1 layers: model.dropout"):
         df.sample(denoiser, x, times)
