@@ -151,15 +151,21 @@ def test_a_sound_network_has_a_clean_verdict(sound):
 
 def test_samples_are_beside_the_data(sound):
     found = sound.samples
-    assert found.count == 48 and found.samples.shape == (16, D) and found.rows.shape == (16,)
-    atoms = TRAIN.y[found.rows]
+    assert found.count == 48 and found.samples.shape == (16, D) and found.rows.shape == (48,)
+    rows, distances, ratios = (of[:16] for of in (found.rows, found.distances, found.ratios))
+    atoms = TRAIN.y[rows]
     distance = (found.samples.double() - atoms).square().mean(1).sqrt()
-    torch.testing.assert_close(distance, found.distances, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(distance, distances, rtol=1e-4, atol=1e-6)
     every = torch.cdist(found.samples.double(), TRAIN.y)
-    assert torch.equal(every.argmin(1), found.rows)
+    assert torch.equal(every.argmin(1), rows)
     two = every.topk(2, largest=False).values
-    torch.testing.assert_close(two[:, 0] / two[:, 1], found.ratios, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(two[:, 0] / two[:, 1], ratios, rtol=1e-4, atol=1e-6)
     assert bool((found.distances.diff() >= 0).all())
+    assert found.distances.shape == found.ratios.shape == (48,)
+    assert found.distance == found.distances.median().item()
+    assert (found.ratios < 1 / 3).double().mean().item() == pytest.approx(found.ratio.value)
+    beside = torch.cdist(HELD_OUT.y, TRAIN.y).min(1).values.sort().values / D**0.5
+    torch.testing.assert_close(found.held_out_distances, beside, rtol=1e-4, atol=1e-6)
     assert found.expected == 3 / 301
     assert near(found.train_side, 0.5) and near(found.closer, found.expected)
 

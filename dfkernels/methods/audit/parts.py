@@ -161,8 +161,10 @@ class SampleAudit:
         distance: the median distance of a sample to the nearest training atom.
         held_out_distance: that of held-out points; None without them.
         samples: some of the samples, [K, *E] float32, those nearest to a training atom first.
-        rows: int64 [K], the row of the nearest training atom of each.
-        distances, ratios: float64 [K], its distance, and that over the second nearest's.
+        rows: int64 [count], the row of the nearest training atom of every sample, in that order.
+        distances, ratios: float64 [count], its distance, and that over the second nearest's.
+        held_out_distances: float64 [M], rising: of at most 1024 held-out points to the nearest
+            training atom; None without them.
     """
 
     count: int
@@ -178,3 +180,4 @@ class SampleAudit:
     rows: Tensor
     distances: Tensor
     ratios: Tensor
+    held_out_distances: Tensor | None

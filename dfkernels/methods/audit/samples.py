@@ -43,13 +43,14 @@ def measured(task: Task, part: int) -> SampleAudit | None:
     rng = task.rng(part)
     x = _sampled(task, rng)
     nearest = _nearest(task, x, task.train)
-    order = nearest.distance.argsort()[: max(1, min(_SHOWN, _NUMBERS // task.train.d))]
+    order = nearest.distance.argsort()
+    shown = order[: max(1, min(_SHOWN, _NUMBERS // task.train.d))]
     return SampleAudit(
         len(x),
         estimates.share(nearest.ratio < _RATIO),
         **_beside_held_out(task, task.train, x, nearest, rng),
         distance=nearest.distance.median().item(),
-        samples=x[order.to(x.device)].float().cpu(),
+        samples=x[shown.to(x.device)].float().cpu(),
         rows=nearest.row[order],
         distances=nearest.distance[order],
         ratios=nearest.ratio[order],
@@ -75,12 +76,14 @@ def _beside_held_out(
     """The shares that need held-out data, and what chance makes of them."""
     if task.held_out is None:
         among = _nearest(task, rng.different(train, _HELD_OUT).to(task.dtype), train, itself=True)
-        names = ("closer", "expected", "threshold", "train_side", "held_out_distance")
+        names = ("closer", "expected", "threshold", "train_side")
+        names += ("held_out_distance", "held_out_distances")
         return {"chance_ratio": estimates.share(among.ratio < _RATIO)} | dict.fromkeys(names)
     count = min(len(task.held_out), _HELD_OUT)
     held_out = _nearest(task, rng.different(task.held_out, count).to(task.dtype), train)
     rank = max(1, int(_PART * (count + 1)))
-    threshold = held_out.distance.sort().values[rank - 1].item()
+    rising = held_out.distance.sort().values
+    threshold = rising[rank - 1].item()
     expected = rank / (count + 1)  # of new points, on average over held-out data
     closer = estimates.share(nearest.distance < threshold)
     return {
@@ -91,6 +94,7 @@ def _beside_held_out(
         "threshold": threshold,
         "train_side": _train_side(task, [train, task.held_out], x, rng),
         "held_out_distance": held_out.distance.median().item(),
+        "held_out_distances": rising,
     }
 
 
