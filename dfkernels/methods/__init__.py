@@ -6,6 +6,7 @@ from __future__ import annotations
 from . import (
     adjoint,
     audit,
+    audit_page,
     called,
     classifier_free,
     convention,
@@ -28,6 +29,7 @@ __all__ = [
     "Denoiser",
     "adjoint",
     "audit",
+    "audit_page",
     "called",
     "classifier_free",
     "convention",
