@@ -1,4 +1,5 @@
-"""Programs that run the library on real data: `demo`, and `reproduce`, the paper's experiments."""
+"""Programs that run the library on real data: `demo`, `reproduce`, the paper's experiments,
+and the audits of real networks."""
 
 # The experiments of `reproduce`: here, where naming them loads none of them.
 NAMES = ("errata", "table2", "table3", "adjoint", "likelihood")

@@ -1,4 +1,5 @@
-"""`python -m experiments demo | reproduce`: the library on real data; the paper's experiments."""
+"""`python -m experiments demo | reproduce | audit | public`: the library on real data; the paper's
+experiments; a network that memorises and one that does not; one that others trained."""
 
 from __future__ import annotations
 
@@ -51,6 +52,49 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small samples, short training (a minute or two)"
     )
     reproduction.set_defaults(run=_reproduce)
+
+    audit = commands.add_parser(
+        "audit",
+        help="two networks on Fashion-MNIST, one of them overfitted: checked and audited",
+        description=(
+            "Trains a U-Net on the 60,000 images and another on 300 of them, audits both, and"
+            " writes Markdown, figures and an HTML page for each to DIR. Trained networks stay in"
+            " DIR: an interrupted run goes on from them."
+        ),
+    )
+    audit.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help=(
+            "where Fashion-MNIST's *-images-idx3-ubyte.gz are (default:"
+            " /usr/share/datasets/fashion-mnist, of Debian's package dataset-fashion-mnist)"
+        ),
+    )
+    audit.add_argument(
+        "--out", type=Path, default=Path("out/audit"), metavar="DIR", help="(default: out/audit)"
+    )
+    audit.add_argument(
+        "--quick", action="store_true", help="scikit-learn's digits, short training (seconds)"
+    )
+    audit.set_defaults(run=_audit)
+
+    public = commands.add_parser(
+        "public",
+        help="a network that nobody here trained: sampled, its likelihood, audited",
+        description=(
+            "Takes the network of the package 21cmPSDenoiser, and writes its numbers as Markdown"
+            " and a figure to DIR."
+        ),
+    )
+    public.add_argument(
+        "--out", type=Path, default=Path("out/public"), metavar="DIR", help="(default: out/public)"
+    )
+    public.add_argument(
+        "--quick", action="store_true", help="few samples and probes (a minute or two)"
+    )
+    public.set_defaults(run=_public)
     return parser
 
 
@@ -65,6 +109,18 @@ def _reproduce(args: argparse.Namespace) -> int:
 
     names = list(NAMES) if args.experiment == "all" else [args.experiment]
     return reproduce.run(names, args.out, quick=args.quick)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from . import audit
+
+    return audit.run(args.out, args.data, quick=args.quick)
+
+
+def _public(args: argparse.Namespace) -> int:
+    from . import public
+
+    return public.run(args.out, quick=args.quick)
 
 
 def main(argv: list[str] | None = None) -> int:
