@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 
 import pytest
 import torch
+from test_global_state import STATES
 from torch import nn
 
 import dfkernels as df
@@ -49,6 +51,15 @@ class OfTheLaw(nn.Module):
             low = sigma / alpha < self.planted
             eps = eps + torch.where(low, x @ self.matrix.T / sigma, 0.0)
         return eps
+
+
+class Weighted(OfTheLaw):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, x, t, shift=0.0):
+        return self.scale * super().forward(x, t) + shift
 
 
 def audit(network, kind="epsilon", sch=EDM, train=TRAIN, held_out=HELD_OUT, **given):
@@ -109,6 +120,8 @@ def test_the_exact_mean_beside_it_is_that_of_the_training_data(sound):
         excess = level.train.network.value - level.train.exact.value
         assert level.train.excess.value == pytest.approx(excess)
     assert low.train.ess < 2 < 100 < high.train.ess
+    # what is chance is taken out of the gap
+    assert 3 * high.gap.error < math.hypot(high.train.network.error, high.held_out.network.error)
     assert low.best.value < 1e-4 < low.noise**2  # one atom alone
     error = high.jacobian.trace.value - high.jacobian.exact_trace.value
     assert high.jacobian.trace_error.value == pytest.approx(error)
@@ -117,8 +130,10 @@ def test_the_exact_mean_beside_it_is_that_of_the_training_data(sound):
 
 @pytest.mark.parametrize("sch", [EDM, schedule.VP(), schedule.RectifiedFlow()], ids=repr)
 def test_likelihoods_are_those_of_the_law(sch):
-    width = 0.25
-    report = audit(OfTheLaw(sch), sch=sch, width=width, levels=2, samples=0, points=200)
+    width, noise = 1.0, (0.1, 1.5)
+    report = audit(
+        OfTheLaw(sch), sch=sch, noise=noise, width=width, levels=2, samples=0, points=200
+    )
     found = report.likelihood
     low = found.noise[0]
     # points spread over bins, under the law at the lowest level
@@ -237,11 +252,13 @@ def test_an_impossible_eigenvalue_is_measured():
     assert finding(report, "gradient").status == "good"
 
 
+def blind(x, t):
+    """A network of x_0 that ignores x below the level 0.7."""
+    return torch.where(t.view(-1, 1) < 0.7, 0.0, df.Denoiser(OfTheLaw(), EDM)(x, t))
+
+
 def test_an_undertrained_level_is_named():
-    """Below the level 0.7 the network ignores x."""
-    law = df.Denoiser(OfTheLaw(), EDM)
-    network = lambda x, t: torch.where(t.view(-1, 1) < 0.7, 0.0, law(x, t))
-    report = audit(network, "sample", points=0, samples=0)
+    report = audit(blind, "sample", points=0, samples=0)
     found = finding(report, "fit")
     low = [f"{level.noise:.3g}" for level in report.levels if level.noise < 0.7]
     assert found.status == "bad" and f"sigma/alpha = {', '.join(low)}:" in found.text
@@ -297,6 +314,11 @@ def test_without_held_out_data(memorising):
     assert finding(report, "limits").text.startswith("Without held-out data")
     assert report.likelihood.gap is None
     assert "training data" in finding(report, "calibration").text
+    # one that generalises is no worse for being beaten by the exact mean, which memorises
+    report = audit(OfTheLaw(), held_out=None, points=0, samples=0)
+    assert finding(report, "fit").status == "good"
+    low = report.levels[0].train
+    assert low.excess.value > 0.9 * low.network.value > 3 * low.excess.error
 
 
 def test_few_held_out_points_are_used_several_times():
@@ -306,6 +328,19 @@ def test_few_held_out_points_are_used_several_times():
     (level, _) = report.levels
     assert near(level.gap, 0)
     assert report.samples.expected == 1 / 21
+
+
+def test_errors_are_those_over_data_points():
+    """A network that returns 0 is off by |y|^2/d, whatever the noise."""
+    few = df.PointCloud(data(20, 3))
+    given = {"held_out": few, "points": 0, "samples": 0}
+    report = audit(blind, "sample", **given)
+    square = few.y.square().mean(1)
+    low = [level for level in report.levels if level.noise < 0.7]
+    for level in low:
+        expected = (square.mean().item(), square.std().item() / 20**0.5)
+        assert level.held_out.network == pytest.approx(expected)
+    assert len(low) == 2 and low[0].train.network != low[1].train.network  # of other points
 
 
 # ---- the same again
@@ -319,6 +354,28 @@ def test_the_same_seed_gives_the_same_report(sound):
     for a, b in zip(sound.levels, other.levels, strict=True):
         apart = math.hypot(a.held_out.network.error, b.held_out.network.error)
         assert abs(a.held_out.network.value - b.held_out.network.value) < 4.5 * apart
+
+
+def test_conditions_go_to_every_call():
+    given = {"levels": 2, "points": 8, "samples": 8}
+    plain = audit(Weighted(), **given)
+    assert plain.ok
+    same = audit(Weighted(), shift=torch.zeros(1, 1, dtype=torch.float64), **given)
+    assert same.levels == plain.levels and same.likelihood == plain.likelihood
+    other = audit(Weighted(), shift=torch.full((1, 1), 0.2, dtype=torch.float64), **given)
+    for a, b in zip(other.levels, plain.levels, strict=True):
+        # the mean of x_0 is off by 0.2 sigma/alpha, which no Jacobian shows
+        off = (0.2 * a.noise) ** 2
+        assert near(a.held_out.network, b.held_out.network.value + off)
+        assert a.jacobian.trace.value == pytest.approx(b.jacobian.trace.value)
+
+
+def test_the_global_state_of_torch_changes_nothing(memorising):
+    with contextlib.ExitStack() as states:
+        for state in ("default dtype float64", "default device meta", "autocast bfloat16"):
+            states.enter_context(STATES[state]())
+        exact = df.audit(df.Denoiser.exact(TRAIN, EDM), TRAIN, HELD_OUT, **SIZES)
+    assert exact.to_json() == memorising.to_json()
 
 
 def test_a_report_goes_through_json(memorising):
@@ -360,15 +417,6 @@ def test_a_killed_audit_goes_on(sound, tmp_path):
     denoiser.evaluations = 0
     again = df.audit(denoiser, TRAIN, HELD_OUT, checkpoint=path, **SIZES)
     assert again.to_json() == sound.to_json() and denoiser.evaluations == 0
-
-
-class Weighted(OfTheLaw):
-    def __init__(self, scale=1.0):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float64))
-
-    def forward(self, x, t, shift=0.0):
-        return self.scale * super().forward(x, t) + shift
 
 
 @pytest.mark.parametrize(
@@ -450,6 +498,7 @@ def test_half_precision_is_said_to_be_coarse():
     assert "half precision (rounding 0.008)" in found.text
     assert finding(report, "gradient").status == "good", report
     assert finding(report, "eigenvalues").status == "good", report
+    assert "(0.39 above is allowed)" in finding(report, "eigenvalues").text
 
 
 def test_images_in_bytes_are_audited():
@@ -524,6 +573,25 @@ def test_samples_without_detail_are_no_copies(sound):
     (found,) = verdict.of_samples(copies)
     assert found.status == "bad" and "40% (by chance 0%) have a nearest" in found.text
     assert "50% (by chance 1%) are nearer to a training atom" in found.text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ((1.5, 0.2), None),
+        ((1.1, 0.001), None),
+        ((1.5, 0.1), "too large"),
+        ((0.5, 0.1), "too small"),
+    ],
+    ids=["uncertain", "small", "large", "low"],
+)
+def test_a_variance_must_be_off_by_much_and_clearly(ratio, said, sound):
+    level = sound.levels[1]
+    off = level.calibration._replace(ratio=estimates.Estimate(*ratio))
+    levels = (dataclasses.replace(level, calibration=off),)
+    found = next(one for one in verdict.of_levels(levels, 1e-7) if one.name == "calibration")
+    assert found.status == ("good" if said is None else "bad")
+    assert said is None or f"it is {said} at sigma/alpha = {level.noise:.3g}" in found.text
 
 
 def test_an_error_of_the_integration_is_no_difference(memorising):

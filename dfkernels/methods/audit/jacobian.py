@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..._torch.objects import plain
 from ...linalg.lanczos import orthonormal
 from ..convention.queries import Rng
 from ..endpoint import fisher
@@ -79,10 +80,12 @@ def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], start: Tensor) -> Ten
     """The largest eigenvalue [B] of a symmetric matrix within a Krylov space of start [B, 1, d]:
     one from below, and close if the eigenvalue stands apart from the others.
     """
-    basis = orthonormal(start)
+    basis = start / start.norm(dim=2, keepdim=True)
     image = apply(basis)
     for _ in range(min(_KRYLOV, start.shape[2]) - 1):
-        fresh = orthonormal(image[:, -1:], basis)
+        with plain(start.device):
+            fresh = orthonormal(image[:, -1:], basis)
         basis, image = torch.cat([basis, fresh], 1), torch.cat([image, apply(fresh)], 1)
-    small = (basis @ image.mT).double()
-    return torch.linalg.eigvalsh((small + small.mT) / 2)[:, -1]
+    with plain(start.device):
+        small = (basis @ image.mT).double()
+        return torch.linalg.eigvalsh((small + small.mT) / 2)[:, -1]
