@@ -2,7 +2,8 @@
 
 More of them are elsewhere: derivatives through attention in tests/test_attention.py, samplers from
 a table that ends without signal in tests/test_denoiser_calls.py, a table that starts without noise
-in tests/test_schedule.py, levels that are shifted twice in tests/ecosystem/test_traps.py.
+in tests/test_schedule.py, levels that are shifted twice in tests/ecosystem/test_traps.py, signs of
+memorisation in tests/test_audit.py.
 """
 
 from __future__ import annotations
