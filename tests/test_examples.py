@@ -6,6 +6,7 @@ import re
 import runpy
 
 import pytest
+import torch
 from documents import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -22,8 +23,8 @@ def rows(text: str) -> list[list[float]]:
     return [[float(number) for number in line.split()] for line in lines]
 
 
-def test_there_are_four_and_each_is_short():
-    assert len(EXAMPLES) == 4
+def test_there_are_five_and_each_is_short():
+    assert len(EXAMPLES) == 5
     for path in EXAMPLES:
         text = path.read_text()
         assert len(text.splitlines()) < 80, path
@@ -67,3 +68,30 @@ def test_certified_sampling(capsys):
         assert error <= bound + 1e-5  # the bound is of exact arithmetic
     (apart,) = re.findall(r"images differ by at most (\S+)", text)
     assert float(apart) < 1e-5
+
+
+@pytest.mark.slow
+def test_latents(capsys):
+    """A quarter of the training that the script does by itself."""
+    script = runpy.run_path(str(ROOT / "examples" / "latents.py"))
+    # its truth, by a derivative of the log-density along random signs: to 1.1 % here
+    generator, sigma = torch.Generator().manual_seed(0), 0.5
+    x = script["draw"](4, generator) + sigma * torch.randn(4, 4, 32, 32, generator=generator)
+    v = script["POWER"].double() + sigma**2
+
+    def log_q(x):
+        c = script["hartley"](x)[:, None]
+        return (-(c.square() / v + v.log()).sum((2, 3, 4)) / 2).logsumexp(1).sum()
+
+    signs = torch.randint(2, x.shape, generator=generator).double() * 2 - 1
+    _, product = torch.func.jvp(torch.func.grad(log_q), (x.double(),), (signs,))
+    truth = script["true_trace"](x, sigma)
+    assert torch.allclose(-(signs * product).sum((1, 2, 3)), truth, rtol=0.05)
+
+    script["main"](steps=150)
+    text = capsys.readouterr().out
+    table = [re.findall(r"[\d.]+", line) for line in text.splitlines()[1:]]
+    assert [row[0] for row in table] == ["0.2", "0.5", "1.0", "2.0", "5.0"]
+    for sigma, _, untrained, matched, hutchinson in (map(float, row) for row in table):
+        assert matched < 0.7 * untrained
+        assert matched < hutchinson or sigma not in (0.5, 1.0)

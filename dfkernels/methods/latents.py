@@ -94,8 +94,7 @@ class Latents:
         with plain(torch.device("cpu")):
             found = _files(path)
             self._parts = _parts(found, keys)
-            first = self._parts[0].array()
-            self.event_shape, self.dtype = first.shape[1:], first.dtype
+            self.event_shape, self.dtype = self._parts[0].event_shape, self._parts[0].dtype
             self.labels = _labels(found, self._parts)
             if shift is None and scale is None:
                 shift, scale = _statistics(path, self.event_shape[0])
@@ -156,6 +155,8 @@ class _Part(NamedTuple):
     name: str  # FILE or FILE:KEY
     stamp: tuple[int, int]
     rows: int
+    event_shape: torch.Size
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, file: Path, key: str | None) -> _Part:
@@ -175,7 +176,12 @@ class _Part(NamedTuple):
                 f"{name}: rows {written} to {len(array) - 1}, the last, hold nothing but zeros, "
                 "as where a writer died: encode them anew, or cut them off"
             )
-        return cls(str(file), name, stamp, len(array))
+        return cls(str(file), name, stamp, len(array), array.shape[1:], array.dtype)
+
+    @property
+    def kind(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"rows {list(self.event_shape)} in {dtype}"
 
     def array(self) -> Tensor:
         """The array, memory-mapped. Raises FileError."""
@@ -276,15 +282,12 @@ def _parts(found: list[Path], keys: tuple[str, ...]) -> list[_Part]:
         raise check.mismatch("keys", "at least one", "none")
     of_file = lambda file: keys if file.suffix.lower() == ".safetensors" else (None,)
     parts = [[_Part.of(file, key) for key in of_file(file)] for file in found]
-    first = parts[0][0].array()
-    kind = lambda a: f"rows {list(a.shape[1:])} in {str(a.dtype).removeprefix('torch.')}"
+    first = parts[0][0]
     for of_one in parts:
         for part in of_one:
-            array = part.array()
-            if kind(array) != kind(first):
+            if part.kind != first.kind:
                 raise FileError(
-                    f"{part.name}: expected {kind(first)} as in {parts[0][0].name}, got "
-                    f"{kind(array)}"
+                    f"{part.name}: expected {first.kind} as in {first.name}, got {part.kind}"
                 )
             if part.rows != of_one[0].rows:
                 raise FileError(
