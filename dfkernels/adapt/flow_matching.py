@@ -39,7 +39,7 @@ def from_flow_matching(velocity: Callable[..., Tensor], path: object) -> Denoise
     """The denoiser of a velocity model of flow_matching.
 
     >>> denoiser = from_flow_matching(model, CondOTProbPath())
-    >>> nats = df.log_prob(denoiser, x_1, noise=(0.01, 50.0)).log_prob
+    >>> nats = df.log_prob(denoiser, x_1, (0.01, 50.0), "hutchinson").log_prob
 
     Args:
         velocity: `velocity(x=x, t=t, **extras)` -> dx_t/dt.
