@@ -17,6 +17,7 @@ from .methods.classifier_free import ClassifierFreeGuidance
 from .methods.convention import CheckedLevel, CheckReport, check
 from .methods.denoiser import Denoiser
 from .methods.grid import time_grid
+from .methods.guided_likelihood import guided_likelihood
 from .methods.latents import Latents
 from .methods.likelihood import log_prob
 from .methods.samplers import invert, sample
@@ -44,6 +45,7 @@ __all__ = [
     "check",
     "denoising_loss",
     "guide",
+    "guided_likelihood",
     "invert",
     "log_prob",
     "methods",

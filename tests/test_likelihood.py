@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schedules import SCHEDULES
 
 from dfkernels import DiffusionFisher, PointCloud, ops, schedule
+from dfkernels.methods import traces
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.likelihood import Divergence, Hutchinson, exact, log_prob
 from dfkernels.methods.trace_matching import MatchedTrace
@@ -264,6 +265,61 @@ def test_hutchinson_is_unbiased_and_rademacher_has_less_variance():
     )  # relative error of a variance: 2 %
 
 
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_the_trace_error_is_the_spread_of_the_probes(method):
+    """Of 2^12 repetitions of one image."""
+    cloud, n = PointCloud(normal(12, 4, seed=1)), 1 << 12
+    denoiser = Denoiser.exact(cloud, schedule.EDM())
+    x = (cloud.y[:1] + 0.5 * normal(1, 4)).expand(n, -1)
+    how = dict(noise=(0.5, 5.0), method=method, steps=5, rtol=1e-3, atol=1e-3)
+    source = Hutchinson(torch.Generator().manual_seed(0), probes=4)
+    found = log_prob(denoiser, x, trace=source, **how)
+    said = found.trace_error.square().mean().item()
+    assert found.log_prob.var().item() == pytest.approx(said, rel=0.1)
+    one = log_prob(denoiser, x[:2], trace="hutchinson", **how).trace_error
+    assert one.shape == (2,) and bool(one.isnan().all())
+    for trace in ("divergence", "exact", exact(cloud, schedule.EDM())):
+        assert log_prob(denoiser, x[:2], trace=trace, **how).trace_error.tolist() == [0, 0]
+
+
+def test_derivatives_that_vmap_cannot_batch_are_taken_one_by_one():
+    """As that of a diffusers U-Net's group normalisation, under torch.no_grad()."""
+    v = normal(3, 2, 1, 4, 4)
+
+    def pull(one):
+        one.is_contiguous(memory_format=torch.channels_last)
+        return (2 * one,)
+
+    with pytest.raises(RuntimeError, match="inside of vmap"):
+        torch.func.vmap(pull)(v)
+    assert torch.equal(traces._pulled(pull, v), 2 * v)
+
+    def broken(one):
+        raise RuntimeError("out of cheese")
+
+    with pytest.raises(RuntimeError, match="out of cheese"):
+        traces._pulled(broken, v)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_with_a_generator_for_each_sample_the_batch_does_not_matter(kind):
+    cloud = PointCloud(normal(12, 2, 2, seed=1))
+    denoiser, x = Denoiser.exact(cloud, schedule.VP()), normal(3, 2, 2)
+
+    def value(*samples):
+        seeded = [torch.Generator().manual_seed(i) for i in samples]
+        source = Hutchinson(seeded, 2, kind)
+        result = log_prob(denoiser, x[[*samples]], (0.3, 5.0), source, method="heun", steps=3)
+        return torch.stack([result.log_prob, result.trace_error])
+
+    together = value(0, 1, 2)
+    for order in ((2,), (1, 0)):
+        assert torch.allclose(value(*order), together[:, [*order]], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="^generator: expected one for each of 3 samples, got 1$"):
+        source = Hutchinson([torch.Generator()])
+        log_prob(denoiser, x, (0.3, 5.0), source, method="heun", steps=3)
+
+
 @given(st.integers(0, 2**31), st.integers(1, 4), st.sampled_from(["rademacher", "gaussian"]))
 @settings(max_examples=10, deadline=None)
 def test_the_probes_are_the_generator_s_and_fixed_along_the_path(seed, probes, kind):
@@ -464,6 +520,7 @@ def test_a_range_that_the_schedule_does_not_reach_is_an_error():
     "make, kind, message",
     [
         (lambda g: Hutchinson(0), TypeError, "generator: expected a torch.Generator, got int"),
+        (lambda g: Hutchinson([g, 0]), TypeError, "generator: expected a torch.Generator, got int"),
         (
             lambda g: Hutchinson(g, 0),
             ValueError,

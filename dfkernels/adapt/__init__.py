@@ -11,6 +11,7 @@ from .azula import as_azula, from_azula
 from .diffusers import as_diffusers, from_diffusers
 from .edm import as_edm, from_edm, from_k_diffusion
 from .flow_matching import as_torchcfm, as_velocity, from_flow_matching, from_torchcfm
+from .pipelines import from_pipeline
 from .score_sde import from_score_sde
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "from_edm",
     "from_flow_matching",
     "from_k_diffusion",
+    "from_pipeline",
     "from_score_sde",
     "from_torchcfm",
 ]

@@ -21,12 +21,11 @@ the class of its scheduler:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..cloud import PointCloud
 from ..methods._calls import call
@@ -36,10 +35,9 @@ from ..schedule._tabulated import FLOOR, floored
 from ._adapted import Adapted
 from ._exact import ExactNetwork, column, positive, times
 from ._schedulers import Edm, Flow, Table, convention
+from ._timestep import Timestep
 
 __all__ = ["ExactDiffusers", "ModelOutput", "as_diffusers", "from_diffusers"]
-
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class ModelOutput(NamedTuple):
@@ -97,16 +95,16 @@ def from_diffusers(
                 "lambda sigma: 1000 * sigma (SD3) or lambda sigma: sigma (Flux), got None"
             )
         path = RectifiedFlow() if found.backwards else ReversedRectifiedFlow()
-        made = Denoiser(_Timestep(model), path, found.prediction, clock=clock)
+        made = Denoiser(Timestep(model), path, found.prediction, clock=clock)
     elif clock is not None and not isinstance(found, Table):
         raise ValueError(f"clock: expected None with {kind}, which says what the model is given")
     elif isinstance(found, Table):
         schedule = Tabulated(_without_zero_snr(found), discrete=discrete)
-        return Denoiser(_Timestep(model), schedule, found.prediction, clock=clock)
+        return Denoiser(Timestep(model), schedule, found.prediction, clock=clock)
     elif isinstance(found, Edm):
         made = Denoiser(_Preconditioned(model, found), EDM(), "sample")
     else:
-        made = Denoiser(_Timestep(model), EDM(), "score")
+        made = Denoiser(Timestep(model), EDM(), "score")
     if discrete:
         raise ValueError(f"discrete: expected False with {kind}, whose models know every level")
     return made
@@ -128,44 +126,13 @@ def _without_zero_snr(found: Table) -> Tensor:
     return floored(table)
 
 
-class _Timestep(Adapted):
-    """A model of diffusers as network(x, t)."""
-
-    def __init__(self, model: Callable[..., object]) -> None:
-        super().__init__(model, "model")
-        called = _inside(model)
-        try:
-            self.named = "timestep" in inspect.signature(called).parameters
-        except (TypeError, ValueError):  # a callable without a signature
-            self.named = False
-
-    def forward(self, x: Tensor, t: Tensor, **conditions: object) -> object:
-        if self.named:
-            return self.network(x, timestep=t, **conditions)
-        return self.network(x, t, **conditions)
-
-
-def _inside(model: Callable[..., object]) -> Callable[..., object]:
-    """What has the names of a model's arguments: its `forward`, inside of torch.compile,
-    DistributedDataParallel and their like, which pass on whatever they are given.
-    """
-    while isinstance(model, nn.Module):
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, _PARALLEL):
-            inner = model.module
-        if inner is None:
-            return model.forward
-        model = inner
-    return model
-
-
 class _Preconditioned(Adapted):
     """x_0 = c_skip x + c_out F(c_in x, c_noise), at t = sigma."""
 
     full_precision = True  # of x, which comes back in c_skip x
 
     def __init__(self, model: Callable[..., object], edm: Edm) -> None:
-        super().__init__(_Timestep(model), "model")
+        super().__init__(Timestep(model), "model")
         self.edm = edm
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:

@@ -64,6 +64,7 @@ class Likelihood(NamedTuple):
     evaluations: int  # calls of the network, each on the whole batch
     products: int  # products of the network's Jacobian with a vector, per sample
     error: Tensor  # [B], nats: the estimated error of the integration in log_prob; no bound
+    trace_error: Tensor  # [B], nats: the standard error that random probes leave in log_prob
 
 
 def log_prob(
@@ -132,8 +133,11 @@ def log_prob(
     `error` adds up the sizes of the local errors, of an embedded method of order 4 for "dopri5",
     else of what a quadrature of the slopes at the steps' ends says (one evaluation more), and of
     the rounding of the states. It knows nothing of the prior's error, nor of the trace's. Where it
-    exceeds both 0.1 nats and 0.01 bits per dimension, a RuntimeWarning says so. Results have the
-    units of x to the power -d, and nothing else depends on the units of x, the data and `noise`.
+    exceeds both 0.1 nats and 0.01 bits per dimension, a RuntimeWarning says so. `trace_error` is
+    that of K >= 2 random probes, from the spread of log_prob over them: the standard deviation over
+    K^(1/2). It is 0 where no probes are drawn, and NaN for one probe, which has no spread. Results
+    have the units of x to the power -d, and nothing else depends on the units of x, the data and
+    `noise`.
 
     Differentiable in the steps taken; call it under torch.no_grad() otherwise. With the trace of a
     network that is a second derivative of it, which attention has in one backend only: call
@@ -191,11 +195,14 @@ def log_prob(
         denoiser.evaluations - before,
         flow.calls * flow.source.products(d),
         error.total(),
+        _standard_error(*state[1:]),
     )
 
 
 class _Flow:
-    """The slope of the state (xbar, l) in u = ln s, with l the integral of d log q."""
+    """The slope of the state (xbar, l) in u = ln s, with l the integral of d log q; of K random
+    estimates of the trace, l is their mean, and their own integrals [K, B] follow it in the state.
+    """
 
     def __init__(
         self, denoiser: Denoiser, x: Tensor, noise: tuple[float, float], source: Source
@@ -214,13 +221,31 @@ class _Flow:
         self.calls += 1
         t, alpha, sigma = self.levels(u)
         eps, tr = self.both(alpha * state[0], t)
-        tr = checked(
-            "trace", tr, state[1], t.expand(len(tr) if isinstance(tr, Tensor) and tr.ndim else 1)
+        random = self.source.estimates() > 0
+        mean = tr.mean(0) if random else tr
+        mean = checked(
+            "trace",
+            mean,
+            state[1],
+            t.expand(len(mean) if isinstance(mean, Tensor) and mean.ndim else 1),
         )
-        return sigma / alpha * eps, -(sigma**2) * tr
+        each = (mean, tr) if random else (mean,)
+        return sigma / alpha * eps, *(-(sigma**2) * part for part in each)
 
     def start(self, x: Tensor) -> State:
-        return x / self.levels(self.low)[1], x.new_zeros(len(x))
+        K = self.source.estimates()
+        each = (x.new_zeros(len(x)), x.new_zeros(K, len(x))) if K else (x.new_zeros(len(x)),)
+        return x / self.levels(self.low)[1], *each
+
+
+def _standard_error(mean: Tensor, each: Tensor | None = None) -> Tensor:
+    """That of the mean [B] of random estimates [K, B]."""
+    if each is None:
+        return torch.zeros_like(mean.detach())
+    if len(each) == 1:
+        return torch.full_like(mean.detach(), math.nan)
+    gap = each.detach() - mean.detach()
+    return (gap.square().sum(0) / (len(each) * (len(each) - 1))).sqrt()
 
 
 class _LocalErrors:

@@ -7,7 +7,7 @@ tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,13 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        """A function (x, t) -> (noise prediction, tr F) for one trajectory that starts at x."""
+        """A function (x, t) -> (noise prediction, tr F) for one trajectory that starts at x. tr F
+        is [B], or [K, B] of K independent random estimates, whose mean counts.
+        """
+
+    def estimates(self) -> int:
+        """The K of random estimates; 0 where nothing is random, and tr F is [B]."""
+        return 0
 
     def products(self, d: int) -> int:
         """How many Jacobian products a sample costs per evaluation."""
@@ -124,41 +130,60 @@ class Hutchinson(Source):
     log_prob is unbiased but for the solver's error.
 
     Args:
-        generator: on x's device; the same state gives the same bits.
+        generator: the same state gives the same bits. On x's device it costs no transfer. Or one
+            for each sample of the batch, in a sequence: a sample's probes do not depend then on
+            what else is in the batch.
         probes: K, the number of Jacobian products per evaluation.
         kind: "rademacher" (+-1: the least variance among independent entries) or "gaussian".
         mode: "vjp" (reverse mode) or "jvp" (forward mode: slower for small networks, keeps no
             graph, and PyTorch has none for attention).
     """
 
-    generator: torch.Generator
+    generator: torch.Generator | Sequence[torch.Generator]
     probes: int = 1
     kind: str = "rademacher"
     mode: str = "vjp"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator, torch.Generator):
-            raise TypeError(
-                f"generator: expected a torch.Generator, got {type(self.generator).__name__}"
-            )
+        given = self.generator
+        each = given if isinstance(given, Sequence) else [given]
+        for one in each:
+            if not isinstance(one, torch.Generator):
+                raise TypeError(f"generator: expected a torch.Generator, got {type(one).__name__}")
         object.__setattr__(self, "probes", check.integer("probes", self.probes, 1))
         check.choice("kind", self.kind, KINDS)
         check.choice("mode", self.mode, MODES)
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
-        shape = (self.probes, *x.shape)
-        how = {"generator": self.generator, "dtype": x.dtype, "device": x.device}
-        if self.kind == "gaussian":
-            v = torch.randn(shape, **how)
-        else:
-            v = torch.randint(2, shape, **how) * 2 - 1
+        v = self._vectors(x)
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             with explained("mode", self.mode):
-                eps, total = _quadratic_forms(denoiser, x, t, self.mode, [v])
-            return eps, total / self.probes / denoiser.levels(x, t)[1]
+                eps, forms = _quadratic_forms(denoiser, x, t, self.mode, [v], summed=False)
+            return eps, forms / denoiser.levels(x, t)[1]
 
         return both
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """The probes, [K, *x.shape]."""
+
+        def drawn(generator: torch.Generator, n: int) -> Tensor:
+            shape = (self.probes, n, *x.shape[1:])
+            how = {"generator": generator, "dtype": x.dtype, "device": generator.device}
+            if self.kind == "gaussian":
+                return torch.randn(shape, **how)
+            return torch.randint(2, shape, **how) * 2 - 1
+
+        if isinstance(self.generator, torch.Generator):
+            return drawn(self.generator, len(x)).to(x.device)
+        if len(self.generator) != len(x):
+            raise check.mismatch(
+                "generator", f"one for each of {len(x)} samples", f"{len(self.generator)}"
+            )
+        return torch.cat([drawn(one, 1) for one in self.generator], 1).to(x.device)
+
+    def estimates(self) -> int:
+        return self.probes
 
     def products(self, d: int) -> int:
         return self.probes
@@ -189,7 +214,7 @@ class Divergence(Source):
 
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             with explained("mode", self.mode):
-                eps, total = _quadratic_forms(denoiser, x, t, self.mode, axes())
+                eps, total = _quadratic_forms(denoiser, x, t, self.mode, axes(), summed=True)
             return eps, total / denoiser.levels(x, t)[1]
 
         return both
@@ -224,10 +249,10 @@ def source_of(
 
 
 def _quadratic_forms(
-    denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor]
+    denoiser: Denoiser, x: Tensor, t: Tensor, mode: str, stacks: Iterable[Tensor], *, summed: bool
 ) -> tuple[Tensor, Tensor]:
-    """eps [B, *E] and the sum of <v, J v>, J = d eps/dx, over the vectors of all stacks, [B]; each
-    stack is [k, B, *E].
+    """eps [B, *E] and <v, J v>, J = d eps/dx: its sum over the vectors of all stacks, [B], or, not
+    summed, that of each vector of one stack, [k, B]. A stack is [k, B, *E].
     """
 
     def network(x: Tensor) -> Tensor:
@@ -238,7 +263,7 @@ def _quadratic_forms(
     total = x.new_zeros(len(x), dtype=torch.float64)
     for v in stacks:
         if pull is not None:
-            products = torch.func.vmap(pull)(v)[0] if len(v) > 1 else pull(v[0])[0][None]
+            products = _pulled(pull, v)
         else:
             push = torch.func.vmap(
                 lambda v: torch.func.jvp(network, (x,), (v,)),
@@ -247,6 +272,18 @@ def _quadratic_forms(
             eps, products = push(v)  # pyrefly: ignore[bad-unpacking]  # as above
         # one small tensor at a time: many that stay would break up the memory of the large ones
         forms = (v * products).reshape(*v.shape[:2], v.shape[2:].numel()).sum(2)
-        total = total + forms.double().sum(0)
+        total = total + (forms.double().sum(0) if summed else forms.double())
     checked("network", eps, x, t.expand(len(x)))  # not looked at under torch.func
     return eps, total.to(x.dtype)
+
+
+def _pulled(pull: Callable[..., tuple[Tensor, ...]], v: Tensor) -> Tensor:
+    """J^T v for each of the vectors [k, B, *E], together where vmap can."""
+    if len(v) > 1:
+        try:
+            return torch.func.vmap(pull)(v)[0]
+        except RuntimeError as error:
+            # as group normalisation without a graph, whose memory format it cannot ask for
+            if "inside of vmap" not in str(error):
+                raise
+    return torch.stack([pull(one)[0] for one in v])
