@@ -19,10 +19,11 @@ pytest.importorskip("jinja2", reason="needs the extra: pip install dfkernels[rep
 import dfkernels as df
 from dfkernels import cli
 from dfkernels._io import files
-from dfkernels._page import extra
+from dfkernels._page import extra, theme
 from dfkernels.cli import audit as command
 from dfkernels.methods.audit import level
-from dfkernels.methods.audit_page import _html, write_page
+from dfkernels.methods.audit.parts import Estimate
+from dfkernels.methods.audit_page import _html, _levels, write_page
 
 # The posterior mean of x_0 ~ N(0, I) under VP, where x has variance 1: alpha x. And its files.
 SOURCE = """
@@ -312,6 +313,17 @@ def test_the_page_escapes_text(finished, tmp_path):
     page = (tmp_path / "p.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
     assert "nearest to the training data</h2>" not in page  # without the data no images
+
+
+def test_a_network_that_memorises_stays_in_the_figure(finished):
+    """Its error on training data falls by more powers of ten than anybody wants to see."""
+    low, high = read(finished).levels
+    nothing = low.train._replace(network=Estimate(1e-40, 0.0))
+    figure = _levels.errors((dataclasses.replace(low, train=nothing), high), theme.LIGHT)
+    top = figure.axes[0]
+    assert top.get_ylim()[0] == pytest.approx(1e-3 / 1.6) and top.get_ylim()[1] > 1
+    names = [line.get_label() for line in top.lines if line.get_label()[0] != "_"]
+    assert names[-1] == "network, training data"  # on top of the exact mean's
 
 
 def test_the_page_wants_the_data_of_the_audit(finished, tmp_path):

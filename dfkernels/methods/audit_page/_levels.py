@@ -14,6 +14,7 @@ from ..audit.parts import LevelAudit
 from ._curves import HELD_OUT, TRAIN, Curve, Levels, Pick, curve, draw, noise_axis, reference
 
 _BEYOND = 10  # what is not the network's is shown as far as this factor beyond the network's
+_LEAST = 1e-3  # no smaller part of the best multiple's error is shown: the network knows the datum
 
 
 def errors(levels: Levels, theme: Theme) -> Figure:
@@ -24,10 +25,10 @@ def errors(levels: Levels, theme: Theme) -> Figure:
     near, far = [], [curve(levels, lambda level: level.best, _baseline)]
     draw(top, far[0], least, "least possible, training law", linestyle=(0, (1, 1)))
     for what, kind, look in _kinds():
-        near.append(curve(levels, _error(kind, "network"), _baseline))
-        draw(top, near[-1], network, f"network, {what}", **look)
         far.append(curve(levels, _error(kind, "exact"), _baseline))
         draw(top, far[-1], exact, f"exact mean, {what}", **look)
+        near.append(curve(levels, _error(kind, "network"), _baseline))
+        draw(top, near[-1], network, f"network, {what}", **look)
         pairs = [(u.noise, e.ess) for u in levels if (e := getattr(u, kind)) and e.ess is not None]
         if pairs:
             bottom.plot(*zip(*pairs, strict=True), color=exact, label=what, **look)
@@ -54,11 +55,15 @@ def gap(levels: Levels, theme: Theme) -> Figure:
     left, right = figure.subplots(1, 2)
     network, exact, _ = theme.series
     shown = curve(levels, lambda level: level.gap, _baseline)
+    exactly = curve(levels, lambda level: level.exact_gap, _baseline)
+    draw(left, exactly, exact, "exact mean", **HELD_OUT)
     draw(left, shown, network, "network", **HELD_OUT)
-    draw(left, curve(levels, lambda u: u.exact_gap, _baseline), exact, "exact mean", **HELD_OUT)
     reference(left, 0, "none", theme.faint)
     most = max(1e-3, np.nanmax(np.abs(shown.value) + 2 * shown.error, initial=0))
-    left.set_ylim(-1.3 * most, 4 * most)
+    least = min(0, np.nanmin(shown.value - 2 * shown.error, initial=0))
+    left.set_ylim(
+        least - 0.2 * most, min(4 * most, 1.2 * max(most, np.nanmax(exactly.value, initial=0)))
+    )
     left.set_ylabel("error on held-out − on training data,\nover that of the best multiple of x")
     left.legend(fontsize=8, loc="upper right")
     draw(right, curve(levels, lambda u: u.memorised), network, "network", **HELD_OUT)
@@ -146,7 +151,7 @@ def _limits(near: list[Curve], far: list[Curve]) -> tuple[float, float]:
     values = [v for found in near for v in found.value if v > 0] + [1.0]
     others = [v for found in far for v in found.value if v > 0]
     low, high = min(values), max(values)
-    low = max(min([low, *others]), low / _BEYOND)
+    low = max(min([low, *others]), low / _BEYOND, _LEAST)
     high = min(max([high, *others]), high * _BEYOND)
     return low / 1.6, high * 1.6
 

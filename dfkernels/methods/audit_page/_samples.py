@@ -54,7 +54,7 @@ def distances(found: SampleAudit, theme: Theme) -> Figure:
         text = f" {100 * found.expected:.2g} % of held-out data are nearer"
         place = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "color": theme.faint}
         axis.annotate(text, (found.threshold, 0.93), **place)
-    axis.set_xlim(0, None)
+    axis.margins(x=0.02)
     axis.set_ylim(0, 102)
     axis.set_xlabel("distance to the nearest training atom, root mean square per number")
     axis.set_ylabel("points at most so far away, %")

@@ -41,7 +41,6 @@ def settings(report: AuditReport) -> list[list[str]]:
         "noise levels σ/α": f"{low:.4g} to {high:.4g}",
         "queries": f"{given.queries} per level and kind of data",
         "width of a bin": "continuous data" if given.width is None else f"{given.width:.4g}",
-        "seed": str(given.seed),
         "calls of the network": f"{report.evaluations:,}",
     }
     return [list(row) for row in rows.items()]
