@@ -190,11 +190,21 @@ def figure(found: Study, theme: Theme) -> Figure:
     )
     left.fill_between(k, low, high, color=theme.series[0], alpha=0.25, linewidth=0)
     left.plot(k, middle, color=theme.series[0], label="samples: median, 68 %")
-    left.plot(k, mock.realisation[at], "o", color=theme.faint, markersize=4, label="condition")
-    left.plot(k, mock.smooth[at], color=theme.series[1], linestyle="--", label="without variance")
+    left.plot(
+        k,
+        mock.realisation[at],
+        "o",
+        color=theme.faint,
+        markersize=4,
+        label="condition: one realisation",
+    )
+    left.plot(
+        k, mock.smooth[at], color=theme.series[1], linestyle="--", label="the truth of the mock"
+    )
     left.set_title("Power spectrum, mK²")
     left.set_xlabel("k in 1/Mpc")
     left.set_yscale("log")
+    left.set_yticks([3, 5, 10, 20], ["3", "5", "10", "20"])
     levels = found.audited.levels
     noise = [level.noise for level in levels]
     right.plot(
@@ -229,7 +239,6 @@ def figure(found: Study, theme: Theme) -> Figure:
         for scale in (axis.xaxis, axis.yaxis):
             scale.set_minor_formatter(NullFormatter())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return drawing
 
 

@@ -43,6 +43,14 @@ def test_every_figure_is_there_and_is_shown(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, images", [("many", "1,500"), ("few", "60")])
+def test_each_network_has_its_page(finished, name, images):
+    text = (finished[0] / f"{name}.html").read_text()
+    assert images in text and "handwritten" not in text
+    assert not re.search(r"(?:src|href|srcset)=['\"](?!data:|#)", text)  # nothing outside
+
+
+@pytest.mark.slow
 def test_a_second_run_goes_on_from_the_first(finished, capsys, monkeypatch):
     """Nothing is trained or measured again, and the page is the same."""
     out = finished[0]

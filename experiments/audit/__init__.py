@@ -11,6 +11,7 @@ from dfkernels._io.files import folder, write
 from dfkernels._page.machine import machine
 from dfkernels.cloud import PointCloud
 from dfkernels.methods.audit import audit
+from dfkernels.methods.audit_page import write_page
 from dfkernels.methods.convention import check
 
 from .. import extra
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def run(out: Path, images: Path | None = None, *, quick: bool = False) -> int:
-    """Train two networks, audit both and write audits.md and its figures to `out`; 0 if every claim
-    holds, else 1. Checkpoints of trainings and audits stay in `out`, for quick and full runs apart:
-    a run that was killed goes on from them.
+    """Train two networks, audit both and write to `out` audits.md with its figures, and a page for
+    each network, few.html and many.html; 0 if every claim holds, else 1. A run that was killed goes
+    on from the checkpoints of trainings and audits in `out`, kept for quick and full runs apart.
 
     Args:
         images: the folder of Fashion-MNIST's files; None: where Debian's package has them.
@@ -48,6 +49,8 @@ def run(out: Path, images: Path | None = None, *, quick: bool = False) -> int:
         many = networks.trained("many", None, found, size, kept, bar.step)
         for network in (many, few):
             whole.audited.append(_audited(network, found, kept, quick))
+            page = out / f"{network.name}.html"
+            write_page(whole.audited[-1].report, page, PointCloud(network.train))
             bar.step(f"auditing the network of {len(network.train):,} images")
         whole.scaled = check(many.denoiser, PointCloud((found.train + 1) / 2))
         bar.step("checking with images of another scale")
@@ -58,7 +61,9 @@ def run(out: Path, images: Path | None = None, *, quick: bool = False) -> int:
     print(f"\n{text}")
     for claim in whole.failed:
         print(f"DOES NOT HOLD: {claim.what}")
-    print(f"{time.monotonic() - whole.start:.0f} s; written: {out}/audits.md")
+    print(
+        f"{time.monotonic() - whole.start:.0f} s; written to {out}: audits.md, few.html, many.html"
+    )
     return 1 if whole.failed else 0
 
 
