@@ -140,8 +140,8 @@ def study(bar: Progress, *, samples: int = 192, quick: bool = False) -> Study:
         cloud,
         noise=(NOISE[0], 1.0),
         levels=2 if quick else 6,
-        queries=8 if quick else 64,
-        points=4 if quick else 16,
+        queries=4 if quick else 64,
+        points=0 if quick else 16,
     )
     bar.step("audit")
     return Study(found, x_0, differences, evaluations, likelihood, checked, audited)
@@ -274,7 +274,7 @@ def run(out: Path, *, quick: bool = False) -> int:
     start = time.monotonic()
     folder(out)
     with Progress("public", STAGES) as bar:
-        found = study(bar, samples=16 if quick else 192, quick=quick)
+        found = study(bar, samples=8 if quick else 192, quick=quick)
     text = document(found, time.monotonic() - start)
     write(out / "public.md", lambda file: file.write(text.encode()))
     print(text)
