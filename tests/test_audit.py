@@ -183,6 +183,14 @@ def test_samples_are_beside_the_data(sound):
     torch.testing.assert_close(found.held_out_distances, beside, rtol=1e-4, atol=1e-6)
     assert found.expected == 3 / 301
     assert near(found.train_side, 0.5) and near(found.closer, found.expected)
+    middle = torch.cdist(HELD_OUT.y, TRAIN.y).min(1).values.median().item() / D**0.5
+    assert found.held_out_distance == pytest.approx(middle)
+
+
+def test_samples_follow_the_law_of_the_network():
+    found = audit(OfTheLaw(), levels=2, points=0, samples=16).samples
+    square = (found.samples.double().square() / VARIANCES).flatten()
+    assert square.mean().item() == pytest.approx(1, abs=4 * (2 / len(square)) ** 0.5)
 
 
 # ---- what is planted is found
@@ -439,6 +447,11 @@ def test_a_checkpoint_of_another_audit_is_refused(change, key, tmp_path):
     with pytest.raises(ValueError, match=f"audit.json: checkpoint of another .*: {key}: "):
         audit(**{**given, **change})
     assert path.read_bytes() == before
+    text = json.loads(before)
+    del text["parts"]["level 1"]["result"]["best"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=r"audit.json: checkpoint of another version.*\(level 1\)"):
+        audit(**given)
     path.write_bytes(before[:-20])
     with pytest.raises(ValueError, match="audit.json: no checkpoint of an audit, or a damaged"):
         audit(**given)
@@ -592,6 +605,23 @@ def test_a_variance_must_be_off_by_much_and_clearly(ratio, said, sound):
     found = next(one for one in verdict.of_levels(levels, 1e-7) if one.name == "calibration")
     assert found.status == ("good" if said is None else "bad")
     assert said is None or f"it is {said} at sigma/alpha = {level.noise:.3g}" in found.text
+
+
+def test_samples_that_are_far_from_the_data_are_named(sound):
+    far = dataclasses.replace(sound.samples, distances=2 * sound.samples.distances)
+    found, copies = verdict.of_samples(far)
+    assert found.name == "samples" and found.status == "bad" and copies.status == "good"
+    median = sound.samples.held_out_distances.median()
+    share = (far.distances > median).double().mean().item()
+    assert f"Of 48 samples, {share:.0%} (by chance 50%) are farther" in found.text
+
+
+def test_an_asymmetry_that_may_be_chance_is_no_finding(sound):
+    level = sound.levels[0]
+    unclear = level.jacobian._replace(asymmetry=estimates.Estimate(0.35, 0.05))
+    levels = (dataclasses.replace(level, jacobian=unclear),)
+    (found,) = (one for one in verdict.of_levels(levels, 1e-7) if one.name == "gradient")
+    assert found.status == "good" and "at most 0.35, not clearly more than the 0.3" in found.text
 
 
 def test_an_error_of_the_integration_is_no_difference(memorising):

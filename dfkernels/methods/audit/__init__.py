@@ -93,7 +93,8 @@ def audit(
         progress: show a bar on stderr.
         conditions: keyword arguments of the network, the same for all data, which have to be data
             under these conditions. A tensor goes to calls with different numbers of rows: give it
-            one row, or none. Those with a name from above: `denoiser.bind(noise=...)`.
+            one row, or none, and to a network that needs as many rows as x has, a function that
+            expands it. Those with a name from above: `denoiser.bind(noise=...)`.
 
     The Jacobian's products are derivatives in reverse mode and differences, so that attention needs
     no other backend. Memory: one pass over the atoms at a time, and batches of 2^17 numbers.

@@ -57,7 +57,12 @@ class Parts:
             self._write()
         self.done += 1
         self.report(self.done, self.total)
-        return serial.typed(kind, self.finished[name]["result"])
+        try:
+            return serial.typed(kind, self.finished[name]["result"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise files.FileError(
+                f"{self.path}: checkpoint of another version, or a damaged one ({name}): delete it"
+            ) from None
 
     @property
     def evaluations(self) -> int:

@@ -42,7 +42,13 @@ def _errors(levels: tuple[LevelAudit, ...]) -> str:
         ]
         for level in levels
     ]
-    return "Mean square errors of x_0 per number\n" + _aligned(head, rows)
+    table = "Mean square errors of x_0 per number\n" + _aligned(head, rows)
+    if any(level.gap for level in levels):
+        table += (
+            "\ngap: held-out - train of the network, without what a multiple of x explains of it, "
+            "which is chance; memorised: its part of the exact mean's"
+        )
+    return table
 
 
 def _of_kind(errors: Errors | None) -> tuple[str, str]:
@@ -90,6 +96,9 @@ def _samples(found: SampleAudit) -> Iterator[str]:
         yield f"  nearer to an atom than {most} of held-out points: {found.closer}"
     if found.train_side is not None:
         yield f"  nearer to training than to held-out data: {found.train_side}; by chance 0.5"
+    beside = found.held_out_distance
+    other = "" if beside is None else f"; of held-out points: {beside:.3g}"
+    yield f"  median distance to the nearest atom: {found.distance:.3g}{other}"
 
 
 def _number(estimate: Estimate | None) -> str:

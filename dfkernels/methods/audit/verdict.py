@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from ..convention import CheckReport
+from . import estimates
 from .parts import Errors, Estimate, LevelAudit, LikelihoodAudit, SampleAudit
 from .report import Finding
 from .thresholds import (
@@ -97,7 +98,7 @@ def _memorisation(levels: Levels) -> Finding:
         seen.append(_part(CLEAR * gap.error, held_out))
         if memorised and _clear(gap) and memorised.value > MEMORISED:
             found.append(level.noise)
-            below.append(_part(gap.value, held_out))
+            below.append(min(1.0, _part(gap.value, held_out)))
             part.append(memorised.value)
     if found:
         does = "memorises" if max(part) > OVERFITTED else "begins to memorise"
@@ -135,7 +136,7 @@ def _gradient(levels: Levels, allowed: float) -> Finding:
     most = max(level.jacobian.asymmetry.value for level in levels)
     text = (
         "The network's Jacobian is symmetric enough for a score: |J - J^T|/|J| is at most "
-        f"{most:.2g}, and {allowed:.2g} is allowed."
+        f"{most:.2g}, not clearly more than the {allowed:.2g} that is allowed."
     )
     return Finding("gradient", "good", text)
 
@@ -201,9 +202,10 @@ def of_likelihood(found: LikelihoodAudit) -> Iterator[Finding]:
 
 
 def of_samples(found: SampleAudit) -> Iterator[Finding]:
-    """Whether samples are copies of training data. Near to training data are also samples without
-    detail: as a sign of copies that counts beside another one only.
+    """Whether samples are as far from the training data as other data are, or copies of them. Near
+    are also samples without detail: as a sign of copies that counts beside another one only.
     """
+    yield from _farness(found)
     n = found.count
     ratio = _beyond(found.ratio, found.chance_ratio)
     side = _beyond(found.train_side, Estimate(0.5, 0.0))
@@ -211,7 +213,9 @@ def of_samples(found: SampleAudit) -> Iterator[Finding]:
     texts = [
         ratio and f"{ratio} have a nearest training atom three times nearer than all others",
         side and f"{side} are nearer to the training than to the held-out data",
-        closer and f"{closer} are nearer to a training atom than almost all held-out data",
+        closer
+        and f"{closer} are nearer to a training atom than {1 - (found.expected or 0):.0%} of "
+        "held-out data",
     ]
     if ratio or side:
         said = "; ".join(text for text in texts if text)
@@ -228,6 +232,21 @@ def of_samples(found: SampleAudit) -> Iterator[Finding]:
             "detail."
         )
     yield Finding("copies", "unknown" if closer else "good", text)
+
+
+def _farness(found: SampleAudit) -> Iterator[Finding]:
+    """Whether more than half of the samples are beyond the median distance of held-out points,
+    which is itself known as well as their number allows.
+    """
+    if found.held_out_distances is None:
+        return
+    share = estimates.share(found.distances > found.held_out_distances.median())
+    if farther := _beyond(share, Estimate(0.5, 0.5 / math.sqrt(len(found.held_out_distances)))):
+        text = (
+            f"Of {found.count} samples, {farther} are farther from the training data than half of "
+            "the held-out data are: samples are blurred, or not like data."
+        )
+        yield Finding("samples", "bad", text)
 
 
 def _beyond(share: Estimate | None, chance: Estimate) -> str:
