@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dfkernels as df
+from bench import sinkhorn as bench
 from dfkernels.methods.sinkhorn import Coupling, NotConverged, divergence, solve
 from dfkernels.methods.sinkhorn._anderson import Anderson
+from dfkernels.methods.sinkhorn.solve import problem_of
 
 f64 = torch.float64
 
@@ -330,6 +332,19 @@ def test_anderson_solves_a_linear_iteration_in_as_many_steps_as_it_has_dimension
     assert torch.equal(mixer.next(want, want), want) or mixer.next(want, want).isfinite().all()
     mixer.forget()
     assert torch.equal(mixer.next(g, want), want)
+
+
+def test_the_benchmark_follows_peers_by_their_own_rule():
+    """Alternate half-steps from zero, for points as given."""
+    x, y, _ = bench.sets(40, 2)
+    x, y = x.double(), y.double() + 3
+    c = costs(x, y) + math.log(40)
+    g = -torch.logsumexp(-c, 0)
+    for _, error in bench.errors_of_pot(problem_of(x, y, 1.0), 3):
+        f = -torch.logsumexp(g - c, 1)
+        new = -torch.logsumexp(f[:, None] - c, 0)
+        assert abs(float((g - new).expm1().abs().mean()) - error) <= 1e-9
+        g = new
 
 
 def test_draws_follow_the_plan():
