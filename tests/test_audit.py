@@ -265,6 +265,14 @@ def blind(x, t):
     return torch.where(t.view(-1, 1) < 0.7, 0.0, df.Denoiser(OfTheLaw(), EDM)(x, t))
 
 
+def test_an_eigenvalue_is_one_of_the_jacobian_where_that_changes_within_a_step():
+    # of few points in many dimensions, in float32, differences reach from one atom to the next
+    train, held_out = (df.PointCloud(normal(100, 1024, seed=i).float()) for i in (5, 6))
+    exact = df.Denoiser.exact(train, schedule.VP())
+    report = df.audit(exact, train, held_out, queries=32, points=0, samples=0)
+    assert max(level.jacobian.eigenvalue for level in report.levels) < 1 + 1e-4
+
+
 def test_an_undertrained_level_is_named():
     report = audit(blind, "sample", points=0, samples=0)
     found = finding(report, "fit")
@@ -455,6 +463,15 @@ def test_a_checkpoint_of_another_audit_is_refused(change, key, tmp_path):
     path.write_bytes(before[:-20])
     with pytest.raises(ValueError, match="audit.json: no checkpoint of an audit, or a damaged"):
         audit(**given)
+
+
+def test_a_checkpoint_knows_the_data_of_an_exact_denoiser(tmp_path):
+    path = tmp_path / "audit.json"
+    given = {"levels": 2, "points": 0, "samples": 0, "checkpoint": path}
+    df.audit(df.Denoiser.exact(TRAIN, EDM), TRAIN, HELD_OUT, **given)
+    other = df.Denoiser.exact(df.PointCloud(data(400, 3)), EDM)
+    with pytest.raises(ValueError, match="checkpoint of another configuration: network: "):
+        df.audit(other, TRAIN, HELD_OUT, **given)
 
 
 # ---- networks and data as they come

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..._io import files
 from ...certified.index_file import fingerprint
 from ...cloud import PointCloud
+from .._posterior_mean import DataSet
 from ..denoiser import Denoiser
 from .task import Task
 
@@ -33,7 +34,9 @@ def configuration(task: Task) -> dict[str, object]:
 
 
 def _network(denoiser: Denoiser) -> str:
-    """The checksum of parameters and buffers; of a plain callable nothing is known."""
+    """The checksum of parameters and buffers, and the data sets that serve as a network; of a plain
+    callable nothing is known but its name.
+    """
     network, total = denoiser.network, 0
     if not isinstance(network, nn.Module):
         return "unknown"
@@ -42,7 +45,10 @@ def _network(denoiser: Denoiser) -> str:
             total = zlib.crc32(
                 files.checksum(tensor.detach().cpu().contiguous()).to_bytes(4, "little"), total
             )
-    return f"crc32={total}"
+    exact = [part for part in network.modules() if isinstance(part, DataSet)]
+    return ", ".join(
+        [f"crc32={total}", *(f"{_cloud(part.cloud)} tolerance={part.tolerance}" for part in exact)]
+    )
 
 
 def _cloud(cloud: PointCloud) -> str:
