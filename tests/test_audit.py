@@ -226,6 +226,14 @@ def antisymmetric():
     return (a - a.T) / (a - a.T).norm()
 
 
+def test_data_that_cannot_show_memorisation_are_no_sign_of_its_absence():
+    # the same points on both sides: not even the exact mean has a difference
+    report = df.audit(
+        df.Denoiser.exact(TRAIN, EDM), TRAIN, TRAIN, levels=2, points=0, samples=0, queries=400
+    )
+    assert finding(report, "memorisation").status == "unknown"
+
+
 def test_an_antisymmetric_part_is_measured():
     p = 0.5 * antisymmetric()
     report = audit(OfTheLaw(matrix=p), points=0, samples=0)
@@ -302,6 +310,16 @@ def test_data_of_two_laws_are_noticed():
 
 
 # ---- without one of the two
+
+
+@pytest.mark.parametrize(("count", "status"), [(60, "bad"), (20, "unknown")])
+def test_held_out_points_that_are_training_data_are_noticed(count, status):
+    held_out = df.PointCloud(torch.cat([data(400, 1)[:count], data(100 - count, 2)]))
+    report = df.audit(
+        df.Denoiser.exact(TRAIN, EDM), TRAIN, held_out, levels=2, points=0, samples=16
+    )
+    (found,) = [f for f in report.findings if f"{count} of 100 held-out points are also" in f.text]
+    assert (found.name, found.status) == ("limits", status)
 
 
 def test_without_training_data():

@@ -12,6 +12,7 @@ __all__ = [
     "MEMORISED",
     "MISCALIBRATED",
     "OVERFITTED",
+    "SAME",
     "UNDERTRAINED",
     "derivative_error",
 ]
@@ -25,6 +26,7 @@ IMPOSSIBLE = 0.1  # by which an eigenvalue of sigma J exceeds 1
 MISCALIBRATED = 0.2  # part by which a predicted variance is off
 ENOUGH_ATOMS = 100.0  # that share the weight where the exact mean is that of the law, almost
 FEW_POINTS = 100  # of held-out data: below, a share of 1 % cannot be seen
+SAME = 1e-6  # of the root mean square of samples: a distance that is rounding
 COARSE = 1e-4  # rounding of a network that computes in half precision
 _RESOLVED = 10.0  # times the rounding of a derivative that a number must exceed to be none
 

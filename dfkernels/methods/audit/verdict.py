@@ -23,6 +23,7 @@ from .thresholds import (
     MEMORISED,
     MISCALIBRATED,
     OVERFITTED,
+    SAME,
     UNDERTRAINED,
     derivative_error,
 )
@@ -93,10 +94,11 @@ def _memorisation(levels: Levels) -> Finding:
     found, below, part, seen = [], [0.0], [0.0], []
     for level in levels:
         gap, memorised, held_out = level.gap, level.memorised, level.held_out
-        if gap is None or held_out is None:
+        if not (gap and memorised and level.exact_gap and held_out):
             continue
-        seen.append(_part(CLEAR * gap.error, held_out))
-        if memorised and _clear(gap) and memorised.value > MEMORISED:
+        least = max(CLEAR * gap.error, MEMORISED * level.exact_gap.value)
+        seen.append(_part(least, held_out))
+        if _clear(gap) and memorised.value > MEMORISED:
             found.append(level.noise)
             below.append(min(1.0, _part(gap.value, held_out)))
             part.append(memorised.value)
@@ -108,10 +110,17 @@ def _memorisation(levels: Levels) -> Finding:
             f"{_percent(max(part))} of the exact posterior mean's, which knows nothing else."
         )
         return Finding("memorisation", "bad", text)
+    if not seen:
+        text = (
+            "Of memorisation the errors say nothing: at no level has even the exact posterior mean "
+            "a clear difference between training and held-out data."
+        )
+        return Finding("memorisation", "unknown", text)
     text = (
-        "No sign of memorisation in the errors: on training data they are nowhere clearly below "
-        f"those on held-out data. A difference of {_percent(min(seen))} would show at the most "
-        f"sensitive level, of {_percent(max(seen))} at every one."
+        "No sign of memorisation in the errors: at no level are those on training data clearly "
+        f"below those on held-out data, by more than {MEMORISED:.0%} of the exact posterior mean's "
+        f"difference. One of {_percent(min(seen))} of the network's error would show at the most "
+        f"sensitive level, of {_percent(max(seen))} at every one where the exact mean has any."
     )
     return Finding("memorisation", "good", text)
 
@@ -202,9 +211,11 @@ def of_likelihood(found: LikelihoodAudit) -> Iterator[Finding]:
 
 
 def of_samples(found: SampleAudit) -> Iterator[Finding]:
-    """Whether samples are as far from the training data as other data are, or copies of them. Near
-    are also samples without detail: as a sign of copies that counts beside another one only.
+    """Whether samples are as far from the training data as other data are, or copies of them, and
+    whether these others are training data themselves. Near are also samples without detail: as a
+    sign of copies that counts beside another one only.
     """
+    yield from _overlap(found)
     yield from _farness(found)
     n = found.count
     ratio = _beyond(found.ratio, found.chance_ratio)
@@ -247,6 +258,22 @@ def _farness(found: SampleAudit) -> Iterator[Finding]:
             "the held-out data are: samples are blurred, or not like data."
         )
         yield Finding("samples", "bad", text)
+
+
+def _overlap(found: SampleAudit) -> Iterator[Finding]:
+    """Whether held-out points are training data."""
+    distances = found.held_out_distances
+    if distances is None:
+        return
+    size = found.samples.double().square().mean().sqrt().item()
+    same = int((distances <= SAME * size).sum())
+    if not same:
+        return
+    text = (
+        f"{same} of {len(distances)} held-out points are also training data: of memorisation, "
+        "likelihood and copies they tell nothing."
+    )
+    yield Finding("limits", "bad" if 2 * same > len(distances) else "unknown", text)
 
 
 def _beyond(share: Estimate | None, chance: Estimate) -> str:
