@@ -81,8 +81,8 @@ def audit(
         levels: how many, at least 2, spaced evenly in ln sigma.
         queries: per level and kind of data, each from another data point where there are enough;
             default: as many as have 2^17 numbers, from 32 to 256.
-        points: of each kind, whose likelihood is computed; 0: none.
-        samples: how many are drawn; 0: none.
+        points: of each kind, at least 4, whose likelihood is computed; 0: none.
+        samples: how many are drawn, at least 4; 0: none.
         width: of a bin of quantised data, as in `log_prob`, for bits per dimension: points are then
             spread evenly over their bins. Default: the data are continuous, and the likelihood is
             that of noisy points at the lowest level.
@@ -127,8 +127,8 @@ def audit(
         _levels(denoiser, count, found.noise),
         groups,
         queries // groups,
-        argument.integer("samples", samples, 0),
-        argument.integer("points", points, 0),
+        _number("samples", samples),
+        _number("points", points),
         None if width is None else argument.positive("width", width),
         data_mean(clouds[0])[0].double(),
         data_std(clouds[0], fixed),
@@ -176,8 +176,9 @@ def _report(task: Task, found: Range, parts: Parts) -> AuditReport:
         findings += verdict.of_samples(sampled)
     if measured:
         findings += verdict.of_data(train, held_out, rounding, measured)
+    findings = tuple(verdict.doubted(findings, measured))
     return AuditReport(
-        settings, checked, measured, likelihood, sampled, tuple(findings), parts.evaluations
+        settings, checked, measured, likelihood, sampled, findings, parts.evaluations
     )
 
 
@@ -212,6 +213,13 @@ def _levels(denoiser: Denoiser, count: int, noise: tuple[float, float]) -> tuple
     return tuple(
         Level(*(part.item() for part in (at, *denoiser.schedule(at)))) for at in t.unbind()
     )
+
+
+def _number(name: str, value: int) -> int:
+    """A number of points or samples: 0, or enough for a standard error."""
+    if 0 < argument.integer(name, value, 0) < FEWEST:
+        raise argument.mismatch(name, f"0 or at least {FEWEST}", value)
+    return value
 
 
 def _checked(

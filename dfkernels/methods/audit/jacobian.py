@@ -64,7 +64,7 @@ def _trace(task: Task, level: Level, x: Tensor, rng: Rng) -> Tensor:
     source = Hutchinson(task.generator(rng))  # one probe: the queries are many
 
     def trace(x: Tensor) -> Tensor:
-        return source.begin(task.denoiser, x)(x, level.time)[1].detach()
+        return source.begin(task.denoiser, x)(x, level.time)[1][0].detach()
 
     return level.sigma**2 * task.in_batches(trace, x).double().cpu() / x[0].numel()
 

@@ -1,13 +1,15 @@
 """The noise levels of an audit.
 
 The lowest is a tenth of the data's standard deviation per number, or less: where most noisy atoms
-have one atom alone behind them (a median ESS below 1.5), in up to eight halvings. The highest is
+have one atom alone behind them (a median ESS below 1.5), or as many as at twice the level
+(duplicates), in up to eight halvings. The highest is
 that of `check`: 4 times the level at which 100 atoms share the weight. Both stay within the
 schedule's reach.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from ..grid import noise_range, times_of
 __all__ = ["FEWEST", "Level", "Range", "range_of", "times"]
 
 FEWEST = 4  # points that data of either kind must have
-_ALONE, _HALVINGS, _PILOTS = 1.5, 8, 16
+_ALONE, _SETTLED, _HALVINGS, _PILOTS = 1.5, 0.9, 8, 16
 
 
 class Level(NamedTuple):
@@ -88,10 +90,14 @@ def times(schedule: Schedule, count: int, noise: tuple[float, float]) -> Tensor:
 
 
 def _lowest(cloud: PointCloud, s: float, least: float, rng: Rng) -> float:
+    before = math.inf
     for _ in range(_HALVINGS):
-        if s / 2 < least or _ess(cloud, s, rng) < _ALONE:
+        if s / 2 < least:
             break
-        s /= 2
+        ess = _ess(cloud, s, rng)
+        if ess < _ALONE or ess > _SETTLED * before:
+            break
+        s, before = s / 2, ess
     return s
 
 

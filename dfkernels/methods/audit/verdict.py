@@ -17,20 +17,25 @@ from .thresholds import (
     ASYMMETRIC,
     CLEAR,
     COARSE,
+    DIFFERENT,
     ENOUGH_ATOMS,
     FEW_POINTS,
     IMPOSSIBLE,
+    LIKELIER,
     MEMORISED,
     MISCALIBRATED,
     OVERFITTED,
+    OWN,
     SAME,
+    TRACE,
     UNDERTRAINED,
     derivative_error,
 )
 
-__all__ = ["of_check", "of_data", "of_levels", "of_likelihood", "of_samples"]
+__all__ = ["doubted", "of_check", "of_data", "of_levels", "of_likelihood", "of_samples"]
 
 Levels = tuple[LevelAudit, ...]
+_COMPARISONS = ("memorisation", "likelihood", "copies", "samples")  # findings that need one law
 
 
 def of_check(check: CheckReport | None, obstacle: str) -> Finding:
@@ -55,27 +60,27 @@ def of_levels(levels: Levels, rounding: float) -> Iterator[Finding]:
 
 
 def _fit(levels: Levels) -> Finding:
-    simpler = "a multiple of x"
+    other = "the best multiple of x"
     if levels[0].errors.exact is not None:
-        simpler = f"the exact posterior mean of the training data, or {simpler}"
+        other = f"the exact posterior mean of the training data, or {other}"
     excess = {level.noise: _undertrained(level) for level in levels}
     found = [noise for noise, part in excess.items() if part > UNDERTRAINED]
     if found:
         text = (
-            f"The network is undertrained at sigma/alpha = {_listed(found)}: its mean square "
-            f"error is up to {1 + max(excess.values()):.2g} times that of a simpler prediction, "
-            f"{simpler}."
+            f"The network does not fit at sigma/alpha = {_listed(found)}: its mean square error is "
+            f"up to {1 + max(excess.values()):.2g} times that of another prediction, {other}. It "
+            "is undertrained there, or has learnt too few data by heart."
         )
         return Finding("fit", "bad", text)
     text = (
-        "At no level is the network's mean square error clearly above that of a simpler "
-        f"prediction, {simpler}."
+        f"At no level is the network's mean square error clearly, and by more than "
+        f"{UNDERTRAINED:.0%}, above that of another prediction, {other}."
     )
     return Finding("fit", "good", text)
 
 
 def _undertrained(level: LevelAudit) -> float:
-    """By which part the network's error is clearly above that of a simpler prediction, or 0. On
+    """By which part the network's error is clearly above that of another prediction, or 0. On
     training data the exact mean is one only where many atoms share the weight: elsewhere it
     memorises.
     """
@@ -96,14 +101,16 @@ def _memorisation(levels: Levels) -> Finding:
         gap, memorised, held_out = level.gap, level.memorised, level.held_out
         if not (gap and memorised and level.exact_gap and held_out):
             continue
-        least = max(CLEAR * gap.error, MEMORISED * level.exact_gap.value)
-        seen.append(_part(least, held_out))
-        if _clear(gap) and memorised.value > MEMORISED:
+        own = _part(gap.value, held_out)
+        least = min(_part(MEMORISED * level.exact_gap.value, held_out), OWN)
+        seen.append(max(_part(CLEAR * gap.error, held_out), least))
+        if _clear(gap) and (memorised.value > MEMORISED or own > OWN):
             found.append(level.noise)
-            below.append(min(1.0, _part(gap.value, held_out)))
+            below.append(min(1.0, own))
             part.append(memorised.value)
     if found:
-        does = "memorises" if max(part) > OVERFITTED else "begins to memorise"
+        much = max(part) > OVERFITTED[0] or max(below) > OVERFITTED[1]
+        does = "memorises" if much else "begins to memorise"
         text = (
             f"The network {does} at sigma/alpha = {_listed(found)}: its error on training data is "
             f"up to {_percent(max(below))} below that on held-out data, and the difference up to "
@@ -118,9 +125,10 @@ def _memorisation(levels: Levels) -> Finding:
         return Finding("memorisation", "unknown", text)
     text = (
         "No sign of memorisation in the errors: at no level are those on training data clearly "
-        f"below those on held-out data, by more than {MEMORISED:.0%} of the exact posterior mean's "
-        f"difference. One of {_percent(min(seen))} of the network's error would show at the most "
-        f"sensitive level, of {_percent(max(seen))} at every one where the exact mean has any."
+        f"below those on held-out data, by more than {OWN:.0%} or {MEMORISED:.0%} of the exact "
+        f"posterior mean's difference. One of {_percent(min(seen))} of the network's error would "
+        f"show at the most sensitive level, of {_percent(max(seen))} at every one where the exact "
+        "mean has any."
     )
     return Finding("memorisation", "good", text)
 
@@ -156,30 +164,27 @@ def _eigenvalues(levels: Levels, allowed: float) -> Finding:
     if found:
         text = (
             f"Impossible curvature at sigma/alpha = {_listed(found)}: sigma J has eigenvalues up "
-            f"to {most:.3g}, and a score has none above 1, since the variance of x_0 that they "
-            "imply is negative."
+            f"to {most:.3g}. A score has none above 1, since they imply a negative variance of "
+            f"x_0; {1 + allowed:.2g} is allowed."
         )
         return Finding("eigenvalues", "bad", text)
     text = (
-        f"No impossible curvature: the largest eigenvalue of sigma J that was found is {most:.3g}, "
-        f"and a score has none above 1 ({allowed:.2g} above is allowed)."
+        f"The largest eigenvalue of sigma J that was found is {most:.3g}. A score has none above "
+        f"1; {1 + allowed:.2g} is allowed."
     )
     return Finding("eigenvalues", "good", text)
 
 
 def _calibration(levels: Levels) -> Finding:
-    ratios = {level.noise: level.calibration.ratio for level in levels}
-    off = {
-        noise: ratio.value
-        for noise, ratio in ratios.items()
-        if ratio and abs(ratio.value - 1) > max(MISCALIBRATED, CLEAR * ratio.error)
-    }
+    off = {level.noise: ratio for level in levels if (ratio := _miscalibrated(level)) is not None}
     data = "held-out" if levels[0].held_out else "training"
     if not off:
         text = (
             "The posterior variance by the network's Jacobian is its mean square error on "
             f"{data} data, within {MISCALIBRATED:.0%} or within the errors."
         )
+        if not levels[0].held_out:
+            text += " That of a network that memorises is so as well."
         return Finding("calibration", "good", text)
     texts = []
     if low := [noise for noise, ratio in off.items() if ratio < 1]:
@@ -195,6 +200,17 @@ def _calibration(levels: Levels) -> Finding:
     return Finding("calibration", "bad", text)
 
 
+def _miscalibrated(level: LevelAudit) -> float | None:
+    """The ratio of predicted and actual variance where it is clearly not 1, else None. A small
+    error of the trace is allowed too, since at high noise (sigma/alpha)^2 multiplies it.
+    """
+    ratio, actual = level.calibration.ratio, level.calibration.actual.value
+    if ratio is None:
+        return None
+    allowed = max(MISCALIBRATED, CLEAR * ratio.error, TRACE * level.noise**2 / actual)
+    return ratio.value if abs(ratio.value - 1) > allowed else None
+
+
 def of_likelihood(found: LikelihoodAudit) -> Iterator[Finding]:
     """Whether training data are more likely than held-out data."""
     if found.gap is None:
@@ -202,11 +218,15 @@ def of_likelihood(found: LikelihoodAudit) -> Iterator[Finding]:
     gap = f"{found.gap} nats per number"
     if found.integration > found.gap.error:
         gap += f" (the integration is known to {found.integration:.1g} only)"
-    if _clear(Estimate(found.gap.value - found.integration, found.gap.error)):
+    sure = Estimate(found.gap.value - found.integration, found.gap.error)
+    if _clear(sure) and sure.value > LIKELIER:
         text = f"Training data are more likely than held-out data, by {gap}."
         yield Finding("likelihood", "bad", text)
         return
-    text = f"Training data are not clearly more likely than held-out data: the difference is {gap}."
+    text = (
+        f"Training data are not clearly, and by more than {LIKELIER:.2g} nats per number, more "
+        f"likely than held-out data: the difference is {gap}."
+    )
     yield Finding("likelihood", "good", text)
 
 
@@ -215,15 +235,18 @@ def of_samples(found: SampleAudit) -> Iterator[Finding]:
     whether these others are training data themselves. Near are also samples without detail: as a
     sign of copies that counts beside another one only.
     """
-    yield from _overlap(found)
-    yield from _farness(found)
+    shared = list(_overlap(found))
+    yield from shared
+    if not shared:
+        yield from _farness(found)
     n = found.count
     ratio = _beyond(found.ratio, found.chance_ratio)
-    side = _beyond(found.train_side, Estimate(0.5, 0.0))
-    closer = _beyond(found.closer, Estimate(found.expected or 0.0, 0.0))
+    side = "" if shared else _beyond(found.train_side, Estimate(0.5, 0.0))
+    closer = "" if shared else _beyond(found.closer, Estimate(found.expected or 0.0, 0.0))
     texts = [
         ratio and f"{ratio} have a nearest training atom three times nearer than all others",
-        side and f"{side} are nearer to the training than to the held-out data",
+        side
+        and f"{side} are nearer to the training than to the held-out data, of as many of either",
         closer
         and f"{closer} are nearer to a training atom than {1 - (found.expected or 0):.0%} of "
         "held-out data",
@@ -301,23 +324,44 @@ def of_data(
             "Without held-out data nothing can be said of memorisation: all errors are those on "
             "training data."
         )
-    elif held_out < FEW_POINTS:
-        texts.append(
-            f"{held_out} held-out points are few: only large differences are beyond their errors, "
-            "and a share of 1 % cannot be seen."
-        )
+    for kind, count in (("training", train), ("held-out", held_out)):
+        if count is not None and count < FEW_POINTS:
+            texts.append(
+                f"{count} {kind} points are few: their standard errors are rough, and only large "
+                "differences are beyond them."
+            )
     if rounding > COARSE:
         texts.append(
             f"The network computes in half precision (rounding {rounding:.1g}): its Jacobian is "
             "known roughly only."
         )
-    gaps = [level.linear_gap for level in levels if level.linear_gap]
-    if any(_clear(Estimate(abs(gap.value), gap.error)) for gap in gaps):
+    if _two_laws(levels):
         texts.append(
             "A multiple of x, which cannot memorise, has other errors on held-out than on training "
             "data: the two do not follow the same law, and comparisons of them are doubtful."
         )
     yield from (Finding("limits", "unknown", text) for text in texts)
+
+
+def doubted(findings: Iterable[Finding], levels: Levels) -> Iterator[Finding]:
+    """The findings: "unknown" in place of "bad" where they compare data of two laws."""
+    two = _two_laws(levels)
+    for found in findings:
+        if two and found.status == "bad" and found.name in _COMPARISONS:
+            text = f"{found.text} The two kinds of data follow different laws: that may be why."
+            yield Finding(found.name, "unknown", text)
+        else:
+            yield found
+
+
+def _two_laws(levels: Levels) -> bool:
+    """Whether the best multiple of x has clearly other errors on held-out than on training data, at
+    the highest level, where these are the data's variances.
+    """
+    if not levels or (gap := levels[-1].linear_gap) is None:
+        return False
+    size = abs(gap.value)
+    return _clear(Estimate(size, gap.error)) and size > DIFFERENT * levels[-1].baseline
 
 
 def _clear(estimate: Estimate) -> bool:
