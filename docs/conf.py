@@ -51,10 +51,7 @@ napoleon_use_param = False  # types stand in the signature
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|pathlib|collections|typing|argparse|abc)\..*"),
-    (
-        r"py:class",
-        r"Tensor|np\..*|dfkernels\._.*|dfkernels\.methods\._posterior_mean\.PosteriorMean",
-    ),
+    (r"py:class", r"Tensor|np\..*|dfkernels\.(\w+\.)*_.*"),  # private modules
 ]
 
 html_theme = "furo"

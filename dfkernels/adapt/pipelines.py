@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,8 @@ _FLOWS = (0.01, 100.0)  # of models whose levels have no ends
 Conditions = dict[str, Any]
 
 
-class PipelineFlows(NamedTuple):
+@dataclass(frozen=True)
+class PipelineFlows:
     """What `from_pipeline` returns."""
 
     denoiser_at: Callable[[float], Denoiser]  # of the guidance scale; 1: the model's own flow

@@ -64,10 +64,10 @@ class Latents:
     The first look is at the header and the end of every file. Values are checked as they are read.
 
     Raises:
-        FileError: A shard is missing in the numbering or truncated, lacks a key or labels, has
+        ValueError: A shard is missing in the numbering or truncated, lacks a key or labels, has
             another shape or dtype than the first, or ends in zeros, as one does whose writer died;
-            the folder is empty; a row that is read holds NaN or inf; a file has changed since. A
-            ValueError, whose message names the file.
+            the folder is empty; a row that is read holds NaN or inf; a file has changed since. It
+            is a `FileError`, whose message names the file.
         ValueError: shift or scale are not 1 or C finite numbers, scale > 0; or neither is given and
             there is no `latents_stats.pt`.
         IndexError: A row out of range.

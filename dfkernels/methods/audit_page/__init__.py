@@ -30,8 +30,8 @@ def write_page(report: AuditReport, path: str | Path, train: PointCloud | None =
 
     Raises:
         ModuleNotFoundError: The extra is not installed.
-        TypeError, ValueError: report is no `AuditReport`, or train is not what it was made of.
-        FileError: The file cannot be written.
+        TypeError, ValueError: report is no `AuditReport`, or train is not what it was made of; or
+            the file cannot be written (a `FileError` that names it).
     """
     if not isinstance(report, AuditReport):
         raise TypeError(f"report: expected an AuditReport, got {type(report).__name__}")
