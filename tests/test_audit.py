@@ -353,8 +353,13 @@ def test_held_out_points_that_are_training_data_are_noticed(count, status):
     )
     (found,) = [f for f in report.findings if f"{count} of 100 held-out points are also" in f.text]
     assert (found.name, found.status) == ("limits", status)
-    # a point that is of both kinds is on no side
-    assert "nearer to the training than to the held-out" not in report.verdict
+
+
+def test_a_point_of_both_kinds_is_no_sign_of_copies():
+    report = audit(OfTheLaw(), held_out=TRAIN, levels=2, points=0, samples=128)
+    assert report.samples.train_side.value == 1.0  # all are counted as training data
+    assert finding(report, "copies").status == "good"
+    assert not any(one.name == "samples" for one in report.findings)
 
 
 def test_without_training_data():

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -339,6 +339,29 @@ def _mapped(
 def checksum(t: Tensor) -> int:
     """CRC-32 of a contiguous tensor's bytes."""
     return zlib.crc32(t.flatten().view(torch.uint8).numpy().data)
+
+
+def checksums(tensors: Iterable[object]) -> int:
+    """CRC-32 of the bytes of all tensors among some objects, such as the values of a state_dict."""
+    total = 0
+    for t in tensors:
+        if isinstance(t, Tensor):
+            own = checksum(t.detach().cpu().contiguous())
+            total = zlib.crc32(own.to_bytes(4, "little"), total)
+    return total
+
+
+def refuse_another(
+    path: Path, kind: str, saved: Mapping[str, object], given: Mapping[str, object]
+) -> None:
+    """Raises FileError if what is in a file, of this kind, was made by another configuration."""
+    for key in {**given, **saved}:
+        old, new = (c.get(key, "nothing") for c in (saved, given))
+        if old != new:
+            raise FileError(
+                f"{path}: {kind} of another configuration: {key}: {old} there, {new} here: delete "
+                "it, or name another file"
+            )
 
 
 def first_sentence(error: BaseException) -> str:

@@ -19,7 +19,6 @@ class Timestep(Adapted):
 
     def __init__(self, model: Callable[..., object]) -> None:
         super().__init__(model, "model")
-        self.full_precision = getattr(model, "full_precision", False)
         called = _inside(model)
         try:
             self.named = "timestep" in inspect.signature(called).parameters

@@ -18,6 +18,7 @@ from ..methods.audit import AuditReport, audit
 from ..methods.audit_page import write_page
 from ..methods.denoiser import PREDICTION_TYPES, Denoiser
 from . import arguments, inputs, networks, schedules
+from .progress import progress
 
 _DEFAULTS = {name: p.default for name, p in inspect.signature(audit).parameters.items()}
 _REPORT, _PAGE, _CHECKPOINT = "audit.json", "audit.html", "checkpoint.json"
@@ -174,15 +175,8 @@ def _audited(
     train: PointCloud | None,
     held_out: PointCloud | None,
 ) -> AuditReport:
-    from tqdm import tqdm
-
     names = {"train": args.train, "held_out": args.held_out, "network": args.network}
-    with tqdm(desc="audit", unit=" parts", disable=None, leave=False) as bar:
-
-        def step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("audit", "parts") as step:
         try:
             with inputs.blaming(names):
                 return audit(

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import re
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from .._io.files import FileError
 from ..adapt import pipelines
 from ..methods import guided_likelihood as nll
 from . import arguments
+from .progress import progress
 
 _GUIDANCE = (1.0, 2.0, 4.0, 8.0)
 _SEEDS = list(range(8))
 
 
-def add_to(commands: Any) -> None:
-    """The command's arguments."""
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser's."""
     parser = commands.add_parser(
         "nll",
         help="likelihood of a diffusers pipeline's samples, against guidance and across seeds",
@@ -164,14 +164,7 @@ def _rows(
     configuration: dict[str, object],
     device: torch.device,
 ) -> list[nll.GuidedSample]:
-    from tqdm import tqdm
-
-    with tqdm(desc="nll", unit=" steps", disable=None, leave=False) as bar:
-
-        def step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("nll", "steps") as step:
         return nll.guided_likelihood(
             flows.denoiser_at,
             flows.shape,
@@ -226,13 +219,9 @@ def _loaded(folder: Path) -> Any:
 def _configuration(args: argparse.Namespace, pipeline: Any) -> dict[str, object]:
     """What decides the rows beside the arguments of `guided_likelihood`."""
     network = getattr(pipeline, "unet", None) or pipeline.transformer
-    crc = 0
-    for parameter in network.parameters():
-        raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-        crc = zlib.crc32(raw.numpy().data, crc)
     return {
         "pipeline": type(pipeline).__name__,
-        "weights": f"{crc:08x}",
+        "weights": f"{files.checksums(network.state_dict().values()):08x}",
         "scheduler": type(pipeline.scheduler).__name__,
         "prompt": args.prompt,
         "label": args.label,

@@ -15,6 +15,7 @@ from .._io.files import FileError
 from .._torch import check
 from ..fisher import DiffusionFisher
 from . import arguments, inputs
+from .progress import progress
 
 FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
 
@@ -60,18 +61,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     if not args.force:
         _refuse_inputs(args)
     files.prepare(args.out)
     try:
-        with tqdm(desc="posterior", unit=" queries", disable=None, leave=False) as bar:
-
-            def step(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress("posterior", "queries") as step:
             results = evaluate(
                 args.data,
                 args.queries,

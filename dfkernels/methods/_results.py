@@ -87,13 +87,7 @@ class Rows(Generic[Row]):
                 f"{path}: no results to go on from, or truncated ones ({why}): delete it, or name "
                 "another file"
             ) from None
-        for name in [*self.configuration, *(saved.keys() - self.configuration.keys())]:
-            old, new = (c.get(name, "nothing") for c in (saved, self.configuration))
-            if old != new:
-                raise files.FileError(
-                    f"{path}: results of another configuration: {name}: {old} there, {new} here: "
-                    "delete it, or name another file"
-                )
+        files.refuse_another(path, "results", saved, self.configuration)
         return rows
 
     def _row(self, row: dict[str, Any], types: dict[str, type]) -> Row:

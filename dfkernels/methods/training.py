@@ -150,7 +150,6 @@ def _average(ema: float) -> Callable[..., None]:
     return update
 
 
-@torch.enable_grad()
 def _device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are. Raises TypeError for those that cannot be trained."""
     device = torch.device("cpu")
@@ -214,13 +213,7 @@ def _resume(path: Path, run: dict[str, object], whole: _State, generator: torch.
         raise files.FileError(
             f"{path}: no checkpoint: it lacks {', '.join(sorted(missing))}: delete it"
         )
-    for key in [*run, *(saved.keys() - run.keys())]:
-        old, new = (c.get(key, "nothing") for c in (saved, run))
-        if old != new:
-            raise files.FileError(
-                f"{path}: checkpoint of another configuration: {key}: {old} there, {new} here: "
-                "delete it, or name another file"
-            )
+    files.refuse_another(path, "checkpoint", saved, run)
     try:
         for name, part in parts.items():
             part.load_state_dict(state[name])

@@ -90,11 +90,5 @@ class Parts:
             ) from None
         if kind != serial.FORMAT:
             raise files.FileError(f"{path}: expected {serial.FORMAT!r}, got {kind!r}: delete it")
-        for key in {**self.configuration, **saved}:
-            old, new = (c.get(key, "nothing") for c in (saved, self.configuration))
-            if old != new:
-                raise files.FileError(
-                    f"{path}: checkpoint of another configuration: {key}: {old} there, {new} here: "
-                    "delete it, or name another file"
-                )
+        files.refuse_another(path, "checkpoint", saved, self.configuration)
         return parts

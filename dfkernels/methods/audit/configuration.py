@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 from torch import Tensor, nn
 
 from ..._io import files
@@ -37,14 +35,10 @@ def _network(denoiser: Denoiser) -> str:
     """The checksum of parameters and buffers, and the data sets that serve as a network; of a plain
     callable nothing is known but its name.
     """
-    network, total = denoiser.network, 0
+    network = denoiser.network
     if not isinstance(network, nn.Module):
         return "unknown"
-    for tensor in network.state_dict().values():
-        if isinstance(tensor, Tensor):
-            total = zlib.crc32(
-                files.checksum(tensor.detach().cpu().contiguous()).to_bytes(4, "little"), total
-            )
+    total = files.checksums(network.state_dict().values())
     exact = [part for part in network.modules() if isinstance(part, DataSet)]
     return ", ".join(
         [f"crc32={total}", *(f"{_cloud(part.cloud)} tolerance={part.tolerance}" for part in exact)]

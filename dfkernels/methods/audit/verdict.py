@@ -235,14 +235,13 @@ def of_samples(found: SampleAudit) -> Iterator[Finding]:
     whether these others are training data themselves. Near are also samples without detail: as a
     sign of copies that counts beside another one only.
     """
-    shared = list(_overlap(found))
-    yield from shared
-    if not shared:
-        yield from _farness(found)
+    yield from _overlap(found)
+    yield from _farness(found)
     n = found.count
     ratio = _beyond(found.ratio, found.chance_ratio)
-    side = "" if shared else _beyond(found.train_side, Estimate(0.5, 0.0))
-    closer = "" if shared else _beyond(found.closer, Estimate(found.expected or 0.0, 0.0))
+    # a point that is of both kinds counts as one of the training data
+    side = _beyond(found.train_side, Estimate((1 + _shared(found)) / 2, 0.0))
+    closer = _beyond(found.closer, Estimate(found.expected or 0.0, 0.0))
     texts = [
         ratio and f"{ratio} have a nearest training atom three times nearer than all others",
         side
@@ -269,13 +268,15 @@ def of_samples(found: SampleAudit) -> Iterator[Finding]:
 
 
 def _farness(found: SampleAudit) -> Iterator[Finding]:
-    """Whether more than half of the samples are beyond the median distance of held-out points,
-    which is itself known as well as their number allows.
+    """Whether more than half of the samples are beyond the median distance of held-out points that
+    are no training data, which is itself known as well as their number allows.
     """
-    if found.held_out_distances is None:
+    held_out = found.held_out_distances
+    if held_out is None or _shared(found) == 1:
         return
-    share = estimates.share(found.distances > found.held_out_distances.median())
-    if farther := _beyond(share, Estimate(0.5, 0.5 / math.sqrt(len(found.held_out_distances)))):
+    fresh = held_out[round(_shared(found) * len(held_out)) :]  # they rise
+    share = estimates.share(found.distances > fresh.median())
+    if farther := _beyond(share, Estimate(0.5, 0.5 / math.sqrt(len(fresh)))):
         text = (
             f"Of {found.count} samples, {farther} are farther from the training data than half of "
             "the held-out data are: samples are blurred, or not like data."
@@ -285,18 +286,23 @@ def _farness(found: SampleAudit) -> Iterator[Finding]:
 
 def _overlap(found: SampleAudit) -> Iterator[Finding]:
     """Whether held-out points are training data."""
-    distances = found.held_out_distances
-    if distances is None:
-        return
-    size = found.samples.double().square().mean().sqrt().item()
-    same = int((distances <= SAME * size).sum())
-    if not same:
+    distances, shared = found.held_out_distances, _shared(found)
+    if distances is None or not shared:
         return
     text = (
-        f"{same} of {len(distances)} held-out points are also training data: of memorisation, "
-        "likelihood and copies they tell nothing."
+        f"{round(shared * len(distances))} of {len(distances)} held-out points are also training "
+        "data: of memorisation, likelihood and copies they tell nothing."
     )
-    yield Finding("limits", "bad" if 2 * same > len(distances) else "unknown", text)
+    yield Finding("limits", "bad" if shared > 0.5 else "unknown", text)
+
+
+def _shared(found: SampleAudit) -> float:
+    """The share of held-out points that are training data."""
+    distances = found.held_out_distances
+    if distances is None:
+        return 0.0
+    size = found.samples.double().square().mean().sqrt()
+    return (distances <= SAME * size).double().mean().item()
 
 
 def _beyond(share: Estimate | None, chance: Estimate) -> str:

@@ -65,7 +65,7 @@ def _of_levels(report: AuditReport) -> list[_Picture]:
             "Is it a score?",
             "The score of any law has a symmetric Jacobian J, and `σJ` has no eigenvalue above 1."
             " What lies above the line is impossible for a score; the percentage is the share of"
-            " queries at which it was found.",
+            " queries at which it is above by more than the verdict allows.",
             partial(_levels.jacobian, levels),
         ),
         _Picture(
