@@ -24,6 +24,7 @@ from .methods.samplers import invert, sample
 from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
 from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
+from .partial import Partial, merge
 
 __all__ = [
     "AuditReport",
@@ -38,6 +39,7 @@ __all__ = [
     "Latents",
     "LinearOperator",
     "MatchedTrace",
+    "Partial",
     "PointCloud",
     "TopK",
     "adapt",
@@ -48,6 +50,7 @@ __all__ = [
     "guided_likelihood",
     "invert",
     "log_prob",
+    "merge",
     "methods",
     "ops",
     "sample",

@@ -23,6 +23,7 @@ LAYERS = [
     {"schedule", "ops", "linalg"},
     {"certified"},
     {"cloud"},
+    {"partial"},
     {"fisher"},
     {"_top_k"},
     {"methods"},

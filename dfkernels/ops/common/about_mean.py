@@ -32,13 +32,18 @@ def log_norm(sigma: Tensor, d: int) -> Tensor:
 
 def log_density(z: Inputs, weight: Tensor) -> Tensor:
     """log_prob [B] in the compute dtype, from the sum of the weights about z.reference."""
+    return log_density_in_double(z, weight).to(z.x.dtype)
+
+
+def log_density_in_double(z: Inputs, weight: Tensor) -> Tensor:
+    """log_prob [B] in float64, whatever the compute dtype: only differences between logits are
+    rounded to that."""
     d, sigma = z.x.shape[1], z.sigma.double()
     r = residual(z.x.double(), z.alpha.double(), sigma, z.reference.double())
     (shift,) = autograd.with_tangents(weight, [z.shift - log_norm(torch.ones_like(sigma), d)])
     # torch.sub multiplies by numbers as well, which have no tangents (see with_tangents)
     density = torch.sub(shift, torch.log(sigma), alpha=d)
-    density = torch.sub(density, (r * r).sum(1), alpha=0.5) + torch.log(weight)
-    return density.to(z.x.dtype)
+    return torch.sub(density, (r * r).sum(1), alpha=0.5) + torch.log(weight)
 
 
 def about_mean(

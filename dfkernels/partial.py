@@ -1,0 +1,405 @@
+"""What a pass over a part of a data set leaves, and how parts become one result.
+
+For a query x, the part k of a data set has atoms y_i with weights pi_i that need not be normalised,
+and leaves
+
+    weight   log sum_i pi_i                                     `log_weight`
+    mass     log M_k = log sum_i pi_i N(x; alpha y_i, sigma^2 I) `log_mass`
+    moments  of its own posterior weights w_i = pi_i N(x; alpha y_i, sigma^2 I)/M_k: the mean, the
+             trace V of the covariance C, Q = sum_i w_i^2, and where they are asked for C v, diag C
+             and the mean of values
+
+Two parts together have, with p_k = M_k/(M_1 + M_2) and delta = mean_2 - mean_1 (Chan's formula),
+
+    mean = p_1 mean_1 + p_2 mean_2                 Q = p_1^2 Q_1 + p_2^2 Q_2
+    V    = p_1 V_1 + p_2 V_2 + p_1 p_2 |delta|^2
+    C v  = p_1 C_1 v + p_2 C_2 v + p_1 p_2 delta <delta, v>        (and so diag C)
+
+which is exact, associative, and has the part without atoms for its neutral element. Then log q =
+log mass - log weight. All of it is float64, whatever the dtype of x: in float32 a log mass of
+thousands, usual in thousands of dimensions, would be rounded by more than a part may weigh.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ._torch import check, diagnosis, library
+from ._torch.errors import UnusableValue
+from ._torch.objects import plain
+from ._torch.types import Level
+from .cloud import PointCloud
+from .ops import Posterior
+from .ops.common.about_mean import about_mean, log_density_in_double
+from .ops.common.derivatives import Stored
+from .ops.common.moments import KINDS
+
+__all__ = ["Partial", "merge"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Partial:
+    """What a pass over a part of a data set leaves for queries x: made by `Partial.of`, put
+    together by `merge`, and turned into results by its methods, which are those of the whole data
+    set once all of its parts are merged.
+
+    It holds some 2d numbers a query, however many atoms the part has, and pickles: parts can be
+    computed by other processes and machines, in other sessions, or one file after another.
+
+    Attributes:
+        x: the queries, ``[B, *E]``.
+        alpha, sigma: their levels, [B], in x's dtype.
+        v: vectors to multiply with F, ``[B, *E]`` or ``[B, K, *E]``, or None.
+        log_weight: log of the sum of the atoms' weights, which are 1 for every atom where there is
+            no log_prior; [] in float64, as all that follows.
+        log_mass: log sum_i pi_i N(x; alpha y_i, sigma^2 I), [B].
+        mean: the part's posterior mean, ``[B, *E]``.
+        variance: the trace of its posterior covariance C, [B].
+        weight_square: the sum of its squared posterior weights, [B].
+        covariance_product: C v in v's shape, or None.
+        covariance_diagonal: diag C, ``[B, *E]``, or None.
+        value_mean: the posterior mean of values of the atoms, ``[B, *P]``, or None.
+    """
+
+    x: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    v: Tensor | None
+    log_weight: Tensor
+    log_mass: Tensor
+    mean: Tensor
+    variance: Tensor
+    weight_square: Tensor
+    covariance_product: Tensor | None = None
+    covariance_diagonal: Tensor | None = None
+    value_mean: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        y: PointCloud | Tensor,
+        alpha: Level,
+        sigma: Level,
+        log_prior: Tensor | None = None,
+        *,
+        v: Tensor | None = None,
+        values: Tensor | None = None,
+        diagonal: bool = False,
+        scale: float = 1.0,
+        offset: float = 0.0,
+    ) -> Partial:
+        """One pass over a part of a data set, and another for each of v, values and diagonal.
+
+        Args:
+            x: Queries ``[B, *E]``, float32 or float64; the same for all parts.
+            y: The part's atoms: a PointCloud, or a tensor ``[N, *E]`` as `ops.posterior` takes it,
+                here N may be 0.
+            alpha, sigma: Levels of the queries, numbers or [B].
+            log_prior: Log weights [N] of the atoms, relative to those of all other parts; None
+                gives each the weight 1. -inf masks an atom, here all of them may be masked. A
+                PointCloud has its own: those that it was made with.
+            v: Vectors ``[B, *E]`` or ``[B, K, *E]`` in x's dtype, for `fisher_matvec`.
+            values: Values of the atoms ``[N, *P]``, for `average`.
+            diagonal: Whether `fisher_diagonal` is wanted.
+            scale, offset: What maps the stored atoms to the data, scale * y + offset. A PointCloud
+                has its own.
+
+        Differentiable as the ops are.
+
+        Raises:
+            TypeError: An argument has a wrong type or dtype; the message names it.
+            ValueError: So for a shape, a device or a value; or all atoms are so far from a query
+                that x's dtype cannot hold the distance.
+        """
+        check.query("x", x)
+        check.choice("diagonal", diagonal, (False, True))
+        with plain(x.device):
+            if isinstance(y, PointCloud):
+                if log_prior is not None or scale != 1.0 or offset != 0.0:
+                    raise ValueError(
+                        "log_prior, scale, offset: expected none of them with a PointCloud, which "
+                        "has its own"
+                    )
+                given = (y.y, y._log_pi(x.dtype), y.scale, y.offset)
+                log_weight = _log_weight(x, y.y, y.log_prior)
+            else:
+                if not isinstance(y, Tensor):
+                    check.tensor("y", y)
+                given = (y, log_prior, scale, offset)
+                log_weight = _log_weight(x, y, log_prior)
+            args = _checked(x, alpha, sigma, *given)
+            part = _queries(x, v, values, *args[2:4])
+            if args[1].shape[0] == 0 or bool(log_weight == -math.inf):
+                return _without_atoms(part, log_weight, values, diagonal)
+            try:
+                return _moments(part, args, log_weight, values, diagonal)
+            except UnusableValue as error:
+                y, prior, *_ = given
+                named = {"x": x, "y": y, "alpha": alpha, "sigma": sigma, "log_prior": prior}
+                diagnosis.diagnose(named | {"v": v, "values": values}, error)
+                raise
+
+    def posterior(self) -> Posterior:
+        """log_prob [B], mean ``[B, *E]``, fisher_trace [B] and ess [B] in x's dtype, as
+        `ops.posterior` returns them.
+
+        Raises:
+            ValueError: No atom has any weight.
+        """
+        self._expect_atoms()
+        d = math.prod(self.x.shape[1:])
+        alpha, sigma = self.alpha.double(), self.sigma.double()
+        trace = (d - (alpha / sigma) ** 2 * self.variance) / sigma**2
+        log_prob = self.log_mass - self.log_weight
+        outs = (log_prob, self.mean, trace, 1 / self.weight_square)
+        return Posterior(*(t.to(self.x.dtype) for t in outs))
+
+    def score(self) -> Tensor:
+        """grad_x log q = (alpha mean - x)/sigma^2, ``[B, *E]``.
+
+        Raises:
+            ValueError: No atom has any weight.
+        """
+        self._expect_atoms()
+        alpha, sigma = (_beside(t.double(), self.mean) for t in (self.alpha, self.sigma))
+        return ((alpha * self.mean - self.x) / sigma**2).to(self.x.dtype)
+
+    def fisher_matvec(self) -> Tensor:
+        """F v = (v - (alpha/sigma)^2 C v)/sigma^2 for the v that the parts were made with, in its
+        shape.
+
+        Raises:
+            ValueError: There is no v, or no atom has any weight.
+        """
+        return self._fisher(self.v, self.covariance_product, "v=...")
+
+    def fisher_diagonal(self) -> Tensor:
+        """diag F, ``[B, *E]``.
+
+        Raises:
+            ValueError: The parts were made without diagonal=True, or no atom has any weight.
+        """
+        one = torch.ones_like(self.mean)
+        return self._fisher(one, self.covariance_diagonal, "diagonal=True")
+
+    def average(self) -> Tensor:
+        """The posterior mean of the atoms' values, ``[B, *P]``, as `ops.average` returns it.
+
+        Raises:
+            ValueError: The parts were made without values, or no atom has any weight.
+        """
+        return self._given(self.value_mean, "values=...").to(self.x.dtype)
+
+    def __repr__(self) -> str:
+        event = tuple(self.x.shape[1:])
+        return f"Partial(B={len(self.x)}, event_shape={event}, {self.x.dtype}, {self.x.device})"
+
+    def _fisher(self, v: Tensor | None, product: Tensor | None, argument: str) -> Tensor:
+        product = self._given(product, argument)
+        assert v is not None
+        alpha, sigma = (_beside(t.double(), product) for t in (self.alpha, self.sigma))
+        return ((v - (alpha / sigma) ** 2 * product) / sigma**2).to(self.x.dtype)
+
+    def _given(self, moment: Tensor | None, argument: str) -> Tensor:
+        if moment is None:
+            raise ValueError(f"this Partial was made without it: call Partial.of(..., {argument})")
+        self._expect_atoms()
+        return moment
+
+    def _expect_atoms(self) -> None:
+        if bool(self.log_weight == -math.inf):
+            raise ValueError("expected at least one atom with a weight, got parts without any")
+
+
+def merge(parts: Iterable[Partial]) -> Partial:
+    """Puts parts of a data set together: exactly what one pass over all their atoms leaves, but for
+    rounding in float64.
+
+    Parts are added one after the other, and may come from a generator that makes them, so that
+    never more than two are held. The result is a Partial again, to which others can be merged.
+    Merged in the same order, the same parts give the same bits, whoever computed them and whether
+    in one call or in several that go on from the first ones' result.
+
+    Args:
+        parts: Of disjoint sets of atoms, for the same x, alpha, sigma and v, at least one.
+
+    Raises:
+        TypeError: Something is no Partial.
+        ValueError: There are none, or they are for other queries, or have other moments.
+    """
+    parts = iter(parts)
+    first = next(parts, None)
+    if first is None:
+        raise ValueError("parts: expected at least one Partial, got none")
+    total = _expect_partial(first)
+    with plain(total.x.device):
+        return functools.reduce(_of_two, parts, total)
+
+
+def _expect_partial(part: object) -> Partial:
+    if not isinstance(part, Partial):
+        raise TypeError(f"parts: expected Partials, got {type(part).__name__}")
+    return part
+
+
+def _log_weight(x: Tensor, y: Tensor, log_prior: Tensor | None) -> Tensor:
+    """The log-sum of the atoms' weights, [] in float64."""
+    if log_prior is not None and y.dim() and log_prior.shape == y.shape[:1]:
+        return log_prior.double().logsumexp(0)
+    n = y.shape[0] if y.dim() else 0
+    return x.new_full((), math.log(n) if n else -math.inf, dtype=torch.float64)
+
+
+def _checked(x: Tensor, alpha: Level, sigma: Level, y: Tensor, prior, scale, offset) -> tuple:
+    """The arguments of a pass, flat; a part without atoms is checked as one with an atom would
+    be."""
+    if y.dim() and y.shape[0] == 0:
+        one = y.new_zeros((1, *y.shape[1:]))
+        if prior is not None and prior.shape == (0,):
+            prior = prior.new_zeros(1)
+        flat, _, *rest = check.points(x, one, alpha, sigma, prior, scale, offset)
+        return flat, y, *rest
+    return check.points(x, y, alpha, sigma, prior, scale, offset)
+
+
+def _queries(x: Tensor, v: Tensor | None, values, alpha: Tensor, sigma: Tensor) -> Partial:
+    """A Partial for these queries whose moments are still to come."""
+    if v is not None:
+        check.vectors("v", v, "x", x, math.prod(x.shape[1:]))
+    if values is not None:
+        check.tensor("values", values)
+    none = x.new_zeros(0, dtype=torch.float64)
+    return Partial(x, alpha, sigma, v, none, none, none, none, none)
+
+
+def _without_atoms(part: Partial, log_weight: Tensor, values, diagonal: bool) -> Partial:
+    """The Partial of no atoms."""
+    x, like = part.x, {"dtype": torch.float64}
+    numbers = x.new_zeros(len(x), **like)
+    vectors = x.new_zeros(x.shape, **like)
+    return replace(
+        part,
+        log_weight=log_weight,
+        log_mass=numbers - math.inf,
+        mean=vectors,
+        variance=numbers,
+        weight_square=numbers,
+        covariance_product=None if part.v is None else part.v.new_zeros(part.v.shape, **like),
+        covariance_diagonal=vectors if diagonal else None,
+        value_mean=None if values is None else x.new_zeros(len(x), *values.shape[1:], **like),
+    )
+
+
+def _moments(part: Partial, args: tuple, log_weight: Tensor, values, diagonal: bool) -> Partial:
+    """The moments of a part that has atoms."""
+    flat, atoms, alpha, sigma, prior, scale, offset = args
+    x, v, stored = part.x, part.v, Stored(scale, offset, None, None)
+
+    def sums(kind: str, *own: Tensor):
+        return about_mean(KINDS[kind], flat, atoms, alpha, sigma, prior, stored, own)
+
+    z, found = sums("posterior")
+    weight, first, square, weight_square = (t.double() for t in found)
+    delta = first / weight[:, None]
+    product = spread = value_mean = None
+    if v is not None:
+        rows = check.vectors("v", v, "x", x, flat.shape[1])
+        product = _covariance(sums("matvec", rows)[1], rows).reshape(v.shape)
+    if diagonal:
+        spread = _covariance(sums("diagonal")[1], None).reshape(x.shape)
+    if values is not None:
+        rows = check.values(values, flat, atoms)
+        op = library.overload("average")
+        _, value_mean = op(flat, atoms, rows, alpha, sigma, prior, scale, offset)
+        value_mean = value_mean.double().reshape(len(x), *values.shape[1:])
+    return replace(
+        part,
+        log_weight=log_weight,
+        log_mass=log_density_in_double(z, found[0]) + log_weight,
+        mean=(z.reference.double() + delta).reshape(x.shape),
+        variance=square / weight - (delta * delta).sum(1),
+        weight_square=weight_square / weight**2,
+        covariance_product=product,
+        covariance_diagonal=spread,
+        value_mean=value_mean,
+    )
+
+
+def _covariance(found: list[Tensor], v: Tensor | None) -> Tensor:
+    """C v [B, K, d], or diag C [B, d], in float64 from the sums about the reference."""
+    weight, first, second = (t.double() for t in found)
+    delta = first / weight[:, None]
+    if v is None:
+        return second / weight[:, None] - delta * delta
+    along = (v.double() * delta[:, None]).sum(-1, keepdim=True)
+    return second / weight[:, None, None] - delta[:, None] * along
+
+
+def _beside(t: Tensor, other: Tensor) -> Tensor:
+    """[B] in a shape that goes with [B, ...]."""
+    return t.reshape(-1, *[1] * (other.dim() - 1))
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a is b:
+        return a is b
+    same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return same_kind and torch.equal(a, b)
+
+
+def _expect_alike(a: Partial, b: Partial) -> None:
+    for name in ("x", "alpha", "sigma", "v"):
+        if not _same(getattr(a, name), getattr(b, name)):
+            raise ValueError(
+                f"parts: expected the same {name} for all of them, got another: only parts for the "
+                "same queries, on one device, can be merged"
+            )
+    for name in ("covariance_diagonal", "value_mean"):
+        shapes = [None if (t := getattr(p, name)) is None else list(t.shape) for p in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"parts: expected the same moments of all of them, got {name} of shape "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+
+
+def _of_two(a: Partial, b: Partial) -> Partial:
+    """Both together, by the formulas above."""
+    _expect_alike(a, _expect_partial(b))
+    gap = b.log_mass - a.log_mass
+    gap = torch.where(gap.isnan(), -math.inf, gap)  # neither has atoms
+    p, q = torch.sigmoid(-gap), torch.sigmoid(gap)
+    delta = b.mean - a.mean
+
+    def average(first: Tensor | None, second: Tensor | None, between: Tensor | float = 0.0):
+        """p first + q second + p q between."""
+        if first is None or second is None:
+            return None
+        share, other = _beside(p, first), _beside(q, first)
+        return share * first + other * second + share * other * between
+
+    product = None
+    if a.v is not None:
+        d = math.prod(a.x.shape[1:])
+        rows, flat = check.vectors("v", a.v, "x", a.x, d).double(), delta.reshape(-1, 1, d)
+        product = (flat * (flat * rows).sum(-1, keepdim=True)).reshape(a.v.shape)
+    return replace(
+        a,
+        log_weight=torch.logaddexp(a.log_weight, b.log_weight),
+        log_mass=torch.logaddexp(a.log_mass, b.log_mass),
+        mean=average(a.mean, b.mean),
+        variance=average(a.variance, b.variance, delta.flatten(1).square().sum(1)),
+        weight_square=p**2 * a.weight_square + q**2 * b.weight_square,
+        covariance_product=average(
+            a.covariance_product, b.covariance_product, 0.0 if product is None else product
+        ),
+        covariance_diagonal=average(a.covariance_diagonal, b.covariance_diagonal, delta * delta),
+        value_mean=average(a.value_mean, b.value_mean),
+    )
