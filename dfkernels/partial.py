@@ -376,30 +376,33 @@ def _of_two(a: Partial, b: Partial) -> Partial:
     gap = b.log_mass - a.log_mass
     gap = torch.where(gap.isnan(), -math.inf, gap)  # neither has atoms
     p, q = torch.sigmoid(-gap), torch.sigmoid(gap)
+    d = math.prod(a.x.shape[1:])
     delta = b.mean - a.mean
+    flat = delta.reshape(-1, d)
 
-    def average(first: Tensor | None, second: Tensor | None, between: Tensor | float = 0.0):
+    def average(first: Tensor, second: Tensor, between: Tensor | float = 0.0) -> Tensor:
         """p first + q second + p q between."""
-        if first is None or second is None:
-            return None
         share, other = _beside(p, first), _beside(q, first)
         return share * first + other * second + share * other * between
 
-    product = None
-    if a.v is not None:
-        d = math.prod(a.x.shape[1:])
-        rows, flat = check.vectors("v", a.v, "x", a.x, d).double(), delta.reshape(-1, 1, d)
-        product = (flat * (flat * rows).sum(-1, keepdim=True)).reshape(a.v.shape)
+    product = spread = value_mean = None
+    if a.v is not None and a.covariance_product is not None and b.covariance_product is not None:
+        rows = check.vectors("v", a.v, "x", a.x, d).double()
+        along = (flat[:, None] * rows).sum(-1, keepdim=True)
+        between = (flat[:, None] * along).reshape(a.v.shape)
+        product = average(a.covariance_product, b.covariance_product, between)
+    if a.covariance_diagonal is not None and b.covariance_diagonal is not None:
+        spread = average(a.covariance_diagonal, b.covariance_diagonal, delta * delta)
+    if a.value_mean is not None and b.value_mean is not None:
+        value_mean = average(a.value_mean, b.value_mean)
     return replace(
         a,
         log_weight=torch.logaddexp(a.log_weight, b.log_weight),
         log_mass=torch.logaddexp(a.log_mass, b.log_mass),
         mean=average(a.mean, b.mean),
-        variance=average(a.variance, b.variance, delta.flatten(1).square().sum(1)),
+        variance=average(a.variance, b.variance, (flat * flat).sum(1)),
         weight_square=p**2 * a.weight_square + q**2 * b.weight_square,
-        covariance_product=average(
-            a.covariance_product, b.covariance_product, 0.0 if product is None else product
-        ),
-        covariance_diagonal=average(a.covariance_diagonal, b.covariance_diagonal, delta * delta),
-        value_mean=average(a.value_mean, b.value_mean),
+        covariance_product=product,
+        covariance_diagonal=spread,
+        value_mean=value_mean,
     )
