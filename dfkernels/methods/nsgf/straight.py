@@ -1,0 +1,107 @@
+"""The straight flow of NSGF++: its regression on pairs, and its ODE from a time of each point's
+own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..._torch import check
+from ...schedule import RectifiedFlow
+from .._calls import call, checked
+from .._reporting import Callback, reporting
+from .._shapes import column, flat
+from ..denoiser import Denoiser
+from .network import Network
+
+__all__ = ["interpolated", "straight_flow", "straight_loss"]
+
+
+def straight_loss(network: Network, x_0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """The training loss of a straight flow on pairs, a scalar: the mean, for t uniform in [0, 1),
+    of
+
+        |u(x_t, t) - (y - x_0)|^2/d,   x_t = (1 - t) x_0 + t y
+
+    With independent pairs it is flow matching (the straight flow of NSGF++, Algorithm 3); with the
+    pairs of `sinkhorn.solve(x_0, y, ...).draw` flow matching on an optimal-transport coupling.
+
+    Args:
+        network: `network(x, t)` -> ``[B, *E]``, such as `networks.VectorNet(d)`.
+        x_0: Points of the source ``[B, *E]``, float32 or float64.
+        y: Points of the target ``[B, *E]``, one for each.
+        generator: Of the times.
+
+    Raises:
+        TypeError, ValueError: An argument or the network's output is wrong; the message names it.
+    """
+    x, t = interpolated(x_0, y, generator)
+    out = checked("network", call(network, x, t, {}), x, t)
+    return flat(out - (y - x_0)).square().mean()
+
+
+def interpolated(x_0: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x_t = (1 - t) x_0 + t y for t [B] uniform in [0, 1), and t."""
+    check.query("x_0", x_0)
+    check.like("y", y, "x_0", x_0)
+    t = torch.rand(len(x_0), generator=generator, dtype=x_0.dtype, device=generator.device)
+    t = t.to(x_0.device)
+    return x_0 + column(t, x_0) * (y - x_0), t
+
+
+def straight_flow(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: float | Tensor,
+    *,
+    steps: int,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **conditions: object,
+) -> Tensor:
+    """Moves points along the straight flow from their own times t to 1, in equal Euler steps: the
+    second phase of NSGF++ (Algorithm 4).
+
+    A step from t to t' is x <- x + (t' - t) (mean - x)/(1 - t), with mean = x + (1 - t) u(x, t) the
+    denoiser's. The last one therefore ends at a mean, which is a point of the data where the flow
+    has decided for one.
+
+    Args:
+        denoiser: `Denoiser(u, RectifiedFlow(), "flow")` of a network that `straight_loss` trained,
+            or `Denoiser.exact(cloud, RectifiedFlow())`.
+        x: Points ``[B, *E]``, float32 or float64, such as the end of `sample`.
+        t: The time of each, a number or [B], in [0, 1): what a `TimePredictor` or `time_posterior`
+            says, or 0 for points of the source.
+        steps: How many, each of (1 - t)/steps.
+        callback: Called as callback(done, steps) after each step.
+        progress: Whether to show a bar on stderr.
+        conditions: Keyword arguments of the network, such as class labels.
+
+    Differentiable through the denoiser; sample under torch.no_grad() otherwise.
+
+    Returns:
+        The points at t = 1, ``[B, *E]``.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong, or the network returns another shape, NaN or
+            inf; the message names it.
+    """
+    check.query("x", x)
+    steps = check.integer("steps", steps, 1)
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
+    if not isinstance(denoiser.schedule, RectifiedFlow):
+        raise check.mismatch("denoiser", "the schedule RectifiedFlow()", repr(denoiser.schedule))
+    t = check.per_query("t", t, x).double()
+    if not check.values_hidden(t) and not bool(((t >= 0) & (t < 1)).all()):
+        at = t[~((t >= 0) & (t < 1))][0].item()
+        raise check.mismatch("t", "times in [0, 1)", f"{at:g}")
+    denoiser.warn_in_training("straight_flow")
+    denoiser = denoiser.bind(**conditions)
+    with reporting("straight_flow", callback, progress, steps) as report:
+        for k in range(steps):
+            mean = denoiser(x, t + (1 - t) * (k / steps))
+            x = x + (mean - x) / (steps - k)  # (t' - t)/(1 - t) of the k-th step
+            report(k + 1, steps)
+    return x
