@@ -11,7 +11,9 @@ import torch
 from dfkernels import PointCloud, schedule
 from dfkernels.methods import (
     adjoint,
+    ancestral,
     endpoint,
+    langevin,
     likelihood,
     samplers,
     trace_matching,
@@ -56,6 +58,33 @@ CALLS = {
         )
         for method in samplers.METHODS
     },
+    **{
+        f"ancestral, {covariance}": lambda x, c, covariance=covariance: (
+            ancestral.sample(Denoiser.exact(c, SCH), x, T, covariance, generator=generator()).x
+        )
+        for covariance in ancestral.COVARIANCES
+    },
+    **{
+        f"langevin, {kind}, {metropolis}": lambda x, c, kind=kind, how=how, metropolis=metropolis: [
+            langevin.langevin(
+                *(Denoiser.exact(c, SCH), x, 0.5, 2, kind),
+                generator=generator(),
+                metropolis=metropolis,
+                **how(x),
+            ).x
+        ]
+        for kind, how in {
+            "none": lambda x: {},
+            "gibbs": lambda x: {},
+            "damped": lambda x: {"damping": 0.3},
+            "rank-one": lambda x: {"damping": 100.0, "x0": x},
+            "paper": lambda x: {"damping": 0.3},
+        }.items()
+        for metropolis in (False, True)
+    },
+    "gibbs": lambda x, c: [
+        langevin.gibbs(Denoiser.exact(c, SCH), x, 0.5, 2, generator=generator())
+    ],
     "invert": lambda x, c: samplers.invert(Denoiser.exact(c, SCH), x, T).x,
     **{
         f"fisher, {form}": lambda x, c, form=form: [

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import eigsh
 
 import dfkernels as df
 from dfkernels.linalg.cg import NotPositiveDefinite, conjugate_gradients, power_of_two
+from dfkernels.linalg.function import function_product
 from dfkernels.linalg.lanczos import lanczos, orthonormal
 
 
@@ -222,3 +223,48 @@ def test_powers_of_two():
     p = power_of_two(t)
     assert p[:5].tolist() == [1, 1, 1, 2, 0.25]
     assert bool((torch.frexp(p).mantissa == 0.5).all()) and bool((p[1:] <= t[1:]).all())
+
+
+@pytest.mark.parametrize("dtype, tol", [(torch.float32, 2e-5), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize("d", [1, 2, 12])
+def test_functions_of_a_matrix(dtype, tol, d):
+    """Against the spectrum; spaces that are exhausted early (few eigenvalues, an eigenvector, a
+    vector 0), huge and tiny vectors, and a function that differs from vector to vector."""
+    spectrum = normal(4, d, seed=1).exp()
+    spectrum[1], spectrum[2, : d // 2], spectrum[2, d // 2 :] = 0.5, 1.0, 3.0
+    matrix = symmetric(spectrum, seed=2)
+    v = normal(4, 3, d, seed=3)
+    v[0, 0], v[0, 1], v[3, 0], v[3, 1] = 0, matrix[0] @ v[0, 2], 1e30 * v[3, 0], 1e-30 * v[3, 1]
+    v[0, 2] = torch.linalg.eigh(matrix[0]).eigenvectors[:, -1]
+    values, axes = torch.linalg.eigh(matrix)
+
+    def f(a):
+        return torch.stack([a[:, 0].sqrt(), 1 / (a[:, 1] + 0.1), a[:, 2].cos()], 1)
+
+    weights = f(values[:, None].expand(4, 3, d))
+    want = torch.einsum("bij,bkj,blj,bkl->bki", axes, weights, axes, v)
+    rows = matrix.to(dtype)
+    found = function_product(lambda u: u @ rows, v.to(dtype), f, d + 2)
+    assert found.dtype == dtype
+    size = v.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    assert ((found - want) / size).abs().max() < tol
+
+
+def test_few_steps_are_exact_for_polynomials_and_converge_for_roots():
+    matrix = symmetric(torch.linspace(1, 9, 60, dtype=torch.float64)[None])
+    v = normal(1, 1, 60, seed=1)
+    calls = []
+
+    def apply(u):
+        calls.append(u.shape)
+        return u @ matrix
+
+    cube = function_product(apply, v, lambda a: a**3 - a, 4)
+    torch.testing.assert_close(cube, v @ (matrix @ matrix @ matrix - matrix), rtol=1e-10, atol=1e-9)
+    assert calls == [(1, 1, 60)] * 4
+    values, axes = torch.linalg.eigh(matrix)
+    root = v @ (axes * values.sqrt()[:, None]) @ axes.mT
+    error = [(function_product(apply, v, torch.sqrt, k) - root).norm().item() for k in (2, 6, 12)]
+    assert error[1] < error[0] / 50 and error[2] < error[1] / 50
+    draw = function_product(apply, torch.zeros(0, 2, 60, dtype=torch.float64), torch.sqrt, 3)
+    assert draw.shape == (0, 2, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from . import (
     adjoint,
+    ancestral,
     audit,
     audit_page,
     called,
@@ -14,6 +15,7 @@ from . import (
     endpoint,
     grid,
     guided_likelihood,
+    langevin,
     latents,
     likelihood,
     networks,
@@ -31,6 +33,7 @@ __all__ = [
     "Called",
     "Denoiser",
     "adjoint",
+    "ancestral",
     "audit",
     "audit_page",
     "called",
@@ -40,6 +43,7 @@ __all__ = [
     "endpoint",
     "grid",
     "guided_likelihood",
+    "langevin",
     "latents",
     "likelihood",
     "networks",
