@@ -2,13 +2,15 @@
 
 Records what the launchers launch, on tensors without a device, compiles it for four compute
 capabilities and writes registers, spills and shared memory to bench/results/triton_budget.csv, the
-budget that tests/test_triton_compile.py keeps them to.
+budget that tests/test_triton_compile.py keeps them to. The column `source` tells what was compiled:
+as long as it is the same, the same compiler makes the same code of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import importlib
 import itertools
 import json
@@ -31,6 +33,7 @@ BUDGET = ROOT / "bench" / "results" / "triton_budget.csv"
 CAPABILITIES = (80, 90, 100, 120)
 KEY = ("triton", "file", "kernel", "cc")
 COUNTS = ("registers", "stack", "loop_spills", "shared")
+COLUMNS = (*KEY, *COUNTS, "source")
 
 
 # op: shapes (B, N, d, K), or (B, d, K), and dtypes of x and y with which its launcher is called,
@@ -244,13 +247,26 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
     return found
 
 
-def compiled(launch: Launch, cc: int):
+def source_of(launch: Launch):
+    """What Triton compiles: the kernel, specialised to its arguments."""
     names = launch.kernel.arg_names
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned}
-    source = triton.compiler.ASTSource(
-        launch.kernel, launch.signature, launch.constants, attributes
-    )
-    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=launch.options)
+    return triton.compiler.ASTSource(launch.kernel, launch.signature, launch.constants, attributes)
+
+
+def digest(launch: Launch) -> str:
+    """Of the kernel's source, the functions and constants that it uses, and how it is specialised.
+
+    Triton counts the line where a function begins, so that one which has only moved counts as
+    changed.
+    """
+    whole = f"{source_of(launch).hash()} {sorted(launch.options.items())}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def compiled(launch: Launch, cc: int):
+    target = GPUTarget("cuda", cc, 32)
+    return triton.compile(source_of(launch), target=target, options=launch.options)
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -285,14 +301,16 @@ def resources(kernel) -> dict[str, int]:
     return {"registers": int(usage["REG"]), "stack": stack, "loop_spills": spills, "shared": shared}
 
 
-def measure_here(cc: int) -> list[dict]:
+def measure_here(cc: int, known: frozenset[str] = frozenset()) -> list[dict]:
+    """Compiles the kernels of one capability, but for those whose digest is known."""
     rows, errors = [], []
     for (file, name), launch in launches(cc).items():
+        row = {"triton": triton.__version__, "file": file, "kernel": name, "cc": cc}
+        row["source"] = digest(launch)
+        if row["source"] in known:
+            continue
         try:
-            used = resources(compiled(launch, cc))
-            rows.append(
-                {"triton": triton.__version__, "file": file, "kernel": name, "cc": cc, **used}
-            )
+            rows.append(row | resources(compiled(launch, cc)))
         except Exception as error:
             errors.append(f"{file}, {name}, cc {cc}: {error}")
     if errors:
@@ -300,8 +318,10 @@ def measure_here(cc: int) -> list[dict]:
     return rows
 
 
-def measure(capabilities=CAPABILITIES) -> list[dict]:
-    """All kernels; every capability in a process of its own, without the interpreter."""
+def measure(capabilities=CAPABILITIES, known: frozenset[str] = frozenset()) -> list[dict]:
+    """All kernels whose digest is not known; every capability in a process of its own, without the
+    interpreter.
+    """
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DISABLE_LINE_INFO": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     with tempfile.TemporaryDirectory() as folder:
@@ -316,6 +336,8 @@ def measure(capabilities=CAPABILITIES) -> list[dict]:
                 str(cc),
                 "--out",
                 str(out),
+                "--known",
+                *sorted(known),
             ]
             with log.open("w") as file:
                 process = subprocess.Popen(
@@ -342,7 +364,7 @@ def write(rows: list[dict], path: Path = BUDGET) -> None:
     versions = {row["triton"] for row in rows}
     kept = [row for row in read(path) if row["triton"] not in versions] if path.exists() else []
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, (*KEY, *COUNTS), lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(kept + rows, key=lambda row: tuple(row[k] for k in KEY)))
 
@@ -353,9 +375,10 @@ def main() -> None:
     )
     parser.add_argument("--cc", type=int, help="one compute capability, for --out")
     parser.add_argument("--out", type=Path, help="a JSON file instead of the budget")
+    parser.add_argument("--known", nargs="*", default=[], help="digests to leave out, for --out")
     args = parser.parse_args()
     if args.out:
-        args.out.write_text(json.dumps(measure_here(args.cc)))
+        args.out.write_text(json.dumps(measure_here(args.cc, frozenset(args.known))))
         return
     rows = measure()
     write(rows)
