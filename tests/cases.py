@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfkernels import ops
-from tools.op_table import DATA_OPS, OPS, TABLE
+from tools.op_table import OPS, TABLE
 
 ORDER = {name: TABLE[name].arguments for name in OPS}
 REFERENCES = {name: TABLE[name].reference for name in OPS}
@@ -57,7 +57,7 @@ def _public(op, args, options):
 
 def _reference(op, args, options):
     reference = REFERENCES[op]
-    if op in DATA_OPS or "values" in ORDER[op]:
+    if "y" in ORDER[op]:
         return (
             _by_query(op, reference, args, **options)
             if "atoms" in options
@@ -164,6 +164,13 @@ def _clouds():
     yield "affine", _data(9, 2, 5, (3,)), {"scale": 0.5, "offset": -0.25}, ()
 
 
+def _variances(y, i):
+    """Variances of the components in turn of every shape that there is."""
+    N, event = y.shape[0], y.shape[1:]
+    shape = [(N, *event), (N,), (1, *event), (), (1,)][i % 5]
+    return 0.05 + 0.6 * _normal(60 + i)(1, *shape)[0].square()
+
+
 def _vectors(tensors, many, seed):
     x = tensors["x"]
     shape = (x.shape[0], 2, *x.shape[1:]) if many else x.shape
@@ -186,6 +193,10 @@ def table(op):
         ]
     cases = []
     for i, (name, tensors, options, masked) in enumerate(_clouds()):
+        if "variance" in ORDER[op]:
+            if "atoms" in options:
+                continue
+            tensors = tensors | {"variance": _variances(tensors["y"], i)}
         if "v" in ORDER[op]:
             tensors = _vectors(tensors, i % 2 == 1, 20 + i)
         if "values" in ORDER[op]:

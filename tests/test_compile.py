@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DATA_OPS, OPS, floats, table
+from cases import DATA_OPS, OPS, ORDER, floats, table
 from test_transforms import close, scalar
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
@@ -21,12 +21,12 @@ def _fresh_dynamo():
 
 
 def _case(op):
-    return table(op)[1 if op in DATA_OPS else 0]
+    return table(op)[1 if op in DATA_OPS or "variance" in ORDER[op] else 0]
 
 
 def _more_queries(case, tensors, size):
     """The same call on a larger batch."""
-    atoms = ("y", "values", "log_prior")
+    atoms = ("y", "values", "variance", "log_prior")
     return [
         t if k in atoms else torch.cat([t, t * 0.9, t * 1.1])[:size] for k, t in tensors.items()
     ]
@@ -161,7 +161,8 @@ def test_export(op):
 
     inputs = tuple(case.tensors[k] for k in names)
     batch = torch.export.Dim("batch", min=2, max=64)
-    dims = tuple(None if k in ("y", "values", "log_prior") else {0: batch} for k in names)
+    atoms = ("y", "values", "variance", "log_prior")
+    dims = tuple(None if k in atoms else {0: batch} for k in names)
     program = torch.export.export(Module(), inputs, dynamic_shapes=(dims,))
     larger = tuple(_more_queries(case, dict(zip(names, inputs, strict=True)), 5))
     close(program.module()(*larger), Module()(*larger))

@@ -346,9 +346,10 @@ def test_an_op_has_its_twin_and_its_kernel():
     assert sorted(ops) == sorted(TABLE)
     assert [op for op in ops if not (PACKAGE / "ops" / op / "__init__.py").exists()] == []
     compiled = {p.stem for p in (ROOT / "csrc").rglob("*.cpp")}
-    assert [op for op in ops if op not in compiled] == []
+    assert [op for op in ops if op not in compiled and not op.startswith("mixture_")] == []
     without = [op for op in ops if not (PACKAGE / "ops" / op / "triton.py").exists()]
-    assert set(without) <= {"draw", "average"}  # on CUDA they run in PyTorch
+    in_pytorch = {"draw", "average", "mixture_posterior", "mixture_matvec", "mixture_diagonal"}
+    assert set(without) <= in_pytorch  # on CUDA
 
 
 @pytest.mark.parametrize("path", ["Makefile", "tests/__main__.py"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import table
 
+from dfkernels._torch import check
 from dfkernels.ops.common.moments import KINDS
 from tools.op_table import DATA_OPS, OPS, TABLE
 
@@ -54,6 +55,8 @@ def calls():
             flat |= {
                 k: torch.as_tensor(t[k], dtype=like.dtype).expand(B) for k in ("alpha", "sigma")
             }
+            if "variance" in t:
+                flat["variance"] = check.variance(t["variance"], t["x"], t["y"])
             if "values" in t:
                 flat["values"] = t["values"].reshape(len(t["y"]), -1)
             if "v" in t:

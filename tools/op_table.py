@@ -80,6 +80,7 @@ class OpSpec:
         return itemsize * N * d + 4 * B * d * (1 + self.vectors(d, K))
 
 
+MIXTURE_ARGUMENTS = ("x", "y", "variance", "alpha", "sigma", "log_prior")
 MATVEC_ARGUMENTS = ("x", "y", "v", "alpha", "sigma", "log_prior")
 
 TABLE = {
@@ -154,6 +155,39 @@ TABLE = {
             other_arguments=(
                 "Tensor m, Tensor eps, Tensor? x, Tensor alpha, Tensor sigma, str form"
             ),
+        ),
+        OpSpec(
+            "mixture_posterior",
+            arguments=MIXTURE_ARGUMENTS,
+            over_data=False,
+            returns="(Tensor, Tensor, Tensor, Tensor, Tensor)",
+            other_arguments=(
+                "Tensor x, Tensor y, Tensor variance, Tensor alpha, Tensor sigma, "
+                "Tensor? log_prior, float scale, float offset"
+            ),
+            moments=lambda d, K: 2,
+            vectors=lambda d, K: 2,
+        ),
+        OpSpec(
+            "mixture_matvec",
+            arguments=("x", "v", *MIXTURE_ARGUMENTS[1:]),
+            over_data=False,
+            other_arguments=(
+                "Tensor x, Tensor v, Tensor y, Tensor variance, Tensor alpha, Tensor sigma, "
+                "Tensor? log_prior, float scale, float offset"
+            ),
+            moments=lambda d, K: 1 + 2 * K,
+            vectors=lambda d, K: 2 * K,
+        ),
+        OpSpec(
+            "mixture_diagonal",
+            arguments=MIXTURE_ARGUMENTS,
+            over_data=False,
+            other_arguments=(
+                "Tensor x, Tensor y, Tensor variance, Tensor alpha, Tensor sigma, "
+                "Tensor? log_prior, float scale, float offset"
+            ),
+            moments=lambda d, K: 3,
         ),
         OpSpec(
             "transport_chain",

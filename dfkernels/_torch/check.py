@@ -402,6 +402,42 @@ def values(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return a if a.dim() == 2 else a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
+def variance(value: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Variances beside queries x [B, *E] and components y [N, *E], in x's dtype, as [rows, columns]
+    with 1 or N rows and 1 or d columns: a number of any library, a tensor [], [1], [N], [1, *E] or
+    [N, *E].
+
+    Values are looked at by the ops alone, but for a number.
+    """
+    event, N = y.shape[1:], y.shape[0]
+    if not isinstance(value, Tensor):
+        if torch.compiler.is_compiling():
+            return torch.mul(x.new_ones(1, 1), constant("variance", value))
+        number = _in_range("variance", value, x.dtype, False)
+        if number < 0:
+            raise mismatch("variance", "a finite value >= 0", number)
+        return x.new_full((1, 1), number)
+    tensor("variance", value)
+    if not value.dtype.is_floating_point:
+        raise _type("variance", "a floating dtype", _dtype(value))
+    if value.dim() == 0 and value.device.type == "cpu":
+        value = value.to(x.device)
+    if value.device != x.device:
+        raise mismatch("variance", f"device {x.device} like x", value.device)
+    value = value.to(x.dtype)
+    if value.shape in ((), (1,), (N,)):
+        return value.reshape(-1, 1)
+    if value.shape in ((1, *event), (N, *event)):
+        return value.reshape(value.shape[0], math.prod(event))
+    expected = ", ".join(_shape(s) for s in ([1], [N], [1, *event]))
+    raise mismatch(
+        "variance",
+        f"a number, shape {expected} or {_shape([N, *event])} to go with y of shape "
+        f"{_shape(y.shape)}",
+        _shape(value.shape),
+    )
+
+
 def _log_prior(x: Tensor, y: Tensor, log_prior: Tensor, batched: bool) -> Tensor:
     """Log weights [N] in x's dtype, for flat atoms y. Batched, those of each cloud as well,
     [G, N]."""

@@ -71,10 +71,22 @@ def diagnose(args: Mapping[str, object], cause: Exception | None, clouds: bool =
             _first(name, a, torch.isnan(a) | (a == math.inf), "values < inf and not nan", cause)
             if bool((a == -math.inf).all(-1).any()):
                 raise check.mismatch(name, "at least one finite value", "all -inf") from cause
+        elif name == "variance":
+            masked = _masked_rows(a, plain.get("log_prior"))
+            bad = ~((a >= 0) & torch.isfinite(a)) & ~masked
+            _first(name, a, bad, "finite values >= 0", cause)
         elif name == "sigma":
             _first(name, a, ~((a > 0) & torch.isfinite(a)), "finite values > 0", cause)
         else:
             finite(name, a, cause, _unread(a, plain, clouds) if name in ("y", "values") else None)
+
+
+def _masked_rows(variance: Tensor, prior: Tensor | None) -> Tensor:
+    """bool, to go with the variances [N, ...]: those of masked components, which may be anything;
+    told by shapes, as in `_unread`."""
+    if prior is None or prior.dim() != 1 or prior.shape != variance.shape[:1]:
+        return variance.new_zeros((), dtype=torch.bool)
+    return (prior == -math.inf).reshape(-1, *[1] * (variance.dim() - 1))
 
 
 def _unread(y: Tensor, args: Mapping[str, Tensor], clouds: bool) -> Tensor | None:

@@ -178,6 +178,8 @@ def _fallback(name: str, op, fallback: Callable, checked: bool) -> Callable:
                 raise UnusableValue("alpha, sigma: expected finite values, sigma > 0")
             if "y" in given:
                 _expect_finite_atoms(given["y"], given["log_prior"])
+            if "variance" in given:
+                _expect_variances(given["variance"], given["log_prior"])
             out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in autograd.as_tuple(out)):
             raise UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
@@ -207,6 +209,15 @@ def _expect_finite_atoms(y: Tensor, log_prior: Tensor | None) -> None:
             finite |= log_prior[rows] == -torch.inf
         if not bool(finite.all()):
             raise UnusableValue("y: expected finite values, got nan or inf")
+
+
+def _expect_variances(variance: Tensor, log_prior: Tensor | None) -> None:
+    """Raises for a variance below 0 or not finite, unless its component is masked."""
+    usable = ((variance >= 0) & torch.isfinite(variance)).all(1)
+    if log_prior is not None:
+        usable = usable | (log_prior == -torch.inf)
+    if not bool(usable.all()):
+        raise UnusableValue("variance: expected finite values >= 0")
 
 
 def _dense(op, implementation: Callable) -> Callable:

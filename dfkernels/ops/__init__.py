@@ -17,12 +17,16 @@ from .fisher_diagonal import fisher_diagonal
 from .fisher_matvec import fisher_matvec
 from .log_prob import log_prob
 from .matched_trace import matched_trace
+from .mixture_diagonal import mixture_diagonal
+from .mixture_matvec import mixture_matvec
+from .mixture_posterior import MixturePosterior, mixture_posterior
 from .posterior import Posterior, posterior
 from .transport_chain import Chain, transport_chain
 
 __all__ = [
     "Average",
     "Chain",
+    "MixturePosterior",
     "Posterior",
     "SlowDerivativeWarning",
     "average",
@@ -33,6 +37,9 @@ __all__ = [
     "fisher_matvec",
     "log_prob",
     "matched_trace",
+    "mixture_diagonal",
+    "mixture_matvec",
+    "mixture_posterior",
     "posterior",
     "transport_chain",
 ]
@@ -54,6 +61,9 @@ for _function in (
     fisher_matvec,
     log_prob,
     matched_trace,
+    mixture_diagonal,
+    mixture_matvec,
+    mixture_posterior,
     posterior,
     transport_chain,
 ):

@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 # with their dimensions, one more where clouds have their own
-PER_ATOM = {"y": 2, "log_pi": 1, "values": 2}
+PER_ATOM = {"y": 2, "log_pi": 1, "values": 2, "variance": 2}
 CONSTANTS = ("shift", "reference")  # what the ops return does not depend on them
 KINDS: dict[str, MomentKind] = {}  # by name, as `pair_gradient` takes it
 
