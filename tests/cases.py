@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dfkernels import ops
-from tools.op_table import OPS, TABLE
+from tools.op_table import DATA_OPS, OPS, TABLE
 
 ORDER = {name: TABLE[name].arguments for name in OPS}
 REFERENCES = {name: TABLE[name].reference for name in OPS}
@@ -57,7 +57,7 @@ def _public(op, args, options):
 
 def _reference(op, args, options):
     reference = REFERENCES[op]
-    if "y" in ORDER[op]:
+    if op in DATA_OPS or "values" in ORDER[op] or "variance" in ORDER[op]:
         return (
             _by_query(op, reference, args, **options)
             if "atoms" in options
