@@ -252,6 +252,31 @@ MUTANTS = [
         "* 1e5 * torch.finfo(t.dtype).eps * max(hi, 1.0)",
         "tests/test_sharp_schedule.py",
     ),
+    # parts of a data set, and a law known by a sampler
+    Mutant(
+        "merge: the distance of the parts' means left out of V",
+        "average(a.variance, b.variance, (flat * flat).sum(1))",
+        "average(a.variance, b.variance)",
+        "tests/test_partial.py",
+    ),
+    Mutant(
+        "merge: Q with the parts' shares unsquared",
+        "p**2 * a.weight_square + q**2 * b.weight_square",
+        "p * a.weight_square + q * b.weight_square",
+        "tests/test_partial.py",
+    ),
+    Mutant(
+        "Partial: a log mass in float32",
+        "log_mass=log_density_in_double(z, found[0]) + log_weight",
+        "log_mass=log_density_in_double(z, found[0]).float().double() + log_weight",
+        "tests/test_partial.py",
+    ),
+    Mutant(
+        "monte_carlo: errors of groups instead of those of their mean",
+        "(spread(name) * (G - 1) / G).sqrt()",
+        "(spread(name) / (G - 1)).sqrt()",
+        "tests/test_monte_carlo.py",
+    ),
 ]
 
 
