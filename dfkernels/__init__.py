@@ -10,6 +10,7 @@ from . import adapt, methods, ops, schedule
 from ._top_k import TopK, top_k
 from .cloud import PointCloud
 from .fisher import DiffusionFisher, FisherOperator
+from .law import Drawn, Law
 from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
 from .methods.audit import AuditReport, audit
@@ -24,6 +25,7 @@ from .methods.samplers import invert, sample
 from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
 from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
+from .mixture import GaussianMixture
 from .partial import Partial, merge
 
 __all__ = [
@@ -34,9 +36,12 @@ __all__ = [
     "Denoiser",
     "DiffusionFisher",
     "Divergence",
+    "Drawn",
     "FisherOperator",
+    "GaussianMixture",
     "Hutchinson",
     "Latents",
+    "Law",
     "LinearOperator",
     "MatchedTrace",
     "Partial",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ._torch import check, diagnosis
 from ._torch.objects import plain
-from .certified.heaviest import error_bound, heaviest, k_largest, logits
+from .certified.heaviest import heaviest, k_largest, logits
 from .cloud import PointCloud
 from .fisher import DiffusionFisher, select
+from .law import Law
 
 __all__ = ["TopK", "top_k"]
 
@@ -31,7 +32,7 @@ class TopK(NamedTuple):
 @torch.no_grad()
 def top_k(
     x: Tensor,
-    cloud: PointCloud,
+    cloud: Law,
     alpha: float | Tensor,
     sigma: float | Tensor,
     k: int,
@@ -67,7 +68,10 @@ def top_k(
             empty = fisher.x.new_empty(0, k)
             return TopK(empty.to(torch.int64), empty)
         diagnosis.diagnose({name: getattr(fisher, name) for name in ("x", "alpha", "sigma")}, None)
-        index, log_weight = (_of_all if tolerance is None else _of_some)(fisher, k)
+        if tolerance is None:
+            index, log_weight = cloud._k_heaviest(fisher.x, fisher.alpha, fisher.sigma, k)
+        else:
+            index, log_weight = _of_some(fisher, k)
         if not bool(log_weight.isfinite().any(1).all()):
             raise ValueError(
                 "x, alpha, sigma: expected distances that float64 can hold, got an overflow"
@@ -75,33 +79,11 @@ def top_k(
         return TopK(index, log_weight.exp().to(fisher.dtype))
 
 
-def _of_all(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
-    """The heaviest of all atoms, as (index, log weight in float64), each [B, k]."""
-    given = (*_in_double(fisher), fisher.cloud._atoms(), fisher.cloud._distances())
-    half = torch.full_like(
-        given[1], torch.finfo(fisher.dtype).eps / 2
-    )  # an error of half a rounding goes unseen
-    if fisher.dtype == torch.float32:
-        found = heaviest(*given, k, half)
-        return found.index, found.logit - found.log_total[:, None]
-    # in float64 no estimate is as good. Where estimates are rough, few atoms weigh anything, and
-    # they are evaluated; elsewhere logits are small enough for the density, which the kernel
-    # computes
-    smooth = error_bound(*given) < torch.finfo(torch.float32).eps
-    found = heaviest(*given, k, torch.where(smooth, math.inf, half))
-    total = (
-        torch.where(smooth, _log_total(fisher), found.log_total)
-        if bool(smooth.any())
-        else found.log_total
-    )
-    return found.index, found.logit - total[:, None]
-
-
 def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
-    """As `_of_all`, but through the cloud's index, which may leave some queries to be answered from
-    all atoms.
+    """As `Law._k_heaviest`, but through the cloud's index, which may leave some queries to be
+    answered from all atoms.
     """
-    cloud, levels = fisher.cloud, (fisher.alpha, fisher.sigma)
+    cloud, levels = fisher._points, (fisher.alpha, fisher.sigma)
     assert fisher.tolerance is not None
     atom, counts, _ = select(fisher.x, cloud, *levels, fisher.tolerance, k)
     x, alpha, sigma = _in_double(fisher)

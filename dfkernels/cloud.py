@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy import ma
 from torch import Tensor
 
+from . import ops
+from ._atoms import checked_log_prior, checked_stored, finite, masked
 from ._io import files
 from ._torch import check
-from ._torch.objects import Object, Watched, plain
+from ._torch.objects import Watched, plain
 from .certified import build, heaviest, index_file
 from .certified.index import CloudIndex
+from .law import Drawn, Law, per_channel
+from .ops.transport_chain import Chain
 
 __all__ = ["PointCloud"]
 
-_STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
-# elements looked at together; bounds the memory of a check on a memory-mapped array
-_BLOCK = 1 << 22
+_SHUFFLED = 1 << 22  # atoms, in whose order a permutation is drawn
 
 
-class PointCloud(Object):
+class PointCloud(Law):
     """The data set: N atoms y_i = scale * y[i] + offset with log weights log pi_i, immutable, their
     values checked once.
 
@@ -49,10 +50,7 @@ class PointCloud(Object):
     """
 
     y = Watched[Tensor]()
-    log_prior: Watched[Tensor | None] = Watched()
     _index: Watched[CloudIndex | None] = Watched()
-    scale: float
-    offset: float
 
     def __init__(
         self,
@@ -62,56 +60,21 @@ class PointCloud(Object):
         scale: float = 1.0,
         offset: float = 0.0,
     ) -> None:
-        y = _as_tensor("y", y)
-        if y.dtype not in _STORED:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED)
-            raise TypeError(f"y: expected dtype {names}, got {y.dtype}")
-        if y.ndim < 1 or y.numel() == 0:
-            raise ValueError(
-                f"y: expected shape [N, *E] with N >= 1 and no empty dimension, got {list(y.shape)}"
-            )
+        y = checked_stored("y", y)
         state = {
             "scale": check.constant("scale", scale),
             "offset": check.constant("offset", offset),
         }
         with plain(y.device):
             y = y.detach().resolve_neg().contiguous()
-            log_prior = _check_log_prior(log_prior, y)
-            _check_finite(y, _masked(log_prior))
+            log_prior = checked_log_prior(log_prior, "y", y)
+            finite("y", y, masked(log_prior))
         self.__setstate__({"y": y, "log_prior": log_prior, "_index": None, **state})
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"PointCloud is immutable: cannot set {name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"PointCloud is immutable: cannot delete {name}")
 
     @property
     def _y(self) -> Tensor:
         """y for its shape, dtype and device, which a change in place leaves."""
         return PointCloud.y.peek(self)
-
-    def __len__(self) -> int:
-        return self._y.shape[0]
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """The shape E of one atom."""
-        return self._y.shape[1:]
-
-    @property
-    def d(self) -> int:
-        """The numbers in one atom, prod(E)."""
-        return self.event_shape.numel()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which the atoms are stored; computation follows the query's."""
-        return self._y.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._y.device
 
     def to(self, *args: Any, **kwargs: Any) -> PointCloud:
         """A cloud with y moved or cast as by `Tensor.to`; self where nothing changes.
@@ -171,45 +134,143 @@ class PointCloud(Object):
         return found
 
     def _indexed(self, path: Path | None, seed: int) -> CloudIndex:
-        flat, masked = self.y.reshape(len(self), -1), _masked(self.log_prior)
-        if masked is not None:
-            masked = masked.cpu()
+        flat, without = self.y.reshape(len(self), -1), masked(self.log_prior)
+        if without is not None:
+            without = without.cpu()
         if path is None:
-            found = build.build_index(flat.cpu(), self.scale, self.offset, seed, masked)
+            found = build.build_index(flat.cpu(), self.scale, self.offset, seed, without)
         else:
             cloud = index_file.fingerprint(flat, self.scale, self.offset)
-            if masked is not None:
-                cloud += f" masked crc32={files.checksum(masked.to(torch.uint8))}"
+            if without is not None:
+                cloud += f" masked crc32={files.checksum(without.to(torch.uint8))}"
             if path.exists():
                 found = index_file.load_index(path, cloud)
             else:
                 found = self._index or build.build_index(
-                    flat.cpu(), self.scale, self.offset, seed, masked
+                    flat.cpu(), self.scale, self.offset, seed, without
                 )
                 index_file.save_index(path, found, cloud)
         return CloudIndex(*[t.to(self.device) for t in found])
 
-    def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
-        """The log weights, normalised in float64 and then rounded to a dtype: a constant that all
-        share costs no digits, and no call has to normalise them anew.
+    def posterior(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **lists: Tensor
+    ) -> ops.Posterior:
+        """`ops.posterior` over the atoms; `lists`: its atoms and counts."""
+        return ops.posterior(x, self.y, alpha, sigma, **self._given(x, lists))
+
+    def _eps(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p.eps(x, alpha, sigma)
+
+    def _score(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p.score(x, alpha, sigma)
+
+    def fisher_matvec(
+        self,
+        x: Tensor,
+        v: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        **lists: Tensor,
+    ) -> Tensor:
+        """`ops.fisher_matvec` over the atoms."""
+        return ops.fisher_matvec(x, self.y, v, alpha, sigma, **self._given(x, lists))
+
+    def fisher_diagonal(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **lists: Tensor
+    ) -> Tensor:
+        """`ops.fisher_diagonal` over the atoms."""
+        return ops.fisher_diagonal(x, self.y, alpha, sigma, **self._given(x, lists))
+
+    def fisher_dense(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **lists: Tensor
+    ) -> Tensor:
+        """`ops.fisher_dense` over the atoms."""
+        return ops.fisher_dense(x, self.y, alpha, sigma, **self._given(x, lists))
+
+    def draw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, *, seed: int) -> Drawn:
+        rows = ops.draw(x, self.y, alpha, sigma, seed=seed, **self._given(x, {}))
+        return Drawn(rows, self.y[rows].to(x.dtype) * self.scale + self.offset)
+
+    def _given(self, x: Tensor, lists: dict[str, Tensor]) -> dict[str, Any]:
+        """What the ops take beside the levels."""
+        shared = {"scale": self.scale, "offset": self.offset}
+        return {"log_prior": self._log_pi(x.dtype), **shared, **lists}
+
+    def _sampled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return self.y[rows].double() * self.scale + self.offset
+
+    def _without_repeats(self, count: int, generator: torch.Generator) -> Tensor:
+        """No atom twice where all have the same weight. Of very many, one may come twice by
+        chance.
         """
+        if self.log_prior is not None or len(self) > _SHUFFLED:
+            return self.sample(count, generator)
+        rows = torch.randperm(len(self), generator=generator, dtype=torch.int64, device="cpu")
+        return self._sampled(rows[:count].to(self.device), generator)
+
+    def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        given = (x.double().flatten(1), alpha.double(), sigma.double())
+        half = torch.full_like(given[1], torch.finfo(x.dtype).eps / 2)  # goes unseen
+        search = (*given, self._atoms(), self._distances(), k)
+        if x.dtype == torch.float32:
+            found = heaviest.heaviest(*search, half)
+            return found.index, found.logit - found.log_total[:, None]
+        # in float64 no estimate is as good. Where estimates are rough, few atoms weigh anything,
+        # and they are evaluated; elsewhere logits are small enough for the density, which the
+        # kernel computes
+        smooth = heaviest.error_bound(*search[:-1]) < torch.finfo(torch.float32).eps
+        found = heaviest.heaviest(*search, torch.where(smooth, math.inf, half))
+        total = found.log_total
+        if bool(smooth.any()):
+            whole = self.posterior(x, alpha, sigma).log_prob.detach()
+            whole = whole + self.d * (sigma.log() + 0.5 * math.log(2 * math.pi))
+            total = torch.where(smooth, whole, total)
+        return found.index, found.logit - total[:, None]
+
+    def _chain(
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        rates: Tensor | None,
+        transposed: bool,
+    ) -> Chain:
+        y = self.y.to(x.dtype) * self.scale + self.offset
+        return ops.transport_chain(
+            x, y, alpha, sigma, self.log_prior, rates=rates, transposed=transposed
+        )
+
+    def _mapped(self, a: Tensor, b: Tensor, most: int) -> PointCloud:
+        if len(a) == 1:  # without a pass that checks the atoms again
+            scale, offset = a.item() * self.scale, a.item() * self.offset + b.item()
+            return self._replaced(scale=scale, offset=offset, _index=None)
+        step = -(-self.y.numel() // most)
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        y = self.y[::step].to(dtype) * self.scale + self.offset
+        prior = None if self.log_prior is None else self.log_prior[::step]
+        return PointCloud(y * per_channel(a, y) + per_channel(b, y), prior)
+
+    def _replaced(self, **state: object) -> PointCloud:
+        """A copy with other values of some attributes."""
+        other = copy.copy(self)
+        other.__setstate__(state)
+        return other
+
+    def _fingerprint(self) -> str:
         prior = self.log_prior
-        if prior is None:
-            return None
-        results = vars(self).setdefault("_results", {})
-        if dtype not in results:
-            with plain(self.device):
-                results[dtype] = prior.double().log_softmax(0).to(dtype)
-        return results[dtype]
+        weights = "" if prior is None else f" weights crc32={files.checksum(prior.cpu())}"
+        flat = self.y.reshape(len(self), -1)
+        return index_file.fingerprint(flat, self.scale, self.offset) + weights
+
+    def _no_index(self) -> str | None:
+        return (
+            None if self._index is not None else "the cloud has no index: call cloud.index() first"
+        )
 
     def _atoms(self) -> heaviest.Atoms:
         """The atoms as a search for the heaviest takes them."""
-        y, log_pi = self.y.reshape(len(self), -1), self._log_pi(torch.float64)
-        if log_pi is None:
-            log_pi = torch.full(
-                (), -math.log(len(self)), dtype=torch.float64, device=y.device
-            ).expand(len(self))
-        return heaviest.Atoms(y, log_pi, self.scale, self.offset)
+        y = self.y.reshape(len(self), -1)
+        return heaviest.Atoms(y, self._log_pi_of_all(), self.scale, self.offset)
 
     def _distances(self) -> heaviest.Distances:
         """The atoms' distances from a centre, for such a search; computed once."""
@@ -218,116 +279,3 @@ class PointCloud(Object):
             with plain(self.device):
                 results["distances"] = heaviest.distances(atoms)
         return results["distances"]
-
-    def __repr__(self) -> str:
-        parts = [
-            f"N={len(self)}",
-            f"event_shape={tuple(self.event_shape)}",
-            str(self.dtype),
-            str(self.device),
-        ]
-        if PointCloud.log_prior.peek(self) is not None:
-            parts.append("log_prior=[N]")
-        if (self.scale, self.offset) != (1.0, 0.0):
-            parts.append(f"scale={self.scale:g}, offset={self.offset:g}")
-        return f"PointCloud({', '.join(parts)})"
-
-
-def _masked(log_prior: Tensor | None) -> Tensor | None:
-    """The masked atoms, bool [N]; None where there are none."""
-    if log_prior is None:
-        return None
-    masked = log_prior == -math.inf
-    return masked if bool(masked.any()) else None
-
-
-def _as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """A dense tensor with the values of a tensor or numpy array, on the same memory where that is
-    possible.
-    """
-    if isinstance(value, Tensor):
-        check.stored(name, value)
-        return value
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor or numpy.ndarray, got {type(value).__name__}; "
-            f"convert it: {_conversion(name, value)}"
-        )
-    if ma.is_masked(value):
-        raise ValueError(
-            f"{name}: expected an array without masked entries, got {ma.count_masked(value)} of "
-            f"{value.size} "
-            f"masked; fill them (np.ma.filled({name}, ...)), or leave out atoms by log_prior = -inf"
-        )
-    array = np.asarray(ma.getdata(value))
-    if array.dtype.names is not None:
-        raise TypeError(
-            f"{name}: expected an array of numbers, got a structured one with fields "
-            f"{list(array.dtype.names)}; "
-            f'take one field, {name}["{array.dtype.names[0]}"], or '
-            f"numpy.lib.recfunctions.structured_to_unstructured({name})"
-        )
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    with warnings.catch_warnings():
-        # we never write to it
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        try:
-            return torch.from_numpy(array)
-        except ValueError:
-            # strides that torch does not have: negative, or no multiple of an element
-            return torch.from_numpy(np.ascontiguousarray(array))
-        except TypeError as error:
-            raise TypeError(
-                f"{name}: numpy array of dtype {array.dtype} cannot become a tensor: {error} "
-                f"Convert it: {name}.astype(np.float32)"
-            ) from None
-
-
-def _conversion(name: str, value: object) -> str:
-    """The expression that makes an array of something array-like, for an error."""
-    for method in ("to_numpy", "toarray"):  # pandas and polars; scipy.sparse
-        if hasattr(value, method):
-            return f"{name}.{method}()"
-    return f"np.asarray({name})" if hasattr(value, "__array__") else f"torch.tensor({name})"
-
-
-def _check_finite(y: Tensor, masked: Tensor | None) -> None:
-    """Raises ValueError for the first value that is not finite in an atom that is not masked."""
-    if not y.is_floating_point():
-        return
-    flat, d = y.view(-1), y[0].numel()
-    for start in range(0, flat.numel(), _BLOCK):
-        block = flat[start : start + _BLOCK]
-        lo, hi = torch.aminmax(block)  # one pass, no temporary; NaN propagates
-        if math.isfinite(lo) and math.isfinite(hi):
-            continue
-        bad = start + (~torch.isfinite(block)).nonzero()[:, 0]
-        if masked is not None:
-            bad = bad[~masked[bad // d]]
-        if len(bad):
-            at = int(bad[0])
-            place = [int(i) for i in np.unravel_index(at, tuple(y.shape))]
-            raise ValueError(f"y: expected finite values, got {flat[at].item()} at index {place}")
-
-
-def _check_log_prior(log_prior: Tensor | np.ndarray | None, y: Tensor) -> Tensor | None:
-    if log_prior is None:
-        return None
-    log_prior = _as_tensor("log_prior", log_prior)
-    if not log_prior.is_floating_point():
-        raise TypeError(f"log_prior: expected a floating dtype, got {log_prior.dtype}")
-    if log_prior.shape != y.shape[:1]:
-        raise ValueError(
-            f"log_prior: expected shape [{y.shape[0]}] (one weight per atom), got "
-            f"{list(log_prior.shape)}"
-        )
-    if log_prior.device != y.device:
-        raise ValueError(f"log_prior: expected device {y.device} as y's, got {log_prior.device}")
-    log_prior = log_prior.detach().resolve_neg().contiguous()
-    largest = log_prior.max().item()
-    if not math.isfinite(largest):  # the maximum is NaN if any is
-        raise ValueError(
-            f"log_prior: expected values below +inf, no NaN and at least one finite, got a "
-            f"maximum of {largest}"
-        )
-    return log_prior

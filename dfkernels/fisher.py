@@ -16,6 +16,7 @@ from ._torch import check, diagnosis
 from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
 from .certified.select_atoms import op as select_atoms
 from .cloud import PointCloud
+from .law import Law, checked_law
 from .linalg.cg import power_of_two
 from .linalg.operator import LinearOperator
 
@@ -98,12 +99,17 @@ class FisherOperator(Object, LinearOperator):
         return "x", self.x
 
     @property
+    def _width(self) -> Tensor:
+        """The deviation w [B] with which F <= I/w^2."""
+        return self.sigma.detach()
+
+    @property
     def _unit(self) -> Tensor:
-        return power_of_two(self.sigma.detach())[:, None]
+        return power_of_two(self._width)[:, None]
 
     @property
     def _size_in_units(self) -> Tensor:
-        return (self._unit / self.sigma[:, None]).square()
+        return (self._unit / self._width[:, None]).square()
 
 
 class DiffusionFisher(FisherOperator):
@@ -143,16 +149,13 @@ class DiffusionFisher(FisherOperator):
     def __init__(
         self,
         x: Tensor,
-        cloud: PointCloud,
+        cloud: Law,
         alpha: float | Tensor,
         sigma: float | Tensor,
         *,
         tolerance: float | None = None,
     ) -> None:
-        if not isinstance(cloud, PointCloud):
-            raise TypeError(
-                f"cloud: expected a PointCloud, got {type(cloud).__name__}; wrap it: PointCloud(y)"
-            )
+        checked_law("cloud", cloud)
         super().__init__(x, alpha, sigma)
         if x.shape[1:] != cloud.event_shape:
             expected = ", ".join(map(str, ("B", *cloud.event_shape)))
@@ -165,6 +168,16 @@ class DiffusionFisher(FisherOperator):
         super()._unchanged()
         self.cloud._unchanged()
 
+    @property
+    def _points(self) -> PointCloud:
+        """The data set, where there is a tolerance."""
+        assert isinstance(self.cloud, PointCloud)  # no other law has an index
+        return self.cloud
+
+    @property
+    def _width(self) -> Tensor:
+        return self.cloud._width(self.alpha.detach(), self.sigma.detach())
+
     def parameters(self) -> tuple[Tensor, ...]:
         return self.x, self.alpha, self.sigma
 
@@ -175,31 +188,26 @@ class DiffusionFisher(FisherOperator):
     @cached_without_graph
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """The parts of the batch, and the bound on what their lists leave out, [B]."""
-        if self.tolerance is None or len(self.x) == 0 or _is_small(self.cloud):
+        if self.tolerance is None or len(self.x) == 0 or _is_small(self._points):
             return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
-        atoms, counts, dropped = select(self.x, self.cloud, self.alpha, self.sigma, self.tolerance)
+        atoms, counts, dropped = select(
+            self.x, self._points, self.alpha, self.sigma, self.tolerance
+        )
         found = counts >= 0
         if not bool(found.all()) and bool(found.any()):
             sparse, dense = found.nonzero()[:, 0], (~found).nonzero()[:, 0]
             return [_Part(sparse, (atoms, counts[found])), _Part(dense, None)], dropped
         return [_Part(slice(None), (atoms, counts) if bool(found[0]) else None)], dropped
 
-    def _compute(self, op: Callable, *v: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of an op over the data set, part by part."""
-        cloud, prior, outs = self.cloud, self.cloud._log_pi(self.dtype), []
-        parts = self._selected[0]
+    def _compute(self, method: Callable, *v: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of a method of the law of the data, part by part."""
+        parts, outs = self._selected[0], []
         for queries, lists in parts:
             x, alpha, sigma, *vectors = (self.x, self.alpha, self.sigma, *v)
-            atoms, counts = (None, None) if lists is None else lists
             if lists is not None or len(parts) > 1:
                 x, alpha, sigma, *vectors = (t[queries] for t in (x, alpha, sigma, *vectors))
-            out = op(
-                *(x, cloud.y, *vectors, alpha, sigma, prior),
-                scale=cloud.scale,
-                offset=cloud.offset,
-                atoms=atoms,
-                counts=counts,
-            )
+            listed = {} if lists is None else dict(zip(("atoms", "counts"), lists, strict=True))
+            out = method(x, *vectors, alpha, sigma, **listed)
             outs.append((out,) if isinstance(out, Tensor) else tuple(out))
         if len(parts) == 1:
             return outs[0]
@@ -208,7 +216,7 @@ class DiffusionFisher(FisherOperator):
 
     @cached
     def _posterior(self) -> ops.Posterior:
-        return ops.Posterior(*self._compute(ops.posterior))
+        return self.cloud._posterior_type(*self._compute(self.cloud.posterior))
 
     @property
     def dropped_mass(self) -> Tensor:
@@ -241,7 +249,7 @@ class DiffusionFisher(FisherOperator):
         if self.tolerance is None:
             return self.dropped_mass
         mean = self._posterior.mean.detach().flatten(1).double()
-        found = self.cloud.index()
+        found = self._points.index()
         return (mean - found.centre).norm(dim=1) + found.named_limits.radius
 
     @property
@@ -279,12 +287,12 @@ class DiffusionFisher(FisherOperator):
     @property
     def eps(self) -> Tensor:
         """The ideal noise prediction (x - alpha denoised)/sigma, [B, *E]."""
-        return self._posterior.eps(self.x, self.alpha, self.sigma)
+        return self.cloud._eps(self._posterior, self.x, self.alpha, self.sigma)
 
     @property
     def score(self) -> Tensor:
         """The gradient of log q_t at x, -eps/sigma, [B, *E]."""
-        return self._posterior.score(self.x, self.alpha, self.sigma)
+        return self.cloud._score(self._posterior, self.x, self.alpha, self.sigma)
 
     def __repr__(self) -> str:
         tolerance = "" if self.tolerance is None else f", tolerance={self.tolerance:g}"
@@ -294,7 +302,7 @@ class DiffusionFisher(FisherOperator):
         """F v for v [B, *E], or for K vectors per query, v [B, K, *E], at the cost of one pass."""
         self._rows("v", v)
         self._unchanged()
-        return self._compute(ops.fisher_matvec, ordinary(v))[0]
+        return self._compute(self.cloud.fisher_matvec, ordinary(v))[0]
 
     def apply(self, v: Tensor) -> Tensor:
         """F v on flat vectors, [B, K, d] -> [B, K, d]."""
@@ -306,7 +314,7 @@ class DiffusionFisher(FisherOperator):
 
     @cached
     def _diagonal(self) -> Tensor:
-        return self._compute(ops.fisher_diagonal)[0]
+        return self._compute(self.cloud.fisher_diagonal)[0]
 
     def diagonal(self) -> Tensor:
         """diag F, [B, *E]."""
@@ -314,16 +322,16 @@ class DiffusionFisher(FisherOperator):
 
     @cached
     def _dense(self) -> Tensor:
-        return self._compute(ops.fisher_dense)[0]
+        return self._compute(self.cloud.fisher_dense)[0]
 
     def to_dense(self) -> Tensor:
         """F as [B, d, d]. The object stores it and returns a copy: 2 B d^2 numbers of memory."""
         return self._dense.clone()
 
     def _enough(self, element: int) -> str:
-        # every eigenvalue is <= 1/sigma^2, so the smallest is at least tr F - (d - 1)/sigma^2
-        sigma, trace = self.sigma[element].item(), self._posterior.fisher_trace[element].item()
-        enough = (self.d - 1) / sigma**2 - trace
+        # every eigenvalue is <= 1/w^2, so the smallest is at least tr F - (d - 1)/w^2
+        width, trace = self._width[element].item(), self._posterior.fisher_trace[element].item()
+        enough = (self.d - 1) / width**2 - trace
         return f", more than (d - 1)/sigma^2 - tr F = {enough:.4g} is always enough"
 
 
@@ -331,14 +339,14 @@ def _is_small(cloud: PointCloud) -> bool:
     return cloud.y.numel() < _NUMBERS or cloud.d < _LENGTH
 
 
-def _tolerance(tolerance: float | None, cloud: PointCloud) -> float | None:
+def _tolerance(tolerance: float | None, cloud: Law) -> float | None:
     if tolerance is None:
         return None
     value = check.constant("tolerance", tolerance)
     if not 0 < value < 1:
         raise check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
-    if cloud._index is None:
-        raise ValueError("tolerance: the cloud has no index: call cloud.index() first")
+    if (reason := cloud._no_index()) is not None:
+        raise ValueError(f"tolerance: {reason}")
     return value
 
 

@@ -339,7 +339,9 @@ def test_exact_networks_are_modules_of_any_dtype(kind):
     x = X.clone().requires_grad_()
     assert torch.autograd.grad(ask(net, x).sum(), x)[0].isfinite().all()
     assert "PointCloud(N=7" in repr(net)
-    with pytest.raises(TypeError, match="^cloud: expected a PointCloud, got Tensor$"):
+    with pytest.raises(
+        TypeError, match="^cloud: expected a PointCloud or a GaussianMixture, got Tensor"
+    ):
         NETWORKS[kind](CLOUD.y)
     with pytest.raises(ValueError, match="^x: |shape"):
         ask(net, normal(3, 5))

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkernels import DiffusionFisher, PointCloud, ops, top_k
-from dfkernels import cloud as cloud_module
+from dfkernels import DiffusionFisher, PointCloud, _atoms, ops, top_k
 from dfkernels.certified import build
 
 
@@ -82,7 +81,7 @@ def test_looks_once(monkeypatch):
     calls = []
     real = torch.aminmax
     monkeypatch.setattr(torch, "aminmax", lambda block: calls.append(block.numel()) or real(block))
-    monkeypatch.setattr(cloud_module, "_BLOCK", 10)
+    monkeypatch.setattr(_atoms, "_BLOCK", 10)
     PointCloud(torch.randn(9, 3))
     assert calls == [10, 10, 7]
 
@@ -92,7 +91,7 @@ def test_looks_once(monkeypatch):
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_finds_what_is_not_finite(monkeypatch, value, name, dtype):
-    monkeypatch.setattr(cloud_module, "_BLOCK", 7)
+    monkeypatch.setattr(_atoms, "_BLOCK", 7)
     y = torch.zeros(5, 2, 3, dtype=dtype)
     y[3, 1, 2] = value
     with pytest.raises(ValueError) as error:
@@ -372,7 +371,7 @@ def test_log_weights_are_prepared_once(monkeypatch):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_a_masked_atom_may_hold_anything(value, dtype, monkeypatch):
-    monkeypatch.setattr(cloud_module, "_BLOCK", 7)
+    monkeypatch.setattr(_atoms, "_BLOCK", 7)
     draw = torch.Generator().manual_seed(0)
     y = torch.randn(9, 2, 3, generator=draw).to(dtype)
     prior = torch.zeros(9, dtype=torch.float64)

@@ -510,7 +510,7 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: p.fisher("exact", cloud=p.x),
             TypeError,
-            "cloud: expected a PointCloud, got Tensor; wrap it: PointCloud(y)",
+            "cloud: expected a PointCloud or a GaussianMixture, got Tensor; wrap it: PointCloud(y)",
         ),
         (
             lambda p: p.fisher("isotropic", trace=None),

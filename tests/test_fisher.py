@@ -342,7 +342,7 @@ def test_lanczos_keeps_its_dtype_inside_autocast():
     ("call", "kind", "message"),
     [
         (lambda: one(cloud=torch.zeros(5, 3)), TypeError,
-         "cloud: expected a PointCloud, got Tensor; wrap it: PointCloud(y)"),
+         "cloud: expected a PointCloud or a GaussianMixture, got Tensor; wrap it: PointCloud(y)"),
         (lambda: one(x=torch.zeros(2, 3).half()), TypeError,
          "x: expected float32 or float64, got float16"),
         (lambda: one(x=[1.0]), TypeError, "x: expected a tensor, got list"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._torch import check
-from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
+from ..law import Law, checked_law
 from ..methods._posterior_mean import DataSet
 from ..methods._shapes import column
 from ..schedule._base import as_tensor
@@ -36,10 +36,8 @@ class ExactNetwork(DataSet):
     convention.
     """
 
-    def __init__(self, cloud: PointCloud, tolerance: float | None) -> None:
-        if not isinstance(cloud, PointCloud):
-            raise TypeError(f"cloud: expected a PointCloud, got {type(cloud).__name__}")
-        super().__init__(cloud, tolerance)
+    def __init__(self, cloud: Law, tolerance: float | None) -> None:
+        super().__init__(checked_law("cloud", cloud), tolerance)
 
     def exact(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, *, scale: Tensor | None = None

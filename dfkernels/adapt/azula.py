@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cloud import PointCloud
+from ..law import Law
 from ..methods.denoiser import Denoiser
 from ._adapted import Adapted
 from ._exact import ExactNetwork, times
@@ -68,7 +68,7 @@ class _Mean(Adapted):
 
 
 def as_azula(
-    cloud: PointCloud,
+    cloud: Law,
     schedule: Callable[[Tensor], tuple[Tensor, Tensor]],
     *,
     tolerance: float | None = None,
@@ -92,7 +92,7 @@ class ExactAzula(ExactNetwork):
 
     def __init__(
         self,
-        cloud: PointCloud,
+        cloud: Law,
         schedule: Callable[[Tensor], tuple[Tensor, Tensor]],
         tolerance: float | None,
     ) -> None:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cloud import PointCloud
+from ..law import Law
 from ..methods._calls import call
 from ..methods.denoiser import Denoiser
 from ..schedule import EDM, RectifiedFlow, ReversedRectifiedFlow, Tabulated
@@ -143,7 +143,7 @@ class _Preconditioned(Adapted):
 
 
 def as_diffusers(
-    cloud: PointCloud, scheduler: object, *, tolerance: float | None = None
+    cloud: Law, scheduler: object, *, tolerance: float | None = None
 ) -> ExactDiffusers:
     """The data set as a diffusers model, for diffusers' schedulers and pipelines.
 
@@ -180,7 +180,7 @@ class ExactDiffusers(ExactNetwork):
 
     dtype = torch.float32  # of the noise that pipelines draw
 
-    def __init__(self, cloud: PointCloud, scheduler: Any, tolerance: float | None) -> None:
+    def __init__(self, cloud: Law, scheduler: Any, tolerance: float | None) -> None:
         super().__init__(cloud, tolerance)
         self.scheduler, self.convention = scheduler, convention(scheduler)
         variance = getattr(scheduler.config, "variance_type", None)

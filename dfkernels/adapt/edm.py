@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cloud import PointCloud
+from ..law import Law
 from ..methods.denoiser import Denoiser
 from ..schedule import EDM
 from ._exact import ExactNetwork, times
@@ -77,7 +77,7 @@ def from_k_diffusion(model: Callable[..., Tensor]) -> Denoiser:
     return Denoiser(model, known_levels(model), "sample")
 
 
-def as_edm(cloud: PointCloud, *, tolerance: float | None = None) -> ExactEDM:
+def as_edm(cloud: Law, *, tolerance: float | None = None) -> ExactEDM:
     """The data set as an EDM network `net(x, sigma)`, for EDM's samplers and k-diffusion's.
 
     >>> x_0 = edm_sampler(as_edm(cloud), latents)  # theirs, unchanged
@@ -101,7 +101,7 @@ class ExactEDM(ExactNetwork):
 
     sigma_min, sigma_max, label_dim = 0.0, float("inf"), 0
 
-    def __init__(self, cloud: PointCloud, tolerance: float | None) -> None:
+    def __init__(self, cloud: Law, tolerance: float | None) -> None:
         super().__init__(cloud, tolerance)
         if len(cloud.event_shape) == 3:
             self.img_channels, self.img_resolution = cloud.event_shape[0], cloud.event_shape[-1]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._torch import check
-from ..cloud import PointCloud
+from ..law import Law
 from ..methods.denoiser import Denoiser
 from ..schedule import RectifiedFlow, Schedule
 from ._adapted import Adapted
@@ -101,9 +101,7 @@ class _TimeFirst(Adapted):
         return self.network(t, x, **conditions)
 
 
-def as_velocity(
-    cloud: PointCloud, path: object, *, tolerance: float | None = None
-) -> ExactVelocity:
+def as_velocity(cloud: Law, path: object, *, tolerance: float | None = None) -> ExactVelocity:
     """The data set as a velocity model of flow_matching: `velocity(x, t)`, for its ODESolver.
 
     >>> solver = ODESolver(as_velocity(cloud, CondOTProbPath()))
@@ -124,7 +122,7 @@ def as_velocity(
 
 
 def as_torchcfm(
-    cloud: PointCloud, path: object = 0.0, *, tolerance: float | None = None
+    cloud: Law, path: object = 0.0, *, tolerance: float | None = None
 ) -> ExactTimeFirst:
     """The data set as a network of torchcfm, torchdyn or torchdiffeq: `network(t, x)`.
 
@@ -145,7 +143,7 @@ def as_torchcfm(
 class _Exact(ExactNetwork):
     """What both orders of arguments share."""
 
-    def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
+    def __init__(self, cloud: Law, schedule: Schedule, tolerance: float | None) -> None:
         super().__init__(cloud, tolerance)
         self.schedule = schedule
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
+from ..law import Law
 from ..schedule import Schedule
 
 __all__ = ["DataSet", "PosteriorMean"]
@@ -21,7 +21,7 @@ class DataSet(nn.Module):
 
     full_precision = True  # see `_calls.call`
 
-    def __init__(self, cloud: PointCloud, tolerance: float | None) -> None:
+    def __init__(self, cloud: Law, tolerance: float | None) -> None:
         super().__init__()
         self.cloud, self.tolerance = cloud, tolerance
 
@@ -39,7 +39,7 @@ class DataSet(nn.Module):
 class PosteriorMean(DataSet):
     """The network of `Denoiser.exact`. It takes t in float64 whatever x's, and no conditions."""
 
-    def __init__(self, cloud: PointCloud, schedule: Schedule, tolerance: float | None) -> None:
+    def __init__(self, cloud: Law, schedule: Schedule, tolerance: float | None) -> None:
         super().__init__(cloud, tolerance)
         self.schedule = schedule
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._torch import check, diagnosis
-from ..cloud import PointCloud
 from ..fisher import FisherOperator
+from ..law import Law
 from ._reporting import Callback, reporting
 from ._shapes import column
 from .denoiser import Denoiser
@@ -36,7 +36,7 @@ def adjoint(
     *,
     order: int = 1,
     normalise: bool = False,
-    cloud: PointCloud | None = None,
+    cloud: Law | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
     **conditions: object,
 ) -> Trajectory:
@@ -142,7 +142,7 @@ def guide(
     normalise: bool = True,
     method: str = "ddim",
     order: int = 1,
-    cloud: PointCloud | None = None,
+    cloud: Law | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
     callback: Callback | None = None,
     progress: bool = False,

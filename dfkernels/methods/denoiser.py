@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import check
-from ..cloud import PointCloud
+from ..law import Law
 from ..schedule import Schedule
 from ._calls import call, checked, dtype_of, random_layers
 from ._posterior_mean import PosteriorMean
@@ -121,9 +121,7 @@ class Denoiser(nn.Module):
         self.training = getattr(network, "training", False)
 
     @classmethod
-    def exact(
-        cls, cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None
-    ) -> Denoiser:
+    def exact(cls, cloud: Law, schedule: Schedule, *, tolerance: float | None = None) -> Denoiser:
         """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises.
 
         Args:

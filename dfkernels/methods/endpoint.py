@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import ops
 from .._torch import check
 from .._torch.objects import Watched
-from ..cloud import PointCloud
 from ..fisher import DiffusionFisher, FisherOperator
+from ..law import Law
 from ..schedule._base import as_tensor
 from ._calls import checked
 from ._derivatives import explained
@@ -36,7 +36,7 @@ def fisher(
     *,
     x0: Tensor | None = None,
     mean: Tensor | None = None,
-    cloud: PointCloud | None = None,
+    cloud: Law | None = None,
     trace: Callable[[Tensor, Tensor], Tensor] | None = None,
     **conditions: object,
 ) -> FisherOperator:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._torch import check
-from ..cloud import PointCloud
+from ..law import Law
 from ..schedule import Schedule
 from ._calls import checked
 from ._derivatives import explained
@@ -106,7 +106,7 @@ class Exact(Source):
         return both
 
 
-def exact(cloud: PointCloud, schedule: Schedule, *, tolerance: float | None = None) -> Exact:
+def exact(cloud: Law, schedule: Schedule, *, tolerance: float | None = None) -> Exact:
     """The source of tr F that a data set itself is (Prop. 5).
 
     With `Denoiser.exact(cloud, schedule)` and the same tolerance it gives log q_t of the cloud by

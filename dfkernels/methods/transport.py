@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .._torch import check
-from ..cloud import PointCloud
-from ..ops import transport_chain
+from ..law import Law, checked_law
 from ..schedule import Schedule
 from .grid import nodes
 
@@ -89,7 +88,7 @@ class TransportTest(NamedTuple):
 
 
 def transport_test(
-    cloud: PointCloud,
+    cloud: Law,
     schedule: Schedule,
     t: Tensor,
     *,
@@ -128,8 +127,7 @@ def transport_test(
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: x requires grad.
     """
-    if not isinstance(cloud, PointCloud):
-        raise TypeError(f"cloud: expected a PointCloud, got {type(cloud).__name__}")
+    checked_law("cloud", cloud)
     check.choice("convention", convention, CONVENTIONS)
     levels = nodes(schedule, t)
     if x is None:
@@ -140,17 +138,8 @@ def transport_test(
         )
         x = x.to(cloud.device)
     check.query("x", x)
-    y = cloud.y.to(x.dtype) * cloud.scale + cloud.offset
     rates = None if convention == "jacobian" else printed_rates(schedule, levels.t)
-    chain = transport_chain(
-        x,
-        y,
-        levels.alpha,
-        levels.sigma,
-        cloud.log_prior,
-        rates=rates,
-        transposed=convention == "slide",
-    )
+    chain = cloud._chain(x, levels.alpha, levels.sigma, rates, convention == "slide")
     symmetric = (chain.A + chain.A.mT) / 2
     smallest = torch.linalg.eigvalsh(symmetric)[:, 0] if len(x) else chain.log_norm
     return TransportTest(*chain, asymmetry(chain.A), smallest)

@@ -13,6 +13,7 @@ import torch
 
 from ..._torch import check as argument
 from ...cloud import PointCloud
+from ...law import Law
 from .._reporting import Callback, reporting
 from ..convention import CheckReport, check
 from ..convention.queries import Rng, data_mean, data_std
@@ -237,6 +238,12 @@ def _checked(
         )
     given = {"train": train, "held_out": held_out}
     for name, cloud in given.items():
+        if isinstance(cloud, Law) and not isinstance(cloud, PointCloud):
+            raise TypeError(
+                f"{name}: expected a PointCloud or None, got {type(cloud).__name__}: an audit asks "
+                "which data points a network has learnt by heart; give a sample of the mixture, "
+                "PointCloud(mixture.sample(n, generator)), or compare with it by df.check"
+            )
         if cloud is not None and not isinstance(cloud, PointCloud):
             raise TypeError(
                 f"{name}: expected a PointCloud or None, got {type(cloud).__name__}; wrap it: "

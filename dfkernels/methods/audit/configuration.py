@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..._io import files
-from ...certified.index_file import fingerprint
-from ...cloud import PointCloud
 from .._posterior_mean import DataSet
 from ..denoiser import Denoiser
 from .task import Task
@@ -20,7 +18,7 @@ def configuration(task: Task) -> dict[str, object]:
         "denoiser": task.denoiser.short,
         "network": _network(task.denoiser),
         "conditions": {name: _text(value) for name, value in task.denoiser.conditions.items()},
-        **{kind: _cloud(cloud) for kind, cloud in task.clouds.items()},
+        **{kind: cloud._fingerprint() for kind, cloud in task.clouds.items()},
         "noise": task.noise,
         "levels": len(task.levels),
         "queries": [task.groups, task.repeats],
@@ -41,14 +39,11 @@ def _network(denoiser: Denoiser) -> str:
     total = files.checksums(network.state_dict().values())
     exact = [part for part in network.modules() if isinstance(part, DataSet)]
     return ", ".join(
-        [f"crc32={total}", *(f"{_cloud(part.cloud)} tolerance={part.tolerance}" for part in exact)]
+        [
+            f"crc32={total}",
+            *(f"{part.cloud._fingerprint()} tolerance={part.tolerance}" for part in exact),
+        ]
     )
-
-
-def _cloud(cloud: PointCloud) -> str:
-    prior = cloud.log_prior
-    weights = "" if prior is None else f" weights crc32={files.checksum(prior.cpu())}"
-    return fingerprint(cloud.y.reshape(len(cloud), -1), cloud.scale, cloud.offset) + weights
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import check as argument
-from ...cloud import PointCloud
+from ...law import Law
 from ...schedule import Schedule
 from ..convention.queries import Rng, data_mean, data_std, exact, noise_range_of, reach
 from ..grid import noise_range, times_of
@@ -48,9 +48,7 @@ class Range(NamedTuple):
     obstacle: str  # why
 
 
-def range_of(
-    cloud: PointCloud, schedule: Schedule, noise: tuple[float, float] | None, rng: Rng
-) -> Range:
+def range_of(cloud: Law, schedule: Schedule, noise: tuple[float, float] | None, rng: Rng) -> Range:
     """The range of levels as described above; `noise` takes its place where it is given."""
     if data_mean(cloud)[1] < FEWEST:
         raise argument.mismatch(
@@ -89,7 +87,7 @@ def times(schedule: Schedule, count: int, noise: tuple[float, float]) -> Tensor:
     return t.round().unique_consecutive() if schedule.discrete else t
 
 
-def _lowest(cloud: PointCloud, s: float, least: float, rng: Rng) -> float:
+def _lowest(cloud: Law, s: float, least: float, rng: Rng) -> float:
     before = math.inf
     for _ in range(_HALVINGS):
         if s / 2 < least:
@@ -101,7 +99,7 @@ def _lowest(cloud: PointCloud, s: float, least: float, rng: Rng) -> float:
     return s
 
 
-def _ess(cloud: PointCloud, s: float, rng: Rng) -> float:
+def _ess(cloud: Law, s: float, rng: Rng) -> float:
     """The median ESS of noisy atoms."""
     y = rng.atoms(cloud, _PILOTS)
     x = y + s * rng.normal(*y.shape).to(y.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._torch import check as argument
-from ...cloud import PointCloud
+from ...law import Law, checked_law
 from ..denoiser import Denoiser
 from ..grid import noise_range
 from .explain import explanations
@@ -32,7 +32,7 @@ _REPEATABLE = 0.02  # two calls may differ by this many posterior standard devia
 @torch.no_grad()
 def check(
     denoiser: Denoiser,
-    cloud: PointCloud,
+    cloud: Law,
     *,
     noise: tuple[float, float] | None = None,
     queries: int | None = None,
@@ -99,10 +99,7 @@ def check(
             f"denoiser: expected a Denoiser, got {type(denoiser).__name__}; wrap it: "
             "Denoiser(network, schedule, prediction_type)"
         )
-    if not isinstance(cloud, PointCloud):
-        raise TypeError(
-            f"cloud: expected a PointCloud, got {type(cloud).__name__}; wrap it: PointCloud(y)"
-        )
+    checked_law("cloud", cloud)
     rng, before = Rng(generator), denoiser.evaluations
     count = None if queries is None else argument.integer("queries", queries, 1)
     levels = noise_range_of(cloud, denoiser.schedule, rng) if noise is None else noise_range(noise)
@@ -145,7 +142,7 @@ def _spread(denoiser: Denoiser, q: Queries, out: Tensor, conditions: dict[str, o
 
 def _search(
     denoiser: Denoiser,
-    cloud: PointCloud,
+    cloud: Law,
     queries: list[Queries],
     outs: list[Tensor],
     start: Explanation,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...cloud import PointCloud
+from ...law import Law
 from .queries import Queries, exact
 
 __all__ = ["DataMap", "fit", "over"]
@@ -33,17 +33,9 @@ class DataMap(NamedTuple):
     a: Tensor
     b: Tensor
 
-    def applied(self, cloud: PointCloud) -> PointCloud:
+    def applied(self, cloud: Law) -> Law:
         """The atoms a y_i + b; with a map per channel, some of the atoms of a large cloud."""
-        if len(self.a) == 1:
-            a, b = self.a.item(), self.b.item()
-            scale, offset = a * cloud.scale, a * cloud.offset + b
-            return PointCloud(cloud.y, cloud.log_prior, scale=scale, offset=offset)
-        step = -(-cloud.y.numel() // _ATOMS)
-        dtype = torch.float64 if cloud.dtype == torch.float64 else torch.float32
-        y = cloud.y[::step].to(dtype) * cloud.scale + cloud.offset
-        a, b = (part.to(y).view(-1, *[1] * (y.ndim - 2)) for part in self)
-        return PointCloud(y * a + b, None if cloud.log_prior is None else cloud.log_prior[::step])
+        return cloud._mapped(self.a, self.b, _ATOMS)
 
     def then(self, other: DataMap) -> DataMap:
         """This map, and then the other one."""
@@ -57,23 +49,19 @@ class DataMap(NamedTuple):
         return f"a y + b, with a = ({a}) and b = ({b}) for the channels"
 
 
-def over(cloud: PointCloud, data: DataMap, q: Queries) -> Queries:
+def over(cloud: Law, data: DataMap, q: Queries) -> Queries:
     """The queries with the exact answers over the mapped atoms. None counts as the lowest level:
     for the mapped data that is another one, and a sound network may be no better than their mean
     here.
     """
-    if len(data.a) == 1:  # without a pass that checks the atoms again
-        found = exact(cloud, q.x, q.alpha, q.sigma, data.a.item(), data.b.item())
-    else:
-        found = exact(data.applied(cloud), q.x, q.alpha, q.sigma)
-    mean, std, ess = found
+    mean, std, ess = exact(data.applied(cloud), q.x, q.alpha, q.sigma)
     a, b = (part.to(mean).view(-1, *[1] * (mean.ndim - 2)) for part in data)
     there = q._replace(mean=mean, std=max(std, 1e-30), ess=ess.median().item())
     return there._replace(data_mean=q.data_mean * a + b, lowest=False)
 
 
 def fit(
-    cloud: PointCloud, queries: list[Queries], means: list[Tensor], count: int | None = None
+    cloud: Law, queries: list[Queries], means: list[Tensor], count: int | None = None
 ) -> list[DataMap]:
     """The maps that explain a network's means best: one for all numbers, and one per channel where
     the data have channels, [C, H, W] and the like. With a count of channels that one alone, for
@@ -90,7 +78,7 @@ def fit(
     return fitted
 
 
-def _start(cloud: PointCloud, queries: list[Queries], means: list[Tensor]) -> DataMap:
+def _start(cloud: Law, queries: list[Queries], means: list[Tensor]) -> DataMap:
     """The best of the powers of 2 for a, with the b that gives the right mean."""
     last, mean = queries[-1], means[-1].double().mean()
     residual = _Residual(cloud, queries, means)
@@ -106,7 +94,7 @@ class _Residual:
     units of the spread of the former.
     """
 
-    def __init__(self, cloud: PointCloud, queries: list[Queries], means: list[Tensor]) -> None:
+    def __init__(self, cloud: Law, queries: list[Queries], means: list[Tensor]) -> None:
         self.cloud = cloud
         self.queries = [q._replace(x=q.x[:_QUERIES]) for q in queries]
         self.means = [mean[:_QUERIES].double() for mean in means]
@@ -130,7 +118,7 @@ class _Residual:
         return torch.cat(parts)
 
 
-def _fit(cloud: PointCloud, queries: list[Queries], means: list[Tensor], start: DataMap) -> DataMap:
+def _fit(cloud: Law, queries: list[Queries], means: list[Tensor], start: DataMap) -> DataMap:
     """Levenberg and Marquardt's method in ln a and b, with difference quotients."""
     residual, unit = _Residual(cloud, queries, means), start.a.mean().item() * queries[-1].std
     channels = len(start.a)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...cloud import PointCloud
+from ...law import Law
 from ..classifier_free import ClassifierFreeGuidance
 from ..denoiser import PREDICTION_TYPES, Denoiser
 from .data_map import DataMap, fit, over
@@ -33,7 +33,7 @@ _FACTOR = 600.0  # a map of the data by more than this is no map of units
 
 def explanations(
     denoiser: Denoiser,
-    cloud: PointCloud,
+    cloud: Law,
     queries: list[Queries],
     outs: Outputs,
     rng: Rng,
@@ -234,7 +234,7 @@ def _is_safe(denoiser: Denoiser, time: list[float | None], device: torch.device)
 
 def _other_data(
     denoiser: Denoiser,
-    cloud: PointCloud,
+    cloud: Law,
     queries: list[Queries],
     outs: Outputs,
     rng: Rng,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...cloud import PointCloud
+from ...law import Law
 from ...schedule import VP, Cosine, Schedule, SubVP, Tabulated
 from ...schedule._tabulated import floored
 from ..denoiser import Denoiser
@@ -28,7 +28,7 @@ _FINER = [k / 16 for k in (-3, -2, -1, 1, 2, 3)]
 
 
 def other_schedules(
-    denoiser: Denoiser, cloud: PointCloud, queries: list[Queries], outs: Sequence[Tensor]
+    denoiser: Denoiser, cloud: Law, queries: list[Queries], outs: Sequence[Tensor]
 ) -> Iterator[Explanation]:
     """The levels of well-known schedules of the same kind at the same times."""
     for name, schedule in _similar(denoiser.schedule):
@@ -43,7 +43,7 @@ def other_schedules(
 
 
 def any_levels(
-    denoiser: Denoiser, cloud: PointCloud, queries: list[Queries], outs: Sequence[Tensor]
+    denoiser: Denoiser, cloud: Law, queries: list[Queries], outs: Sequence[Tensor]
 ) -> Iterator[Explanation]:
     """For each level that at which the output fits best."""
     schedule = denoiser.schedule
@@ -64,7 +64,7 @@ def any_levels(
 
 
 def _best(
-    kind: str, schedule: Schedule, cloud: PointCloud, q: Queries, out: Tensor
+    kind: str, schedule: Schedule, cloud: Law, q: Queries, out: Tensor
 ) -> tuple[float, Queries, Tensor] | None:
     """The error, the queries and the mean at the level where the error is least; None where that
     is an end of the search.
@@ -86,7 +86,7 @@ def _best(
     return fitted[best] if abs(best) < max(_OCTAVES) else None
 
 
-def _at(schedule: Schedule, cloud: PointCloud, q: Queries, t: float, x: Tensor) -> Queries | None:
+def _at(schedule: Schedule, cloud: Law, q: Queries, t: float, x: Tensor) -> Queries | None:
     """Queries at the time t of a schedule, with the exact answers; None where one atom has all the
     weight, or the data have none.
     """

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..._torch import check as argument
 from ..._torch.objects import plain
-from ...cloud import PointCloud
-from ...ops import posterior
+from ...law import Law
 from ...schedule import Schedule
 
 __all__ = ["Queries", "Rng", "data_std", "exact", "make_queries", "noise_range_of", "reach"]
@@ -28,7 +27,6 @@ _ENOUGH, _FEWEST = 100, 4  # atoms that share the weight at the lowest level; th
 _LARGE = 4.0  # a standard deviation that data in a network's units do not have
 _NUMBERS = 1 << 14  # of a batch of queries, where their count is not given
 _ATOMS = 1 << 22  # numbers of the atoms from which the data's standard deviation is estimated
-_SHUFFLED = 1 << 22  # atoms, in whose order a permutation is drawn
 
 
 class Queries(NamedTuple):
@@ -64,22 +62,18 @@ class Queries(NamedTuple):
         return min(limit, 0.6 * self.of_data_mean) if self.lowest else limit
 
 
-def exact(
-    cloud: PointCloud, x: Tensor, alpha: float, sigma: float, a: float = 1.0, b: float = 0.0
-) -> tuple[Tensor, float, Tensor]:
-    """Over the atoms a y_i + b: the posterior mean [Q, *E], the posterior's standard deviation per
-    number, and ESS [Q].
+def exact(cloud: Law, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, float, Tensor]:
+    """The posterior mean [Q, *E], the posterior's standard deviation per number, and how many data
+    points stand behind it [Q]: the ESS of a data set.
     """
-    scale, offset = a * cloud.scale, a * cloud.offset + b
     with plain(x.device):
-        prior = cloud._log_pi(x.dtype)
-        p = posterior(x, cloud.y, alpha, sigma, prior, scale=scale, offset=offset)
+        p = cloud.posterior(x, alpha, sigma)
     variance = (sigma / alpha) ** 2 * (1 - sigma**2 * p.fisher_trace.double() / cloud.d)
-    return p.mean, math.sqrt(max(variance.mean().item(), 0.0)), p.ess
+    return p.mean, math.sqrt(max(variance.mean().item(), 0.0)), cloud._points_behind(p.ess)
 
 
 def make_queries(
-    cloud: PointCloud, schedule: Schedule, noise: tuple[float, float], count: int | None, seed: Rng
+    cloud: Law, schedule: Schedule, noise: tuple[float, float], count: int | None, seed: Rng
 ) -> list[Queries]:
     """Queries alpha y + sigma eps of random atoms y at levels from noise[0] up to noise[1]."""
     if count is None:
@@ -100,7 +94,7 @@ def make_queries(
     return found
 
 
-def noise_range_of(cloud: PointCloud, schedule: Schedule, seed: Rng) -> tuple[float, float]:
+def noise_range_of(cloud: Law, schedule: Schedule, seed: Rng) -> tuple[float, float]:
     """The range of noise levels sigma/alpha of a check, by the rule above.
 
     Raises:
@@ -145,53 +139,37 @@ class Rng:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
 
-    def atoms(self, cloud: PointCloud, count: int) -> Tensor:
-        """Atoms drawn by their prior weights, [count, *E] in float64."""
-        u = torch.rand(count, generator=self.generator, dtype=torch.float64, device="cpu")
-        log_pi = cloud._log_pi(torch.float64)
-        if log_pi is None:
-            rows = (u * len(cloud)).long().clamp_max(len(cloud) - 1)
-        else:
-            total = log_pi.cpu().exp().cumsum(0)
-            rows = torch.searchsorted(total, u * total[-1], right=True)
-        return cloud.y[rows.to(cloud.device)].double() * cloud.scale + cloud.offset
+    def atoms(self, cloud: Law, count: int) -> Tensor:
+        """Data drawn from the law, [count, *E] in float64."""
+        return cloud.sample(count, self.generator)
 
-    def different(self, cloud: PointCloud, count: int) -> Tensor:
-        """As `atoms`, but no atom twice where all have the same weight. Of very many, one may come
-        twice by chance.
-        """
-        if cloud._log_pi(torch.float64) is not None or len(cloud) > _SHUFFLED:
-            return self.atoms(cloud, count)
-        rows = torch.randperm(
-            len(cloud), generator=self.generator, dtype=torch.int64, device="cpu"
-        )[:count]
-        return cloud.y[rows.to(cloud.device)].double() * cloud.scale + cloud.offset
+    def different(self, cloud: Law, count: int) -> Tensor:
+        """As `atoms`, but no atom of a data set twice where all have the same weight."""
+        return cloud._without_repeats(count, self.generator)
 
 
-def _noisy(cloud: PointCloud, count: int, alpha: float, sigma: float, seed: Rng) -> Tensor:
+def _noisy(cloud: Law, count: int, alpha: float, sigma: float, seed: Rng) -> Tensor:
     y = seed.atoms(cloud, count)
     x = alpha * y + sigma * seed.normal(*y.shape).to(y.device)
     return x.to(torch.float64 if cloud.dtype == torch.float64 else torch.float32)
 
 
-def data_mean(cloud: PointCloud) -> tuple[Tensor, float]:
+def data_mean(cloud: Law) -> tuple[Tensor, float]:
     """The atoms' mean [1, *E], and their effective number, by the prior weights."""
     dtype = torch.float64 if cloud.dtype == torch.float64 else torch.float32
     x = torch.zeros(1, *cloud.event_shape, dtype=dtype, device=cloud.device)
     # at alpha = 0 the weights are the prior ones
-    p = posterior(
-        x, cloud.y, 0.0, 1.0, cloud._log_pi(dtype), scale=cloud.scale, offset=cloud.offset
-    )
-    return p.mean, p.ess.item()
+    p = cloud.posterior(x, 0.0, 1.0)
+    return p.mean, cloud._points_behind(p.ess).item()
 
 
-def data_std(cloud: PointCloud, seed: Rng) -> float:
+def data_std(cloud: Law, seed: Rng) -> float:
     """The data's standard deviation per number, from some atoms."""
     y = seed.atoms(cloud, max(16, min(4096, _ATOMS // cloud.d)))
     return _rms(y - y.mean(0))
 
 
-def _level_of(cloud: PointCloud, std: float, ess: float, seed: Rng) -> float:
+def _level_of(cloud: Law, std: float, ess: float, seed: Rng) -> float:
     """The noise level where the median ESS is as given, by interpolation between powers of 2."""
     pilots = max(4, min(16, _NUMBERS // cloud.d))
     last = None

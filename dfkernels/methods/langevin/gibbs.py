@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import ops
 from ..._torch import check
 from ..._torch.objects import ordinary, plain
 from .._drawn import checked_generator, normal
@@ -63,13 +62,7 @@ def gibbs(
         for i in range(steps):
             how = {"dtype": torch.int64, "device": generator.device}
             seed = int(torch.randint(2**63 - 1, (), generator=generator, **how))
-            rows = ops.draw(
-                *(x, cloud.y, alpha, sigma, cloud._log_pi(x.dtype)),
-                seed=seed,
-                scale=cloud.scale,
-                offset=cloud.offset,
-            )
-            y = cloud.y[rows].to(x.dtype) * cloud.scale + cloud.offset
+            y = cloud.draw(x, alpha, sigma, seed=seed).x_0
             x = column(alpha, x) * y + column(sigma, x) * normal(x, generator)
             report(i + 1, steps)
     return x
