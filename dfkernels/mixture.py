@@ -193,7 +193,7 @@ class GaussianMixture(Law):
             y = all_of.y[found].double() * all_of.scale + all_of.offset
             rows = all_of.variance if len(all_of.variance) == 1 else all_of.variance[found]
             variance = rows.double().expand_as(y)
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator("cpu").manual_seed(seed)
             noise = _normal(y.shape, generator, y.device)
             tau2 = s**2 + a**2 * variance
             mean = y + a * variance / tau2 * (z - a * y)
