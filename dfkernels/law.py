@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _mixture_ops, ops
+from . import ops
 from ._torch.objects import Object, Watched, plain
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
@@ -90,7 +90,7 @@ class Law(Object, abc.ABC):
     @abc.abstractmethod
     def posterior(
         self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
-    ) -> ops.Posterior | _mixture_ops.MixturePosterior:
+    ) -> ops.Posterior | ops.MixturePosterior:
         """log q_t, the posterior mean of x_0, tr F and the ESS of the components."""
 
     @abc.abstractmethod

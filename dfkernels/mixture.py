@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _components
-from . import _mixture_ops as ops
+from . import _components, ops
 from ._atoms import as_tensor, checked_log_prior, checked_stored, finite, masked
 from ._components import Components
 from ._fitted import parameters_of
