@@ -23,6 +23,7 @@ from dfkernels._io import files
 from dfkernels._io.console import Console
 from dfkernels._torch import native
 from dfkernels.cli import inputs, posterior
+from experiments import NAMES
 from experiments import __main__ as experiments
 from experiments.progress import Progress
 
@@ -459,7 +460,7 @@ def test_reproduce_takes_one_experiment_or_all(capsys):
     assert args.out == Path("out/reproduce") and args.quick is False  # the demo's files are out/*
     with pytest.raises(SystemExit):
         experiments.main(["reproduce", "--help"])
-    assert "{errata,table2,table3,adjoint,likelihood,all}" in capsys.readouterr().out
+    assert f"{{{','.join((*NAMES, 'all'))}}}" in capsys.readouterr().out
 
 
 def test_the_bar_makes_room_for_printing(monkeypatch):

@@ -198,7 +198,8 @@ def test_it_goes_on_where_it_stopped_bit_for_bit():
     ):
         parts, whole = rng(7), rng(7)
         assert torch.equal(run(run(x, 2, parts), 3, parts), run(x, 5, whole))
-        assert torch.equal(run(x, 0, parts), x)
+        still = run(x, 0, parts)
+        assert torch.equal(still, x) and still.data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, f64], ids=str)
@@ -235,6 +236,37 @@ def test_one_atom_is_a_gaussian():
         found = langevin(denoiser, x, T, 1, kind, generator=rng(), step=0.3, **extra).x
         want = x + 0.3 * m * (alpha * denoiser.network.cloud.y - x) + (0.6 * m) ** 0.5 * sigma * xi
         torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+
+
+def test_pure_noise():
+    """alpha = 0: q is the noise's own law, and every preconditioner but the damped ones is 1."""
+    denoiser = exact(schedule=df.schedule.RectifiedFlow())
+    x, xi = normal(3, 3, seed=1), normal(3, 3)
+    for kind, extra, m in (
+        ("none", {}, 1.0),
+        ("gibbs", {}, 1.0),
+        ("rank-one", {"damping": 1.0, "x0": x}, 0.5),
+    ):
+        found = langevin(denoiser, x, 0.0, 1, kind, generator=rng(), step=0.3, **extra).x
+        want = (1 - 0.3 * m) * x + (0.6 * m) ** 0.5 * xi
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+
+
+def test_stored_bytes_and_masked_atoms():
+    """uint8 atoms with a scale and an offset; an atom of no weight that holds NaN."""
+    y = torch.tensor([[0, 255], [255, 0], [7, 9]], dtype=torch.uint8)
+    prior = torch.tensor([0.0, 0.0, -math.inf], dtype=f64)
+    stored = df.PointCloud(y, prior, scale=2 / 255, offset=-1)
+    wide = df.PointCloud(
+        torch.tensor([[-1.0, 1.0], [1.0, -1.0], [math.nan, 0.0]], dtype=f64), prior
+    )
+    x = normal(4, 2, seed=1)
+    for run in (
+        lambda d: gibbs(d, x, T, 5, generator=rng()),
+        lambda d: langevin(d, x, T, 5, "gibbs", generator=rng(), metropolis=True).x,
+    ):
+        one, two = (run(df.Denoiser.exact(cloud, SCH)) for cloud in (stored, wide))
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
 # ---- the published correction

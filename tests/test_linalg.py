@@ -239,14 +239,14 @@ def test_functions_of_a_matrix(dtype, tol, d):
     values, axes = torch.linalg.eigh(matrix)
 
     def f(a):
-        return torch.stack([a[:, 0].sqrt(), 1 / (a[:, 1] + 0.1), a[:, 2].cos()], 1)
+        return torch.stack([a[:, 0].sqrt(), 1 / a[:, 1], a[:, 2].cos()], 1)
 
     weights = f(values[:, None].expand(4, 3, d))
     want = torch.einsum("bij,bkj,blj,bkl->bki", axes, weights, axes, v)
     rows = matrix.to(dtype)
     found = function_product(lambda u: u @ rows, v.to(dtype), f, d + 2)
     assert found.dtype == dtype
-    size = v.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    size = (v.abs().amax(-1, keepdim=True) * weights.abs().amax(-1, keepdim=True)).clamp_min(1e-300)
     assert ((found - want) / size).abs().max() < tol
 
 

@@ -1,7 +1,7 @@
 """Proposals x' ~ N(mean, covariance) of one Langevin step, on flat states [B, d].
 
-Those that Metropolis can judge have a density: `log_density(x')`, [B] in float64 and up to a
-constant that all of a kind share. All their fields are [B, ...].
+Those that Metropolis can judge have a density: `log_density(x')`, [B] in float64, up to a constant
+that is the same at every state of a chain. All their fields are [B, ...].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Isotropic", "Krylov", "Proposal", "RankOne", "Spectral", "of_spectru
 
 
 class Isotropic(NamedTuple):
-    """Covariance variance I."""
+    """Covariance variance I; the variance is that of every state."""
 
     mean: Tensor  # [B, d]
     variance: Tensor  # [B, 1]
@@ -28,36 +28,32 @@ class Isotropic(NamedTuple):
         return self.mean + self.variance.sqrt() * xi
 
     def log_density(self, to: Tensor) -> Tensor:
-        square = (to - self.mean).square().sum(1).double()
-        variance = self.variance[:, 0].double()
-        return -(square / variance + self.mean.shape[1] * variance.log()) / 2
+        return -(to - self.mean).square().sum(1).double() / self.variance[:, 0] / 2
 
 
 class RankOne(NamedTuple):
-    """Covariance variance (I + c r r^T), c >= 0."""
+    """Covariance variance (I + c u u^T), c >= 0; the variance is that of every state."""
 
     mean: Tensor  # [B, d]
     variance: Tensor  # [B, 1]
-    r: Tensor  # [B, d]
+    u: Tensor  # [B, d]
     c: Tensor  # [B, 1]
 
     @property
     def _square(self) -> Tensor:
-        return self.r.square().sum(1, keepdim=True)
+        return self.u.square().sum(1, keepdim=True)
 
     def draw(self, xi: Tensor) -> Tensor:
-        """By the square root, I + ((sqrt(1 + c |r|^2) - 1)/|r|^2) r r^T."""
+        """By the square root, I + ((sqrt(1 + c |u|^2) - 1)/|u|^2) u u^T."""
         along = self.c / ((1 + self.c * self._square).sqrt() + 1)  # with no difference, nor 0/0
-        xi = xi + along * (self.r * xi).sum(1, keepdim=True) * self.r
+        xi = xi + along * (self.u * xi).sum(1, keepdim=True) * self.u
         return self.mean + self.variance.sqrt() * xi
 
     def log_density(self, to: Tensor) -> Tensor:
-        u, stretch = to - self.mean, 1 + self.c * self._square
-        along = (self.r * u).sum(1, keepdim=True)
-        square = u.square().sum(1, keepdim=True) - self.c * along.square() / stretch
-        variance = self.variance.double()
-        log_det = self.mean.shape[1] * variance.log() + stretch.double().log()
-        return -(square.double() / variance + log_det)[:, 0] / 2
+        off, stretch = to - self.mean, 1 + self.c * self._square
+        along = (self.u * off).sum(1, keepdim=True)
+        square = off.square().sum(1, keepdim=True) - self.c * along.square() / stretch
+        return -(square.double() / self.variance + stretch.double().log())[:, 0] / 2
 
 
 class Spectral(NamedTuple):

@@ -75,15 +75,14 @@ class Settings:
         return 1 / (values.abs() + self.damping)
 
     def _rank_one(self, state: State, x: Tensor, drift: Tensor) -> RankOne:
-        """M/sigma^2 = (a I - b r r^T)^(-1) = (I + c r r^T)/a, a = 1 + damping,
-        b = (alpha/sigma)^2 and c = b/(a - b |r|^2).
+        """M/sigma^2 = (a I - u u^T)^(-1) = (I + c u u^T)/a with a = 1 + damping, c = 1/(a - |u|^2)
+        and u = (alpha/sigma) r, the difference of two noises, which has a value at alpha = 0 too.
         """
         assert self.x0 is not None
         alpha, sigma = state.fisher.alpha[:, None], state.fisher.sigma[:, None]
-        mean = (x - sigma * flat(state.eps)) / alpha
-        r = flat(self.x0) - mean
-        b, a = (alpha / sigma) ** 2, 1 + self.damping
-        left = a - b * r.square().sum(1, keepdim=True)
+        u = flat(state.eps) - (x - alpha * flat(self.x0)) / sigma
+        a = 1 + self.damping
+        left = a - u.square().sum(1, keepdim=True)
         if bool((left <= 0).any()):
             i = int(left[:, 0].argmin())
             raise check.mismatch(
@@ -92,6 +91,6 @@ class Settings:
                 f"{self.damping - left[i].item():.4g} at sample {i}",
                 f"{self.damping:g}",
             )
-        c = b / left
-        step = drift + c * (r * drift).sum(1, keepdim=True) * r
-        return RankOne(x + self.step / a * step, 2 * self.step / a * sigma**2, r, c)
+        along = (u * drift).sum(1, keepdim=True) / left
+        mean = x + self.step / a * (drift + along * u)
+        return RankOne(mean, 2 * self.step / a * sigma**2, u, 1 / left)
