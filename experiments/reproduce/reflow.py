@@ -1,0 +1,340 @@
+"""Reflow: does it collapse, and what keeps it from collapsing? In closed form, for linear flows,
+and for networks on two sets in the plane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import reflow_figures as figures
+from .reflow_errata import DELTAS, cloud, inverses, mixtures
+from .reflow_linear import AUTOENCODER, PRINTED, ROUNDS, Flow, autoencoder, flows, simulated
+from .reflow_networks import KINDS, NOISE, SETS, SHARE, SOLVERS, Round, Study, stages, study
+from .section import Claim, Picture, Section, Table
+
+STAGES = [
+    "linear autoencoder",
+    "linear flows",
+    *[stage for name in SETS for stage in stages(name)],
+    "errata",
+]
+_RIDGE = 0.05
+
+
+def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
+    """Networks from checkpoints in `out`, or trained."""
+    begin = time.perf_counter()
+    step(STAGES[0])
+    closed = {key: autoencoder(*key, max(ROUNDS)) for key in AUTOENCODER}
+    sizes = (500, 8) if quick else (4000, 32)
+    draw = torch.Generator().manual_seed(0)
+    trials = {key: simulated(*key, max(ROUNDS), *sizes, draw) for key in AUTOENCODER}
+    step(STAGES[1])
+    runs = 3 if quick else 32
+    linear = {key: flows(*key, _RIDGE, 20, runs, draw) for key in PRINTED}
+    exact = flows("none", 0.0, 0.0, 20, 2, draw)
+    trained = time.perf_counter()
+    studies = {name: study(name, quick, out, step) for name in SETS}
+    seconds = time.perf_counter() - trained
+    step(STAGES[-1])
+    n = 1000 if quick else 5000
+    mixed = mixtures(n, SHARE)
+    atoms = cloud(50 if quick else 200, 60)
+    undone = inverses(studies["chessboard"].first, n // 5)
+    return Section(
+        name="reflow",
+        title="Reflow: collapse, and the anchor",
+        text=_text(linear, studies, mixed),
+        tables=[
+            _autoencoders(closed, trials, sizes),
+            _linear(linear, runs),
+            *[_network_table(name, s) for name, s in studies.items()],
+            _solvers(studies),
+            _reversed(atoms, studies),
+            _unsound(mixed, undone, n),
+        ],
+        pictures=[
+            Picture(
+                "networks",
+                "Networks, round by round: the law by a fine solver and by one step of Euler's"
+                f" method, recall (dashed: of the truth itself), straightness. {SHARE:.0%} real"
+                " pairs in all but the synthetic rounds.",
+                partial(figures.networks, studies),
+            ),
+            Picture(
+                "samples",
+                "The data, samples of the first round, and of the last one of each kind (Heun).",
+                partial(figures.samples, studies),
+            ),
+            Picture(
+                "linear",
+                "Left: mean and standard deviation over independent runs; marks: the single run"
+                " that is printed. Right: the closed form.",
+                partial(figures.linear, linear),
+            ),
+        ],
+        claims=[
+            *_linear_claims(closed, trials, linear, exact),
+            *_errata_claims(mixed, atoms, undone, n),
+            *[claim for name, s in studies.items() for claim in _network_claims(name, s)],
+        ],
+        seconds={"networks": seconds, "everything else": time.perf_counter() - begin - seconds},
+    )
+
+
+# ---- linear
+
+
+def _autoencoders(closed, trials, sizes: tuple[int, int]) -> Table:
+    rows = []
+    for (noise, share), values in closed.items():
+        mean, error = trials[noise, share]
+        cells = [f"{noise:g}", f"{share:.0%}"]
+        for i, k in enumerate(ROUNDS):
+            printed, value = AUTOENCODER[noise, share][i], values[k - 1]
+            cells += [f"{printed:.3g}", f"{value:.3g}" if value < 1e-3 else f"{value:.4f}"]
+            cells += [f"{mean[k - 1]:.3f} ± {error[k - 1]:.3f}"]
+        rows.append(cells)
+    head = ["σ²", "real"]
+    for k in ROUNDS:
+        head += [f"{k}: printed", "closed form", "simulated"]
+    return Table(
+        "Variance of a linear denoising autoencoder's data after 1, 5, 10, 50 rounds",
+        head,
+        rows,
+        "s' = S²/(S + σ²), S = λ + (1 − λ) s, from s = 1: each eigenvalue by itself. Simulated: least"
+        f" squares on {sizes[0]:,} scalars a round, mean and standard error of {sizes[1]} runs.",
+    )
+
+
+def _linear(linear: dict[tuple[str, float], Flow], runs: int) -> Table:
+    rows = []
+    for (real, share), flow in linear.items():
+        printed, printed_one = PRINTED[real, share]
+        cells = [real, f"{share:.0%}" if share else "–"]
+        for k in (1, 2, 5, 10, 20):
+            found = f"{flow.fine[k - 1].mean():.3f} ± {flow.fine[k - 1].std():.3f}"
+            cells.append(f"{found} ({printed[k]:.3f})" if k in printed else found)
+        cells.append(f"{flow.one.mean():.3f} ± {flow.one.std():.3f} ({printed_one:.3f})")
+        rows.append(cells)
+    return Table(
+        "Linear flow between Gaussians, ridge 0.05: top eigenvalue over the truth's, by round",
+        ["real pairs", "share", "1", "2", "5", "10", "20", "20, one step"],
+        rows,
+        "d = 10, unit variances, correlation 0.8, N = 2000 new pairs a round, 50 steps of Euler's"
+        f" method. Mean and standard deviation of {runs} runs; in brackets the printed number, of"
+        " one run: it differs from the mean by about a standard deviation throughout, since all of"
+        " its rows share one first draw of the data.",
+    )
+
+
+def _linear_claims(closed, trials, linear: dict[tuple[str, float], Flow], exact: Flow):
+    gap = max(
+        abs(closed[key][k - 1] - printed)
+        for key, row in AUTOENCODER.items()
+        for k, printed in zip(ROUNDS, row, strict=True)
+    )
+    off = max(
+        abs(mean[k - 1].item() - closed[key][k - 1]) / (error[k - 1].item() + 1e-4)
+        for key, (mean, error) in trials.items()
+        for k in ROUNDS
+    )
+    far = 0.0
+    for key, flow in linear.items():
+        printed, one = PRINTED[key]
+        found = [(flow.fine[k - 1], value) for k, value in printed.items()] + [(flow.one, one)]
+        far = max(far, *[abs((f.mean() - value) / f.std()).item() for f, value in found])
+    kept = (exact.fine / exact.fine[0] - 1).abs().max().item()
+    last = {real: linear[real, share].fine[-1].mean().item() for real, share in PRINTED}
+    ends = [linear[key].fine[-1].mean().item() for key in (("none", 0.0), ("online", 0.3))]
+    ends.append(linear["anchor", 0.3].fine[-1].mean().item())
+    one = [linear[kind, 0.3].one.mean().item() for kind in ("fresh", "anchor")]
+    del last
+    return [
+        Claim("autoencoder: closed form against the derived table", f"{gap:.0e}", "< 1e-3",
+              gap < 1e-3, check=True),
+        Claim("autoencoder: simulation against the closed form, worst", f"{off:.1f} errors",
+              "< 6", off < 6, check=True),
+        Claim("linear flow without ridge: law of rounds 2 to 20 against round 1",
+              f"{kept:.0e}", "< 1e-10", kept < 1e-10, check=True),
+        Claim("linear flow, round 20: none < online < anchor",
+              " < ".join(f"{value:.3f}" for value in ends), "in this order, anchor by 0.2",
+              ends[0] < ends[1] < ends[2] - 0.2, check=True),
+        Claim("linear flow, one step: fresh noise loses what the anchor keeps",
+              f"{one[0]:.3f} and {one[1]:.3f}", "anchor by 0.3", one[0] < one[1] - 0.3, check=True),
+        Claim("linear flow: every printed number within the spread of runs",
+              f"{far:.1f} standard deviations", "< 3", far < 3),
+    ]  # fmt: skip
+
+
+# ---- networks
+
+
+def _kept(first: float, last: float) -> float:
+    """The smaller of a ratio and its inverse: 1 is no change in either direction."""
+    return min(first / last, last / first) if first > 0 and last > 0 else 0.0
+
+
+def _law_kept(rounds: list[Round]) -> float:
+    """The share of round 1's law that the last round has kept: the worse of top eigenvalue and
+    recall."""
+    first, last = rounds[0].laws["Heun"], rounds[-1].laws["Heun"]
+    return min(_kept(first.top, last.top), last.recall / max(first.recall, 1e-9))
+
+
+def _straightened(s: Study, kind: str) -> float:
+    """The share of the synthetic rounds' straightening that a kind achieves."""
+    value = lambda of, k: s.rounds[of][k].straight.value
+    gained = value("synthetic", 0) - value("synthetic", -1)
+    return (value(kind, 0) - value(kind, -1)) / gained if gained else 0.0
+
+
+def _network_table(name: str, s: Study) -> Table:
+    rows = []
+    for kind, rounds in s.rounds.items():
+        for k, found in enumerate(rounds, 1):
+            if k == 1 and kind != KINDS[0]:
+                continue
+            law = found.laws["Heun"]
+            rows.append(
+                [
+                    "first round" if k == 1 else kind,
+                    str(k),
+                    f"{1e3 * law.energy:.2f}",
+                    f"{law.top:.3f}",
+                    f"{law.recall:.1%}",
+                    f"{found.straight.value:.4f} ± {found.straight.error:.4f}",
+                ]
+            )
+    real = s.real
+    rows.append(["the truth", "", f"{1e3 * real.energy:.2f}", f"{real.top:.3f}",
+                 f"{real.recall:.1%}", ""])  # fmt: skip
+    return Table(
+        f"Networks, {name}: the law and the paths by round",
+        ["real pairs", "round", "energy distance ×10³", "top eigenvalue", "recall", "straightness"],
+        rows,
+        "Samples by Heun's method, 20 steps, from the same noise throughout. Energy distance without"
+        " a point's distance to itself: 0 on average for two samples of one law; the truth's row,"
+        " the floor of what can be told, is the mean of eight other draws. Top eigenvalue: of the"
+        " covariance, over the truth's. Recall: share of held-out points with a sample nearer than"
+        " the median distance of held-out points to as many of the truth. Straightness: of the"
+        " flow's own pairs, with its standard error; 0 is straight.",
+    )
+
+
+def _solvers(studies: dict[str, Study]) -> Table:
+    rows = []
+    for name, s in studies.items():
+        for label, found in [("first round", s.rounds[KINDS[0]][0])] + [
+            (kind, rounds[-1]) for kind, rounds in s.rounds.items()
+        ]:
+            laws = [found.laws[solver] for solver in SOLVERS]
+            cells = [f"{1e3 * law.energy:.2f}" for law in laws]
+            cells += [f"{law.recall:.1%}" for law in laws]
+            rows.append([name, label, *cells])
+    return Table(
+        "Networks, last round: by a fine solver, by 10 steps of Euler's method and by one",
+        ["set", "real pairs", *[f"energy ×10³, {s}" for s in SOLVERS],
+         *[f"recall, {s}" for s in SOLVERS]],
+        rows,
+        "Of the first round: before any reflow.",
+    )  # fmt: skip
+
+
+def _network_claims(name: str, s: Study) -> list[Claim]:
+    anchor = s.rounds["anchor, re-noised"]
+    kept, gained = _law_kept(anchor), _straightened(s, "anchor, re-noised")
+    energy = {kind: rounds[-1].laws["Heun"].energy for kind, rounds in s.rounds.items()}
+    one = {kind: rounds[-1].laws["1 step"].energy for kind, rounds in s.rounds.items()}
+    help_ = energy["online"] / energy["synthetic"] if energy["synthetic"] > 0 else 0.0
+    show = lambda kind, of: f"{1e3 * of[kind]:.2f}"
+    return [
+        Claim(f"{name}: anchor re-noised keeps round 1's law (top eigenvalue, recall)",
+              f"{kept:.1%}", ">= 95 %", kept >= 0.95),
+        Claim(f"{name}: anchor re-noised straightens as the synthetic does", f"{gained:.1%}",
+              ">= 90 %", gained >= 0.9),
+        Claim(f"{name}: energy distance ×10³, anchor re-noised against synthetic",
+              f"{show('anchor, re-noised', energy)} and {show('synthetic', energy)}", "smaller",
+              energy["anchor, re-noised"] < energy["synthetic"]),
+        Claim(f"{name}: online hardly helps: its energy distance over the synthetic's",
+              f"{help_:.2f}", ">= 0.9", help_ >= 0.9),
+        Claim(f"{name}: one step, energy distance ×10³, anchor re-noised against fresh noise",
+              f"{show('anchor, re-noised', one)} and {show('fresh', one)}", "smaller",
+              one["anchor, re-noised"] < one["fresh"]),
+    ]  # fmt: skip
+
+
+# ---- what is unsound
+
+
+def _reversed(atoms, studies: dict[str, Study]) -> Table:
+    show = lambda power, kurtosis: f"{power:.3f}, {kurtosis:.2f}"
+    rows = [
+        [f"digits, exact flow, δ = {delta:g}", *[show(*atoms[delta][start]) for start in
+         ("y", "t y", "t y + δ ξ")]] for delta in DELTAS
+    ]  # fmt: skip
+    rows += [
+        [f"{name}, network", show(*s.reversed["from y itself"]), "–",
+         show(*s.reversed["re-noised"])] for name, s in studies.items()
+    ]  # fmt: skip
+    return Table(
+        "x₀ of reversed data: |x₀|²/d and kurtosis (normal: 1 and 3)",
+        ["flow", "from y", "from t y", "from t y + δ ξ"],
+        rows,
+        "Digits: 200 of them are all the data (d = 64), Heun, 60 steps, from t = 1 − δ. Networks: δ ="
+        f" {NOISE:g} where re-noised, otherwise from y at t = 1.",
+    )
+
+
+def _unsound(mixed, undone: dict[str, float], n: int) -> Table:
+    rows = [
+        [f"{name}: variance, energy distance ×10³", f"{v:.3f}, {1e3 * e:.1f}"]
+        for name, (v, e) in mixed.items()
+    ]
+    rows += [
+        [f"round trip on the chessboard's network: {name}", f"{error:.0e}"]
+        for name, error in undone.items()
+    ]
+    return Table(
+        "Mixtures and inverses",
+        ["what", "found"],
+        rows,
+        f"Mixtures of perfect pairs, {n:,} chessboard points, λ = {SHARE}; variance over the truth's."
+        " Round trip: root mean square of what is missing in x at t = 0.02 after 20 steps to t ="
+        " 0.98 and 20 back, in float64.",
+    )
+
+
+def _errata_claims(mixed, atoms, undone: dict[str, float], n: int) -> list[Claim]:
+    convex, mixture = mixed["convex combinations"], mixed["a mixture of pairs"]
+    want = (1 - SHARE) ** 2 + SHARE**2
+    near = 5 / n**0.5
+    noised = [of["t y + δ ξ"] for of in atoms.values()]
+    power = max(abs(p - 1) for p, _ in noised)
+    kurtosis = max(abs(k - 3) for _, k in noised)
+    itself = max(k for _, k in (of["y"] for of in atoms.values()))
+    back, fixed, belm = undone.values()
+    return [
+        Claim("eq. 11 read literally: variance over the truth's", f"{convex[0]:.3f}",
+              f"{want:.2f} ± {near:.2f}", abs(convex[0] - want) < near, check=True),
+        Claim("a mixture of pairs: variance over the truth's", f"{mixture[0]:.3f}",
+              f"1 ± {near:.2f}", abs(mixture[0] - 1) < near, check=True),
+        Claim("digits re-noised and reversed: |x₀|²/d from 1, kurtosis from 3, worst",
+              f"{power:.3f}, {kurtosis:.2f}", "< 0.15, < 0.5",
+              power < 0.15 and kurtosis < 0.5, check=True),
+        Claim("digits reversed from y itself: kurtosis", f"{itself:.2f}", "< 2.5, not 3",
+              itself < 2.5, check=True),
+        Claim("Euler's steps undone by the fixed point and by O-BELM", f"{max(fixed, belm):.0e}",
+              "< 1e-9", max(fixed, belm) < 1e-9, check=True),
+        Claim("Euler's steps taken back are no inverse", f"{back:.0e}", "> 1e-6", back > 1e-6,
+              check=True),
+    ]  # fmt: skip
+
+
+def _text(linear: dict[tuple[str, float], Flow], studies: dict[str, Study], mixed) -> list[str]:
+    return []
