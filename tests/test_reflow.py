@@ -52,9 +52,7 @@ def straight(std, mean=0.0):
 
 
 def constant(value):
-    return df.Denoiser(
-        lambda x, t: torch.full_like(x, value), df.schedule.RectifiedFlow(), "flow"
-    )
+    return df.Denoiser(lambda x, t: torch.full_like(x, value), df.schedule.RectifiedFlow(), "flow")
 
 
 # ---- pairs
@@ -100,9 +98,7 @@ def test_every_schedule_is_the_same_flow(schedule):
     made = reflow.pairs(gaussian(0.5, 2.0, schedule), noise, t)
     # the path starts at sigma x_0, where the mean alpha m is missing
     assert (made.sample - (2 + 0.5 * noise)).abs().max() <= 0.03
-    back = reflow.reverse_pairs(
-        gaussian(0.5, 2.0, schedule), made.sample, t, rng(), noise=1e-3
-    )
+    back = reflow.reverse_pairs(gaussian(0.5, 2.0, schedule), made.sample, t, rng(), noise=1e-3)
     assert (back.noise - noise).abs().max() <= 0.03
 
 
@@ -185,9 +181,7 @@ def test_exact_inversion_undoes_the_steps(method):
 def test_a_step_that_cannot_be_undone_is_an_error():
     stiff = df.Denoiser(lambda x, t: -5 * x, df.schedule.RectifiedFlow(), "flow")
     with pytest.raises(ValueError, match=r"t: expected steps short enough .* t = 0 to 0\.99"):
-        reflow.reverse_pairs(
-            stiff, normal(3, 2), torch.tensor([0.0]), rng(), "ddim", exact=True
-        )
+        reflow.reverse_pairs(stiff, normal(3, 2), torch.tensor([0.0]), rng(), "ddim", exact=True)
 
 
 # ---- mixtures
@@ -311,7 +305,9 @@ class Line(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c = (nn.Parameter(torch.zeros((), dtype=torch.float32)) for _ in range(3))
+        self.a, self.b, self.c = (
+            nn.Parameter(torch.zeros((), dtype=torch.float32)) for _ in range(3)
+        )
 
     def forward(self, x, t):
         return self.a + self.b * x + self.c * t[:, None]

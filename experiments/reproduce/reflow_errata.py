@@ -14,11 +14,9 @@ from dfkernels.methods import reflow
 from dfkernels.methods.denoiser import Denoiser
 
 from . import digits
-from .reflow_networks import draw, energy_distance
+from .reflow_networks import chessboard_points, energy_distance
 
-__all__ = ["DELTAS", "cloud", "inverses", "mixtures"]
-
-DELTAS = (0.1, 0.03, 0.01, 0.001)
+__all__ = ["cloud", "inverses", "mixtures"]
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -31,10 +29,10 @@ def mixtures(n: int, share: float) -> dict[str, tuple[float, float]]:
     independent."""
     generator = _seeded(5)
     made, real = (
-        reflow.Pairs(torch.randn(n, 2, generator=generator), draw("chessboard", n, generator))
+        reflow.Pairs(torch.randn(n, 2, generator=generator), chessboard_points(n, generator))
         for _ in range(2)
     )
-    truth = draw("chessboard", n, generator)
+    truth = chessboard_points(n, generator)
     found = {
         "a mixture of pairs": reflow.mix(made, real, share, generator).sample,
         "convex combinations": (1 - share) * made.sample + share * real.sample,
@@ -46,7 +44,9 @@ def mixtures(n: int, share: float) -> dict[str, tuple[float, float]]:
     }
 
 
-def cloud(atoms: int, steps: int) -> dict[float, dict[str, tuple[float, float]]]:
+def cloud(
+    atoms: int, steps: int, deltas: tuple[float, ...]
+) -> dict[float, dict[str, tuple[float, float]]]:
     """Power and kurtosis of x_0 from digits by the exact flow of these digits, started at t = 1 -
     delta from y itself, from t y, and from t y + delta xi."""
     y = digits.load().train[:atoms].flatten(1).double()
@@ -57,9 +57,9 @@ def cloud(atoms: int, steps: int) -> dict[float, dict[str, tuple[float, float]]]
         return pairs.noise_power, pairs.noise_kurtosis
 
     found = {}
-    for delta in DELTAS:
+    for seed, delta in enumerate(deltas):
         nodes = torch.cat([t[t < 1 - delta], torch.tensor([1 - delta], dtype=torch.float64)])
-        noised = reflow.reverse_pairs(flow, y, t, _seeded(0), noise=delta)
+        noised = reflow.reverse_pairs(flow, y, t, _seeded(seed), noise=delta)
         found[delta] = {
             "y": measured(reflow.Pairs(_back(flow, y, nodes), y)),
             "t y": measured(reflow.Pairs(_back(flow, (1 - delta) * y, nodes), y)),

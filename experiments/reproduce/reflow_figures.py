@@ -59,18 +59,28 @@ def networks(studies: dict[str, Study], theme: Theme) -> Figure:
 def samples(studies: dict[str, Study], theme: Theme) -> Figure:
     """Samples of the last round of each kind beside the data."""
     columns = len(next(iter(studies.values())).samples)
-    figure = Figure(figsize=(10.2, 1.75 * len(studies) + 0.2), layout="constrained")
+    figure = Figure(figsize=(10.2, 1.7 * len(studies) + 0.2), layout="constrained")
     axes = figure.subplots(len(studies), columns, squeeze=False)
     for row, (name, study) in zip(axes, studies.items(), strict=True):
         for axis, (what, points) in zip(row, study.samples.items(), strict=True):
-            axis.scatter(*points[:_POINTS].T, s=1.2, color=theme.series[0], linewidths=0)
-            axis.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH), xticks=[], yticks=[])
-            axis.set_aspect("equal")
+            if points.shape[1] == 2:
+                style = {"s": 1.2, "color": theme.series[0], "linewidths": 0}
+                axis.scatter(*points[:_POINTS].T, **style)
+                axis.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH))
+                axis.set_aspect("equal")
+            else:
+                axis.imshow(_tiles(points), cmap="gray", vmin=-1, vmax=2)
+            axis.set(xticks=[], yticks=[])
             axis.grid(False)
             if row is axes[0]:
                 axis.set_title(what, fontsize=8)
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(name, fontsize=8)
     return figure
+
+
+def _tiles(points: Tensor) -> Tensor:
+    """The first 25 images of 8 x 8 pixels as one."""
+    return points[:25].view(5, 5, 8, 8).transpose(1, 2).reshape(40, 40)
 
 
 def linear(flows: dict[tuple[str, float], Flow], theme: Theme) -> Figure:

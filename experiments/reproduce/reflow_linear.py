@@ -38,9 +38,10 @@ ROUNDS = (1, 5, 10, 50)
 
 
 def autoencoder(noise: float, share: float, rounds: int) -> list[float]:
-    """The variance of each round's data, s_1, s_2, ...: trained on S = share s_0 + (1 - share) s, s_0
-    = 1, with fresh noise of variance `noise`, the best linear denoiser S/(S + noise) gives s' =
-    S^2/(S + noise)."""
+    """The variance of each round's data, s_1, s_2, ..., from s_0 = 1. With S = share s_0 + (1 -
+    share) s and fresh noise of variance `noise`, the best linear denoiser is S/(S + noise), and
+    the next data has s' = S^2/(S + noise).
+    """
     s, found = 1.0, []
     for _ in range(rounds):
         mixed = share + (1 - share) * s
@@ -70,7 +71,7 @@ def simulated(
 
 # ---- a linear flow: v(x, t) = x A_t, fitted at each node of Euler's method by ridge regression
 
-D, CORRELATION, N, STEPS = 10, 0.8, 2000, 50
+D, CORRELATION, STEPS = 10, 0.8, 50
 # top eigenvalue over the truth's, of one run each: (real pairs, share) -> {round: value}; the last
 # number is that of one Euler step at round 20
 PRINTED: dict[tuple[str, float], tuple[dict[int, float], float]] = {
@@ -94,9 +95,15 @@ class Flow:
 
 
 def flows(
-    real: str, share: float, ridge: float, rounds: int, runs: int, generator: torch.Generator
+    real: str,
+    share: float,
+    ridge: float,
+    rounds: int,
+    runs: int,
+    n: int,
+    generator: torch.Generator,
 ) -> Flow:
-    """Reflow for Gaussian data with unit variances and one correlation, N new pairs a round.
+    """Reflow for Gaussian data with unit variances and one correlation.
 
     Args:
         real: what the share of real pairs is: "none"; "online", data reversed by the present flow;
@@ -104,19 +111,20 @@ def flows(
         share: of real pairs.
         ridge: added to the second moments of x_t in the regression.
         rounds, runs: of reflow; independent ones.
+        n: new pairs in each round.
     """
     eye = torch.eye(D, dtype=torch.float64)
     covariance = CORRELATION + (1 - CORRELATION) * eye
     top = torch.linalg.eigvalsh(covariance)[-1]
     root = torch.linalg.cholesky(covariance).T
-    draw = lambda n: torch.randn(runs, n, D, dtype=torch.float64, generator=generator)
+    draw = lambda rows: torch.randn(runs, rows, D, dtype=torch.float64, generator=generator)
     ratio = lambda J: torch.linalg.eigvalsh(J.mT @ J)[:, -1] / top
-    a, b = draw(N), draw(N) @ root
+    a, b = draw(n), draw(n) @ root
     first, flow, fine = None, None, []
-    count = 0 if real == "none" else round(share * N)
+    count = 0 if real == "none" else round(share * n)
     for _ in range(rounds):
         if flow is not None and first is not None:
-            noise, data = draw(N - count), draw(count) @ root
+            noise, data = draw(n - count), draw(count) @ root
             back = {"online": flow, "anchor": first}.get(real)
             start = draw(count) if back is None else torch.linalg.solve(back, data, left=False)
             a, b = torch.cat([noise, start], 1), torch.cat([noise @ flow, data], 1)
@@ -129,7 +137,7 @@ def flows(
 
 def _fitted(a: Tensor, b: Tensor, ridge: float) -> Tensor:
     """A_t at t = 0, 1/K, ..., [runs, K, d, d]: the regression of b - a on x_t = (1 - t) a + t b."""
-    aa, ab, bb = a.mT @ a / N, a.mT @ b / N, b.mT @ b / N
+    aa, ab, bb = (x.mT @ y / a.shape[1] for x, y in ((a, a), (a, b), (b, b)))
     aa, ab, bb = aa[:, None], ab[:, None], bb[:, None]
     t = (torch.arange(STEPS, dtype=a.dtype) / STEPS)[:, None, None]
     second = (1 - t) ** 2 * aa + t * (1 - t) * (ab + ab.mT) + t**2 * bb
@@ -139,8 +147,8 @@ def _fitted(a: Tensor, b: Tensor, ridge: float) -> Tensor:
 
 def _euler(velocities: Tensor) -> Tensor:
     """The matrix J of the whole flow, x_1 = x_0 J."""
-    eye = torch.eye(D, dtype=velocities.dtype)
-    J = eye.expand(len(velocities), D, D)
-    for k in range(STEPS):
-        J = J @ (eye + velocities[:, k] / STEPS)
-    return J
+    J = torch.eye(D, dtype=velocities.dtype) + velocities / STEPS
+    while J.shape[1] > 1:  # neighbours first: few products of many matrices
+        rest = J[:, J.shape[1] // 2 * 2 :]
+        J = torch.cat([J[:, : J.shape[1] - rest.shape[1] : 2] @ J[:, 1::2], rest], 1)
+    return J[:, 0]

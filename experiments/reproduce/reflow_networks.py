@@ -1,12 +1,11 @@
-"""Reflow of networks on two-dimensional sets: five ways to make a round's pairs, and what is left
-of the law and of the bending of the paths after each round.
+"""Reflow of networks: five ways to make a round's pairs, and what is left of the law and of the
+bending of the paths after each round.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,25 +16,48 @@ from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.training import train
 from dfkernels.schedule import RectifiedFlow
 
-from . import chessboard
+from . import chessboard, digits
 from .section import progress
 
 KINDS = ("synthetic", "online", "anchor", "anchor, re-noised", "fresh")
-SETS = ("chessboard", "circle")
 SOLVERS = ("Heun", "10 steps", "1 step")
-ROUNDS = 5
 SHARE, NOISE = 0.3, 0.03  # of real pairs; delta of re-noised ones
 
 _TIMES = torch.linspace(0, 1, 21, dtype=torch.float64)
-_DATA = 100_000
-# first round's steps, each later round's, pairs in a round, samples that are judged: full, quick
-_SIZES = {False: (6000, 1500, 10_000, 3000), True: (20, 5, 100, 200)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A set, and what a round of it takes: pairs, training steps of the first round and of each
+    later one, the layers' width, samples that are judged."""
+
+    name: str
+    pairs: int
+    first: int = 5000
+    steps: int = 1000
+    width: int = 64
+    judged: int = 3000
+
+    @property
+    def stages(self) -> list[str]:
+        """What `study` reports to `step`."""
+        first = 2 * [f"{self.name}: first round"]
+        return first + [f"{self.name}: {kind}" for kind in KINDS for _ in range(2)]
+
+    def quick(self) -> Setting:
+        return replace(self, pairs=50, first=20, steps=5, width=32, judged=100)
+
+
+SETTINGS = (
+    Setting("chessboard", 6000, steps=800),
+    Setting("digits", 3000, steps=800, width=256, judged=1500),
+)
 
 
 @dataclass(frozen=True)
 class Law:
-    """Samples beside as many of the truth: energy distance, top eigenvalue of the covariance over
-    the truth's, and recall."""
+    """Samples beside the truth: energy distance, top eigenvalue of the covariance over the truth's,
+    and recall."""
 
     energy: float
     top: float
@@ -54,7 +76,7 @@ class Round:
 class Study:
     """What was found on one set: `rounds[kind]` holds rounds 1, 2, ...; `real` the same measures of
     other draws of the truth; `reversed` the power and kurtosis of x_0 of real data by the first
-    flow, from the data itself and re-noised; `samples` [n, 2] to draw: of the truth, of the first
+    flow, from the data itself and re-noised; `samples` [n, d] to draw: of the truth, of the first
     round, and of the last of each kind."""
 
     rounds: dict[str, list[Round]]
@@ -65,72 +87,80 @@ class Study:
 
 
 class Velocity(nn.Module):
-    """A multilayer perceptron v(x, t), small enough to err."""
+    """A multilayer perceptron v(x, t)."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, d: int, width: int) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.layers = nn.Sequential(
-                nn.Linear(3, width),
+                nn.Linear(d + 1, width),
                 nn.SiLU(),
                 nn.Linear(width, width),
                 nn.SiLU(),
                 nn.Linear(width, width),
                 nn.SiLU(),
-                nn.Linear(width, 2),
+                nn.Linear(width, d),
             )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.layers(torch.cat([x, t[:, None]], 1))
 
 
-def draw(name: str, n: int, generator: torch.Generator) -> Tensor:
-    """n points of a set, [n, 2], each coordinate with variance 1 and mean 0."""
-    if name == "chessboard":
-        return chessboard.sample(n, generator) / chessboard.STD
-    # eight normals of standard deviation 0.1 about points of a circle of radius 1
-    angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
-    centre = torch.stack([angle.cos(), angle.sin()], 1)
-    return (centre + 0.1 * torch.randn(n, 2, generator=generator)) / math.sqrt(0.5 + 0.01)
+@dataclass(frozen=True)
+class Data:
+    """Points to train on, held out, and other draws of the truth, each [n, d]; mean 0, variance 1
+    over all coordinates."""
+
+    train: Tensor
+    held: Tensor
+    others: list[Tensor]
 
 
-def stages(name: str) -> list[str]:
-    """What `study` reports to `step`."""
-    first = 2 * [f"{name}: first round"]
-    return first + [f"{name}: {kind}" for kind in KINDS for _ in range(2)]
+def chessboard_points(n: int, generator: torch.Generator) -> Tensor:
+    """n points of the chessboard, each coordinate with variance 1 and mean 0."""
+    return chessboard.sample(n, generator) / chessboard.STD
 
 
-def study(name: str, quick: bool, out: Path, step: Callable[[str], None]) -> Study:
-    """Networks from checkpoints in `out`, or trained."""
-    left = stages(name)
-    first_steps, steps, count, n = _SIZES[quick]
-    data = draw(name, _DATA, _seeded(0))
-    first = _first(name, data, first_steps, out, progress(left[:2], step))
-    judge = Judge(name, n)
+def load(setting: Setting) -> Data:
+    """The set of a setting."""
+    draw, n = _seeded(2), setting.judged
+    if setting.name != "digits":
+        others = [chessboard_points(n, draw) for _ in range(9)]
+        return Data(chessboard_points(100_000, _seeded(0)), others[0], others[1:])
+    known = digits.load()
+    shift, scale = known.train.mean(), known.std
+    made = lambda images: ((digits.dequantised(images, draw) - shift) / scale).flatten(1)
+    copies = torch.cat([made(known.train) for _ in range(8)])
+    return Data(copies, made(known.held), [made(known.train)[:n]])
+
+
+def study(setting: Setting, out: Path, step: Callable[[str], None], rounds: int) -> Study:
+    """Rounds 1 to `rounds` of every kind; networks from checkpoints in `out`, or trained."""
+    left, data = setting.stages, load(setting)
+    first = _first(setting, data.train, out, progress(left[:2], step))
+    judge = Judge(data, setting.judged)
     begin = judge.round(first)
     found, last = {}, {}
     for i, kind in enumerate(KINDS):
         flows = reflow.rounds(
             first,
-            recipe(kind, first, data, count),
-            (2 if quick else ROUNDS) - 1,
-            steps=steps,
-            folder=out / f"reflow-{name}-{kind.replace(', ', '-')}",
-            configuration={"kind": kind, "pairs": count, "share": SHARE, "noise": NOISE},
+            recipe(kind, first, data.train, setting.pairs),
+            rounds - 1,
+            steps=setting.steps,
+            folder=out / f"reflow-{setting.name}-{kind.replace(', ', '-')}",
+            configuration={"kind": kind, "pairs": setting.pairs, "share": SHARE, "noise": NOISE},
             callback=progress(left[2 + 2 * i : 4 + 2 * i], step),
         )
         found[kind] = [begin, *map(judge.round, flows)]
-        last[kind] = judge.samples(flows[-1])
+        last[kind] = judge.pairs(flows[-1]).sample
+    normality = lambda delta: _normality(first, data.train[: setting.judged], delta)
     return Study(
         found,
         judge.real,
-        {
-            "from y itself": _normality(first, data[:n], 0.0),
-            "re-noised": _normality(first, data[:n], NOISE),
-        },
+        {"from y itself": normality(0.0), "re-noised": normality(NOISE)},
         first,
-        {"data": judge.held, "round 1": judge.samples(first), **last},
+        {"data": data.others[0], "round 1": judge.pairs(first).sample, **last},
     )
 
 
@@ -140,7 +170,7 @@ def recipe(
     """How a kind of reflow makes `count` pairs of a round."""
 
     def made(current: Denoiser, generator: torch.Generator) -> reflow.Pairs:
-        noise = torch.randn(count, 2, generator=generator)
+        noise = torch.randn(count, *data.shape[1:], generator=generator)
         synthetic = reflow.pairs(current, noise, _TIMES)
         if kind == "synthetic":
             return synthetic
@@ -157,25 +187,24 @@ def recipe(
 
 
 def _first(
-    name: str, data: Tensor, steps: int, out: Path, callback: Callable[[int, int], None]
+    setting: Setting, data: Tensor, out: Path, callback: Callable[[int, int], None]
 ) -> Denoiser:
     """A rectified flow, trained on independent pairs that are drawn anew for each step."""
-    flow = Denoiser(Velocity(), RectifiedFlow(), "flow")
+    network = Velocity(data.shape[1], setting.width)
+    flow = Denoiser(network, RectifiedFlow(), "flow")
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         y = data[torch.randint(len(data), (256,), generator=generator)]
         noise = torch.randn(y.shape, generator=generator)
         return reflow.loss(flow, reflow.Pairs(noise, y), generator)
 
-    assert isinstance(flow.network, nn.Module)
     trained = train(
-        flow.network,
+        network,
         loss,
-        steps=steps,
-        lr=5e-3,
+        steps=setting.first,
+        lr=5e-3 if setting.width < 100 else 2e-3,
         generator=_seeded(1),
-        checkpoint=out / f"reflow-{name}-first.pt",
-        configuration={"data": name},
+        checkpoint=out / f"reflow-{setting.name}-first.pt",
         callback=callback,
     )
     return Denoiser(trained, RectifiedFlow(), "flow")
@@ -194,15 +223,15 @@ def _normality(flow: Denoiser, y: Tensor, delta: float) -> tuple[float, float]:
 
 
 class Judge:
-    """Compares n samples of a flow, always from the same noise, with n held-out points."""
+    """Compares n samples of a flow, always from the same noise, with held-out points."""
 
-    def __init__(self, name: str, n: int) -> None:
-        generator = _seeded(2)
-        self.held, other = (draw(name, n, generator) for _ in range(2))
-        self.noise = torch.randn(n, 2, generator=generator)
-        self.radius = nearest(self.held, other).median().item()
-        others = [self.law(draw(name, n, generator)) for _ in range(8)]
-        self.real = Law(*(sum(getattr(law, f) for law in others) / 8 for f in vars(others[0])))
+    def __init__(self, data: Data, n: int) -> None:
+        self.held = data.held
+        self.noise = torch.randn(n, data.held.shape[1], generator=_seeded(3))
+        self.radius = nearest(self.held, data.others[0]).median().item()
+        laws = [self.law(other) for other in data.others]
+        mean = lambda field: sum(getattr(law, field) for law in laws) / len(laws)
+        self.real = Law(mean("energy"), mean("top"), mean("recall"))
 
     def law(self, samples: Tensor) -> Law:
         largest = lambda x: torch.linalg.eigvalsh(x.double().T.cov())[-1].item()
@@ -211,16 +240,16 @@ class Judge:
             energy_distance(samples, self.held), largest(samples) / largest(self.held), recall
         )
 
-    def samples(self, flow: Denoiser) -> Tensor:
-        return reflow.pairs(flow, self.noise, _TIMES).sample
+    def pairs(self, flow: Denoiser) -> reflow.Pairs:
+        return reflow.pairs(flow, self.noise, _TIMES)
 
     def round(self, flow: Denoiser) -> Round:
-        made = reflow.pairs(flow, self.noise, _TIMES)
+        made = self.pairs(flow)
         laws = {"Heun": self.law(made.sample)}
         for name, steps in (("10 steps", 10), ("1 step", 1)):
             t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
             laws[name] = self.law(reflow.pairs(flow, self.noise, t, "ddim").sample)
-        return Round(laws, reflow.straightness(flow, made, _seeded(3)))
+        return Round(laws, reflow.straightness(flow, made, _seeded(5)))
 
 
 def nearest(points: Tensor, samples: Tensor) -> Tensor:

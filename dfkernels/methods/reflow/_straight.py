@@ -32,9 +32,7 @@ class Path(NamedTuple):
     scale: list[float]
 
 
-def velocity(
-    denoiser: Denoiser, x: Tensor, t: float | Tensor, **conditions: object
-) -> Tensor:
+def velocity(denoiser: Denoiser, x: Tensor, t: float | Tensor, **conditions: object) -> Tensor:
     """The velocity of the straight flow, E[x_1 - x_0 | x_t = x], [B, *E]: the data less the noise
     that a denoiser predicts. One call of the network.
 

@@ -159,9 +159,9 @@ def reverse_pairs(
     denoiser.warn_in_training("reverse_pairs")
     path = _down_to(denoiser, path_of(denoiser.schedule, t), noise)
     denoiser = denoiser.bind(**conditions)
-    xi = torch.randn(
-        real.shape, dtype=real.dtype, device=generator.device, generator=generator
-    ).to(real.device)
+    xi = torch.randn(real.shape, dtype=real.dtype, device=generator.device, generator=generator).to(
+        real.device
+    )
     z, total = mixed(path.tau[-1], xi, real), len(path.t) - 1
     tableau = TABLEAUS[method]
     with reporting("reverse_pairs", callback, progress, total) as report:

@@ -78,12 +78,7 @@ def rounds(
             another configuration (a `FileError` that names it).
         FloatingPointError: A loss or a gradient is not finite.
     """
-    network = denoiser.network
-    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
-        raise TypeError(
-            "denoiser: expected one of an nn.Module with parameters to train, got "
-            f"{denoiser.short}"
-        )
+    _network_of(denoiser)
     count, steps = check.integer("count", count, 1), check.integer("steps", steps, 1)
     batch, seed = check.integer("batch", batch, 1), check.integer("seed", seed)
     folder = None if folder is None else files.folder(Path(folder))
@@ -96,7 +91,7 @@ def rounds(
                 "round": k + 2,
                 "seed": seed,
                 "batch": batch,
-                "previous": files.checksums(found[-1].network.state_dict().values()),
+                "previous": files.checksums(_network_of(found[-1]).state_dict().values()),
             }
             stored = _Stored(found[-1], recipe, folder, json.loads(json.dumps(given)))
             begin = k * steps
@@ -145,7 +140,7 @@ class _Stored:
         tensors, metadata = files.read_tensors(self.file)
         try:
             saved = dict(json.loads(metadata["configuration"]))
-            device = next(self.current.network.parameters()).device
+            device = next(_network_of(self.current).parameters()).device
             kept = Pairs(*(tensors[name].to(device) for name in ("noise", "sample")))
         except (KeyError, TypeError, ValueError):
             raise files.FileError(f"{self.file}: no pairs of reflow: name another folder") from None
@@ -167,7 +162,7 @@ class _Stored:
 
 def _round(current: Denoiser, stored: _Stored, batch: int, how: dict) -> Denoiser:
     stored.prepare()
-    network = copy.deepcopy(current.network).requires_grad_(True)
+    network = copy.deepcopy(_network_of(current)).requires_grad_(True)
     trained = _of(current, network)
 
     def batch_loss(module: nn.Module, generator: torch.Generator) -> Tensor:
@@ -186,6 +181,14 @@ def _round(current: Denoiser, stored: _Stored, batch: int, how: dict) -> Denoise
         **how,
     )
     return _of(current, average)
+
+
+def _network_of(denoiser: Denoiser) -> nn.Module:
+    network = denoiser.network
+    if isinstance(network, nn.Module) and any(True for _ in network.parameters()):
+        return network
+    expected = "one of an nn.Module with parameters to train"
+    raise TypeError(f"denoiser: expected {expected}, got {denoiser.short}")
 
 
 def _of(like: Denoiser, network: nn.Module) -> Denoiser:
