@@ -22,6 +22,7 @@ from .methods.guided_likelihood import guided_likelihood
 from .methods.latents import Latents
 from .methods.likelihood import log_prob
 from .methods.samplers import invert, sample
+from .methods.sharded import ShardedCloud
 from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
 from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
@@ -46,6 +47,7 @@ __all__ = [
     "MatchedTrace",
     "Partial",
     "PointCloud",
+    "ShardedCloud",
     "TopK",
     "adapt",
     "audit",

@@ -272,6 +272,12 @@ MUTANTS = [
         "tests/test_partial.py",
     ),
     Mutant(
+        "ShardedCloud: trusts a file whose time is another one",
+        "seen[0] == shard.mtime_ns",
+        "True",
+        "tests/test_sharded.py",
+    ),
+    Mutant(
         "monte_carlo: errors of groups instead of those of their mean",
         "(spread(name) * (G - 1) / G).sqrt()",
         "(spread(name) / (G - 1)).sqrt()",

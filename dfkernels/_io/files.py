@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -303,6 +303,34 @@ def open_tensors(
         Exception: whatever safetensors raises of a header that is wrong. A call raises FileError
             where torch does not have the tensor's dtype.
     """
+    places, metadata = locate_tensors(path)
+    return {name: partial(_mapped, path, name, *at, mode) for name, at in places.items()}, metadata
+
+
+class Place(NamedTuple):
+    """Where a tensor stands in a .safetensors file."""
+
+    begin: int  # its first byte
+    dtype_name: str
+    shape: list[int]
+
+    def dtype(self, path: Path, name: str) -> torch.dtype:
+        """Raises FileError where torch does not have it."""
+        dtype = _DTYPES.get(self.dtype_name)
+        if dtype is None:
+            raise FileError(
+                f"{path}: tensor {name} has dtype {self.dtype_name}, expected one of "
+                f"{', '.join(_DTYPES)}"
+            )
+        return dtype
+
+
+def locate_tensors(path: Path) -> tuple[dict[str, Place], dict[str, str]]:
+    """Where the tensors of any .safetensors file stand, and its metadata.
+
+    Raises:
+        Exception: whatever safetensors raises of a header that is wrong.
+    """
     from safetensors import safe_open
 
     # Checks the header: each tensor has its own bytes, as many as its dtype and shape need, and
@@ -311,20 +339,16 @@ def open_tensors(
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", {})
-    place = lambda given: (8 + length + given["data_offsets"][0], given["dtype"], given["shape"])
-    return {
-        name: partial(_mapped, path, name, *place(given), mode) for name, given in header.items()
-    }, metadata
+    place = lambda given: Place(
+        8 + length + given["data_offsets"][0], given["dtype"], given["shape"]
+    )
+    return {name: place(given) for name, given in header.items()}, metadata
 
 
 def _mapped(
     path: Path, name: str, begin: int, dtype_name: str, shape: list[int], mode: Literal["c", "r"]
 ) -> Tensor:
-    dtype = _DTYPES.get(dtype_name)
-    if dtype is None:
-        raise FileError(
-            f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)}"
-        )
+    dtype = Place(begin, dtype_name, shape).dtype(path, name)
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return torch.empty(shape, dtype=dtype, device="cpu")

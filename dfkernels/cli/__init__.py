@@ -9,7 +9,7 @@ import sys
 from .. import __version__
 from .._io.console import BROKEN_PIPE, Console
 from .._io.files import FileError
-from . import audit, env, index, nll, posterior
+from . import audit, env, index, manifest, nll, posterior
 from .arguments import is_number
 
 EXIT_CODES = f"""exit codes:
@@ -76,6 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dfkernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (posterior, index, audit, nll, env):
+    for command in (posterior, index, manifest, audit, nll, env):
         command.add_to(commands)
     return parser

@@ -26,6 +26,7 @@ def reporting(
     with tqdm(desc=name, total=total, file=sys.stderr) as bar:
 
         def report(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
             if callback is not None:
                 callback(done, total)

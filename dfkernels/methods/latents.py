@@ -5,12 +5,8 @@ diffusion.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +18,12 @@ from .._io import arrays, files
 from .._io.files import FileError
 from .._torch import check
 from .._torch.objects import plain
+from ._shards import of_folder, stamp, written
 
 __all__ = ["Latents"]
 
-_SUFFIXES = (".safetensors", ".npy")
 _STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _STATISTICS = "latents_stats.pt"
-_SHARD = re.compile(r"latents_rank(\d+)_shard(\d+)\.safetensors")
 _BLOCK = 1 << 22  # numbers that are converted together
 PerChannel = float | Sequence[float] | np.ndarray | Tensor
 
@@ -92,7 +87,7 @@ class Latents:
     ) -> None:
         path, keys = Path(path), (keys,) if isinstance(keys, str) else tuple(keys)
         with plain(torch.device("cpu")):
-            found = _files(path)
+            found = of_folder(path)
             self._parts = _parts(found, keys)
             self.event_shape, self.dtype = self._parts[0].event_shape, self._parts[0].dtype
             self.labels = _labels(found, self._parts)
@@ -161,8 +156,8 @@ class _Part(NamedTuple):
     @classmethod
     def of(cls, file: Path, key: str | None) -> _Part:
         name = str(file) if key is None else f"{file}:{key}"
-        stamp = _stamp(file)
-        array = _mapped(name, stamp)
+        seen = stamp(file)
+        array = _mapped(name, seen)
         if array.dtype not in _STORED:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED)
             raise FileError(f"{name}: expected dtype {names}, got {array.dtype}")
@@ -170,13 +165,13 @@ class _Part(NamedTuple):
             raise FileError(
                 f"{name}: expected rows [n, C, *] with n >= 1, got shape {list(array.shape)}"
             )
-        written = _written(array)
-        if written < len(array):
+        count = written(array)
+        if count < len(array):
             raise FileError(
-                f"{name}: rows {written} to {len(array) - 1}, the last, hold nothing but zeros, "
+                f"{name}: rows {count} to {len(array) - 1}, the last, hold nothing but zeros, "
                 "as where a writer died: encode them anew, or cut them off"
             )
-        return cls(str(file), name, stamp, len(array), array.shape[1:], array.dtype)
+        return cls(str(file), name, seen, len(array), array.shape[1:], array.dtype)
 
     @property
     def kind(self) -> str:
@@ -185,7 +180,7 @@ class _Part(NamedTuple):
 
     def array(self) -> Tensor:
         """The array, memory-mapped. Raises FileError."""
-        if _stamp(Path(self.file)) != self.stamp:
+        if stamp(Path(self.file)) != self.stamp:
             raise FileError(f"{self.file}: has changed since it was first read: open it anew")
         return _mapped(self.name, self.stamp)
 
@@ -196,84 +191,6 @@ def _mapped(name: str, stamp: tuple[int, int]) -> Tensor:
     rows of many; a file that has changed, by its `stamp`, is another one.
     """
     return arrays.load(name)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        raise FileError(f"{file}: cannot read: {error.strerror or error}") from None
-    return found.st_mtime_ns, found.st_size
-
-
-def _written(array: Tensor) -> int:
-    """The number of rows up to the last one that is not all zeros."""
-    n = len(array)
-    while n and not bool(array[n - 1].any()):
-        n -= 1
-    return n
-
-
-def _files(path: Path) -> list[Path]:
-    """The files of a folder, or the one file, that `path` names."""
-    if not path.exists():
-        raise FileError(f"{path}: no such file or folder")
-    expected = f"expected {' or '.join(_SUFFIXES)} files"
-    if not path.is_dir():
-        if path.suffix.lower() not in _SUFFIXES:
-            raise FileError(f"{path}: {expected}, got {path.suffix or 'no suffix'}")
-        return [path]
-    try:
-        held = sorted(path.iterdir(), key=_by_number)
-    except OSError as error:
-        raise FileError(f"{path}: cannot read: {error.strerror or error}") from None
-    for suffix in _SUFFIXES:
-        found = [file for file in held if file.suffix.lower() == suffix]
-        if found:
-            _check_numbering(path, found)
-            return found
-    what = f"a folder of {len(held)} others" if held else "an empty folder"
-    raise FileError(f"{path}: {expected}, got {what}")
-
-
-def _by_number(file: Path) -> list[str | int]:
-    """Sorts shard2 before shard10."""
-    parts = re.split(r"(\d+)", file.name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _check_numbering(folder: Path, found: list[Path]) -> None:
-    """Raises FileError for a shard that is missing before the last one of its rank, or a rank
-    before the last.
-    """
-    shards: dict[int, set[int]] = {}
-    for file in found:
-        if named := _SHARD.fullmatch(file.name):
-            shards.setdefault(int(named[1]), set()).add(int(named[2]))
-    if missing := list(itertools.islice(_missing(shards), 4)):
-        more = ", ..." if len(missing) > 3 else ""
-        raise FileError(
-            f"{folder}: expected shards without gaps in their numbers, got no "
-            f"{', '.join(missing[:3])}{more}"
-        )
-    if not shards:
-        return
-    fewest, most = (f(shards, key=lambda rank: len(shards[rank])) for f in (min, max))
-    if len(shards[fewest]) < len(shards[most]):
-        warnings.warn(
-            f"{folder}: rank {fewest} has {len(shards[fewest])} shards, rank {most} has "
-            f"{len(shards[most])}: the last ones of rank {fewest} may be missing",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _missing(shards: dict[int, set[int]]) -> Iterator[str]:
-    for rank in range(max(shards, default=-1) + 1):
-        there = shards.get(rank, set())
-        for shard in range(max(there, default=0) + 1):
-            if shard not in there:
-                yield f"latents_rank{rank:02d}_shard{shard:03d}.safetensors"
 
 
 def _parts(found: list[Path], keys: tuple[str, ...]) -> list[_Part]:
