@@ -1,5 +1,5 @@
 """python -m bench.sinkhorn: entropic transport to a marginal error of 1e-4, beside GeomLoss and
-POT; more than ten minutes on two idle cores, and results are written at the end.
+POT; ten minutes on two idle cores. Each row is written as soon as it is there.
 
 n = m = 10,000 points in d = 2 and 64, float32, the blur a twentieth and a half of the spread (the
 root mean square distance from the mean). geomloss, POT and pykeops (for GeomLoss's online backend)
@@ -11,7 +11,8 @@ iteration, as the difference of two runs or, where nothing is set up, a part of 
 needs is counted by its own rule with our half-steps, up to five times our seconds: a ratio with ">"
 in front is of a peer that had not arrived by then, with the error it had.
 Memory is the largest growth of the process while a contender runs. Writes
-bench/results/sinkhorn-avx512.csv or sinkhorn-avx2.csv.
+bench/results/sinkhorn-avx512.csv or sinkhorn-avx2.csv, of which `--cases` replaces only its own
+rows, and the table in the documents.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from dfkernels.methods.sinkhorn.solve import problem_of
 
 from . import machine, table
 
-TOL = 1e-4
+TOL, N = 1e-4, 10_000
 LIMIT = 5  # times our seconds, after which a peer is not followed any further
-CASES = [(d, part) for d in (2, 64) for part in (0.5, 0.05)]
+CASES = {f"{d}-{part}": (d, part) for d in (2, 64) for part in (0.5, 0.05)}  # of the spread
 
 
 class Peer(NamedTuple):
@@ -87,15 +88,13 @@ def errors_of_pot(problem: Problem, most: int) -> Iterator[tuple[int, float]]:
     g = problem.transposed.softmin(zeros(problem)[0])
     for k in range(1, most + 1):
         image = problem.transposed.softmin(problem.softmin(g))
-        yield k, problem.marginal_error(g, image)
+        yield k, float(problem.marginal_error(g, image))
         g = image
 
 
 def zeros(problem: Problem) -> tuple[Tensor, Tensor]:
     """Potentials that are zero for the points as they were given, not about their means."""
-    x, y = problem.x, problem.y
-    between = (x.mean - y.mean) / x.unit
-    return -(x.rows.double() @ between), y.rows.double() @ between
+    return -problem.level(), -problem.transposed.level()
 
 
 def errors_of_geomloss(problem: Problem, most: int) -> Iterator[tuple[int, float]]:
@@ -112,7 +111,7 @@ def errors_of_geomloss(problem: Problem, most: int) -> Iterator[tuple[int, float
 
 def error_of_geomloss(problem: Problem, iterations: int) -> float:
     """Means of old and new potentials, one update for each eps from the squared diameter down."""
-    both = torch.cat([p.rows.double() + p.mean / p.unit for p in (problem.x, problem.y)])
+    both = torch.cat([p.rows[0].double() + p.mean / p.unit for p in (problem.x, problem.y)])
     largest = float((both.amax(0) - both.amin(0)).norm())
     levels = max(1, iterations - 4)
     ratio = max(largest / problem.sigma, 1.01)
@@ -123,7 +122,7 @@ def error_of_geomloss(problem: Problem, iterations: int) -> float:
         new = at.softmin(g), at.transposed.softmin(f)
         ends = k in (0, len(sigmas) + 1)
         f, g = new if ends else ((f + new[0]) / 2, (g + new[1]) / 2)
-    return problem.marginal_error(g, problem.transposed.softmin(problem.softmin(g)))
+    return float(problem.marginal_error(g, problem.transposed.softmin(problem.softmin(g))))
 
 
 PEERS = [
@@ -159,10 +158,10 @@ def measure(d: int, part: float, n: int, rounds: int) -> Iterator[dict]:
     ours = lambda: found.append(df.methods.sinkhorn.solve(x, y, blur, tol=TOL))
     ours()  # warm
     took, memory = seconds_and_memory(ours)
-    case = {"d": d, "blur": f"{part} spread", "n": n}
+    case = {"case": f"{d}-{part}", "d": d, "blur_over_spread": part, "n": n}
     error = f"{found[0].marginal_error:.1e}"
     yield case | dict(
-        contender="dfkernels", seconds=took, iterations=found[0].iterations, error=error,
+        contender="dfkernels", seconds=f"{took:.2f}", iterations=found[0].iterations, error=error,
         ratio="1", megabytes=f"{memory:.0f}",
     )  # fmt: skip
     for peer in PEERS:
@@ -189,28 +188,38 @@ def row_of(peer: Peer, problem: Problem, each: float, ours: float, memory: float
             break
     sign = "" if error <= TOL else ">"
     return dict(
-        contender=peer.name, seconds=k * each, iterations=f"{sign}{k}", error=f"{error:.1e}",
-        ratio=f"{sign}{k * each / ours:.1f}", megabytes=f"{memory:.0f}",
+        contender=peer.name, seconds=f"{k * each:.2f}", iterations=f"{sign}{k}",
+        error=f"{error:.1e}", ratio=f"{sign}{k * each / ours:.1f}", megabytes=f"{memory:.0f}",
     )  # fmt: skip
+
+
+def replaced(rows: list[dict], row: dict) -> list[dict]:
+    """The rows with one of a case and contender in place of what was there, in the order of CASES
+    and, within a case, of the runs."""
+    key = lambda r: (r["case"], r["contender"])
+    kept = [r for r in rows if key(r) != key(row) and r["case"] in CASES]
+    return sorted([*kept, row], key=lambda r: list(CASES).index(r["case"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.sinkhorn", description=__doc__)
-    parser.add_argument("--n", type=int, default=10_000, help="points of each set")
+    parser.add_argument("--n", type=int, default=N, help="points of each set; else writes nothing")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=1, help="timings of an iteration")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", choices=("v3", "base"), help="hold the run to it")
     args = parser.parse_args()
     isa = machine.hold(args.isa)
     torch.set_num_threads(args.threads)
-    rows = []
-    for d, part in CASES:
-        for row in measure(d, part, args.n, args.rounds):
-            row["seconds"] = f"{row['seconds']:.2f}"
+    path, about = machine.results("sinkhorn", isa), machine.columns(args.threads, {})
+    for name in args.cases:
+        for row in measure(*CASES[name], args.n, args.rounds):
             print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-            rows.append(row | machine.columns(args.threads, {}))
-    if args.n == 10_000:
-        table.write_rows(machine.results("sinkhorn", isa), rows)
+            if args.n == N:
+                before = table.read_rows(path) if path.exists() else []
+                table.write_rows(path, replaced(before, row | about))
+    if args.n == N:
+        table.write_pages()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.text import markdown_table
 
-from . import certified_table, derivatives_table, machine
+from . import certified_table, derivatives_table, machine, sinkhorn_table
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFIED = machine.RESULTS / "certified.csv"
@@ -22,6 +22,7 @@ PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --
     "derivatives": ROOT / "docs" / "guide" / "oracle.md",
     "derivatives-in-short": ROOT / "README.md",
     "certified": ROOT / "docs" / "guide" / "certified.md",
+    "sinkhorn": ROOT / "docs" / "guide" / "sinkhorn.md",
 }
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
 
@@ -156,6 +157,7 @@ def bodies() -> dict[str, str]:
         "derivatives": derivatives_table.markdown(derivatives),
         "derivatives-in-short": derivatives_table.in_short(derivatives),
         "certified": certified_table.markdown(read_rows(CERTIFIED)),
+        "sinkhorn": sinkhorn_table.markdown(by_machine("sinkhorn")),
     }
 
 

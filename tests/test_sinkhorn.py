@@ -325,13 +325,13 @@ def test_few_iterations_do_what_many_plain_ones_would():
 def test_anderson_solves_a_linear_iteration_in_as_many_steps_as_it_has_dimensions():
     A = torch.diag(torch.tensor([0.9, 0.5, -0.3], dtype=f64))
     want = torch.tensor([1.0, 2.0, 3.0], dtype=f64)
-    mixer, g = Anderson(torch.tensor([1.0, 2.0, 0.5], dtype=f64)), torch.zeros(3, dtype=f64)
+    mixer, g = Anderson(torch.tensor([[1.0, 2.0, 0.5]], dtype=f64)), torch.zeros(1, 3, dtype=f64)
     for _ in range(5):
-        g = mixer.next(g, want + A @ (g - want))
-    close(g, want, 1e-5)  # the ridge leaves the rest
-    assert torch.equal(mixer.next(want, want), want) or mixer.next(want, want).isfinite().all()
-    mixer.forget()
-    assert torch.equal(mixer.next(g, want), want)
+        g = mixer.next(g, want + (g - want) @ A)
+    close(g[0], want, 1e-5)  # the ridge leaves the rest
+    assert mixer.next(want[None], want[None]).isfinite().all()
+    mixer.forget(torch.tensor([True]))
+    assert torch.equal(mixer.next(g, want[None]), want[None])
 
 
 def test_the_benchmark_follows_peers_by_their_own_rule():
@@ -475,9 +475,11 @@ def test_bad_input_of_a_coupling():
         ValueError, match="start: expected points of torch.float32 on cpu, got points of torch.fl"
     ):
         solve(x0.float(), y0.float(), 0.5, start=c)
-    with pytest.raises(ValueError, match=r"matrix: expected 3 rows, one per y, got \[4, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"matrix: expected shape \[3, \*K\], a row for each y, got \[4, 2\]"
+    ):
         c.plan_matmul(x0)
-    with pytest.raises(TypeError, match="values: expected a tensor, got list"):
+    with pytest.raises(TypeError, match="matrix: expected a tensor, got list"):
         c.plan_matmul([1.0])
     with pytest.raises(ValueError, match=r"x: expected shape \[B, 2\], got \[4, 1\]"):
         c.draw(x0[:, :1], seed=0)

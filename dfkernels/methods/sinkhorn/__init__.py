@@ -15,8 +15,13 @@ The blur is GeomLoss's, in the unit of the points. Where the cost is the whole s
 its regularisation is reg (POT, OTT, FlashSinkhorn), blur = sqrt(reg/2), and potentials and costs
 are twice those of this module.
 
+With a reach, rho = reach^2, the marginals are relaxed: the objective has
+rho KL(P 1 | a) + rho KL(P^T 1 | b) more in place of the constraints, and half-steps are damped,
+f = S(g)/(1 + eps/rho).
+
 Sources: Cuturi, Sinkhorn distances (2013); Feydy et al., Interpolating between optimal transport
-and MMD using Sinkhorn divergences (2019), for the divergence and its gradient; Walker & Ni,
+and MMD using Sinkhorn divergences (2019), for the divergence and its gradient; Sejourne
+et al., Sinkhorn divergences for unbalanced optimal transport (2019), for the reach; Walker & Ni,
 Anderson acceleration for fixed-point iterations (2011), for the steps between the half-steps.
 """
 

@@ -1,4 +1,4 @@
-"""Potentials of an entropic transport problem, to a marginal error that is measured."""
+"""Potentials of entropic transport problems, to a marginal error that is measured."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor
 from ..._torch import check
 from ..._torch.objects import plain
 from .._reporting import Callback, reporting
-from ._iterate import State, iterate, start_of, warn
-from ._points import Points, checked_points, checked_weights, placed
+from ._iterate import iterate, warn
+from ._points import Points, checked_points, checked_weights, mean_of, placed
 from ._problem import Problem
+from ._start import carried, start_of
 from .coupling import Coupling
 
 __all__ = ["couple", "problem_of", "solve"]
 
 _WIDE = 64  # times the costs: an eps from which float32 does not do
+_LOST = 1e-3  # of a logit: the rounding of costs over eps that a relaxed marginal does not show
 
 
 def solve(
@@ -27,9 +29,11 @@ def solve(
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
+    reach: float | None = None,
     tol: float = 1e-4,
     max_iter: int = 1000,
     start: Coupling | None = None,
+    batched: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Coupling:
@@ -47,13 +51,21 @@ def solve(
         y: Points ``[m, *E]``, in the same dtype, on the same device.
         blur: sqrt(eps) > 0, in the unit of the points: details below it are not resolved. The
             work grows as it falls.
-        a: Weights of x, [n], floating, >= 0; their sum is taken out. None: uniform.
+        a: Weights of x, [n], floating, >= 0; None: 1/n. Their sum is taken out, unless there is a
+            reach.
         b: Weights of y, [m].
-        tol: The marginal error at which to stop, sum_j |sum_i P_ij - b_j|. In float32 it cannot
+        reach: sqrt(rho) > 0, in the unit of the points, where mass may stay behind, appear and
+            vanish (unbalanced transport): mass goes not much farther. The sums of a and b then
+            count, and may differ. None: every point gives and gets its weight.
+        tol: The marginal error at which to stop: sum_j |sum_i P_ij - b_j|, or with a reach that
+            relative to what the best marginal would be, see `Coupling`. In float32 it cannot
             fall below some 1e-7 times the cost of a pair over eps; float64 takes twice the time.
         max_iter: The largest number of iterations, of two passes over all pairs each.
         start: A coupling to start from: of points that have moved a little, of a part of them, of
-            another blur, or one that has not converged.
+            another blur or reach, or one that has not converged.
+        batched: Whether these are G problems in one call: x ``[G, n, *E]``, y ``[G, m, *E]``,
+            a [G, n], b [G, m]. Each has its own stop test; a fraction of the time of a loop
+            where they are small. All results then have a leading axis of G.
         callback: Called as callback(done, max_iter) after each iteration.
         progress: Whether to show a bar on stderr.
 
@@ -75,7 +87,8 @@ def solve(
     check.query("x", x)
     bar = reporting("sinkhorn", callback, progress, max_iter)
     with torch.no_grad(), plain(x.device), bar as report:
-        return couple(problem_of(x, y, blur, a, b), start, tol, max_iter, report)
+        problem = problem_of(x, y, blur, a, b, reach, batched)
+        return couple(problem, start, tol, max_iter, batched, report)
 
 
 def couple(
@@ -83,70 +96,75 @@ def couple(
     start: Coupling | None,
     tol: float,
     max_iter: int,
+    batched: bool,
     report: Callback = lambda done, total: None,
 ) -> Coupling:
     """`solve` of a problem; it warns where it does not converge."""
-    g = start_of(problem) if start is None else _carried("start", start, problem)
-    state: State = iterate(problem, g, tol, max_iter, report)
+    if start is None:
+        g = start_of(problem)
+    elif isinstance(start, Coupling):
+        g = carried("start", start._problem, start._state.f, problem)
+    else:
+        raise TypeError(f"start: expected a Coupling, got {type(start).__name__}")
+    state = iterate(problem, g, tol, max_iter, report)
     warn(state, tol, problem.x.rows.dtype)
-    return Coupling(
-        problem,
-        state.f,
-        state.g,
-        marginal_error=state.error,
-        iterations=state.iterations,
-        converged=not state.stopped,
-    )
+    return Coupling(problem, state, batched)
 
 
 def problem_of(
-    x: Tensor, y: Tensor, blur: float, a: Tensor | None = None, b: Tensor | None = None
+    x: Tensor,
+    y: Tensor,
+    blur: float,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    reach: float | None = None,
+    batched: bool = False,
 ) -> Problem:
     """The arguments of `solve`, checked, about their means; with x and y the same object and no b,
     the problem of a set with itself."""
-    checked_points("x", x)
+    points, itself = checked_points("x", x, batched), x is y and b is None
+    others = points if itself else checked_points("y", y, batched)
     given = check.positive("blur", blur)
-    unit = 2.0 ** math.floor(math.log2(given))
-    first = placed(x.detach(), checked_weights("a", a, "x", x), unit)
-    if x is y and b is None:
-        return _computed(first, first, given)
-    checked_points("y", y)
-    if y.shape[1:] != x.shape[1:]:
-        want = f"shape {['m', *x.shape[1:]]} to go with x of shape {[*x.shape]}".replace("'", "")
-        raise check.mismatch("y", want, [*y.shape])
+    far = None if reach is None else check.positive("reach", reach)
+    if others.shape[2:] != points.shape[2:] or len(others) != len(points):
+        lead = [len(x), "m"] if batched else ["m"]
+        want = f"shape {[*lead, *points.shape[2:]]} to go with x of shape {[*x.shape]}"
+        raise check.mismatch("y", want.replace("'", ""), [*y.shape])
     check.same("y", y, "x", x)
-    return _computed(first, placed(y.detach(), checked_weights("b", b, "y", y), unit), given)
+    first = checked_weights("a", a, "x", points, batched)
+    second = first if itself else checked_weights("b", b, "y", others, batched)
+    sets = [(points.detach(), first), (others.detach(), second)]
+    if far is None:
+        sets = [(rows, w / w.sum(1, keepdim=True)) for rows, w in sets]
+        means = [mean_of(*one) for one in sets]
+    else:
+        masses = torch.stack([w.sum(1, keepdim=True) for _, w in sets])
+        apart = torch.stack([mean_of(*one) for one in sets])
+        means = [(masses / masses.sum(0) * apart).sum(0)] * 2
+    unit = 2.0 ** math.floor(math.log2(given))
+    framed = [
+        placed(*one, mean, unit) for one, mean in zip(sets[: 1 + (not itself)], means, strict=False)
+    ]
+    return _computed(framed[0], framed[-1], given, far)
 
 
-def _computed(x: Points, y: Points, blur: float) -> Problem:
+def _computed(x: Points, y: Points, blur: float, reach: float | None) -> Problem:
     """The problem in the dtype of computation: that of the points, but float64 where eps is so much
-    larger than the costs that these would drown in the rounding of the logits, of order 1.
+    larger than the costs that these would drown in the rounding of the logits, of order 1, or so
+    much smaller that points out of reach, whose potentials are as large as their costs, would take
+    the digits of those that have a partner.
     """
     eps = (blur / x.unit) ** 2
-    cost = sum(float(p.weights @ p.rows.square().sum(1)) for p in (x, y)) / 2
-    dtype = x.dtype if eps <= _WIDE * cost else torch.float64
-    largest = sum(float(p.rows.norm(dim=1).amax()) for p in (x, y))
+    spread = lambda p: p.total(p.rows.square().sum(2)) / p.mass
+    cost = float((spread(x) + spread(y)).amin()) / 2
+    largest = sum(float(p.rows.norm(dim=2).amax()) for p in (x, y))
+    lost = 0.0 if reach is None else torch.finfo(x.dtype).eps * largest**2 / (2 * eps)
+    dtype = x.dtype if eps <= _WIDE * cost and lost <= _LOST else torch.float64
     limit = torch.finfo(dtype).max ** 0.5 / 4  # whose square has room for a sum
     if not largest <= limit:
         least = largest * x.unit / limit
         raise check.mismatch("blur", f"at least {least:.1e} for points so far apart", f"{blur:g}")
     sigma = torch.tensor(blur / x.unit, dtype=dtype, device="cpu").item()
-    first = x._replace(rows=x.rows.to(dtype))
-    return Problem(first, first if x is y else y._replace(rows=y.rows.to(dtype)), sigma)
-
-
-def _carried(name: str, start: Coupling, problem: Problem) -> Tensor:
-    """The potential g at other points y, from the potential f of a coupling, frame to frame: where
-    a set has moved as a whole, its plan has not changed."""
-    if not isinstance(start, Coupling):
-        raise TypeError(f"{name}: expected a Coupling, got {type(start).__name__}")
-    before = start._problem
-    if before.y.shape != problem.y.shape:
-        raise check.mismatch(name, f"points of shape {[*problem.y.shape]}", [*before.y.shape])
-    if before.x.dtype != problem.x.dtype or before.x.mean.device != problem.x.mean.device:
-        found = f"points of {before.x.dtype} on {before.x.mean.device}"
-        want = f"points of {problem.x.dtype} on {problem.x.mean.device}"
-        raise check.mismatch(name, want, found)
-    ratio = problem.y.unit / before.y.unit
-    rows = (problem.y.rows.double() * ratio).to(before.y.rows.dtype)
-    return before.transposed.softmin(start._f, rows) / ratio**2
+    rho = None if reach is None else (reach / x.unit) ** 2
+    first = x.to(dtype)
+    return Problem(first, first if x is y else y.to(dtype), sigma, rho)
