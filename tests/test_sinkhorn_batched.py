@@ -12,7 +12,6 @@ from test_sinkhorn import close, costs, points, rng, weights
 
 from bench import sinkhorn as bench
 from bench import sinkhorn_table
-
 from dfkernels.methods.sinkhorn import NotConverged, divergence, solve
 
 f64 = torch.float64
