@@ -25,7 +25,8 @@ class Coupling:
     b_j exp(-g_j/rho), rho = reach^2: what the best plan has. Every product is a pass over the
     points; nothing here has a graph, except that `plan_matmul` can be differentiated in the matrix.
 
-    Of a batched call every result has a leading axis of G problems, the numbers too: [G].
+    Of a batched call every result has a leading axis of G problems, and what is a number of one
+    problem (marginal_error, iterations, converged, gap, mass, cost) is a tensor [G].
 
     Attributes:
         blur: sqrt(eps), as the dtype of x holds it.
@@ -52,23 +53,23 @@ class Coupling:
         )
 
     @property
-    def marginal_error(self) -> float | Tensor:
+    def marginal_error(self) -> Any:
         """sum_j |sum_i P_ij - b_j|, as measured; from 0 to 2. With a reach
         sum_j |sum_i P_ij - b_j exp(-g_j/rho)| over sum_j b_j exp(-g_j/rho)."""
         return self._number(self._state.error)
 
     @property
-    def iterations(self) -> int | Tensor:
+    def iterations(self) -> Any:
         """How many iterations it took; each is two passes, or one for x with itself."""
         return self._number(self._state.iterations)
 
     @property
-    def converged(self) -> bool | Tensor:
+    def converged(self) -> Any:
         """Whether the error is at most what was asked for."""
         return self._number(self._state.converged)
 
     @property
-    def gap(self) -> float | Tensor:
+    def gap(self) -> Any:
         """How far `cost` can be below the optimum, with a reach: the primal objective of P less the
         dual, rho KL(columns of P | b exp(-g/rho)), in one pass. Without a reach it is inf, as the
         primal is where the columns are not quite b."""
@@ -102,13 +103,13 @@ class Coupling:
         return self._potential(self._problem.transposed, self._state.g, self._state.f)
 
     @property
-    def mass(self) -> float | Tensor:
+    def mass(self) -> Any:
         """sum_ij P_ij: 1 without a reach, but for rounding."""
         p = self._problem
         return self._number(p.x.total(p.log_share(self._state.f).exp()))
 
     @property
-    def cost(self) -> float | Tensor:
+    def cost(self) -> Any:
         """sum_ij P_ij c_ij + eps KL(P | a b^T), as the dual has it: <a, f> + <b, g>.
 
         It is a lower bound of the optimum, below it by eps KL(b | columns of P), which is of second
