@@ -16,6 +16,8 @@ import dfkernels as df
 from dfkernels._io.files import FileError
 from dfkernels.methods import nsgf
 from dfkernels.methods.networks import VectorNet
+from dfkernels.methods.reflow import Pairs
+from dfkernels.methods.reflow.loss import stratified
 from dfkernels.methods.sinkhorn import NotConverged, divergence
 from dfkernels.methods.training import train
 
@@ -273,16 +275,6 @@ def test_a_trained_network_reaches_the_target():
 # ---- the straight flow
 
 
-def test_the_straight_loss_of_the_exact_velocity_is_zero():
-    """To one atom y it is (y - x)/(1 - t); the loss of another is the mean square of the rest."""
-    y = torch.tensor([1.0, -2.0], dtype=f64)
-    x_0, pairs = points(50, 2, seed=0), y.expand(50, 2)
-    exact = lambda x, t: (y - x) / (1 - t[:, None])
-    assert float(nsgf.straight_loss(exact, x_0, pairs, rng(1))) <= 1e-25
-    zero = nsgf.straight_loss(lambda x, t: 0 * x, x_0, pairs, rng(1))
-    assert float(zero) == pytest.approx(float((y - x_0).square().mean()), rel=1e-12)
-
-
 def test_the_straight_flow_takes_the_steps_of_the_sampler():
     """DDIM's at the same times, where all points share them; the last one, to t = 1, ends at the
     posterior mean."""
@@ -317,7 +309,7 @@ def test_every_point_has_its_own_time():
 # ---- the time posterior
 
 
-def brute(x, y, end, log_prior=None, n=40_001):
+def brute(x, y, end, log_prior=None, n=20_001):
     """Mean and deviation of t by the trapezoidal rule in z, ln(1 - t) = z^4 ln(end), float64."""
     z = torch.linspace(0, 1, n, dtype=f64)
     u = math.log(end) * z**4
@@ -346,7 +338,7 @@ def test_the_time_posterior_is_the_integral(d, scale):
     prior[3] = -math.inf
     mean, std = brute(x, y, 1e-3, prior)
     found = nsgf.time_posterior(x, df.PointCloud(y, prior))
-    assert float(((found.mean - mean) / (1 - mean)).abs().max()) <= 1e-5  # of the rule above
+    assert float(((found.mean - mean) / (1 - mean)).abs().max()) <= 3e-5  # of the rule above
     assert float((found.mean - mean).abs().max()) <= 1e-7
     assert float((found.std - std).abs().max()) <= 1e-6
     single = nsgf.time_posterior(x.float(), df.PointCloud(y.float(), prior))
@@ -388,15 +380,15 @@ def test_a_predictor_starts_at_one_half_and_learns_the_mean():
     """The loss of any predictor is at least that of the exact mean."""
     predictor = nsgf.TimePredictor(VectorNet(2, output="scalar", width=16, depth=1))
     x_0, y = points(4000, 2, seed=0), points(4, 2, seed=1, scale=2.0)
-    pairs = y[torch.randint(4, (4000,), generator=rng(2))]
+    pairs = Pairs(x_0, y[torch.randint(4, (4000,), generator=rng(2))])
     assert predictor(x_0.float()).tolist() == [0.5] * 4000
-    half = nsgf.time_loss(lambda x: x.new_full((len(x),), 0.5), x_0, pairs, rng(3))
-    assert float(half) == pytest.approx(1 / 12, abs=0.005)
+    half = nsgf.time_loss(lambda x: x.new_full((len(x),), 0.5), pairs, rng(3))
+    assert float(half) == pytest.approx(1 / 12, abs=1e-4)
     exact = lambda x: nsgf.time_posterior(x, df.PointCloud(y)).mean
-    best = float(nsgf.time_loss(exact, x_0, pairs, rng(3)))
+    best = float(nsgf.time_loss(exact, pairs, rng(3)))
     for other in (lambda x: exact(x) + 0.03, lambda x: 0.5 + 0.9 * (exact(x) - 0.5)):
-        assert best < float(nsgf.time_loss(other, x_0, pairs, rng(3)))
-    x = nsgf.straight.interpolated(x_0, pairs, rng(3))[0]
+        assert best < float(nsgf.time_loss(other, pairs, rng(3)))
+    x = pairs.at(stratified(pairs, rng(3)))
     left = nsgf.time_posterior(x, df.PointCloud(y)).std.square().mean()
     assert best == pytest.approx(float(left), rel=0.1)  # four standard deviations
 
@@ -479,14 +471,14 @@ flow_schedule = df.schedule.RectifiedFlow()
             r"network: expected output of shape \[4, 2\], got \[4, 1\]",
         ),
         (
-            lambda: nsgf.straight_loss(lambda x, t: x, x0, y0, rng(0)),
-            ValueError,
-            r"y: expected shape \[4, 2\] like x_0, got \[3, 2\]",
-        ),
-        (
-            lambda: nsgf.time_loss(lambda x: x, x0, x0, rng(0)),
+            lambda: nsgf.time_loss(lambda x: x, Pairs(x0, x0), rng(0)),
             ValueError,
             r"predictor: expected times of shape \[4\], got shape \[4, 2\]",
+        ),
+        (
+            lambda: nsgf.time_loss(lambda x: x, x0, rng(0)),
+            TypeError,
+            "pairs: expected Pairs, got Tensor",
         ),
         (
             lambda: nsgf.straight_flow(lambda x, t: x, x0, 0.0, steps=1),

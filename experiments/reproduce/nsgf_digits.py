@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from dfkernels.cloud import PointCloud
 from dfkernels.methods import nsgf
-from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.networks import VectorNet
-from dfkernels.schedule import RectifiedFlow
+from dfkernels.methods.reflow import Pairs
 
 from . import digits
 from .nsgf_metrics import energy_distance
-from .nsgf_networks import BATCH, Effort, fitted
+from .nsgf_networks import BATCH, Effort, fitted, straight_denoiser, straight_loss
 
 __all__ = ["BLUR", "ETA", "STEPS", "Row", "Study", "Times", "study"]
 
@@ -74,7 +73,7 @@ def study(quick: bool, budget: Effort, out: Path) -> Study:
     data = digits.load()
     y, held = data.train.flatten(1), data.held.flatten(1)
     velocity, straight, predictor = _networks(y, budget, out)
-    flow = Denoiser(straight, RectifiedFlow(), "flow")
+    flow = straight_denoiser(straight)
     n, generator = (100 if quick else len(y)), torch.Generator().manual_seed(11)
     noise = torch.randn(n, D, generator=generator)
     counts = COUNTS[:1] if quick else COUNTS
@@ -114,7 +113,7 @@ def _times(
 
     def on_paths(images: Tensor) -> Tensor:
         pairs = images[torch.randint(len(images), (len(noise),), generator=generator)]
-        return nsgf.straight.interpolated(noise, pairs, generator)[0]
+        return Pairs(noise, pairs).at(torch.rand(len(noise), generator=generator))
 
     laws = {
         "end of NSGF": near,
@@ -157,15 +156,18 @@ def _networks(y: Tensor, budget: Effort, out: Path) -> tuple[nn.Module, nn.Modul
             )
         )
 
+    def time_loss(network, x_0, y, generator):
+        return nsgf.time_loss(network, Pairs(x_0, y), generator)
+
     def kept(network: nn.Module, name: str, loss) -> nn.Module:
         about = {"network": name, "blur": BLUR, "eta": ETA, "pool": budget.batches}
         return fitted(network, loss, out / f"nsgf-digits-{name}.pt", budget.training, about)
 
     event = VectorNet(D, width=budget.width, depth=3)
     v = kept(event, "velocity", velocity)
-    u = kept(VectorNet(D, width=budget.width, depth=3), "straight", on_pairs(nsgf.straight_loss))
+    u = kept(VectorNet(D, width=budget.width, depth=3), "straight", on_pairs(straight_loss))
     scalar = VectorNet(D, output="scalar", width=budget.width // 2, depth=3)
-    tau = kept(nsgf.TimePredictor(scalar), "time", on_pairs(nsgf.time_loss))
+    tau = kept(nsgf.TimePredictor(scalar), "time", on_pairs(time_loss))
     return v, u, tau
 
 

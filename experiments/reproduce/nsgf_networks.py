@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkernels.methods import nsgf
+from dfkernels.methods import nsgf, reflow
 from dfkernels.methods.denoiser import Denoiser
 from dfkernels.methods.networks import VectorNet
 from dfkernels.methods.sinkhorn import solve
@@ -27,6 +27,8 @@ __all__ = [
     "effort",
     "fitted",
     "sample",
+    "straight_denoiser",
+    "straight_loss",
     "trained",
 ]
 
@@ -96,10 +98,19 @@ def fitted(
     )
 
 
+def straight_denoiser(network: nn.Module) -> Denoiser:
+    return Denoiser(network, RectifiedFlow(), "flow")
+
+
+def straight_loss(network: nn.Module, x_0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a straight flow on a batch of pairs."""
+    return reflow.loss(straight_denoiser(network), reflow.Pairs(x_0, y), generator)
+
+
 @torch.no_grad()
 def sample(method: str, network: nn.Module, x: Tensor) -> Tensor:
     """Points of the source [n, 2] -> samples, by STEPS evaluations of the network."""
-    straight = Denoiser(network, RectifiedFlow(), "flow")
+    straight = straight_denoiser(network)
 
     def part(x: Tensor) -> Tensor:
         if method == "NSGF":
@@ -126,7 +137,7 @@ def _nsgf(task: Set, budget: Effort) -> Callable[[nn.Module, torch.Generator], T
 def _fm(task: Set, budget: Effort) -> Callable[[nn.Module, torch.Generator], Tensor]:
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         x_0, y = task.source(BATCH, generator), task.target(BATCH, generator)
-        return nsgf.straight_loss(network, x_0, y, generator)
+        return straight_loss(network, x_0, y, generator)
 
     return loss
 
@@ -140,6 +151,6 @@ def _ot_cfm(task: Set, budget: Effort) -> Callable[[nn.Module, torch.Generator],
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         x_0 = task.source(BATCH, generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        return nsgf.straight_loss(network, x_0, y[plan.draw(x_0, seed=seed)], generator)
+        return straight_loss(network, x_0, y[plan.draw(x_0, seed=seed)], generator)
 
     return loss

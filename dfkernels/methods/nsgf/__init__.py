@@ -17,8 +17,9 @@ plan of mu with itself does. Both are posterior means, with log b + g/eps for th
     sample              x <- x + eta v_theta(x, t), in the same steps
 
 NSGF++ takes a few such steps, then goes on along the straight flow dx/dt = u(x, t) of
-x_t = (1 - t) x_0 + t y (`straight_loss`, `straight_flow`), from the time t that a point looks like:
-a trained `TimePredictor` (`time_loss`), or, for a cloud, E[t | x] itself (`time_posterior`).
+x_t = (1 - t) x_0 + t y, which `reflow.loss` trains (`straight_flow`), from the time t that a point
+looks like: that of a trained `TimePredictor` (`time_loss`), or, for a cloud, E[t | x] itself
+(`time_posterior`).
 
 The blur is a length, in the unit of the points: eps = blur^2, for the cost |x - y|^2/2.
 
@@ -32,7 +33,7 @@ from __future__ import annotations
 from .flow import Flow, flow
 from .network import sample, velocity_loss
 from .pool import TrajectoryPool
-from .straight import straight_flow, straight_loss
+from .straight import straight_flow
 from .time_posterior import TimePosterior, time_posterior
 from .time_predictor import TimePredictor, time_loss
 from .trajectories import trajectory_pool
@@ -47,7 +48,6 @@ __all__ = [
     "flow",
     "sample",
     "straight_flow",
-    "straight_loss",
     "time_loss",
     "time_posterior",
     "trajectory_pool",

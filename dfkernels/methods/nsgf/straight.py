@@ -1,53 +1,15 @@
-"""The straight flow of NSGF++: its regression on pairs, and its ODE from a time of each point's
-own.
-"""
+"""The straight flow of NSGF++, from a time of each point's own."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..._torch import check
 from ...schedule import RectifiedFlow
-from .._calls import call, checked
 from .._reporting import Callback, reporting
-from .._shapes import column, flat
 from ..denoiser import Denoiser
-from .network import Network
 
-__all__ = ["interpolated", "straight_flow", "straight_loss"]
-
-
-def straight_loss(network: Network, x_0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """The training loss of a straight flow on pairs, a scalar: the mean, for t uniform in [0, 1),
-    of
-
-        |u(x_t, t) - (y - x_0)|^2/d,   x_t = (1 - t) x_0 + t y
-
-    With independent pairs it is flow matching (the straight flow of NSGF++, Algorithm 3); with the
-    pairs of `sinkhorn.solve(x_0, y, ...).draw` flow matching on an optimal-transport coupling.
-
-    Args:
-        network: `network(x, t)` -> ``[B, *E]``, such as `networks.VectorNet(d)`.
-        x_0: Points of the source ``[B, *E]``, float32 or float64.
-        y: Points of the target ``[B, *E]``, one for each.
-        generator: Of the times.
-
-    Raises:
-        TypeError, ValueError: An argument or the network's output is wrong; the message names it.
-    """
-    x, t = interpolated(x_0, y, generator)
-    out = checked("network", call(network, x, t, {}), x, t)
-    return flat(out - (y - x_0)).square().mean()
-
-
-def interpolated(x_0: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - t) x_0 + t y for t [B] uniform in [0, 1), and t."""
-    check.query("x_0", x_0)
-    check.like("y", y, "x_0", x_0)
-    t = torch.rand(len(x_0), generator=generator, dtype=x_0.dtype, device=generator.device)
-    t = t.to(x_0.device)
-    return x_0 + column(t, x_0) * (y - x_0), t
+__all__ = ["straight_flow"]
 
 
 def straight_flow(
@@ -68,7 +30,7 @@ def straight_flow(
     has decided for one.
 
     Args:
-        denoiser: `Denoiser(u, RectifiedFlow(), "flow")` of a network that `straight_loss` trained,
+        denoiser: `Denoiser(u, RectifiedFlow(), "flow")` of a network that `reflow.loss` trained,
             or `Denoiser.exact(cloud, RectifiedFlow())`.
         x: Points ``[B, *E]``, float32 or float64, such as the end of `sample`.
         t: The time of each, a number or [B], in [0, 1): what a `TimePredictor` or `time_posterior`

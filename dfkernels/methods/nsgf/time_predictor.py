@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .straight import interpolated
+from ..reflow import Pairs
+from ..reflow.loss import stratified
 
 __all__ = ["TimePredictor", "time_loss"]
 
@@ -29,22 +30,23 @@ class TimePredictor(nn.Module):
         return torch.sigmoid(self.body(x, x.new_zeros(len(x))))
 
 
-def time_loss(predictor: nn.Module, x_0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """The training loss of a time predictor on pairs, a scalar: the mean of (tau(x_t) - t)^2, for t
-    uniform in [0, 1) and x_t = (1 - t) x_0 + t y (Algorithm 3).
+def time_loss(predictor: nn.Module, pairs: Pairs, generator: torch.Generator) -> Tensor:
+    """The training loss of a time predictor on a batch of pairs, a scalar: the mean of
+    (tau(x_t) - t)^2, for x_t = (1 - t) x_0 + t y and t uniform in [0, 1] (Algorithm 3).
 
     Args:
-        predictor: `predictor(x)` -> [B], such as a `TimePredictor`.
-        x_0: Points of the source ``[B, *E]``, float32 or float64.
-        y: Points of the target ``[B, *E]``, one for each.
-        generator: Of the times.
+        predictor: `predictor(x)` -> [n], such as a `TimePredictor`.
+        pairs: A batch of n pairs of noise and data, independent ones.
+        generator: Of the times, one in each of n equal parts of [0, 1].
 
     Raises:
         TypeError, ValueError: An argument or the predictor's output is wrong; the message names it.
     """
-    x, t = interpolated(x_0, y, generator)
-    out = predictor(x)
+    if not isinstance(pairs, Pairs):
+        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    t = stratified(pairs, generator)
+    out = predictor(pairs.at(t))
     if not isinstance(out, Tensor) or out.shape != t.shape:
         got = f"shape {[*out.shape]}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"predictor: expected times of shape [{len(t)}], got {got}")
-    return (out - t).square().mean()
+    return (out - t.to(out.dtype)).square().mean()
