@@ -452,6 +452,8 @@ X = torch.zeros(3, 2)
         (lambda: Pairs(X, X[:2]), ValueError, r"sample: expected shape \[3, 2\] like noise"),
         (lambda: Pairs(X, X.double()), TypeError, "sample: expected float32 like noise"),
         (lambda: Pairs(X.long(), X.long()), TypeError, "noise: expected float32 or float64"),
+        (lambda: GOOD[0], TypeError, "rows: expected a slice, a list or a tensor"),
+        (lambda: reflow.pairs(FLOW, 3, T), TypeError, "noise: expected a tensor, got int"),
         (lambda: reflow.pairs(FLOW, X, T.flip(0)), ValueError, "t: expected noise that falls"),
         (lambda: reflow.pairs(FLOW, X, T[:0]), ValueError, r"t: expected real numbers of shape"),
         (lambda: reflow.pairs(FLOW, X, 10), TypeError, "t: expected a tensor"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from dfkernels._page.theme import Theme
@@ -48,8 +49,9 @@ def networks(studies: dict[str, Study], theme: Theme) -> Figure:
             axis.set(xlabel="round", ylabel=unit, xticks=list(x))
         row[0].set_ylabel(f"{name}, ×10⁻³")
         row[2].axhline(100 * study.real.recall, color=theme.faint, linestyle="--", linewidth=1)
-        row[1].set_yscale("log")
-        row[3].set_yscale("log")
+        for axis in (row[1], row[3]):
+            axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8
     )
@@ -61,7 +63,7 @@ def samples(studies: dict[str, Study], theme: Theme) -> Figure:
     columns = len(next(iter(studies.values())).samples)
     figure = Figure(figsize=(10.2, 1.7 * len(studies) + 0.2), layout="constrained")
     axes = figure.subplots(len(studies), columns, squeeze=False)
-    for row, (name, study) in zip(axes, studies.items(), strict=True):
+    for i, (row, (name, study)) in enumerate(zip(axes, studies.items(), strict=True)):
         for axis, (what, points) in zip(row, study.samples.items(), strict=True):
             if points.shape[1] == 2:
                 style = {"s": 1.2, "color": theme.series[0], "linewidths": 0}
@@ -72,7 +74,7 @@ def samples(studies: dict[str, Study], theme: Theme) -> Figure:
                 axis.imshow(_tiles(points), cmap="gray", vmin=-1, vmax=2)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
-            if row is axes[0]:
+            if i == 0:
                 axis.set_title(what, fontsize=8)
         row[0].set_ylabel(name, fontsize=8)
     return figure
@@ -102,7 +104,12 @@ def linear(flows: dict[tuple[str, float], Flow], theme: Theme) -> Figure:
         )
         printed = {k: v for k, v in PRINTED[real, share][0].items() if k <= len(mean)}
         left.plot(list(printed), list(printed.values()), mark, color=colour, markersize=4.5)
-    left.set(xlabel="round", ylabel="top eigenvalue / the truth's", ylim=(0, 1.1))
+    left.set(
+        xlabel="round",
+        ylabel="top eigenvalue / the truth's",
+        ylim=(0, 1.1),
+        xticks=(1, 5, 10, 15, 20),
+    )
     left.set_title("Linear flow, ridge 0.05")
     left.legend(fontsize=8, title="real pairs", title_fontsize=8, loc="lower left")
     for share, colour in zip((0.0, 0.1, 0.3, 0.5), _colours(theme), strict=False):

@@ -40,7 +40,12 @@ class Pairs:
         return len(self.noise)
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> Pairs:
-        return Pairs(self.noise[rows], self.sample[rows])
+        noise = self.noise[rows]
+        if noise.dim() != self.noise.dim():  # its coordinates would be taken for pairs
+            raise TypeError(
+                f"rows: expected a slice, a list or a tensor [m] of rows, got {type(rows).__name__}"
+            )
+        return Pairs(noise, self.sample[rows])
 
     def at(self, t: float | Tensor) -> Tensor:
         """The points (1 - t) x_0 + t x_1 on the chords, [n, *E], at t in [0, 1], a number or

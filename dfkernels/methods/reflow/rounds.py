@@ -34,7 +34,7 @@ def rounds(
     lr: float = 2e-3,
     ema: float = 0.999,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     every: int = 1000,
     configuration: Mapping[str, object] | None = None,
     callback: Callback | None = None,
