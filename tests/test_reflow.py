@@ -485,6 +485,27 @@ X = torch.zeros(3, 2)
             ValueError,
             r"real.noise: expected shape \[0, 2\]",
         ),
+        (
+            lambda: reflow.mix(GOOD, GOOD, 0.5, 0),
+            TypeError,
+            "generator: expected a torch.Generator, got int",
+        ),
+        (lambda: reflow.loss(FLOW, GOOD, 0), TypeError, "generator: expected a torch.Generator"),
+        (
+            lambda: reflow.reverse_pairs(FLOW, X, T, 0),
+            TypeError,
+            "generator: expected a torch.Generator",
+        ),
+        (
+            lambda: reflow.straightness_of_pairs(GOOD, 1.0, 0),
+            TypeError,
+            "generator: expected a torch.Generator",
+        ),
+        (
+            lambda: reflow.rounds(line(), None, 1, steps=1),
+            TypeError,
+            r"recipe: expected a callable recipe\(current, generator\), got NoneType",
+        ),
         (lambda: reflow.exact(GOOD, 0.0), ValueError, "bandwidth: expected a finite value > 0"),
         (lambda: reflow.exact(X, 1.0), TypeError, "pairs: expected Pairs, got Tensor"),
         (lambda: reflow.exact(GOOD[:0], 1.0), ValueError, "pairs: expected at least one pair"),

@@ -161,25 +161,29 @@ def _straightened(s: Study, kind: str) -> float:
 
 
 def _network_claims(name: str, s: Study) -> list[Claim]:
-    anchor = s.rounds["anchor, re-noised"]
-    kept, gained = _law_kept(anchor), _straightened(s, "anchor, re-noised")
-    energy = {kind: rounds[-1].laws["Heun"].energy for kind, rounds in s.rounds.items()}
-    one = {kind: rounds[-1].laws["1 step"].energy for kind, rounds in s.rounds.items()}
-    help_ = energy["online"] / energy["synthetic"] if energy["synthetic"] > 0 else 0.0
-    show = lambda kind, of: f"{1e3 * of[kind]:.2f}"
-    return [
+    renoised = s.rounds["anchor, re-noised"]
+    kept, gained = _law_kept(renoised), _straightened(s, "anchor, re-noised")
+    one = {kind: 1e3 * rounds[-1].laws["1 step"].energy for kind, rounds in s.rounds.items()}
+    claims = [
         Claim(f"{name}: anchor re-noised keeps round 1's law (top eigenvalue, recall)",
               f"{kept:.1%}", ">= 95 %", kept >= 0.95),
         Claim(f"{name}: anchor re-noised straightens as the synthetic does", f"{gained:.1%}",
               ">= 90 %", gained >= 0.9),
+        Claim(f"{name}: one step, energy distance ×10³, anchor re-noised against fresh noise",
+              f"{one['anchor, re-noised']:.2f} and {one['fresh']:.2f}", "smaller",
+              one["anchor, re-noised"] < one["fresh"]),
+    ]  # fmt: skip
+    energy = {kind: 1e3 * rounds[-1].laws["Heun"].energy for kind, rounds in s.rounds.items()}
+    if energy["synthetic"] < 2e3 * s.real.energy:  # the floor: there is nothing to compare
+        return claims
+    return [
+        *claims,
         Claim(f"{name}: energy distance ×10³, anchor re-noised against synthetic",
-              f"{show('anchor, re-noised', energy)} and {show('synthetic', energy)}", "smaller",
+              f"{energy['anchor, re-noised']:.2f} and {energy['synthetic']:.2f}", "smaller",
               energy["anchor, re-noised"] < energy["synthetic"]),
         Claim(f"{name}: online hardly helps: its energy distance over the synthetic's",
-              f"{help_:.2f}", ">= 0.9", help_ >= 0.9),
-        Claim(f"{name}: one step, energy distance ×10³, anchor re-noised against fresh noise",
-              f"{show('anchor, re-noised', one)} and {show('fresh', one)}", "smaller",
-              one["anchor, re-noised"] < one["fresh"]),
+              f"{energy['online'] / energy['synthetic']:.2f}", ">= 0.9",
+              energy["online"] >= 0.9 * energy["synthetic"]),
     ]  # fmt: skip
 
 
@@ -242,9 +246,10 @@ def _text(linear: dict[tuple[str, float], Flow], studies: dict[str, Study], mixe
         ),
         (
             "Networks: a perceptron that fits its pairs well, on the chessboard, does not collapse"
-            f" within five rounds (energy distance {energy(board['synthetic'], 0)} × 10⁻³, then"
-            f" {energy(board['synthetic'], -1)}), and there is nothing to prevent. On the digits,"
-            " where it errs, each round of synthetic pairs loses more: recall"
+            f" within five rounds: its energy distance, {energy(board['synthetic'], 0)} × 10⁻³ in"
+            f" the first and {energy(board['synthetic'], -1)} in the last, stays below the floor of"
+            f" what {1e3 * studies['chessboard'].real.energy:.1f} for other draws of the truth lets"
+            " one tell, and there is nothing to prevent. On the digits, where it errs, each round of synthetic pairs loses more: recall"
             f" {recall(images['synthetic'], 0)} in round 1, {recall(images['synthetic'], -1)} in"
             f" the last; the present flow's inverse: {recall(images['online'], -1)}; the anchor:"
             f" {recall(images['anchor'], -1)}; the anchor, re-noised:"

@@ -18,7 +18,17 @@ from .._shapes import column
 from ..denoiser import Denoiser
 from ..solvers import EULER, HEUN, Tableau, advanced, slopes
 
-__all__ = ["TABLEAUS", "Path", "advance", "inverted", "path_of", "time_at", "velocity"]
+__all__ = [
+    "TABLEAUS",
+    "Path",
+    "advance",
+    "check_generator",
+    "inverted",
+    "mixed",
+    "path_of",
+    "time_at",
+    "velocity",
+]
 
 TABLEAUS = {"ddim": EULER, "heun": HEUN}
 MOST_ITERATIONS = 200
@@ -48,6 +58,12 @@ def velocity(denoiser: Denoiser, x: Tensor, t: float | Tensor, **conditions: obj
     """
     eps, mean = denoiser.both(x, t, **conditions)
     return mean - eps
+
+
+def check_generator(generator: object) -> None:
+    """Refuses what is no generator."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
 
 
 def time_at(schedule: Schedule, tau: Tensor) -> Tensor:

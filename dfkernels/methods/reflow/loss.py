@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._torch import check
 from .._shapes import column, flat
 from ..denoiser import Denoiser
-from ._straight import time_at, velocity
+from ._straight import check_generator, time_at, velocity
 from .pairs import Pairs
 
 __all__ = ["loss", "residual", "stratified"]
@@ -41,6 +41,7 @@ def loss(denoiser: Denoiser, pairs: Pairs, generator: torch.Generator) -> Tensor
 
 def stratified(pairs: Pairs, generator: torch.Generator) -> Tensor:
     """Times in [0, 1] for n pairs, one in each of n equal parts, in random order; float64."""
+    check_generator(generator)
     n, device = len(pairs), generator.device
     order = torch.randperm(n, generator=generator, dtype=torch.int64, device=device)
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)

@@ -11,7 +11,17 @@ from ..._torch import check
 from ..._torch.objects import ordinary
 from .._reporting import Callback, reporting
 from ..denoiser import Denoiser
-from ._straight import TABLEAUS, Path, advance, inverted, mixed, path_of, time_at, velocity
+from ._straight import (
+    TABLEAUS,
+    Path,
+    advance,
+    check_generator,
+    inverted,
+    mixed,
+    path_of,
+    time_at,
+    velocity,
+)
 
 __all__ = ["Pairs", "mix", "pairs", "reverse_pairs"]
 
@@ -147,7 +157,7 @@ def reverse_pairs(
         method: "heun" or "ddim", as for `pairs`.
         noise: delta = sigma/(alpha + sigma), in [0, 1). 0: from y itself.
         exact: False: integrate back. True: undo the steps that `pairs` takes by a fixed point, to
-            rounding, in some 10 evaluations for one: `pairs` from x_0 then passes through the
+            rounding, in five to ten times the evaluations: `pairs` from x_0 then passes through the
             noised y. Steps back differ from that by the error of the solver. (`df.invert` undoes a
             sampling by O-BELM in one evaluation a step, but carries two states, and x_0 alone does
             not lead back.)
@@ -158,6 +168,7 @@ def reverse_pairs(
     """
     check.query("real", real)
     check.choice("method", method, tuple(TABLEAUS))
+    check_generator(generator)
     noise = check.constant("noise", noise)
     if not 0 <= noise < 1:
         raise check.mismatch("noise", "a number in [0, 1)", noise)
@@ -213,6 +224,7 @@ def mix(made: Pairs, real: Pairs, ratio: float, generator: torch.Generator) -> P
         if not isinstance(given, Pairs):
             raise TypeError(f"{name}: expected Pairs, got {type(given).__name__}")
     check.like("real.noise", real.noise[:0], "made.noise", made.noise[:0])
+    check_generator(generator)
     ratio = check.constant("ratio", ratio)
     if not 0 <= ratio <= 1:
         raise check.mismatch("ratio", "a number in [0, 1]", ratio)

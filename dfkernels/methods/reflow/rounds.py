@@ -79,6 +79,9 @@ def rounds(
         FloatingPointError: A loss or a gradient is not finite.
     """
     _network_of(denoiser)
+    if not callable(recipe):
+        got = type(recipe).__name__
+        raise TypeError(f"recipe: expected a callable recipe(current, generator), got {got}")
     count, steps = check.integer("count", count, 1), check.integer("steps", steps, 1)
     batch, seed = check.integer("batch", batch, 1), check.integer("seed", seed)
     folder = None if folder is None else files.folder(Path(folder))

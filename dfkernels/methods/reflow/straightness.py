@@ -12,6 +12,7 @@ from ... import ops
 from ..._torch import check
 from .._shapes import flat
 from ..denoiser import Denoiser
+from ._straight import check_generator
 from .loss import residual, stratified
 from .pairs import Pairs
 
@@ -87,6 +88,7 @@ def straightness_of_pairs(
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     if not len(pairs):
         raise check.mismatch("pairs", "at least one pair", "none")
+    check_generator(generator)
     h, times = check.positive("bandwidth", bandwidth), check.integer("times", times, 1)
     wide = Pairs(pairs.noise.double(), pairs.sample.double())
     chords = flat(wide.sample - wide.noise)
