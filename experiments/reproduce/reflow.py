@@ -247,9 +247,10 @@ def _text(linear: dict[tuple[str, float], Flow], studies: dict[str, Study], mixe
         (
             "Networks: a perceptron that fits its pairs well, on the chessboard, does not collapse"
             f" within five rounds: its energy distance, {energy(board['synthetic'], 0)} × 10⁻³ in"
-            f" the first and {energy(board['synthetic'], -1)} in the last, stays below the floor of"
-            f" what {1e3 * studies['chessboard'].real.energy:.1f} for other draws of the truth lets"
-            " one tell, and there is nothing to prevent. On the digits, where it errs, each round of synthetic pairs loses more: recall"
+            f" the first and {energy(board['synthetic'], -1)} in the last, stays below the floor"
+            f" ({1e3 * studies['chessboard'].real.energy:.1f}, of other draws of the truth), and"
+            " there is nothing to prevent. On the digits, where it errs, each round of synthetic"
+            " pairs loses more: recall"
             f" {recall(images['synthetic'], 0)} in round 1, {recall(images['synthetic'], -1)} in"
             f" the last; the present flow's inverse: {recall(images['online'], -1)}; the anchor:"
             f" {recall(images['anchor'], -1)}; the anchor, re-noised:"
