@@ -162,8 +162,8 @@ def test_a_cloud_cannot_be_reversed_from_its_atoms_but_nearby():
 @pytest.mark.parametrize("method", ["ddim", "heun"])
 def test_exact_inversion_undoes_the_steps(method):
     flow, noise = gaussian(0.3, 1.0), normal(20, 2)
-    t = torch.linspace(0, 0.9, 8, dtype=f64)
-    z = noise
+    t = torch.linspace(0.1, 0.9, 8, dtype=f64)
+    z = (1 - t[0]) * noise
     from dfkernels.methods.reflow._straight import TABLEAUS, advance, path_of
 
     path = path_of(flow.schedule, t)
@@ -204,6 +204,9 @@ def test_a_mixture_takes_every_row_before_any_again():
     counts = torch.bincount(both.noise[both.noise < 9].long(), minlength=4)
     assert sorted(counts.tolist()) == [1, 1, 2, 2]
     made = Pairs(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None])
+    some = reflow.mix(made, marked(10, 99.0), 0.5, rng()).noise[:, 0]
+    assert some[some < 99].sort().values.tolist() != list(range(5))  # drawn from all
+    assert some.gt(50).diff().ne(0).sum() > 1  # in random order
     kept = reflow.mix(made, real, 0.0, rng()).noise[:, 0]
     assert kept.sort().values.tolist() == list(range(10)) and kept.tolist() != list(range(10))
 

@@ -48,7 +48,9 @@ def networks(studies: dict[str, Study], theme: Theme) -> Figure:
             axis.set_title(title)
             axis.set(xlabel="round", ylabel=unit, xticks=list(x))
         row[0].set_ylabel(f"{name}, ×10⁻³")
-        row[2].axhline(100 * study.real.recall, color=theme.faint, linestyle="--", linewidth=1)
+        for axis, floor in ((row[0], 1e3 * study.real.energy), (row[2], 100 * study.real.recall)):
+            axis.axhline(floor, color=theme.faint, linestyle="--", linewidth=1)
+            axis.set_ylim(bottom=0)
         for axis in (row[1], row[3]):
             axis.set_yscale("log")
             axis.yaxis.set_minor_formatter(NullFormatter())
@@ -71,7 +73,7 @@ def samples(studies: dict[str, Study], theme: Theme) -> Figure:
                 axis.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH))
                 axis.set_aspect("equal")
             else:
-                axis.imshow(_tiles(points), cmap="gray", vmin=-1, vmax=2)
+                axis.imshow(_tiles(points), cmap="gray", vmin=-1, vmax=2, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             if i == 0:
@@ -81,8 +83,9 @@ def samples(studies: dict[str, Study], theme: Theme) -> Figure:
 
 
 def _tiles(points: Tensor) -> Tensor:
-    """The first 25 images of 8 x 8 pixels as one."""
-    return points[:25].view(5, 5, 8, 8).transpose(1, 2).reshape(40, 40)
+    """The first 16 images of 8 x 8 pixels as one, with gaps."""
+    images = torch.nn.functional.pad(points[:16].view(4, 4, 8, 8), (1, 1, 1, 1), value=torch.nan)
+    return images.transpose(1, 2).reshape(40, 40)
 
 
 def linear(flows: dict[tuple[str, float], Flow], theme: Theme) -> Figure:
