@@ -33,7 +33,7 @@ class Run:
 
     steps: int
     first: float  # sine of the first step's angle in float32, median over samples
-    median: float  # of the angle's sine over all steps and samples
+    median: float  # the median over the steps of such medians
     rest: float  # the largest 1 - cos in float64
     moved: dict[str, float]  # |x - baseline|/|baseline| at the end
     power: dict[str, float]  # |eps|^2/d at the end: 1 for draws from q
@@ -110,9 +110,8 @@ def sampled(steps: int) -> Run:
     size = x["baseline"].norm(dim=1)
     moved = {k: ((v - x["baseline"]).norm(dim=1) / size).median().item() for k, v in x.items()}
     power = {k: denoiser.eps(v, path.t[-1]).square().mean().item() for k, v in x.items()}
-    return Run(
-        steps, sines[0].median().item(), torch.stack(sines).median().item(), rest, moved, power
-    )
+    middle = torch.stack(sines).median(1).values.quantile(0.5).item()
+    return Run(steps, sines[0].median().item(), middle, rest, moved, power)
 
 
 def extrapolation(lamb: float = LAMB[10]) -> list[Kappa]:

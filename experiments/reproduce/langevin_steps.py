@@ -73,9 +73,9 @@ def turn() -> Tensor:
 
 
 def floor(y: Tensor, n: int) -> float:
-    """The energy distance between independent draws from q, the largest of four."""
+    """The energy distance between independent draws from q, the largest of twelve."""
     reference = Reference.of(draws(y, n, NOISE[0], 5), turn())
-    return max(abs(reference.energy_distance(draws(y, n, NOISE[0], 6 + i))) for i in range(4))
+    return max(abs(reference.energy_distance(draws(y, n, NOISE[0], 6 + i))) for i in range(12))
 
 
 def compared(y: Tensor, counts: tuple[int, ...], n: int, few: int) -> list[Steps]:
