@@ -283,6 +283,31 @@ MUTANTS = [
         "(spread(name) / (G - 1)).sqrt()",
         "tests/test_monte_carlo.py",
     ),
+    # random samplers
+    Mutant(
+        "metropolis: the proposals' ratio upside down",
+        "return there.log_prob - here.log_prob + back",
+        "return there.log_prob - here.log_prob - back",
+        "tests/test_langevin.py",
+    ),
+    Mutant(
+        "damped: eigenvalues without their modulus",
+        "return 1 / (values.abs() + self.damping)",
+        "return 1 / (values + self.damping)",
+        "tests/test_langevin.py",
+    ),
+    Mutant(
+        "ancestral: the covariance grows with s, not with its square",
+        "rest * (s / s_to) ** 2",
+        "rest * (s / s_to)",
+        "tests/test_ancestral.py",
+    ),
+    Mutant(
+        "functions of a matrix: an exhausted space is left with zeros",
+        "middle = torch.where(last.any(-1), middle, diagonal[0])",
+        "pass",
+        "tests/test_linalg.py -k functions_of",
+    ),
 ]
 
 
