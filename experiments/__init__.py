@@ -2,4 +2,14 @@
 and the audits of real networks."""
 
 # The experiments of `reproduce`: here, where naming them loads none of them.
-NAMES = ("errata", "table2", "table3", "adjoint", "likelihood", "langevin", "reflow", "nsgf")
+NAMES = (
+    "errata",
+    "table2",
+    "table3",
+    "adjoint",
+    "likelihood",
+    "langevin",
+    "reflow",
+    "nsgf",
+    "particles",
+)
