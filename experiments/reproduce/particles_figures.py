@@ -44,7 +44,7 @@ def steps(curves: dict[str, list[float]], floor: float, size: Size, theme: Theme
 
 
 def plane(endings: dict[str, Ending], law: Law, theme: Theme) -> Figure:
-    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(8.6, 2.6), layout="constrained")
     axes = figure.subplots(1, len(endings), sharey=True)
     side = torch.linspace(-6.5, 6.5, 131, dtype=torch.float64)
     tall = torch.linspace(-4, 4, 81, dtype=torch.float64)

@@ -117,6 +117,13 @@ def curves(size: Size) -> dict[str, list[float]]:
     return found
 
 
+def other_draws(size: Size) -> list[float]:
+    """W2 of the gradient flow's first cell in `curves`, against other draws of the law."""
+    law = single()
+    p = ended(law, flow(law, None, 0.015, friction=None), size.steps[0], size).particles
+    return [wasserstein(p.x, p.weights, law.draws(size.draws, seed)) for seed in (11, 12, 13)]
+
+
 def functionals_and_metrics(size: Size) -> dict[str, Ending]:
     """Ends of the single Gaussian."""
     law, last = single(), size.steps[-1]

@@ -15,7 +15,7 @@ __all__ = ["Bandwidth", "bandwidth", "checked"]
 Bandwidth = float | str
 RULES = ("nearest", "median")
 
-_ROWS = 256  # of squared distances held at once
+_NUMBERS = 1 << 20  # of squared distances held at once
 _MEDIAN = 2048  # particles whose pairs are sorted
 
 
@@ -70,12 +70,15 @@ def _nearest(rows: Tensor) -> float:
     are taken by differences."""
     wide = rows.double() - rows.double().mean(0)
     half = wide.square().sum(1) / 2
-    nearest = []
-    for i in range(0, len(rows), _ROWS):
-        scores = torch.addmm(half, wide[i : i + _ROWS], wide.T, alpha=-1)
+    step = max(1, _NUMBERS // len(rows))
+    scores = wide.new_empty(step, len(rows))  # one for all: freed blocks would leave gaps
+    nearest = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    for i in range(0, len(rows), step):
+        some = wide[i : i + step]
+        torch.addmm(half, some, wide.T, alpha=-1, out=scores[: len(some)])
         scores.diagonal(i).fill_(math.inf)
-        nearest.append(scores.argmin(1))
-    return float((wide - wide[torch.cat(nearest)]).square().sum(1).mean())
+        nearest[i : i + step] = scores[: len(some)].argmin(1)
+    return float((wide - wide[nearest]).square().sum(1).mean())
 
 
 def _median(rows: Tensor) -> float:
