@@ -15,13 +15,13 @@ from dfkernels.methods.particles import (
     Evolution,
     Flow,
     Kalman,
+    Metric,
     Particles,
     Stein,
     Variation,
     Wasserstein,
     evolve,
 )
-from dfkernels.methods.particles.metrics import Metric
 
 from .particles_laws import Distance, Law, distance, single, wasserstein
 

@@ -31,7 +31,7 @@ from .evolve import DegenerateWeights, Evolution, evolve
 from .flow import Flow
 from .kl import KL
 from .ksd import KSD
-from .metrics import Kalman, Stein, Wasserstein
+from .metrics import Kalman, Metric, Stein, Wasserstein
 from .sinkhorn_divergence import SinkhornDivergence
 from .state import Particles
 from .svgd import SVGD
@@ -45,6 +45,7 @@ __all__ = [
     "Evolution",
     "Flow",
     "Kalman",
+    "Metric",
     "Particles",
     "SinkhornDivergence",
     "Stein",

@@ -22,7 +22,8 @@ __all__ = ["Kalman", "Metric", "Stein", "Wasserstein"]
 
 
 class Metric:
-    """What `Flow` takes as a metric."""
+    """What `Flow` takes as a metric: to make one of your own, define both rates of one kinetic
+    energy T."""
 
     def position_rate(self, particles: Particles, v: Tensor) -> Tensor:
         """A v ``[M, *E]``, dx/dt of particles with velocities v ``[M, *E]``."""
