@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["Rows", "rows_of"]
 
-_NUMBERS = 1 << 20  # of a matrix held at once
+_NUMBERS = 1 << 18  # of a matrix held at once, of which a functional has several
 
 
 class Rows(NamedTuple):

@@ -15,7 +15,7 @@ __all__ = ["Bandwidth", "bandwidth", "checked"]
 Bandwidth = float | str
 RULES = ("nearest", "median")
 
-_NUMBERS = 1 << 20  # of squared distances held at once
+_NUMBERS = 1 << 18  # of squared distances held at once
 _MEDIAN = 2048  # particles whose pairs are sorted
 
 
