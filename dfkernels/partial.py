@@ -111,7 +111,7 @@ class Partial:
             scale, offset: What maps the stored atoms to the data, scale * y + offset. A PointCloud
                 has its own.
 
-        Differentiable as the ops are.
+        Differentiable as the ops are, in reverse and forward mode; not under vmap.
 
         Raises:
             TypeError: An argument has a wrong type or dtype; the message names it.
@@ -128,15 +128,16 @@ class Partial:
                         "has its own"
                     )
                 given = (y.y, y._log_pi(x.dtype), y.scale, y.offset)
-                log_weight = _log_weight(x, y.y, y.log_prior)
+                log_weight = _log_weight(y.y, y.log_prior)
             else:
-                if not isinstance(y, Tensor):
-                    check.tensor("y", y)
+                check.tensor("y", y)
+                if log_prior is not None:
+                    check.tensor("log_prior", log_prior)
                 given = (y, log_prior, scale, offset)
-                log_weight = _log_weight(x, y, log_prior)
+                log_weight = _log_weight(y, log_prior)
             args = _checked(x, alpha, sigma, *given)
             part = _queries(x, v, values, *args[2:4])
-            if args[1].shape[0] == 0 or bool(log_weight == -math.inf):
+            if len(args[1]) == 0 or (log_prior is not None and bool(log_weight == -math.inf)):
                 return _without_atoms(part, log_weight, values, diagonal)
             try:
                 return _moments(part, args, log_weight, values, diagonal)
@@ -234,6 +235,10 @@ def merge(parts: Iterable[Partial]) -> Partial:
         TypeError: Something is no Partial.
         ValueError: There are none, or they are for other queries, or have other moments.
     """
+    if isinstance(parts, Partial) or not isinstance(parts, Iterable):
+        raise TypeError(
+            f"parts: expected Partials, in a list or an iterator, got {type(parts).__name__}"
+        )
     parts = iter(parts)
     first = next(parts, None)
     if first is None:
@@ -249,12 +254,13 @@ def _expect_partial(part: object) -> Partial:
     return part
 
 
-def _log_weight(x: Tensor, y: Tensor, log_prior: Tensor | None) -> Tensor:
+def _log_weight(y: Tensor, log_prior: Tensor | None) -> Tensor:
     """The log-sum of the atoms' weights, [] in float64."""
     if log_prior is not None and y.dim() and log_prior.shape == y.shape[:1]:
         return log_prior.double().logsumexp(0)
     n = y.shape[0] if y.dim() else 0
-    return x.new_full((), math.log(n) if n else -math.inf, dtype=torch.float64)
+    log_n = math.log(n) if n else -math.inf
+    return torch.full((), log_n, dtype=torch.float64, device=y.device)
 
 
 def _checked(x: Tensor, alpha: Level, sigma: Level, y: Tensor, prior, scale, offset) -> tuple:

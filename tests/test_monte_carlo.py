@@ -290,6 +290,12 @@ def test_draws_without_weight():
     with pytest.warns(DegenerateWeights):
         result = estimate(single, X, 1.0, 1.0, n=32)
     assert bool((result.log_prob_error == math.inf).all()) and not bool(result.reliable.any())
+    assert bool((result.score_error == math.inf).all())
+    assert len(repr(result)) < 3000
+    one = iter(range(10**6))
+    with pytest.warns(DegenerateWeights):
+        result = estimate(single, X, 0.0, 1.0, n=32)  # noise alone
+    assert torch.equal(result.score_error, 0 * X) and torch.equal(result.score, -X)
 
 
 def test_global_state_changes_nothing():
@@ -355,6 +361,11 @@ NAN = torch.full((32, 2), math.nan, dtype=f64)
             "or y",
         ),
         ({"n": 0}, ValueError, "n: expected an integer of at least 1, got 0"),
+        (
+            {"seed": -1},
+            ValueError,
+            f"seed: expected an integer from 0 to {2**63 - 1}, got -1",
+        ),
         ({"batch": 0}, ValueError, "batch: expected an integer of at least 1, got 0"),
         ({"tol": 0.0}, ValueError, "tol: expected a finite value > 0, got 0.0"),
         ({"sigma": -1.0}, ValueError, "sigma: expected a finite value > 0, got -1.0"),

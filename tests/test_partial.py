@@ -256,11 +256,34 @@ def test_layout_and_global_state_change_nothing():
 X, Y = normal(2, 3), normal(5, 3, seed=1)
 
 
+def test_forward_mode():
+    merged = lambda x: merge(Partial.of(x, part, 1.0, 0.7) for part in Y.split(2))
+    score = df.ops.posterior(X, Y, 1.0, 0.7).score(X, 1.0, 0.7)
+    dx = normal(2, 3, seed=3)
+    _, tangent = torch.func.jvp(lambda x: merged(x).posterior().log_prob, (X,), (dx,))
+    torch.testing.assert_close(tangent, (score * dx).sum(1))
+
+
 @pytest.mark.parametrize(
     "call, error, message",
     [
         (lambda: merge([]), ValueError, "parts: expected at least one Partial, got none"),
         (lambda: merge([X]), TypeError, "parts: expected Partials, got Tensor"),
+        (
+            lambda: merge(Partial.of(X, Y, 1.0, 1.0)),
+            TypeError,
+            "parts: expected Partials, in a list or an iterator, got Partial",
+        ),
+        (
+            lambda: merge(3),
+            TypeError,
+            "parts: expected Partials, in a list or an iterator, got int",
+        ),
+        (
+            lambda: Partial.of(X, Y, 1.0, 1.0, [0.0] * 5),
+            TypeError,
+            "log_prior: expected a tensor, got list",
+        ),
         (
             lambda: merge([Partial.of(X, Y, 1.0, 1.0), Partial.of(X + 1, Y, 1.0, 1.0)]),
             ValueError,

@@ -255,6 +255,9 @@ def test_folders_that_get_no_manifest(tmp_path):
         key="latents",
         force=True,
     )
+    folder = write(tmp_path / "c", data())
+    (folder / "part12.npy").symlink_to("part11.npy")
+    bad(f"{folder / 'manifest.json'}: lists part12.npy twice")
     folder = tmp_path / "none"
     bad(f"{folder}: expected a folder of .safetensors or .npy files")
     with pytest.raises(ValueError, match="scale: expected a finite value, got nan"):
@@ -286,6 +289,10 @@ def test_no_manifest_and_bad_arguments(folder, tmp_path):
         lambda: ShardedCloud(tmp_path),
         f"{tmp_path / 'manifest.json'}: no such file: `dfkernels manifest {tmp_path}` writes it",
     )
+    for name in (tmp_path / "none", folder / "manifest.json"):
+        refused(
+            lambda name=name: ShardedCloud(name), f"{name}: expected a folder with a manifest.json"
+        )
     (tmp_path / "manifest.json").write_text('{"format": "dfk')
     with pytest.raises(ValueError, match="truncated, or no manifest of dfkernels: "):
         ShardedCloud(tmp_path)
@@ -302,6 +309,9 @@ def test_no_manifest_and_bad_arguments(folder, tmp_path):
         lambda: cloud.partial(X, 1.0, 0.7, files=[4]),
         "files: expected an integer from 0 to 3, got 4",
     )
+    with pytest.raises(TypeError) as raised:
+        cloud.partial(X, 1.0, 0.7, files=slice(1))
+    assert str(raised.value) == "files: expected numbers of files, got slice"
     refused(
         lambda: cloud.partial(X, 1.0, 0.7, files=[1, 1]),
         "files: expected each file once, got [1, 1]",

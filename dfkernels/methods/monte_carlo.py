@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -80,8 +80,8 @@ class Estimate:
     ess: Tensor
     reliable: Tensor
     draws: int
-    groups: tuple[Partial, ...]
-    generator_state: Tensor
+    groups: tuple[Partial, ...] = field(repr=False)
+    generator_state: Tensor = field(repr=False)
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def estimate(
     """
     n = check.integer("n", n, 1)
     wanted = -math.inf if tol is None else check.positive("tol", tol)
-    seed = check.integer("seed", seed)
+    seed = check.integer("seed", seed, 0, 2**63 - 1)
     if not callable(sampler):
         raise TypeError(
             f"sampler: expected a function (n, generator) -> y, got {type(sampler).__name__}"
@@ -216,7 +216,7 @@ def _precise(groups: list[Partial], tol: float) -> bool:
 
 
 def _moments(part: Partial) -> dict[str, Tensor]:
-    """What the results are linear in."""
+    """What the results are linear in; NaN where there is no draw with a weight."""
     found = {
         "log_mass": part.log_mass - part.log_weight,
         "mean": part.mean,
@@ -224,6 +224,8 @@ def _moments(part: Partial) -> dict[str, Tensor]:
     }
     if part.covariance_product is not None:
         found["covariance_product"] = part.covariance_product
+    if bool(part.log_weight == -math.inf):
+        return {name: torch.full_like(t, math.nan) for name, t in found.items()}
     return found
 
 
@@ -259,21 +261,24 @@ def _estimate(groups: list[Partial], draws: int, state: Tensor) -> Estimate:
     alpha, sigma = total.alpha.double(), total.sigma.double()
     # of the score by the mean, and of F by C; the score's size cannot cancel in either
     first, second = alpha.abs() / sigma**2, (alpha / sigma**2) ** 2
-    beside = lambda t, other: t.reshape(-1, *[1] * (other.dim() - 1))
     product = errors.get("covariance_product")
+
+    def times(factor: Tensor, error: Tensor) -> Tensor:
+        """Where alpha is 0 nothing depends on the draws, whatever their error."""
+        found = factor.reshape(-1, *[1] * (error.dim() - 1)) * error
+        return torch.where(error == math.inf, torch.nan_to_num(found, posinf=math.inf), found)
+
     return Estimate(
         log_prob=p.log_prob,
         log_prob_error=errors["log_mass"].to(dtype),
         mean=p.mean,
         mean_error=errors["mean"].to(dtype),
         score=total.score(),
-        score_error=(beside(first, total.mean) * errors["mean"]).to(dtype),
+        score_error=times(first, errors["mean"]).to(dtype),
         fisher_trace=p.fisher_trace,
-        fisher_trace_error=(second * errors["variance"]).to(dtype),
+        fisher_trace_error=times(second, errors["variance"]).to(dtype),
         fisher_matvec=None if product is None else total.fisher_matvec(),
-        fisher_matvec_error=None
-        if product is None
-        else (beside(second, product) * product).to(dtype),
+        fisher_matvec_error=None if product is None else times(second, product).to(dtype),
         ess=p.ess,
         reliable=1 / total.weight_square >= LEAST_ESS,
         draws=draws,

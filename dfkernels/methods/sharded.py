@@ -71,6 +71,7 @@ def write_manifest(
         raise FileError(f"{path}: is there already: force replaces it")
     with reporting("manifest", callback, progress, 0) as report:
         made = _manifest.make(folder, key, scale, offset, report)
+    made.located(folder)  # as it will be opened: two names of one file are refused here
     made.write(path)
     return path
 
@@ -110,6 +111,8 @@ class ShardedCloud:
 
     def __init__(self, folder: str | Path, *, memory: int = 1 << 30) -> None:
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileError(f"{folder}: expected a folder with a {_manifest.NAME}")
         self._manifest = _manifest.load(self.folder / _manifest.NAME)
         self._arrays = self._manifest.located(self.folder)
         self._stamps = [stamp(at.path) for at in self._arrays]
@@ -242,6 +245,8 @@ class ShardedCloud:
     def _numbers(self, files: Iterable[int] | None) -> list[int]:
         if files is None:
             return list(range(len(self.files)))
+        if not isinstance(files, Iterable):
+            raise TypeError(f"files: expected numbers of files, got {type(files).__name__}")
         numbers = [check.integer("files", i, 0, len(self.files) - 1) for i in files]
         if len(set(numbers)) < len(numbers):
             raise check.mismatch("files", "each file once", numbers)
