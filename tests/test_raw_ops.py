@@ -50,6 +50,15 @@ CHAIN = {
     "rates": torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64),
     "transposed": False,
 }
+
+
+def mixture(**more):
+    """Those of an op over components, in the order of its schema."""
+    found = cloud() | more | {"variance": normal(N, D, seed=6).square()}
+    order = ("x", *more, "y", "variance", "alpha", "sigma", "log_prior", "scale", "offset")
+    return {name: found[name] for name in order}
+
+
 OPS = {  # by the name of the op, and by that with "+lists"
     "posterior": cloud(),
     "fisher_matvec": cloud(**VECTORS),
@@ -58,6 +67,9 @@ OPS = {  # by the name of the op, and by that with "+lists"
     "fisher_dense": cloud(),
     "log_prob": cloud(),
     "average": cloud(values=normal(N, 4, seed=5)),
+    "mixture_posterior": mixture(),
+    "mixture_matvec": mixture(**VECTORS),
+    "mixture_diagonal": mixture(),
     "draw": cloud() | {"seed": 5, "queries": torch.arange(B), "total": B},
     "endpoint_matvec": VECTORS
     | {"x0": normal(B, D), "mean": normal(B, D, seed=1)}
@@ -68,7 +80,11 @@ OPS = {  # by the name of the op, and by that with "+lists"
     | {"form": "paper"},
     "transport_chain": CHAIN,
 }
-OPS |= {f"{op}+lists": args | LISTS for op, args in OPS.items() if "offset" in args}
+OPS |= {
+    f"{op}+lists": args | LISTS
+    for op, args in OPS.items()
+    if "offset" in args and "variance" not in args
+}
 TENSORS = [
     (op, name)
     for op, args in OPS.items()
@@ -231,6 +247,8 @@ def test_atoms_that_share_memory(op):
             for strides in ((0, 1), (1, 1), (1, 0), (2, 1), (0, 0))
         ]
         wide = {"x": normal(B, d)} | ({"v": normal(B, K, d)} if "v" in OPS[op] else {})
+        if "variance" in OPS[op]:
+            wide["variance"] = normal(N, d, seed=6).square()
         for y in views:
             for got, want in zip(run(op, y=y, **wide), run(op, y=y.clone(), **wide), strict=True):
                 assert torch.equal(got, want), (d, y.stride())

@@ -7,6 +7,7 @@
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
 #include "simd/matvec_phases.h"
+#include "simd/mixture.h"
 #include "simd/pair_atoms.h"
 #include "simd/pair_sweep_expanded.h"
 #include "simd/pair_sweep_small_d.h"
@@ -28,6 +29,12 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
   if (p.listed_by) return ListSweep<T>(p, m, s, b0, b1).run(n0, n1);
   if (p.d <= small_d && p.values.P <= small_d) return SmallDSweep<T>(p, m, s, b0, b1).run(n0, n1);
   return ExpandedSweep<T>(p, m, s, b0, b1).run(n0, n1);
+}
+
+template <class T>
+int accumulate_mixture(const Problem<T>& p, const Variances<T>& variances, const MixtureSums<T>& m,
+                       int64_t s, int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
+  return MixtureSweep<T>(p, variances, m, s, b0, b1).run(n0, n1);
 }
 
 // Products with the covariance in two phases.
@@ -95,6 +102,8 @@ constexpr Kernels<T> kernels{.lanes = W<T>,
                              .second_rows = second_rows<T>,
                              .accumulate = accumulate<T>,
                              .merge = merge<T>,
+                             .accumulate_mixture = accumulate_mixture<T>,
+                             .merge_mixture = merge_mixture<T>,
                              .pair_sums = pair_sums<T>,
                              .pair_tile = pair_tile<T>,
                              .pair_atoms = pair_atoms<T>,

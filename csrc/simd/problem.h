@@ -85,6 +85,38 @@ struct Moments {
   int64_t rows() const { return first_rows + second_rows; }
 };
 
+// Variances of a mixture's components, in the order of y: one row for all or one for each, of one
+// number for all coordinates or one for each. `usual`: one of a common size.
+template <class T>
+struct Variances {
+  const T* at;  // [rows, columns]
+  int64_t rows, columns;
+  double usual;
+};
+
+// Sums over a mixture's components, per split and query, with e the weights relative to
+// exp(max_logit), s the components' scores and m what they say of x_0's mean. Logits are less
+// log tau_0 for every coordinate, tau_0 that of the usual variance, where components have variances
+// of their own; else less log tau.
+template <class T>
+struct MixtureSums {
+  // The rows of `vectors`: sum e (s - reference), sum e m (of posterior), sum e/tau^2 (of a
+  // diagonal for each), then sum e (s - reference)^2, or with K vectors v in its place
+  // sum e <s - reference, v_k> (s - reference).
+  static constexpr int64_t first = 0, mean = 1, precision = 2, second = 3;
+  double* scalars;  // [S, B, 4]: max_logit, sum e, sum e^2, sum e/tau^2 (of a number for each)
+  double* rows_at;  // [S, B, rows, stride]
+  T* references;    // [S, B, stride]: a score, about which sums are taken
+  int64_t B, rows, stride;
+
+  double* max_logit(int64_t s, int64_t b) const { return scalars + 4 * (s * B + b); }
+  double* weight_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 1; }
+  double* weight_square_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 2; }
+  double* precision_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 3; }
+  double* vectors(int64_t s, int64_t b) const { return rows_at + (s * B + b) * rows * stride; }
+  T* reference(int64_t s, int64_t b) const { return references + (s * B + b) * stride; }
+};
+
 // What is kept between the two phases of products with the covariance (simd/matvec_phases.h), for
 // queries from b0 on and splits of at most `span` atoms, which is a whole number of vectors.
 template <class T>
@@ -151,7 +183,7 @@ struct Chains {
   bool transposed;
 };
 
-enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2 };
+enum Status : int { ok = 0, non_finite_atom = 1, out_of_memory = 2, unusable_variance = 3 };
 
 // Squares of up to four times this size can be added up in T. Atoms that are further than its root
 // from the centre are outliers: left out where they carry no weight, an error where they do.
@@ -180,6 +212,10 @@ struct Kernels {
                     int64_t n0, int64_t n1);
   // Merges the splits of query b (of the batch) into split 0.
   int (*merge)(const Problem<T>&, const Moments<T>&, int64_t splits, int64_t b);
+  // The same of a mixture's components, and of its splits.
+  int (*accumulate_mixture)(const Problem<T>&, const Variances<T>&, const MixtureSums<T>&,
+                            int64_t s, int64_t b0, int64_t b1, int64_t n0, int64_t n1);
+  int (*merge_mixture)(const Problem<T>&, const MixtureSums<T>&, int64_t splits, int64_t b);
   // Adds up the derivatives of queries [b0, b1) over atoms [n0, n1) into split s.
   int (*pair_sums)(const Problem<T>&, const PairArguments<T>&, const PairOutput<T>&, int64_t s,
                    int64_t b0, int64_t b1, int64_t n0, int64_t n1);

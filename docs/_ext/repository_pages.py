@@ -19,6 +19,7 @@ PAGES = {
     "changelog": "CHANGELOG.md",
     "derivations/posterior": "dfkernels/ops/posterior/README.md",
     "derivations/fisher_matvec": "dfkernels/ops/fisher_matvec/README.md",
+    "derivations/mixture_posterior": "dfkernels/ops/mixture_posterior/README.md",
     "derivations/transport_chain": "dfkernels/ops/transport_chain/README.md",
     "derivations/sums": "dfkernels/ops/common/README.md",
 }

@@ -38,9 +38,22 @@ def arguments(
     return *checked[:2], check.variance(variance, x, y), *checked[2:]
 
 
-def given(**tensors) -> dict[str, Tensor]:
-    """For `diagnosis.call`: the arguments as the caller gave them, where they are tensors."""
-    return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
+def given(args: Sequence[Any], **tensors) -> dict[str, Tensor]:
+    """For `diagnosis.call`: the arguments as the caller gave them, where they are tensors, and the
+    noise levels as they were before `widened`."""
+    return {"sigma": args[4], **{k: t for k, t in tensors.items() if isinstance(t, Tensor)}}
+
+
+def widened(args: Sequence[Any]) -> tuple | None:
+    """The arguments of the ops over atoms in which one variance of all components, if it is one,
+    has become noise: sigma is sqrt(sigma^2 + alpha^2 v), and nothing else changes."""
+    x, y, variance, alpha, sigma, log_prior, scale, offset = args
+    if variance.shape != (1, 1):
+        return None
+    ratio, v = alpha / sigma, variance[0, 0]
+    v = torch.where(v >= 0, v, math.nan)  # which the kernels refuse
+    tau = sigma * torch.sqrt(1 + ratio * (ratio * v))  # and a negative sigma stays negative
+    return x, y, alpha, tau, log_prior, scale, offset
 
 
 class Terms(NamedTuple):

@@ -15,6 +15,7 @@ from ..._torch import diagnosis, library
 from ..._torch.types import Level
 from ..common import mixture, moments
 from ..common.moments import first_moment, weight_sum
+from ..fisher_diagonal import op as fisher_diagonal
 from .reference import mixture_diagonal as reference
 
 __all__ = ["mixture_diagonal", "reference"]
@@ -89,4 +90,7 @@ def mixture_diagonal(
         TypeError, ValueError: As `mixture_posterior` does.
     """
     args = mixture.arguments(x, y, variance, alpha, sigma, log_prior, scale, offset)
-    return diagnosis.call(op, args, **mixture.given(x=x, y=y, variance=variance)).reshape(x.shape)
+    given = mixture.given(args, x=x, y=y, variance=variance)
+    if atoms := mixture.widened(args):
+        return diagnosis.call(fisher_diagonal, atoms, **given).reshape(x.shape)
+    return diagnosis.call(op, args, **given).reshape(x.shape)

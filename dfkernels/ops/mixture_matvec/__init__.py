@@ -15,6 +15,7 @@ from ..._torch import check, diagnosis, library
 from ..._torch.types import Level
 from ..common import mixture, moments
 from ..common.moments import first_moment, weight_sum
+from ..fisher_matvec import op as fisher_matvec
 from .reference import mixture_matvec as reference
 
 __all__ = ["mixture_matvec", "reference"]
@@ -97,6 +98,9 @@ def mixture_matvec(
     """
     args = mixture.arguments(x, y, variance, alpha, sigma, log_prior, scale, offset)
     vectors = check.vectors("v", v, "x", x, args[0].shape[1])
-    args = (args[0], vectors, *args[1:])
-    given = mixture.given(x=x, y=y, v=v, variance=variance)
-    return diagnosis.call(op, args, **given).reshape(v.shape)
+    given = mixture.given(args, x=x, y=y, v=v, variance=variance)
+    if atoms := mixture.widened(args):
+        found = diagnosis.call(fisher_matvec, (*atoms[:2], vectors, *atoms[2:]), **given)
+    else:
+        found = diagnosis.call(op, (args[0], vectors, *args[1:]), **given)
+    return found.reshape(v.shape)

@@ -20,6 +20,7 @@ from ..._torch import diagnosis, library
 from ..._torch.types import Level
 from ..common import mixture, moments
 from ..common.moments import first_moment, weight_sum
+from ..posterior import op as posterior
 from .reference import mixture_posterior as reference
 
 __all__ = ["MixturePosterior", "mixture_posterior", "reference"]
@@ -96,6 +97,14 @@ op = library.define(
 )
 
 
+def _of_atoms(x, variance, alpha, tau, found) -> tuple[Tensor, ...]:
+    """The results for components of one variance, which are those of atoms at noise tau, but for
+    the mean: that of the atoms, drawn to x."""
+    log_prob, mean, trace, ess = found
+    score = -(x - alpha[:, None] * mean) / (tau * tau)[:, None]
+    return log_prob, mean - alpha[:, None] * variance * score, trace, ess, score
+
+
 def mixture_posterior(
     x: Tensor,
     y: Tensor,
@@ -140,8 +149,11 @@ def mixture_posterior(
             out.
     """
     args = mixture.arguments(x, y, variance, alpha, sigma, log_prior, scale, offset)
-    log_prob, mean, trace, ess, score = diagnosis.call(
-        op, args, **mixture.given(x=x, y=y, variance=variance)
-    )
-    mean, score = mean.reshape(x.shape), score.reshape(x.shape)
-    return MixturePosterior(log_prob, mean, trace, ess, score)
+    given = mixture.given(args, x=x, y=y, variance=variance)
+    if atoms := mixture.widened(args):
+        found = diagnosis.call(posterior, atoms, **given)
+        found = _of_atoms(args[0], args[2], *atoms[2:4], found)
+    else:
+        found = diagnosis.call(op, args, **given)
+    log_prob, mean, trace, ess, score = found
+    return MixturePosterior(log_prob, mean.reshape(x.shape), trace, ess, score.reshape(x.shape))
