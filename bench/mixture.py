@@ -61,9 +61,9 @@ def main() -> None:
     print("".join(f"{c:>12}" for c in columns))
     for (B, N, d), (noise, level) in [(s, n) for s in SIZES for n in NOISE.items()]:
         generator = torch.Generator().manual_seed(0)
-        normal = lambda *size, g=generator: torch.randn(*size, generator=g)
-        y, v = normal(N, d), normal(B, d)
-        x = y[:B] + level * normal(B, d)
+        y = torch.randn(N, d, generator=generator)
+        v, noise_of_x = torch.randn(2, B, d, generator=generator)
+        x = y[:B] + level * noise_of_x
         one = torch.full((B,), level)
         atoms = {
             "posterior": seconds(lambda: ops.posterior(x, y, 1.0, one), repeats),  # noqa: B023

@@ -44,9 +44,9 @@ def given(args: Sequence[Any], **tensors) -> dict[str, Tensor]:
     return {"sigma": args[4], **{k: t for k, t in tensors.items() if isinstance(t, Tensor)}}
 
 
-def widened(args: Sequence[Any]) -> tuple | None:
+def widened(args: Sequence[Any]) -> Any:
     """The arguments of the ops over atoms in which one variance of all components, if it is one,
-    has become noise: sigma is sqrt(sigma^2 + alpha^2 v), and nothing else changes."""
+    has become noise: sigma is sqrt(sigma^2 + alpha^2 v), and nothing else changes; else None."""
     x, y, variance, alpha, sigma, log_prior, scale, offset = args
     if variance.shape != (1, 1):
         return None

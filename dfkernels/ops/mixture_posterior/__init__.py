@@ -152,7 +152,7 @@ def mixture_posterior(
     given = mixture.given(args, x=x, y=y, variance=variance)
     if atoms := mixture.widened(args):
         found = diagnosis.call(posterior, atoms, **given)
-        found = _of_atoms(args[0], args[2], *atoms[2:4], found)
+        found = _of_atoms(args[0], args[2], atoms[2], atoms[3], found)
     else:
         found = diagnosis.call(op, args, **given)
     log_prob, mean, trace, ess, score = found
