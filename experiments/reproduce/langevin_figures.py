@@ -88,16 +88,9 @@ def steps(found: list[Steps], floor: float, truth: float, theme: Theme) -> Figur
         right.plot(at, off, dash, **style)
         if name in found[0].path:
             middle.plot(at, [one.path[name] for one in found], dash, **style)
-    left.axhspan(floor / 6, floor, color=theme.grid)
-    left.annotate(
-        "between draws from q",
-        (at[0], floor),
-        (0, -9),
-        textcoords="offset points",
-        fontsize=7,
-        color=theme.faint,
-    )
-    left.set(yscale="log", ylim=(floor / 6, 20), ylabel="energy distance")
+    left.axhspan(floor / 10, floor, color=theme.grid)
+    left.text(1, floor / 9, "between draws from q", fontsize=7, color=theme.faint, va="bottom")
+    left.set(yscale="log", ylim=(floor / 10, 20), ylabel="energy distance")
     left.set_title("Samples against q")
     middle.set(yscale="log", ylabel="KL(q ‖ p), nats")
     middle.set_title("Law of the path")
