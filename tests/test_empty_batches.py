@@ -15,6 +15,7 @@ from dfkernels.methods import (
     endpoint,
     langevin,
     likelihood,
+    reflow,
     samplers,
     trace_matching,
     training,
@@ -26,6 +27,8 @@ from dfkernels.ops import SlowDerivativeWarning
 
 SCH = schedule.VP()
 T = time_grid(SCH, 3, (0.1, 5.0))
+FLOW = schedule.RectifiedFlow()
+FROM_NOISE = torch.tensor([0.0, 0.1, 0.2])
 
 
 def cloud(event):
@@ -84,6 +87,18 @@ CALLS = {
     },
     "gibbs": lambda x, c: [
         langevin.gibbs(Denoiser.exact(c, SCH), x, 0.5, 2, generator=generator())
+    ],
+    "reflow, pairs": lambda x, c: [reflow.pairs(Denoiser.exact(c, FLOW), x, FROM_NOISE).sample],
+    **{
+        f"reflow, reversed pairs, exact={exact}": lambda x, c, exact=exact: [
+            reflow.reverse_pairs(
+                *(Denoiser.exact(c, FLOW), x, FROM_NOISE, generator()), noise=0.7, exact=exact
+            ).noise
+        ]
+        for exact in (False, True)
+    },
+    "reflow, loss": lambda x, c: [
+        reflow.loss(Denoiser.exact(c, FLOW), reflow.Pairs(x, x), generator())
     ],
     "invert": lambda x, c: samplers.invert(Denoiser.exact(c, SCH), x, T).x,
     **{

@@ -243,6 +243,23 @@ def test_independent_gaussian_pairs_leave_a_known_variance(std, d):
     assert alone.value == pytest.approx(d * rest.mean().item(), rel=0.02 + 0.05 * d)
 
 
+def test_the_variance_of_few_pairs_is_that_of_the_smoothed_law():
+    """Three pairs on a line: the integral over x and t, by a sum over grids."""
+    a, b = torch.tensor([0.0, 1.0, 2.0], dtype=f64), torch.tensor([1.0, 0.0, 2.0], dtype=f64)
+    h, u = 0.8, b - a
+    x = torch.linspace(-5, 7, 1201, dtype=f64)[:, None]
+    total = 0.0
+    for t in ((torch.arange(200, dtype=f64) + 0.5) / 200).tolist():
+        logits = -((x - (1 - t) * a - t * b) ** 2) / (2 * h**2)
+        w = torch.softmax(logits, 1)
+        variance = (w * u**2).sum(1) - (w * u).sum(1) ** 2
+        density = logits.exp().mean(1) / (h * math.sqrt(2 * math.pi))
+        total += (density * variance).sum().item() * 0.01 / 200
+    many = Pairs(a.repeat(1000)[:, None], b.repeat(1000)[:, None])  # the same law
+    found = reflow.straightness_of_pairs(many, h, rng(), times=32)
+    assert found.value == pytest.approx(total, rel=0.03)
+
+
 def test_straight_pairs_are_straight():
     noise = normal(500, 2)
     pairs = Pairs(noise, 2 + 0.5 * noise)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfkernels._page.theme import Theme
 
-from .reflow_linear import PRINTED, autoencoder
+from .reflow_linear import EARLIER, autoencoder
 
 if TYPE_CHECKING:
     from .reflow_linear import Flow
@@ -105,8 +105,8 @@ def linear(flows: dict[tuple[str, float], Flow], theme: Theme) -> Figure:
         left.fill_between(
             rounds, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0
         )
-        printed = {k: v for k, v in PRINTED[real, share][0].items() if k <= len(mean)}
-        left.plot(list(printed), list(printed.values()), mark, color=colour, markersize=4.5)
+        earlier = {k: v for k, v in EARLIER[real, share][0].items() if k <= len(mean)}
+        left.plot(list(earlier), list(earlier.values()), mark, color=colour, markersize=4.5)
     left.set(
         xlabel="round",
         ylabel="top eigenvalue / the truth's",

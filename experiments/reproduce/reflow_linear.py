@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = [
     "AUTOENCODER",
-    "PRINTED",
+    "EARLIER",
     "ROUNDS",
     "Flow",
     "autoencoder",
@@ -74,7 +74,7 @@ def simulated(
 D, CORRELATION, STEPS = 10, 0.8, 50
 # top eigenvalue over the truth's, of one run each: (real pairs, share) -> {round: value}; the last
 # number is that of one Euler step at round 20
-PRINTED: dict[tuple[str, float], tuple[dict[int, float], float]] = {
+EARLIER: dict[tuple[str, float], tuple[dict[int, float], float]] = {
     ("none", 0.0): ({1: 0.958, 2: 0.898, 5: 0.804, 10: 0.667, 20: 0.452}, 0.447),
     ("online", 0.3): ({5: 0.810, 10: 0.686, 20: 0.487}, 0.483),
     ("anchor", 0.3): ({5: 0.861, 10: 0.863, 20: 0.835}, 0.819),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .reflow_linear import AUTOENCODER, PRINTED, ROUNDS, Flow
+from .reflow_linear import AUTOENCODER, EARLIER, ROUNDS, Flow
 from .reflow_networks import KINDS, NOISE, SHARE, SOLVERS, Study
 from .section import Table
 
@@ -13,13 +13,13 @@ def autoencoders(closed, trials, sizes: tuple[int, int]) -> Table:
         mean, error = trials[noise, share]
         cells = [f"{noise:g}", f"{share:.0%}"]
         for i, k in enumerate(ROUNDS):
-            printed, value = AUTOENCODER[noise, share][i], values[k - 1]
-            cells += [f"{printed:.3g}", f"{value:.3g}" if value < 1e-3 else f"{value:.4f}"]
+            derived, value = AUTOENCODER[noise, share][i], values[k - 1]
+            cells += [f"{derived:.3g}", f"{value:.3g}" if value < 1e-3 else f"{value:.4f}"]
             cells += [f"{mean[k - 1]:.3f} ± {error[k - 1]:.3f}"]
         rows.append(cells)
     head = ["σ²", "real"]
     for k in ROUNDS:
-        head += [f"{k}: printed", "closed form", "simulated"]
+        head += [f"{k}: derived", "closed form", "simulated"]
     return Table(
         "Variance of a linear denoising autoencoder's data after 1, 5, 10, 50 rounds",
         head,
@@ -33,21 +33,20 @@ def autoencoders(closed, trials, sizes: tuple[int, int]) -> Table:
 def linear_flows(linear: dict[tuple[str, float], Flow], runs: int, pairs: int) -> Table:
     rows = []
     for (real, share), flow in linear.items():
-        printed, printed_one = PRINTED[real, share]
+        earlier, earlier_one = EARLIER[real, share]
         cells = [real, f"{share:.0%}" if share else "–"]
         for k in (1, 2, 5, 10, 20):
             found = f"{flow.fine[k - 1].mean():.3f} ± {flow.fine[k - 1].std():.3f}"
-            cells.append(f"{found} ({printed[k]:.3f})" if k in printed else found)
-        cells.append(f"{flow.one.mean():.3f} ± {flow.one.std():.3f} ({printed_one:.3f})")
+            cells.append(f"{found} ({earlier[k]:.3f})" if k in earlier else found)
+        cells.append(f"{flow.one.mean():.3f} ± {flow.one.std():.3f} ({earlier_one:.3f})")
         rows.append(cells)
     return Table(
         "Linear flow between Gaussians, ridge 0.05: top eigenvalue over the truth's, by round",
         ["real pairs", "share", "1", "2", "5", "10", "20", "20, one step"],
         rows,
         f"d = 10, unit variances, correlation 0.8, {pairs:,} new pairs a round, 50 steps of Euler's"
-        f" method. Mean and standard deviation of {runs} runs; in brackets the printed number, of"
-        " one run: it differs from the mean by about a standard deviation throughout, since all of"
-        " its rows share one first draw of the data.",
+        f" method. Mean and standard deviation of {runs} runs; in brackets the numbers of one"
+        " earlier run, of one seed in all rows.",
     )
 
 
