@@ -55,8 +55,8 @@ def exact(pairs: Pairs, bandwidth: float) -> Denoiser:
             its own way.
 
     Returns:
-        A Denoiser with RectifiedFlow, of prediction type "flow", for `df.sample`, `pairs`, ...; it
-        is differentiable by autograd only where the operator is, not in the pairs.
+        A Denoiser with RectifiedFlow, of prediction type "flow", for `df.sample`, `pairs`, ...;
+        differentiable in x, not in the pairs.
 
     Raises:
         TypeError, ValueError: An argument is wrong.
