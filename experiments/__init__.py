@@ -12,4 +12,5 @@ NAMES = (
     "reflow",
     "nsgf",
     "particles",
+    "sinkhorn",
 )
