@@ -95,6 +95,8 @@ def test_what_does_not_converge_is_counted():
         c = solve(x, y, 0.3, batched=True, max_iter=4)
     assert not c.converged.all() and c.iterations.max() == 4
     assert "Coupling(5 problems, n=20, m=15, " in repr(c) and "not converged" in repr(c)
+    exact = solve(x[:, :1], y[:, :1], 0.3, batched=True)
+    assert "marginal_error=0.0e+00, converged)" in repr(exact)
     # the others go on undisturbed by one that is hard
     x[0], y[0] = x[0] / 100, y[0] / 100
     assert solve(x, y, 0.3, batched=True).iterations[0] == 1

@@ -157,7 +157,7 @@ class Problem(NamedTuple):
         the best f for g, and g; image is the best g for that f."""
         excess, log_part = self._excess(g, image), self.log_part(g)
         larger = (log_part + excess.clamp(min=0)).exp()  # of the two: neither may overflow alone
-        return -(larger * (-excess.abs()).expm1()).sum(1)
+        return (larger * -(-excess.abs()).expm1()).sum(1)
 
     def gap(self, g: Tensor, image: Tensor) -> Tensor:
         """The primal less the dual of the same plan, rho KL(columns of P | b e^(-g/rho)), [G]."""
