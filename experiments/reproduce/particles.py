@@ -117,7 +117,7 @@ def _curves(
         rows,
         f'Variances 1, all covariances .8; {size.M} particles from N(0, .25 I), KL with "blob" and'
         " the nearest-neighbour bandwidth, no weights, friction .7 where accelerated, float64. W2:"
-        f" against {size.draws:,} draws, a lower bound within 2e-4 of the exact value; with other"
+        f" against {size.draws:,} draws, a lower bound, 1e-4 below the exact value here; with other"
         f" draws in place of these the first cell is {moved}. As many independent draws:"
         f" {floor.w2:.3f} (1.369). In brackets, here and below: an implementation on dense matrices"
         " with exact transport. No table of the papers was at hand.",

@@ -109,8 +109,8 @@ def wasserstein(x: Tensor, weights: Tensor, y: Tensor) -> float:
         W2^2 = max_g sum_i w_i g_i + mean_j min_i (|x_i - y_j|^2 - g_i),
 
     maximised with a soft minimum in place of the hard one, and then evaluated with the hard one:
-    what comes out is a lower bound for any g. It was below POT's exact value by less than 2e-4 on
-    the particles of all three laws.
+    what comes out is a lower bound for any g. It was 1e-4 and less below POT's exact value, for
+    particles of the single Gaussian and of the modes in the plane.
     """
     x, y, weights = x.double(), y.double(), weights.double() / weights.double().sum()
     costs = torch.cdist(x, y).square()
