@@ -282,7 +282,9 @@ def _queries(x: Tensor, v: Tensor | None, values, alpha: Tensor, sigma: Tensor) 
     if values is not None:
         check.tensor("values", values)
     none = x.new_zeros(0, dtype=torch.float64)
-    return Partial(x, alpha, sigma, v, none, none, none, none, none)
+    # copies: a query that is changed in place afterwards is another one
+    own = x.clone(), alpha.clone(), sigma.clone(), None if v is None else v.clone()
+    return Partial(*own, none, none, none, none, none)
 
 
 def _without_atoms(part: Partial, log_weight: Tensor, values, diagonal: bool) -> Partial:

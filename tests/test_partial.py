@@ -256,6 +256,16 @@ def test_layout_and_global_state_change_nothing():
 X, Y = normal(2, 3), normal(5, 3, seed=1)
 
 
+def test_queries_changed_in_place_are_others():
+    x = X.clone()
+    first = Partial.of(x, Y, 1.0, 0.7)
+    x += 1
+    with pytest.raises(ValueError, match="expected the same x for all of them"):
+        merge([first, Partial.of(x, Y, 1.0, 0.7)])
+    want = df.ops.posterior(X, Y, 1.0, 0.7).score(X, 1.0, 0.7)
+    torch.testing.assert_close(first.score(), want)
+
+
 def test_forward_mode():
     merged = lambda x: merge(Partial.of(x, part, 1.0, 0.7) for part in Y.split(2))
     score = df.ops.posterior(X, Y, 1.0, 0.7).score(X, 1.0, 0.7)
