@@ -355,6 +355,8 @@ def test_the_time_of_one_atom_in_closed_form():
     )
     want = 1 - (d - 1) / (d - 2) * (end ** (2 - d) - 1) / (end ** (1 - d) - 1)
     assert float(found.mean) == pytest.approx(want, abs=1e-10)
+    line = nsgf.time_posterior(torch.zeros(1, 1, dtype=f64), df.PointCloud(torch.zeros(1, 1)))
+    assert float(line.mean) == pytest.approx(1 - (1 - 1e-3) / math.log(1e3), abs=1e-10)
 
 
 def test_later_times_raise_the_mean():
@@ -504,6 +506,11 @@ flow_schedule = df.schedule.RectifiedFlow()
             lambda: nsgf.time_posterior(x0, df.PointCloud(y0), end=1.0),
             ValueError,
             "end: expected 0 < end < 1, got 1",
+        ),
+        (
+            lambda: nsgf.time_posterior(x0, df.PointCloud(1e5 * y0)),
+            ValueError,
+            r"cloud: expected atoms y with \|y\| < 4e\+03, beside noise of size 1, got \|y\| up to",
         ),
         (
             lambda: nsgf.time_posterior(x0[:, :1], df.PointCloud(y0)),

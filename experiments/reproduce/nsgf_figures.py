@@ -95,7 +95,7 @@ def step_size(runs: list[Steps], theme: Theme) -> Figure:
 
 
 def times(digits: Study, theme: Theme) -> Figure:
-    figure = Figure(figsize=(8.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(digits.times), sharey=True)
     for axis, t in zip(axes, digits.times, strict=True):
         axis.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8)
@@ -109,8 +109,8 @@ def images(digits: Study, theme: Theme) -> Figure:
     rows = digits.samples
     framed = [nn.functional.pad(x.view(-1, 8, 8), (1, 1, 1, 1), value=-1) for x in rows.values()]
     mosaic = torch.cat([x.permute(1, 0, 2).reshape(10, -1) for x in framed])
-    figure = Figure(figsize=(6.8, 0.45 * len(rows) + 0.1), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(6.8, 0.45 * len(rows)))
+    axis = figure.add_axes((0.33, 0.01, 0.66, 0.98), anchor="W")
     axis.imshow(mosaic, cmap="gray_r", vmin=-1, vmax=1)
     axis.set(xticks=[], yticks=[10 * k + 4.5 for k in range(len(rows))], yticklabels=[*rows])
     axis.tick_params(length=0)

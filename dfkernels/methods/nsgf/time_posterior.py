@@ -35,6 +35,7 @@ __all__ = ["TimePosterior", "time_posterior"]
 
 _NODES = 16  # of a panel
 _WIDTHS = 6.0  # of the narrowest peak, in a panel
+_MOST = 1 << 12  # panels: passes over the data are 16 times as many
 _ROWS = 1 << 14  # atoms looked at together for the largest norm
 
 
@@ -98,10 +99,13 @@ def time_posterior(x: Tensor, cloud: PointCloud, *, end: float = 1e-3) -> TimePo
 def _quadrature(x: Tensor, cloud: PointCloud, end: float) -> tuple[list[float], list[float]]:
     """Levels s = 1 - t in (end, 1), and the logarithms of their weights in an integral over t."""
     norm, root = _largest_norm(cloud), math.sqrt(cloud.d - 1)
-    width = (cloud.d - 1 + (norm + root) ** 2) ** -0.5
+    width = max(cloud.d - 1 + (norm + root) ** 2, 1.0) ** -0.5  # 0 of one atom 0 on a line
     far = flat(x).detach().double().norm(dim=1).amax().item() if len(x) else 0.0
     length = -math.log(end)
     panels = max(1, math.ceil(length / (_WIDTHS * width)))
+    if panels > _MOST:
+        least = f"atoms y with |y| < {_MOST * _WIDTHS / length:.0e}, beside noise of size 1"
+        raise check.mismatch("cloud", least, f"|y| up to {norm:.1e}")
     steep = length / panels * (far + 2 * norm) ** 2 / _WIDTHS
     halves = math.ceil(math.log2(max(steep, 1.0)))
     last = length / panels * 0.5 ** np.arange(halves + 1)
