@@ -13,4 +13,5 @@ NAMES = (
     "nsgf",
     "particles",
     "sinkhorn",
+    "prior",
 )
