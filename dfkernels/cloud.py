@@ -209,7 +209,7 @@ class PointCloud(Law):
         return self._sampled(rows[:count].to(self.device), generator)
 
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        given = (x.double().flatten(1), alpha.double(), sigma.double())
+        given = (x.double().reshape(len(x), -1), alpha.double(), sigma.double())
         half = torch.full_like(given[1], torch.finfo(x.dtype).eps / 2)  # goes unseen
         search = (*given, self._atoms(), self._distances(), k)
         if x.dtype == torch.float32:

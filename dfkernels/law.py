@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from . import ops
+from ._torch import check
+from ._torch.errors import Unsupported
 from ._torch.objects import Object, Watched, plain
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
@@ -149,7 +151,17 @@ class Law(Object, abc.ABC):
         Args:
             count: how many.
             generator: on the CPU, so that the draws are the same on every device.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
         """
+        count = check.integer("count", count, 0)
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator: expected a torch.Generator, got {type(generator).__name__}"
+            )
+        if generator.device.type != "cpu":
+            raise check.mismatch("generator", "a generator on the CPU", generator.device)
         return self._sampled(self._drawn_rows(count, generator), generator)
 
     def _drawn_rows(self, count: int, generator: torch.Generator) -> Tensor:
@@ -188,6 +200,8 @@ class Law(Object, abc.ABC):
         """`ops.transport_chain` over this law, step by step: the covariance of x_0 given x is
         (sigma/alpha)^2 (I - sigma^2 F).
         """
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise Unsupported("transport_test has no derivatives, but x requires grad: detach it")
         A = torch.eye(self.d, dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
         log_norm = x.new_zeros(len(x))
         steps = torch.stack([alpha[:-1], sigma[:-1], *coefficients(alpha, sigma, rates)], 1)

@@ -185,7 +185,7 @@ class GaussianMixture(Law):
         seed = check.integer("seed", seed, 0, 2**63 - 1)
         with torch.no_grad(), plain(x.device):
             a, s = (level.double() for level in (check.alpha(alpha, x), check.sigma(sigma, x)))
-            z = self._turned(x).flatten(1).double()
+            z = self._turned(x).reshape(len(x), self.d).double()
             all_of = self._components()
             found = _components.drawn(all_of, z, a, s, seed)
             a, s = a[:, None], s[:, None]
@@ -256,11 +256,11 @@ class GaussianMixture(Law):
         if self._frame is not None:
             return Components(self._frame.means, self._frame.variance, log_pi, 1.0, 0.0)
         assert self.variance is not None
-        rows = self.variance.reshape(len(self.variance), -1)
-        return Components(self.means.flatten(1), rows, log_pi, self.scale, self.offset)
+        rows, flat = (t.reshape(len(t), -1) for t in (self.variance, self.means))
+        return Components(flat, rows, log_pi, self.scale, self.offset)
 
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        z = self._turned(x).flatten(1)
+        z = self._turned(x).reshape(len(x), self.d)
         return _components.k_heaviest(self._components(), z, alpha, sigma, k)
 
     def _sampled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -388,5 +388,5 @@ def _frame(means: Tensor, covariance: Tensor, scale: float, offset: float, **_: 
             "covariance", "a positive semidefinite matrix", f"an eigenvalue {values[0].item():g}"
         )
     dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
-    turned = (means.double().flatten(1) * scale + offset) @ axes
+    turned = (means.double().reshape(len(means), -1) * scale + offset) @ axes
     return _Frame(axes, turned.to(dtype), values.clamp_min(0)[None])

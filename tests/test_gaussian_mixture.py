@@ -533,3 +533,31 @@ def test_no_queries_and_one_number():
     single = df.GaussianMixture(torch.zeros(1, dtype=torch.float64), variance=3.0)
     F = df.DiffusionFisher(torch.ones(2, dtype=torch.float64), single, 1.0, 1.0)
     assert F.trace().tolist() == [0.25, 0.25] and F.score.tolist() == [-0.25, -0.25]
+
+
+@pytest.mark.parametrize("width", [{"variance": 3.0}, {"covariance": 3 * torch.eye(1)}])
+def test_numbers_as_events(width):
+    y, x = double(N, seed=40), double(2, seed=41)
+    numbers, vectors = df.GaussianMixture(y, **width), df.GaussianMixture(y[:, None], **width)
+    one, other = (
+        df.DiffusionFisher(x, numbers, 1, 1),
+        df.DiffusionFisher(x[:, None], vectors, 1, 1),
+    )
+    torch.testing.assert_close(one.score, other.score[:, 0])
+    torch.testing.assert_close(one.to_dense(), other.to_dense())
+    found = df.top_k(x, numbers, 1, 1, 2)
+    assert torch.equal(found.index, df.top_k(x[:, None], vectors, 1, 1, 2).index)
+    points = df.top_k(x, df.PointCloud(y), 1, 1, 2)
+    assert torch.equal(points.index, df.top_k(x[:, None], df.PointCloud(y[:, None]), 1, 1, 2).index)
+    assert numbers.draw(x, 1, 1, seed=0).x_0.shape == (2,)
+
+
+def test_draws_ask_for_a_generator_and_chains_for_no_graph():
+    mixture, schedule = df.GaussianMixture(MEANS, variance=0.1), df.schedule.EDM()
+    with pytest.raises(TypeError, match="^generator: expected a torch.Generator, got NoneType"):
+        mixture.sample(2, None)
+    with pytest.raises(ValueError, match="^count: expected an integer of at least 0, got -1"):
+        mixture.sample(-1, torch.Generator())
+    x, t = MEANS.clone().requires_grad_(), df.time_grid(schedule, 2, (0.1, 5.0))
+    with pytest.raises(NotImplementedError, match="x requires grad: detach it"):
+        df.transport_test(mixture, schedule, t, x=x)
