@@ -44,7 +44,8 @@ def top_k(
     The weights are w_i = softmax_i(log pi_i - |x - alpha y_i|^2/(2 sigma^2)).
 
     Args:
-        x, cloud, alpha, sigma: as in `DiffusionFisher`.
+        x, cloud, alpha, sigma: as in `DiffusionFisher`. Of a `GaussianMixture`, the components,
+            with the weights that their widths give.
         k: from 1 to N.
         tolerance: None reads all atoms. With a number in (0, 1) the atoms are found through the
             cloud's index (`cloud.index()`), the same ones, certainly; the weights' normaliser may

@@ -122,11 +122,12 @@ class Denoiser(nn.Module):
 
     @classmethod
     def exact(cls, cloud: Law, schedule: Schedule, *, tolerance: float | None = None) -> Denoiser:
-        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises.
+        """The ideal denoiser of a finite data set: exact, differentiable in x, and it memorises; or
+        of a `GaussianMixture`.
 
         Args:
-            cloud: the atoms. `.to(device)` moves them, with their index; their storage dtype stays
-                what it is, since computation follows x's.
+            cloud: the atoms, or the mixture. `.to(device)` moves them, with their index; their
+                storage dtype stays what it is, since computation follows x's.
             schedule: maps t to alpha and sigma.
             tolerance: as in `DiffusionFisher`.
         """

@@ -102,7 +102,7 @@ def transport_test(
 
     Args:
         cloud: atoms [N, *E]; d = prod(E) up to 16 runs in one fused kernel on the CPU, above step
-            by step.
+            by step, as a `GaussianMixture` does.
         schedule: maps t to alpha and sigma.
         t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0 throughout
             (`time_grid`).

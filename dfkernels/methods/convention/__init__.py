@@ -72,7 +72,8 @@ def check(
 
     Args:
         denoiser: the network as you use it.
-        cloud: its training data, or a random part of them.
+        cloud: its training data, or a random part of them; or the law that they were drawn from, a
+            `GaussianMixture`.
         noise: (low, high), levels sigma/alpha. Default: from the level where 100 atoms share the
             posterior weight (a quarter of all atoms if these are fewer than 400; the median ESS),
             but at least the data's standard deviation per number, to 4 times that, or to the
