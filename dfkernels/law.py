@@ -42,9 +42,8 @@ class Law(Object, abc.ABC):
     subclass knows of q_t, the law of alpha x_0 + sigma eps. `DiffusionFisher` has the same as an
     object that keeps its results.
 
-    Attributes:
-        log_prior: [N] floating, or None for uniform; need not be normalised.
-        scale, offset: the values of the stored points are scale * stored + offset.
+    `log_prior`, [N] floating or None for uniform, need not be normalised; `scale` and `offset` map
+    the stored points to their values, scale * stored + offset.
     """
 
     log_prior: Watched[Tensor | None] = Watched()
