@@ -213,8 +213,10 @@ def text(
             "By the energy distance FM is"
             f" {min(ratio):.1f} to {max(ratio):.1f} times as far from the target as NSGF after the"
             f" same {STEPS} evaluations, and flow matching on an optimal-transport coupling"
-            f" {min(coupled):.1f} to {max(coupled):.1f} times. None is at its floor: the flow"
-            " resolves nothing smaller than the blur, and the network learns a mean over batches."
+            f" {min(coupled):.1f} to {max(coupled):.1f} times, which on some sets is within the"
+            " spread of the floor: between these two there is no ranking. None is at its"
+            " floor: the flow resolves nothing smaller than the blur, and the network learns a"
+            " mean over batches."
         ),
         (
             "Two habits of the practice matter more than what is printed wrong. One pass over a"
