@@ -1,5 +1,5 @@
-"""Programs that run the library on real data: `demo`, `reproduce`, the paper's experiments,
-and the audits of real networks."""
+"""Programs that run the library on real data: `demo`, `reproduce`, the experiments of
+the paper and its siblings, and the audits of real networks."""
 
 # The experiments of `reproduce`: here, where naming them loads none of them.
 NAMES = (

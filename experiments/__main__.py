@@ -1,5 +1,5 @@
-"""`python -m experiments demo | reproduce | audit | public`: the library on real data; the paper's
-experiments; a network that memorises and one that does not; one that others trained."""
+"""`python -m experiments demo | reproduce | audit | public`: the library on real data; the
+experiments of the paper and its siblings; a network that memorises and one that does not; one that others trained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
     reproduction = commands.add_parser(
         "reproduce",
-        help="the paper's experiments: tables, figures, every claim checked",
+        help="the experiments of the paper and its siblings, every claim checked",
         description=(
             "Trains what the experiments need, runs them, and writes tables, figures, Markdown and"
             " one HTML page to DIR. Trained networks stay in DIR: an interrupted run goes on from"

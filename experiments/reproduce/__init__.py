@@ -1,5 +1,5 @@
-"""`python -m experiments reproduce`: the paper's experiments, each with its tables, figures and
-checked claims."""
+"""`python -m experiments reproduce`: the experiments of the paper and of its sibling methods, each
+with its tables, figures and checked claims."""
 
 from __future__ import annotations
 
