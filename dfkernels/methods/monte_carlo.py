@@ -13,7 +13,7 @@ are forgotten once they are merged (`dfkernels.merge`), and all queries see the 
 
 The batches go in turn to 32 groups. The standard errors are the delete-one-group jackknife's: with
 theta_k the result of all draws but group k's, error^2 = (31/32) sum_k (theta_k - mean theta)^2. It
-needs no derivative of any result by any sum, keeps 32 `Partial`s and nothing of the draws, and
+needs no derivative of any result by any sum, keeps 32 Partials and nothing of the draws, and
 follows Student's law with 31 degrees of freedom: a 95 % interval is 2.04 errors to either side.
 
 Source: Efron & Stein, The jackknife estimate of variance (1981).

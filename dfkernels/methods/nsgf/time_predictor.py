@@ -18,8 +18,8 @@ class TimePredictor(nn.Module):
     follows another law; t is no function of x on either. `time_posterior` has the exact mean.
 
     Args:
-        body: `body(z, level)` -> [B], which is given level 0: `networks.VectorNet(d,
-            output="scalar")` or `networks.ImageNet`; 1/2 at the start.
+        body: `body(z, level)` -> [B], which is given level 0, such as
+            `networks.VectorNet(d, output="scalar")` or `networks.ImageNet`; 1/2 at the start.
     """
 
     def __init__(self, body: nn.Module) -> None:
