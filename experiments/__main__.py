@@ -1,5 +1,6 @@
 """`python -m experiments demo | reproduce | audit | public`: the library on real data; the
-experiments of the paper and its siblings; a network that memorises and one that does not; one that others trained."""
+experiments of the paper and its siblings; a network that memorises and one that does not; one that
+others trained."""
 
 from __future__ import annotations
 
