@@ -20,8 +20,8 @@ FIGURES = "reproduction"  # the figures' folder, beside reproduction.md
 _TITLE = "The experiments of the paper and its siblings, reproduced"
 _LEAD = (
     "Efficiently Access Diffusion Fisher: Within the Outer Product Span Space (ICML 2025), and"
-    " methods that are made of the same weighted sums: its general prior, Sinkhorn flows, particles,"
-    " Reflow, Langevin steps. What agrees, what does not, and why."
+    " methods that are made of the same weighted sums: its general prior, Sinkhorn flows,"
+    " particles, Reflow, Langevin steps. What agrees, what does not, and why."
 )
 _HEAD = ["claim", "reached", "target", "verdict"]
 _QUICK = (
