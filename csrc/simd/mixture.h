@@ -94,12 +94,15 @@ class MixtureSweep {
     rows_ = scratch_.template take<T>(tile_ * w_);
     cols_ = scratch_.template take<T>(tile_ * p.d);
     variance_ = scratch_.template take<T>(variance_rows() * variance_width());
-    precision_ = scratch_.template take<T>(variance_rows() * variance_width());
+    precision_ = scratch_.template take<T>(own_ && diagonal_ ? w_ : precision_count());
+    variance_cols_ = scratch_.template take<T>(own_ && diagonal_ ? tile_ * p.d : 0);
     precision_cols_ = scratch_.template take<T>(own_ && diagonal_ ? tile_ * p.d : 0);
     log_tau_ = scratch_.template take<T>(tile_);
     log_prior_ = scratch_.template take<T>(tile_);
     logits_ = scratch_.template take<T>(tile_);
     weight_ = scratch_.template take<T>(tile_);
+    of_mean_ = scratch_.template take<T>(tile_);
+    along_ = scratch_.template take<T>(tile_);
     projection_ = scratch_.template take<T>(chunk_ + W<T>);
     picked_ = scratch_.template take<int64_t>(tile_);
     x_ = scratch_.template take<T>(w_);
@@ -147,10 +150,12 @@ class MixtureSweep {
   }
   int64_t variance_rows() const { return variances_.rows > 1 ? tile_ : 1; }
   int64_t variance_width() const { return variances_.columns > 1 ? w_ : 1; }
+  int64_t precision_count() const { return variance_rows() * variance_width(); }
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
-    return t(tile_ * w_) + t(tile_ * p_.d) + 2 * t(variance_rows() * variance_width()) +
-           t(own_ && diagonal_ ? tile_ * p_.d : 0) + 4 * t(tile_) + t(chunk_ + W<T>) +
+    return t(tile_ * w_) + t(tile_ * p_.d) + t(variance_rows() * variance_width()) +
+           t(own_ && diagonal_ ? w_ : precision_count()) +
+           2 * t(own_ && diagonal_ ? tile_ * p_.d : 0) + 6 * t(tile_) + t(chunk_ + W<T>) +
            Arena::bytes<int64_t>(tile_) + t(w_) + t(p_.K * w_) + 2 * t(chunk_ * w_) +
            t(m_.rows * w_) + Arena::bytes<double>(w_);
   }
@@ -182,7 +187,10 @@ class MixtureSweep {
       else if (!read_variance(start + j, j))
         return unusable_variance;
     }
+    if (own_ && !diagonal_)
+      for (int64_t j = n_; j < padded_; ++j) variance_[j] = 0;
     transpose(Rows<T>{rows_, w_}, n_, p_.d, cols_, padded_);
+    if (own_ && diagonal_) transpose(Rows<T>{variance_, w_}, n_, p_.d, variance_cols_, padded_);
     return ok;
   }
 
@@ -192,29 +200,33 @@ class MixtureSweep {
     level_ = level;
     const double square = level.sigma * level.sigma, ratio = level.alpha * level.alpha;
     const double unit = 1 / (square + ratio * variances_.usual);
-    const int64_t width = variance_width(), count = (own_ ? n_ : 1) * width;
+    for (int64_t j = 0; j < padded_; ++j) log_tau_[j] = 0;
+    if (own_ && diagonal_) return diagonal_precisions(T(square), T(ratio));
+    const int64_t count = own_ ? n_ : variance_width();
     for (int64_t i = 0; i < count; ++i)
       precision_[i] = T(1 / (square + ratio * double(variance_[i])));
-    for (int64_t j = 0; j < padded_; ++j) log_tau_[j] = 0;
     if (!own_) return;
-    if (!diagonal_) {
-      for (int64_t j = 0; j < n_; ++j)
-        log_tau_[j] = T((square + ratio * double(variance_[j])) * unit);
-      for (int64_t j = n_; j < padded_; ++j) precision_[j] = 0, log_tau_[j] = 1;
-      for (int64_t j = 0; j < padded_; j += W<T>)
-        store<T>(log_tau_ + j, (T(0.5) * T(p_.d)) * vlog(load(log_tau_ + j)));
-      return;
+    for (int64_t j = 0; j < n_; ++j)
+      log_tau_[j] = T((square + ratio * double(variance_[j])) * unit);
+    for (int64_t j = n_; j < padded_; ++j) precision_[j] = 0, log_tau_[j] = 1;
+    for (int64_t j = 0; j < padded_; j += W<T>)
+      store<T>(log_tau_ + j, (T(0.5) * T(p_.d)) * vlog(load(log_tau_ + j)));
+  }
+  void diagonal_precisions(T square, T ratio) {
+    square_ = square, ratio_ = ratio;
+    const T usual = square + ratio * T(variances_.usual);  // equal variances are exactly this
+    for (int64_t j = 0; j < padded_; j += W<T>) {
+      Vec<T> sum{}, rounded{};  // widths of all sizes have logarithms that cancel
+      for (int64_t k = 0; k < p_.d; ++k) {
+        const int64_t at = k * padded_ + j;
+        const Vec<T> tau2 = square + ratio * load(variance_cols_ + at);
+        store<T>(precision_cols_ + at, T(1) / tau2);
+        const Vec<T> term = vlog(tau2 / usual), next = sum + term, added = next - sum;
+        rounded += (sum - (next - added)) + (term - added);
+        sum = next;
+      }
+      store<T>(log_tau_ + j, T(0.5) * (sum + rounded));
     }
-    for (int64_t j = 0; j < n_; ++j) {
-      T* const relative = score_;  // tau^2/tau_0^2, which is free here
-      for (int64_t k = 0; k < w_; ++k)
-        relative[k] =
-            k < p_.d ? T((square + ratio * double(variance_[j * w_ + k])) * unit) : T(1);
-      Vec<T> sum{};
-      for (int64_t k = 0; k < w_; k += W<T>) sum += vlog(load(relative + k));
-      log_tau_[j] = T(0.5 * total<T>(sum));
-    }
-    transpose(Rows<T>{precision_, w_}, n_, p_.d, precision_cols_, padded_);
   }
 
   // Squared distances in units of tau, four vectors of components from j on; of tau = 1 where all
@@ -281,9 +293,116 @@ class MixtureSweep {
       score_of(heaviest, alpha, mean_, 0);
       refer_mixture_to(m_, s_, b, mean_, v_, p_.K, delta_);
     }
+    if (many(T(*max_logit - gap_))) return add_lanes(b, alpha, T(*max_logit));
     const int64_t count = weigh(b, T(*max_logit));
     for (int64_t c = 0; c < count; c += chunk_)
       add(b, alpha, c, count - c < chunk_ ? count - c : chunk_);
+  }
+
+  // Whether so many of the tile are not negligible that all of it is added, lane by lane.
+  bool many(T least) const {
+    if (padded_ < 16 * W<T>) return false;  // sums over the lanes would cost too much
+    const Vec<T> none = all(-T(__builtin_inf()));
+    IntVec<T> count{}, outliers{};  // whose scores may overflow, and 0 times infinity is nan
+    for (int64_t j = 0; j < padded_; j += W<T>) {
+      const Vec<T> l = load(logits_ + j);
+      count -= l >= least;
+      outliers |= ~(l > none) & (load(log_prior_ + j) > none);
+    }
+    int64_t sum = 0, all_outliers = 0;
+    for (int i = 0; i < W<T>; ++i) sum += int64_t(count[i]), all_outliers |= int64_t(outliers[i]);
+    return 4 * sum > n_ && !all_outliers;
+  }
+
+  void add_lanes(int64_t b, T alpha, T max_logit) {
+    Vec<T> sum{}, square_sum{}, precision_sum{};
+    for (int64_t j = 0; j < padded_; j += W<T>) {
+      const Vec<T> e = vexp(load(logits_ + j) - max_logit);
+      store<T>(weight_ + j, e);
+      sum += e;
+      square_sum += e * e;
+      if (own_ && !diagonal_) {
+        precision_sum += e * load(precision_ + j);
+        store<T>(of_mean_ + j, alpha * e * load(variance_ + j));
+      }
+    }
+    *m_.weight_sum(s_, b) += total<T>(sum);
+    *m_.weight_square_sum(s_, b) += total<T>(square_sum);
+    *m_.precision_sum(s_, b) += total<T>(precision_sum);
+    if (!diagonal_ && own_)
+      add_columns<true, false>(b, alpha);
+    else if (own_)
+      add_columns<true, true>(b, alpha);
+    else if (diagonal_)
+      add_columns<false, true>(b, alpha);
+    else
+      add_columns<false, false>(b, alpha);
+  }
+
+  // s of coordinate k, of the components from j on.
+  template <bool OWN, bool DIAGONAL>
+  inline __attribute__((always_inline)) Vec<T> score_in_lanes(int64_t j, int64_t k, T alpha,
+                                                              T x) const {
+    const Vec<T> t = alpha * load(cols_ + k * padded_ + j) - x;
+    if (OWN && DIAGONAL) return t * load(precision_cols_ + k * padded_ + j);
+    if (OWN) return t * load(precision_ + j);
+    return t * precision_[DIAGONAL ? k : 0];
+  }
+
+  // Adds the tile, with weight_, to the vectors of query b.
+  template <bool OWN, bool DIAGONAL>
+  void add_columns(int64_t b, T alpha) {
+    const T* const reference = m_.reference(s_, b);
+    double* const vectors = m_.vectors(s_, b);
+    const auto row = [&](int64_t i) { return vectors + i * w_; };
+    const bool means = p_.kind == MomentKind::posterior;
+    for (int64_t k = 0; k < p_.d; ++k) {
+      const T x = x_[k], r = reference[k];
+      Vec<T> first[2] = {}, second[2] = {}, mean[2] = {}, precision[2] = {};
+      for (int64_t j = 0; j < padded_; j += 2 * W<T>)
+        for (int u = 0; u < 2; ++u) {
+          const int64_t i = j + u * W<T>;
+          const Vec<T> e = load(weight_ + i);
+          const Vec<T> score = score_in_lanes<OWN, DIAGONAL>(i, k, alpha, x), s = score - r;
+          const Vec<T> es = e * s;
+          first[u] += es;
+          second[u] += es * s;
+          if (OWN && DIAGONAL) precision[u] += e * load(precision_cols_ + k * padded_ + i);
+          if (!means) continue;
+          mean[u] += e * load(cols_ + k * padded_ + i);
+          if (OWN && DIAGONAL)
+            mean[u] -= alpha * e * load(variance_cols_ + k * padded_ + i) * score;
+          else if (OWN)
+            mean[u] -= load(of_mean_ + i) * score;
+          else
+            mean[u] -= alpha * e * variance_[DIAGONAL ? k : 0] * score;
+        }
+      row(MixtureSums<T>::first)[k] += total<T>(first[0] + first[1]);
+      row(MixtureSums<T>::mean)[k] += total<T>(mean[0] + mean[1]);
+      row(MixtureSums<T>::precision)[k] += total<T>(precision[0] + precision[1]);
+      if (p_.kind != MomentKind::matvec)
+        row(MixtureSums<T>::second)[k] += total<T>(second[0] + second[1]);
+    }
+    for (int64_t q = 0; q < p_.K; ++q) {
+      const T* const v = v_ + q * w_;
+      for (int64_t j = 0; j < padded_; j += W<T>) {
+        Vec<T> along{};
+        for (int64_t k = 0; k < p_.d;) {
+          Vec<T> part{};
+          for (const int64_t end = k + dot_chain < p_.d ? k + dot_chain : p_.d; k < end; ++k)
+            part += v[k] * (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_[k]) - reference[k]);
+          along += part;
+        }
+        store<T>(along_ + j, load(weight_ + j) * along);
+      }
+      for (int64_t k = 0; k < p_.d; ++k) {
+        Vec<T> sum{};
+        for (int64_t j = 0; j < padded_; j += W<T>)
+          sum += load(along_ + j) *
+                 (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_[k]) - reference[k]);
+        row(MixtureSums<T>::second + q)[k] += total<T>(sum);
+      }
+    }
   }
 
   // Weights of the components that are not negligible into weight_, their numbers into picked_.
@@ -312,11 +431,15 @@ class MixtureSweep {
   }
 
   // The score of component j less the reference, and, with `mean`, what it says of x_0's mean.
-  void score_of(int64_t j, T alpha, T* score, const T* reference, T* mean = nullptr) const {
+  void score_of(int64_t j, T alpha, T* score, const T* reference, T* mean = nullptr) {
     const int64_t row = own_ ? j * variance_width() : 0;
+    if (own_ && diagonal_)
+      for (int64_t k = 0; k < w_; k += W<T>)
+        store<T>(precision_ + k, T(1) / (square_ + ratio_ * load(variance_ + row + k)));
+    const T* const precision = own_ && diagonal_ ? precision_ : precision_ + row;
     for (int64_t k = 0; k < w_; k += W<T>) {
       const Vec<T> y = load(rows_ + j * w_ + k);
-      const Vec<T> a = diagonal_ ? load(precision_ + row + k) : all(precision_[row]);
+      const Vec<T> a = diagonal_ ? load(precision + k) : all(precision[0]);
       const Vec<T> s = a * (alpha * y - load(x_ + k));
       store<T>(score + k, reference ? s - load(reference + k) : s);
       if (!mean) continue;
@@ -336,7 +459,7 @@ class MixtureSweep {
       // In double: what is taken off their mean may leave little of it.
       if (own_ && diagonal_)
         add_scaled(m_.vectors(s_, b) + MixtureSums<T>::precision * w_, w_, double(e[i]),
-                   precision_ + j * w_);
+                   precision_);
       else if (own_)
         precision_sum += double(e[i]) * precision_[j];
     }
@@ -370,9 +493,11 @@ class MixtureSweep {
   const double gap_;
   Arena scratch_;
   Level level_ = {};
+  T square_ = 0, ratio_ = 0;  // sigma^2, alpha^2
   int64_t n_ = 0, padded_ = 0;
-  T *rows_, *cols_, *variance_, *precision_, *precision_cols_, *log_tau_, *log_prior_, *logits_;
-  T *weight_, *projection_, *x_, *v_, *score_, *mean_, *work_;
+  T *rows_, *cols_, *variance_, *precision_, *variance_cols_, *precision_cols_, *log_tau_;
+  T *log_prior_, *logits_, *weight_, *of_mean_, *along_, *projection_, *x_, *v_, *score_, *mean_;
+  T* work_;
   int64_t* picked_;
   double* delta_;
 };
