@@ -155,11 +155,7 @@ class Law(Object, abc.ABC):
             TypeError, ValueError: An argument is wrong; the message names it.
         """
         count = check.integer("count", count, 0)
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator: expected a torch.Generator, got {type(generator).__name__}"
-            )
-        if generator.device.type != "cpu":
+        if check.generator(generator).device.type != "cpu":
             raise check.mismatch("generator", "a generator on the CPU", generator.device)
         return self._sampled(self._drawn_rows(count, generator), generator)
 

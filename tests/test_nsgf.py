@@ -218,7 +218,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
     after = rng(0)
     pool_of(generator=after)
     assert torch.equal(g.get_state(), after.get_state())
-    read = pool_of(size=17, checkpoint=path, source=None, target=None)  # not called any more
+    read = pool_of(size=17, checkpoint=str(path), source=None, target=None)  # not called any more
     assert torch.equal(read.x, whole.x)
     for change, said in (
         (dict(blur=0.4), "blur: 0.5 there, 0.4 here"),
@@ -481,6 +481,16 @@ flow_schedule = df.schedule.RectifiedFlow()
             lambda: nsgf.time_loss(lambda x: x, x0, rng(0)),
             TypeError,
             "pairs: expected Pairs, got Tensor",
+        ),
+        (
+            lambda: pool_of(generator=None),
+            TypeError,
+            "generator: expected a torch.Generator, got NoneType",
+        ),
+        (
+            lambda: pool_of().draw(3, None),
+            TypeError,
+            "generator: expected a torch.Generator, got NoneType",
         ),
         (
             lambda: nsgf.straight_flow(lambda x, t: x, x0, 0.0, steps=1),

@@ -501,6 +501,14 @@ def lists(atoms: Tensor | None, counts: Tensor | None, x: Tensor) -> None:
             raise mismatch(name, f"device {x.device} like x", t.device)
 
 
+def generator(given: object) -> torch.Generator:
+    """The argument `generator` itself, if it is one: without one, torch draws from its global
+    state."""
+    if not isinstance(given, torch.Generator):
+        raise _type("generator", "a torch.Generator", type(given).__name__)
+    return given
+
+
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """Refuses a value that is not one of the names allowed."""
     if value not in allowed:

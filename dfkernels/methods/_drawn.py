@@ -5,18 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["checked_generator", "normal", "uniform"]
-
-
-def checked_generator(generator: torch.Generator) -> torch.Generator:
-    """The generator itself.
-
-    Raises:
-        TypeError: It is none.
-    """
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-    return generator
+__all__ = ["normal", "uniform"]
 
 
 def normal(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ from .._torch import check
 from .._torch.objects import ordinary, plain
 from ..fisher import FisherOperator
 from ..linalg.function import function_product
-from ._drawn import checked_generator, normal
+from ._drawn import normal
 from ._own_fisher import MODES, data_set_of, in_units, own_fisher
 from ._reporting import Callback, reporting
 from ._shapes import column, flat
@@ -97,7 +97,7 @@ def sample(
     check.query("x", x)
     check.choice("covariance", covariance, COVARIANCES)
     check.choice("mode", mode, MODES)
-    checked_generator(generator)
+    check.generator(generator)
     lanczos = check.integer("lanczos", lanczos, 1)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1

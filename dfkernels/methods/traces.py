@@ -148,8 +148,7 @@ class Hutchinson(Source):
         given = self.generator
         each = given if isinstance(given, Sequence) else [given]
         for one in each:
-            if not isinstance(one, torch.Generator):
-                raise TypeError(f"generator: expected a torch.Generator, got {type(one).__name__}")
+            check.generator(one)
         object.__setattr__(self, "probes", check.integer("probes", self.probes, 1))
         check.choice("kind", self.kind, KINDS)
         check.choice("mode", self.mode, MODES)

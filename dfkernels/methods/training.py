@@ -38,7 +38,7 @@ def train(
     clip: float = 1.0,
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     every: int = 1000,
     configuration: Mapping[str, object] | None = None,
     callback: Callback | None = None,
@@ -59,7 +59,7 @@ def train(
             where layers multiply in bfloat16. Weights, their averages and the optimizer stay in
             their own precision. It needs no scaled loss, as float16 would, which is refused.
         generator: moved on; with the same one, thread count and torch build, the result is bitwise
-            the same.
+            the same (but for dropout, which draws from torch's global state).
         checkpoint: a file written every `every` steps and at the end, whole or not at all. If it
             exists, training goes on from it, bitwise as if it had never stopped; a finished one is
             just read.
@@ -97,7 +97,7 @@ def train(
     }
     run = json.loads(json.dumps(run))  # what a checkpoint can hold and compare
     state = _State.of(module, steps, lr, ema)
-    done = 0
+    done, checkpoint = 0, None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, run, state, generator)
     module.train()

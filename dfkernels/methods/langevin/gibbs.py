@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._torch import check
 from ..._torch.objects import ordinary, plain
-from .._drawn import checked_generator, normal
+from .._drawn import normal
 from .._own_fisher import data_set_of
 from .._reporting import Callback, reporting
 from .._shapes import column
@@ -54,7 +54,7 @@ def gibbs(
         raise check.mismatch("denoiser", "a data set, Denoiser.exact(cloud, schedule)", name)
     check.query("x", x)
     steps, cloud = check.integer("steps", steps, 0), data.cloud
-    checked_generator(generator)
+    check.generator(generator)
     alpha, sigma = denoiser.levels(x, t)
     bar = reporting("gibbs", callback, progress, steps)
     with torch.no_grad(), plain(x.device), bar as report:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._torch import check, diagnosis
 from ..._torch.objects import ordinary, plain
-from .._drawn import checked_generator, normal, uniform
+from .._drawn import normal, uniform
 from .._own_fisher import MODES, data_set_of
 from .._reporting import Callback, reporting
 from .._shapes import flat
@@ -85,7 +85,7 @@ def langevin(
     check.query("x", x)
     diagnosis.finite("x", x.detach())
     steps = check.integer("steps", steps, 0)
-    checked_generator(generator)
+    check.generator(generator)
     check.choice("mode", mode, MODES)
     check.choice("metropolis", metropolis, (False, True))
     if metropolis and data is None:

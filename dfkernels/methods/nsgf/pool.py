@@ -100,8 +100,9 @@ class TrajectoryPool:
         """Draws n points with replacement: x ``[n, *E]``, t [n] and v ``[n, *E]``, in float32.
 
         Raises:
-            ValueError: The pool is empty.
+            TypeError, ValueError: An argument is wrong, or the pool is empty.
         """
+        check.generator(generator)
         n = check.integer("n", n, 1)
         if not len(self):
             raise check.mismatch("pool", "at least one point", "an empty one")

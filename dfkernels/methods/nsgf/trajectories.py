@@ -41,7 +41,7 @@ def trajectory_pool(
     dtype: torch.dtype = torch.float32,
     tol: float = 1e-4,
     max_iter: int = 1000,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     every: int = 100,
     configuration: Mapping[str, object] | None = None,
     callback: Callback | None = None,
@@ -92,6 +92,7 @@ def trajectory_pool(
     batches, n = check.integer("batches", batches, 1), check.integer("n", n, 1)
     steps, every = check.integer("steps", steps, 1), check.integer("every", every, 1)
     eta = step_size(eta)
+    check.generator(generator)
     size = batches * n * steps if size is None else check.integer("size", size, n)
     check.choice("dtype", dtype, STORED)
     run = {
@@ -109,6 +110,7 @@ def trajectory_pool(
     }
     run = json.loads(json.dumps(run))  # what a checkpoint can hold and compare
     pool, done, errors = None, 0, []
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None:
         files.prepare(checkpoint)
         if checkpoint.exists():
