@@ -526,6 +526,17 @@ X = torch.zeros(3, 2)
             TypeError,
             r"recipe: expected a callable recipe\(current, generator\), got NoneType",
         ),
+        *(
+            (call, TypeError, "denoiser: expected a Denoiser, got PointCloud")
+            for call in (
+                lambda: reflow.velocity(df.PointCloud(X), X, 0.5),
+                lambda: reflow.loss(df.PointCloud(X), GOOD, rng()),
+                lambda: reflow.pairs(df.PointCloud(X), X, T),
+                lambda: reflow.reverse_pairs(df.PointCloud(X), X, T, rng()),
+                lambda: reflow.straightness(df.PointCloud(X), GOOD, rng()),
+                lambda: reflow.rounds(df.PointCloud(X), recipe, 1, steps=1),
+            )
+        ),
         (lambda: reflow.exact(GOOD, 0.0), ValueError, "bandwidth: expected a finite value > 0"),
         (lambda: reflow.exact(X, 1.0), TypeError, "pairs: expected Pairs, got Tensor"),
         (lambda: reflow.exact(GOOD[:0], 1.0), ValueError, "pairs: expected at least one pair"),

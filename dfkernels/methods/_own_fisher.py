@@ -10,7 +10,7 @@ from .._torch import check
 from ..fisher import DiffusionFisher, FisherOperator
 from . import endpoint
 from ._posterior_mean import PosteriorMean
-from .denoiser import Denoiser
+from .denoiser import Denoiser, expect_denoiser
 
 __all__ = ["MODES", "data_set_of", "in_units", "own_fisher"]
 
@@ -24,8 +24,7 @@ def data_set_of(denoiser: Denoiser) -> PosteriorMean | None:
         TypeError: It is no Denoiser.
         ValueError: There are conditions for a data set, which takes none.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
+    expect_denoiser(denoiser)
     if not isinstance(denoiser.network, PosteriorMean):
         return None
     if denoiser.conditions:

@@ -32,7 +32,7 @@ from ._calls import call, checked, dtype_of, random_layers
 from ._posterior_mean import PosteriorMean
 from ._shapes import column
 
-__all__ = ["PREDICTION_TYPES", "Denoiser"]
+__all__ = ["PREDICTION_TYPES", "Denoiser", "expect_denoiser"]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow", "score")
 Clock = Callable[[Tensor], Tensor]
@@ -296,6 +296,12 @@ class _Shared:
         # denoiser anew at every call
         if not torch.compiler.is_compiling():
             self.calls += 1
+
+
+def expect_denoiser(denoiser: object) -> None:
+    """Refuses what is no Denoiser, such as a network or a data set that is not wrapped in one."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
 
 
 def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:

@@ -19,7 +19,7 @@ from ..schedule._base import as_tensor
 from ._calls import checked
 from ._derivatives import explained
 from ._shapes import column
-from .denoiser import Denoiser
+from .denoiser import Denoiser, expect_denoiser
 from .trace_matching import MatchedTrace
 
 __all__ = ["FORMS", "bound", "fisher"]
@@ -108,8 +108,7 @@ def fisher(
             no forward-mode derivative, and in both modes where it checkpoints its activations.
     """
     check.choice("form", form, FORMS)
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
+    expect_denoiser(denoiser)
     check.query("x", x)
     denoiser.warn_in_training("fisher")
     denoiser = denoiser.bind(**conditions)

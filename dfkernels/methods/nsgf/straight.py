@@ -7,7 +7,7 @@ from torch import Tensor
 from ..._torch import check
 from ...schedule import RectifiedFlow
 from .._reporting import Callback, reporting
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 
 __all__ = ["straight_flow"]
 
@@ -51,8 +51,7 @@ def straight_flow(
     """
     check.query("x", x)
     steps = check.integer("steps", steps, 1)
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
+    expect_denoiser(denoiser)
     if not isinstance(denoiser.schedule, RectifiedFlow):
         raise check.mismatch("denoiser", "the schedule RectifiedFlow()", repr(denoiser.schedule))
     t = check.per_query("t", t, x).double()

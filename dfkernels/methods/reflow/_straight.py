@@ -15,14 +15,13 @@ from torch import Tensor
 from ..._torch import check
 from ...schedule import Schedule
 from .._shapes import column
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 from ..solvers import EULER, HEUN, Tableau, advanced, slopes
 
 __all__ = [
     "TABLEAUS",
     "Path",
     "advance",
-    "check_generator",
     "inverted",
     "mixed",
     "path_of",
@@ -56,14 +55,9 @@ def velocity(denoiser: Denoiser, x: Tensor, t: float | Tensor, **conditions: obj
     Raises:
         TypeError, ValueError: As the denoiser does.
     """
+    expect_denoiser(denoiser)
     eps, mean = denoiser.both(x, t, **conditions)
     return mean - eps
-
-
-def check_generator(generator: object) -> None:
-    """Refuses what is no generator."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
 
 
 def time_at(schedule: Schedule, tau: Tensor) -> Tensor:

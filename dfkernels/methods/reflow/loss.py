@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..._torch import check
 from .._shapes import column, flat
-from ..denoiser import Denoiser
-from ._straight import check_generator, time_at, velocity
+from ..denoiser import Denoiser, expect_denoiser
+from ._straight import time_at, velocity
 from .pairs import Pairs
 
 __all__ = ["loss", "residual", "stratified"]
@@ -35,13 +35,14 @@ def loss(denoiser: Denoiser, pairs: Pairs, generator: torch.Generator) -> Tensor
     """
     if not isinstance(pairs, Pairs):
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    expect_denoiser(denoiser)
     square = residual(denoiser, pairs, stratified(pairs, generator))
     return square.mean() / pairs.noise.shape[1:].numel() if len(pairs) else square.sum()
 
 
 def stratified(pairs: Pairs, generator: torch.Generator) -> Tensor:
     """Times in [0, 1] for n pairs, one in each of n equal parts, in random order; float64."""
-    check_generator(generator)
+    check.generator(generator)
     n, device = len(pairs), generator.device
     order = torch.randperm(n, generator=generator, dtype=torch.int64, device=device)
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)

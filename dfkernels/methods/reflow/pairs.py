@@ -10,12 +10,11 @@ from torch import Tensor
 from ..._torch import check
 from ..._torch.objects import ordinary
 from .._reporting import Callback, reporting
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 from ._straight import (
     TABLEAUS,
     Path,
     advance,
-    check_generator,
     inverted,
     mixed,
     path_of,
@@ -109,6 +108,7 @@ def pairs(
         TypeError, ValueError: An argument is wrong, or the network returns another shape, NaN or
             inf; the message names it.
     """
+    expect_denoiser(denoiser)
     check.query("noise", noise)
     check.choice("method", method, tuple(TABLEAUS))
     path = path_of(denoiser.schedule, t)
@@ -166,9 +166,10 @@ def reverse_pairs(
     Raises:
         TypeError, ValueError: As `pairs` does; or a step is too long to be undone.
     """
+    expect_denoiser(denoiser)
     check.query("real", real)
     check.choice("method", method, tuple(TABLEAUS))
-    check_generator(generator)
+    check.generator(generator)
     noise = check.constant("noise", noise)
     if not 0 <= noise < 1:
         raise check.mismatch("noise", "a number in [0, 1)", noise)
@@ -224,7 +225,7 @@ def mix(made: Pairs, real: Pairs, ratio: float, generator: torch.Generator) -> P
         if not isinstance(given, Pairs):
             raise TypeError(f"{name}: expected Pairs, got {type(given).__name__}")
     check.like("real.noise", real.noise[:0], "made.noise", made.noise[:0])
-    check_generator(generator)
+    check.generator(generator)
     ratio = check.constant("ratio", ratio)
     if not 0 <= ratio <= 1:
         raise check.mismatch("ratio", "a number in [0, 1]", ratio)

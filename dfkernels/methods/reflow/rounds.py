@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..._io import files
 from ..._torch import check
 from .._reporting import Callback, reporting
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 from ..training import train
 from .loss import loss
 from .pairs import Pairs
@@ -187,6 +187,7 @@ def _round(current: Denoiser, stored: _Stored, batch: int, how: dict) -> Denoise
 
 
 def _network_of(denoiser: Denoiser) -> nn.Module:
+    expect_denoiser(denoiser)
     network = denoiser.network
     if isinstance(network, nn.Module) and any(True for _ in network.parameters()):
         return network

@@ -11,8 +11,7 @@ from torch import Tensor
 from ... import ops
 from ..._torch import check
 from .._shapes import flat
-from ..denoiser import Denoiser
-from ._straight import check_generator
+from ..denoiser import Denoiser, expect_denoiser
 from .loss import residual, stratified
 from .pairs import Pairs
 
@@ -54,6 +53,7 @@ def straightness(
     if not isinstance(pairs, Pairs):
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     times = check.integer("times", times, 1)
+    expect_denoiser(denoiser)
     denoiser.warn_in_training("straightness")
     squares = [residual(denoiser, pairs, stratified(pairs, generator)) for _ in range(times)]
     return _summary(squares)
@@ -88,7 +88,7 @@ def straightness_of_pairs(
         raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
     if not len(pairs):
         raise check.mismatch("pairs", "at least one pair", "none")
-    check_generator(generator)
+    check.generator(generator)
     h, times = check.positive("bandwidth", bandwidth), check.integer("times", times, 1)
     wide = Pairs(pairs.noise.double(), pairs.sample.double())
     chords = flat(wide.sample - wide.noise)
