@@ -156,6 +156,7 @@ class GaussianMixture(Law):
         self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
     ) -> ops.MixturePosterior:
         """`ops.mixture_posterior` over the components."""
+        self._checked_queries(x)
         p = ops.mixture_posterior(self._turned(x), *self._given(x), alpha, sigma, **self._more(x))
         return p._replace(mean=self._back(p.mean, x), score=self._back(p.score, x))
 
@@ -169,12 +170,15 @@ class GaussianMixture(Law):
         self, x: Tensor, v: Tensor, alpha: float | Tensor, sigma: float | Tensor
     ) -> Tensor:
         """`ops.mixture_matvec` over the components."""
+        self._checked_queries(x)
+        check.vectors("v", v, "x", x, self.d)
         z, turned = self._turned(x), self._turned(v)
         out = ops.mixture_matvec(z, turned, *self._given(x), alpha, sigma, **self._more(x))
         return self._back(out, v)
 
     def fisher_diagonal(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """`ops.mixture_diagonal` over the components; with a covariance, from d products."""
+        self._checked_queries(x)
         if self._frame is None:
             return ops.mixture_diagonal(x, *self._given(x), alpha, sigma, **self._more(x))
         parts = [part.diagonal(start, 1, 2) for start, part in self._rows(x, alpha, sigma)]
@@ -212,13 +216,15 @@ class GaussianMixture(Law):
         if self._frame is None:
             return v
         lead = v.shape[: v.ndim - len(self.event_shape)]
-        return v.reshape(*lead, self.d) @ self._cast("axes", self._frame.axes, v.dtype)
+        with plain(v.device):
+            return v.reshape(*lead, self.d) @ self._cast("axes", self._frame.axes, v.dtype)
 
     def _back(self, v: Tensor, like: Tensor) -> Tensor:
         """The inverse of `_turned`, in the shape of `like`."""
         if self._frame is None:
             return v.reshape(like.shape)
-        return (v @ self._cast("axes", self._frame.axes, v.dtype).mT).reshape(like.shape)
+        with plain(v.device):
+            return (v @ self._cast("axes", self._frame.axes, v.dtype).mT).reshape(like.shape)
 
     def _given(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances as the ops take them beside x."""

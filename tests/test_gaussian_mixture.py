@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from test_global_state import STATES
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import dfkernels as df
@@ -561,3 +562,38 @@ def test_draws_ask_for_a_generator_and_chains_for_no_graph():
     x, t = MEANS.clone().requires_grad_(), df.time_grid(schedule, 2, (0.1, 5.0))
     with pytest.raises(NotImplementedError, match="x requires grad: detach it"):
         df.transport_test(mixture, schedule, t, x=x)
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("width", [WIDTHS["diagonals"], WIDTHS["full"]], ids=["axes", "full"])
+def test_global_state_changes_nothing(name, width):
+    means, x = MEANS.float(), double(3, *EVENT, seed=50).float()
+
+    def results():
+        mixture = df.GaussianMixture(means, **width)
+        fisher = mixture.fisher_matvec(x, x, 1.0, 0.5), mixture.fisher_diagonal(x, 1.0, 0.5)
+        return *mixture.posterior(x, 1.0, 0.5), *fisher, mixture.draw(x, 1.0, 0.5, seed=0).x_0
+
+    want = results()
+    with STATES[name]():
+        found = results()
+    for a, b in zip(found, want, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("width", [{"variance": 0.1}, {"covariance": torch.eye(D)}])
+def test_queries_of_another_shape_or_kind_are_refused(width):
+    """With a covariance too, for which they are flattened: [2, 3] is not [3, 2]."""
+    mixture, x = df.GaussianMixture(MEANS, **width), double(4, *EVENT, seed=51)
+    flat = r"x: expected shape \[B, 2, 3\] to match the mixture, got \[4, 3, 2\]"
+    for call in (
+        lambda x: mixture.posterior(x, 1.0, 1.0),
+        lambda x: mixture.fisher_matvec(x, x, 1.0, 1.0),
+        lambda x: mixture.fisher_diagonal(x, 1.0, 1.0),
+    ):
+        with pytest.raises(ValueError, match=flat):
+            call(x.mT)
+        with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
+            call(x.numpy())
+    with pytest.raises(ValueError, match=r"v: expected shape \[4, 2, 3\] or .*, got \[4, 3, 2\]"):
+        mixture.fisher_matvec(x, x.mT, 1.0, 1.0)
