@@ -136,7 +136,7 @@ class Partial:
                 given = (y, log_prior, scale, offset)
                 log_weight = _log_weight(y, log_prior)
             args = _checked(x, alpha, sigma, *given)
-            part = _queries(x, v, values, *args[2:4])
+            part = _queries(x, v, values, *args[1:4])
             if len(args[1]) == 0 or (log_prior is not None and bool(log_weight == -math.inf)):
                 return _without_atoms(part, log_weight, values, diagonal)
             try:
@@ -275,12 +275,14 @@ def _checked(x: Tensor, alpha: Level, sigma: Level, y: Tensor, prior, scale, off
     return check.points(x, y, alpha, sigma, prior, scale, offset)
 
 
-def _queries(x: Tensor, v: Tensor | None, values, alpha: Tensor, sigma: Tensor) -> Partial:
+def _queries(
+    x: Tensor, v: Tensor | None, values, y: Tensor, alpha: Tensor, sigma: Tensor
+) -> Partial:
     """A Partial for these queries whose moments are still to come."""
     if v is not None:
         check.vectors("v", v, "x", x, math.prod(x.shape[1:]))
     if values is not None:
-        check.tensor("values", values)
+        check.values(values, x, y)
     none = x.new_zeros(0, dtype=torch.float64)
     # copies: a query that is changed in place afterwards is another one
     own = x.clone(), alpha.clone(), sigma.clone(), None if v is None else v.clone()

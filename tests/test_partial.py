@@ -374,6 +374,11 @@ def test_forward_mode():
             "log_prior, scale, offset: expected none of them with a PointCloud, which has its own",
         ),
         (
+            lambda: Partial.of(X, Y[:0], 1.0, 1.0, values=Y[:2]),
+            ValueError,
+            "values: expected shape [0, ...], a row for each atom, got [2, 3]",
+        ),
+        (
             lambda: Partial.of(X, [Y], 1.0, 1.0),
             TypeError,
             "y: expected a tensor, got list",

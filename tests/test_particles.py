@@ -520,6 +520,17 @@ def test_global_state_changes_nothing(name):
     torch.testing.assert_close(torch.rand(1, generator=rng(0)), torch.rand(1, generator=rng(0)))
 
 
+@pytest.mark.parametrize("name", STATES)
+def test_global_state_does_not_change_a_variation(name):
+    given = some(dtype=torch.float32)
+    functionals = KL(mixture), KSD(mixture), SVGD(mixture)
+    want = [f(given) for f in functionals]
+    with STATES[name]():
+        found = [f(given) for f in functionals]
+    for a, b in zip(found, want, strict=True):
+        assert torch.equal(a.gradient, b.gradient)
+
+
 def test_strided_and_differentiable_input_is_left_alone():
     x = normal(3, 24, seed=0).requires_grad_()
     p = Particles(x.T)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import check
+from ..._torch.objects import plain
 
 __all__ = ["Function", "Target"]
 
@@ -33,7 +34,7 @@ class Target:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(score ``[M, *E]``, log-density [M], or None where only the score is known)."""
         if self.grad_log_target is None:
-            with torch.enable_grad():
+            with plain(x.device), torch.enable_grad():
                 value, score = self._differentiated(x.detach().requires_grad_(), False)
             return score, value.detach()
         score = self.grad_log_target(x)
@@ -46,7 +47,7 @@ class Target:
 
     def score_and_pullback(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The score s, and u -> J^T u with its Jacobian J at each particle."""
-        with torch.enable_grad():
+        with plain(x.device), torch.enable_grad():
             at = x.detach().requires_grad_()
             if self.grad_log_target is None:
                 score = self._differentiated(at, True)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..._torch.objects import plain
 from ._pairs import rows_of
 from ._target import Function, Target
 from .bandwidth import Bandwidth, bandwidth, checked
@@ -48,6 +49,10 @@ class KSD:
 
     def __call__(self, particles: Particles) -> Variation:
         """The first variation sum_j w_j k_stein(x_i, x_j), its gradient, and F."""
+        with plain(particles.x.device):
+            return self._variation(particles)
+
+    def _variation(self, particles: Particles) -> Variation:
         given, weights = particles._rows, particles.weights
         score, pullback = self._target.score_and_pullback(particles.x)
         h, s = bandwidth(given, self.bandwidth), score.reshape(given.shape)
