@@ -260,6 +260,9 @@ def test_folders_that_get_no_manifest(tmp_path):
     bad(f"{folder / 'manifest.json'}: lists part12.npy twice")
     folder = tmp_path / "none"
     bad(f"{folder}: expected a folder of .safetensors or .npy files")
+    folder = write(tmp_path / "named", data())
+    first = folder / "part8.npy"
+    bad(f"{first}: holds one array without a name: expected no key, got 'z'", key="z")
     with pytest.raises(ValueError, match="scale: expected a finite value, got nan"):
         write_manifest(folder, scale=float("nan"))
 

@@ -52,7 +52,7 @@ def locate(path: Path, key: str | None) -> Located:
 
     Args:
         path: A .npy or .safetensors file.
-        key: The array's name in a .safetensors file; None where it holds one only.
+        key: The array's name in a .safetensors file; None where it holds one only, and of .npy.
 
     Raises:
         FileError: No such file or key, a damaged or truncated file, or no dense rows of a dtype
@@ -60,6 +60,8 @@ def locate(path: Path, key: str | None) -> Located:
     """
     try:
         os.stat(path)
+        if path.suffix.lower() == ".npy" and key is not None:
+            raise FileError(f"{path}: holds one array without a name: expected no key, got {key!r}")
         found = _npy(path) if path.suffix.lower() == ".npy" else _safetensors(path, key)
     except FileError:
         raise

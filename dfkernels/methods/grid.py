@@ -10,7 +10,7 @@ from torch import Tensor
 from .._torch import check
 from ..schedule import Schedule
 
-__all__ = ["Nodes", "Trajectory", "nodes", "noise_range", "time_grid", "times_of"]
+__all__ = ["Nodes", "Trajectory", "checked_times", "nodes", "noise_range", "time_grid", "times_of"]
 
 SPACINGS = ("log", "edm", "time")
 
@@ -112,6 +112,20 @@ def times_of(schedule: Schedule, s: Tensor) -> Tensor:
         raise check.mismatch("noise", wanted, came) from error
 
 
+def checked_times(t: Tensor) -> Tensor:
+    """The times of nodes [M + 1], in float64 on the CPU.
+
+    Raises:
+        TypeError, ValueError: `t` is no tensor of real numbers of this shape.
+    """
+    check.tensor("t", t)
+    if t.ndim != 1 or len(t) < 1 or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(
+            f"t: expected real numbers of shape [M + 1], got {t.dtype} {list(t.shape)}"
+        )
+    return t.detach().to("cpu", torch.float64)
+
+
 def nodes(schedule: Schedule, t: Tensor) -> Nodes:
     """The levels at the times t [M + 1], noisiest first.
 
@@ -119,12 +133,7 @@ def nodes(schedule: Schedule, t: Tensor) -> Nodes:
         TypeError, ValueError: `t` has another shape, sigma = 0 or alpha = 0 at a node (a solver
             divides by both), or noise sigma/alpha that does not strictly fall.
     """
-    check.tensor("t", t)
-    if t.ndim != 1 or len(t) < 1 or t.is_complex() or t.dtype == torch.bool:
-        raise ValueError(
-            f"t: expected real numbers of shape [M + 1], got {t.dtype} {list(t.shape)}"
-        )
-    t = t.detach().to("cpu", torch.float64)
+    t = checked_times(t)
     alpha, sigma = schedule(t)
     for name, level in (("sigma", sigma), ("alpha", alpha)):
         if not bool((level > 0).all()):

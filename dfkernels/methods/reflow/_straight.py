@@ -16,6 +16,7 @@ from ..._torch import check
 from ...schedule import Schedule
 from .._shapes import column
 from ..denoiser import Denoiser, expect_denoiser
+from ..grid import checked_times
 from ..solvers import EULER, HEUN, Tableau, advanced, slopes
 
 __all__ = [
@@ -71,12 +72,7 @@ def path_of(schedule: Schedule, t: Tensor) -> Path:
     Raises:
         TypeError, ValueError: `t` has another shape, or the noise does not fall from node to node.
     """
-    check.tensor("t", t)
-    if t.ndim != 1 or len(t) < 1 or t.is_complex() or t.dtype == torch.bool:
-        raise ValueError(
-            f"t: expected real numbers of shape [M + 1], got {t.dtype} {list(t.shape)}"
-        )
-    t = t.detach().to("cpu", torch.float64)
+    t = checked_times(t)
     alpha, sigma = schedule(t)
     scale = alpha + sigma
     tau = alpha / scale
