@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._torch import check
 from ...schedule import Schedule
 from .._shapes import column
 from ..denoiser import Denoiser, expect_denoiser
