@@ -241,6 +241,11 @@ def test_float32_error(d, shape):
 
 x, y = torch.zeros(2, 3), torch.zeros(5, 3)
 BAD = {
+    "negative number in a tensor": (
+        torch.tensor(-0.5),
+        ValueError,
+        "variance: expected finite values >= 0, got -0.5",
+    ),
     "text": ("1", TypeError, "variance: expected a number, got str"),
     "number below 0": (-0.5, ValueError, "variance: expected a finite value >= 0, got -0.5"),
     "number nan": (math.nan, ValueError, "variance: expected a finite value, got nan"),

@@ -138,6 +138,7 @@ def _first(
     """Raises ValueError for the first entry that is bad; `start`: the number of a's first row."""
     if bool(bad.any()):
         index = torch.nonzero(bad)[0].tolist()
-        raise check.mismatch(
-            name, expected, f"{a[tuple(index)].item()} at index {[index[0] + start, *index[1:]]}"
-        ) from cause
+        value = a[tuple(index)].item()
+        if index:  # none of a number
+            value = f"{value} at index {[index[0] + start, *index[1:]]}"
+        raise check.mismatch(name, expected, value) from cause
