@@ -20,6 +20,7 @@ from dfkernels.methods.particles import (
     DegenerateWeights,
     Flow,
     Kalman,
+    Metric,
     Particles,
     SinkhornDivergence,
     Stein,
@@ -529,6 +530,14 @@ def test_global_state_does_not_change_a_variation(name):
         found = [f(given) for f in functionals]
     for a, b in zip(found, want, strict=True):
         assert torch.equal(a.gradient, b.gradient)
+
+
+def test_a_metric_says_what_it_lacks():
+    p = some()
+    with pytest.raises(NotImplementedError, match="^Metric: define position_rate$"):
+        Metric().position_rate(p, p.v)
+    with pytest.raises(NotImplementedError, match="^Metric: define kinetic_gradient$"):
+        Metric().kinetic_gradient(p)
 
 
 def test_strided_and_differentiable_input_is_left_alone():

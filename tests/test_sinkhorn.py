@@ -481,6 +481,8 @@ def test_bad_input_of_a_coupling():
         c.plan_matmul(x0)
     with pytest.raises(TypeError, match="matrix: expected a tensor, got list"):
         c.plan_matmul([1.0])
+    with pytest.raises(TypeError, match="matrix: expected float64, float32, .*, got int64"):
+        c.plan_matmul(torch.ones(3, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"x: expected shape \[B, 2\], got \[4, 1\]"):
         c.draw(x0[:, :1], seed=0)
     with pytest.raises(

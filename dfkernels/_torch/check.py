@@ -353,7 +353,7 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
     """Atoms [N, *E] beside queries x [B, *E], as flat [N, d]. Batched, beside x [G, B, *E], those
     of each cloud as well, [G, N, *E] as [G, N, d]."""
     tensor("y", y)
-    _stored("y", y, x)
+    narrow("y", y, x)
     event = x.shape[1 + batched :]
     many = batched and y.dim() == x.dim()
     if (
@@ -377,7 +377,7 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
     return y if y.dim() == 2 + many else y.reshape(*y.shape[: 1 + many], d)
 
 
-def _stored(name: str, a: Tensor, x: Tensor) -> None:
+def narrow(name: str, a: Tensor, x: Tensor) -> None:
     """Refuses a dtype in which atoms cannot be stored beside queries x."""
     if a.dtype == x.dtype or a.dtype in _NARROW:
         return
@@ -393,7 +393,7 @@ def _stored(name: str, a: Tensor, x: Tensor) -> None:
 def values(a: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Values ``[N, *P]`` beside queries x and atoms y [N, d], as flat [N, p]."""
     tensor("values", a)
-    _stored("values", a, x)
+    narrow("values", a, x)
     if a.dim() == 0 or a.shape[0] != y.shape[0]:
         expected = f"shape {_shape([y.shape[0], '...'])}, a row for each atom"
         raise mismatch("values", expected, _shape(a.shape))

@@ -27,11 +27,11 @@ class Metric:
 
     def position_rate(self, particles: Particles, v: Tensor) -> Tensor:
         """A v ``[M, *E]``, dx/dt of particles with velocities v ``[M, *E]``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: define position_rate")
 
     def kinetic_gradient(self, particles: Particles) -> Tensor:
         """(1/w_i) dT/dx_i ``[M, *E]`` at the particles' own velocities."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}: define kinetic_gradient")
 
 
 @dataclass(frozen=True)

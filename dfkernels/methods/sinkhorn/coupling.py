@@ -131,6 +131,7 @@ class Coupling:
         """
         p, (f, g) = self._problem, self._state[:2]
         check.tensor("matrix", matrix)
+        check.narrow("matrix", matrix, p.x.rows)
         lead = p.y.weights.shape[0 if self._batched else 1 :]
         if matrix.shape[: len(lead)] != lead:
             want = f"shape {[*lead, '*K']}, a row for each y".replace("'", "")
