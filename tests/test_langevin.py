@@ -401,3 +401,13 @@ def test_bad_input_of_gibbs_and_of_the_correction():
         printed_correction(X, 0.1, kappa=0.5)
     with pytest.raises(ValueError, match="damping: expected a finite value > 0, got -1.0"):
         printed_correction(X, -1.0)
+
+
+@pytest.mark.parametrize("metropolis", [False, True])
+def test_chains_that_run_away_name_the_step(metropolis):
+    denoiser, x = exact(), normal(2, 3)
+    huge = {"step": 1e160 if metropolis else 1e3, "generator": rng(), "metropolis": metropolis}
+    with pytest.raises(ValueError, match=r"^step: expected one at which .*: they ran away in \d+"):
+        langevin(denoiser, x, T, 200, **huge)
+    with pytest.raises(ValueError, match="^x: expected distances to the atoms that can be rep"):
+        langevin(denoiser, 1e200 * x, T, 2, generator=rng(), metropolis=metropolis)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..._torch import check, diagnosis
+from ..._torch.errors import UnusableValue
 from ..._torch.objects import ordinary, plain
 from .._drawn import normal, uniform
 from .._own_fisher import MODES, data_set_of
@@ -100,10 +104,24 @@ def langevin(
         if metropolis:
             return _adjusted(denoiser, start, t, steps, settings, generator, report)
         for i in range(steps):
-            proposal = settings.propose(at(denoiser, start, t, mode))
+            with _after(i, settings.step):
+                state = at(denoiser, start, t, mode)
+            proposal = settings.propose(state)
             start = proposal.draw(normal(flat(start), generator)).view(x.shape)
             report(i + 1, steps)
         return Chains(start, None)
+
+
+@contextlib.contextmanager
+def _after(steps: int, step: float) -> Iterator[None]:
+    """Where chains have run away, it is not x that is wrong."""
+    try:
+        yield
+    except UnusableValue as error:
+        if not steps:
+            raise
+        stable = "one at which the chains stay near the data"
+        raise check.mismatch("step", stable, f"{step:g}: they ran away in {steps} steps") from error
 
 
 def _settings(
@@ -152,7 +170,8 @@ def _adjusted(
     here = linked(denoiser, x, t, settings)
     for i in range(steps):
         drawn = here.proposal.draw(normal(here.x, generator)).view(x.shape)
-        there = linked(denoiser, drawn, t, settings)
+        with _after(i + 1, settings.step):
+            there = linked(denoiser, drawn, t, settings)
         accepted = accepts(here, there, uniform(x, generator))
         here = chosen(accepted, there, here)
         taken += accepted
