@@ -62,7 +62,7 @@ def dense(denoiser, x, how):
         M = sigma**2 * torch.linalg.inv((1 + how.damping) * eye - outer)
     else:
         M = sigma**2 * eye.expand_as(S)
-    return x + how.step * (M @ score[..., None])[..., 0], 2 * how.step * M
+    return x + how.step_size * (M @ score[..., None])[..., 0], 2 * how.step_size * M
 
 
 @pytest.mark.parametrize("metropolis", [False, True])
@@ -134,7 +134,7 @@ def test_metropolis_keeps_the_law(kind):
     }.get(kind, {})
     step = 25.0 if kind == "rank-one" else 1.2
     run = lambda metropolis: langevin(
-        denoiser, x, T, 15, kind, generator=rng(4), step=step, metropolis=metropolis, **extra
+        denoiser, x, T, 15, kind, generator=rng(4), step_size=step, metropolis=metropolis, **extra
     )
     adjusted = run(True)
     assert within(moments(x), want) and within(moments(adjusted.x), want)
@@ -233,7 +233,7 @@ def test_one_atom_is_a_gaussian():
         ("gibbs", {}, 1.0),
         ("damped", {"damping": 0.25}, 0.8),
     ):
-        found = langevin(denoiser, x, T, 1, kind, generator=rng(), step=0.3, **extra).x
+        found = langevin(denoiser, x, T, 1, kind, generator=rng(), step_size=0.3, **extra).x
         want = x + 0.3 * m * (alpha * denoiser.network.cloud.y - x) + (0.6 * m) ** 0.5 * sigma * xi
         torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
 
@@ -247,7 +247,7 @@ def test_pure_noise():
         ("gibbs", {}, 1.0),
         ("rank-one", {"damping": 1.0, "x0": x}, 0.5),
     ):
-        found = langevin(denoiser, x, 0.0, 1, kind, generator=rng(), step=0.3, **extra).x
+        found = langevin(denoiser, x, 0.0, 1, kind, generator=rng(), step_size=0.3, **extra).x
         want = (1 - 0.3 * m) * x + (0.6 * m) ** 0.5 * xi
         torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
 
@@ -333,7 +333,7 @@ BASE = dict(denoiser=KNOWN, x=X, t=T, steps=1, generator=rng())
         (dict(steps=-1), ValueError, "steps: expected an integer of at least 0, got -1"),
         (dict(generator=0), TypeError, "generator: expected a torch.Generator, got int"),
         (dict(t=7.0), ValueError, r"t: expected values in \[0, 1\]"),
-        (dict(step=0.0), ValueError, "step: expected a finite value > 0, got 0.0"),
+        (dict(step_size=0.0), ValueError, "step_size: expected a finite value > 0, got 0.0"),
         (
             dict(preconditioner="newton"),
             ValueError,
@@ -406,8 +406,10 @@ def test_bad_input_of_gibbs_and_of_the_correction():
 @pytest.mark.parametrize("metropolis", [False, True])
 def test_chains_that_run_away_name_the_step(metropolis):
     denoiser, x = exact(), normal(2, 3)
-    huge = {"step": 1e160 if metropolis else 1e3, "generator": rng(), "metropolis": metropolis}
-    with pytest.raises(ValueError, match=r"^step: expected one at which .*: they ran away in \d+"):
+    huge = {"step_size": 1e160 if metropolis else 1e3, "generator": rng(), "metropolis": metropolis}
+    with pytest.raises(
+        ValueError, match=r"^step_size: expected one at which .*: they ran away in \d+"
+    ):
         langevin(denoiser, x, T, 200, **huge)
     with pytest.raises(ValueError, match="^x: expected distances to the atoms that can be rep"):
         langevin(denoiser, 1e200 * x, T, 2, generator=rng(), metropolis=metropolis)

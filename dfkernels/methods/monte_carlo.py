@@ -33,6 +33,7 @@ from .._torch import check
 from .._torch.objects import plain
 from .._torch.types import Level
 from ..partial import Partial, merge
+from ._degenerate import DegenerateWeights
 from ._reporting import Callback, reporting
 
 __all__ = ["GROUPS", "LEAST_ESS", "DegenerateWeights", "Estimate", "estimate"]
@@ -42,10 +43,6 @@ LEAST_ESS = 100  # below it errors are too small too often
 _LARGEST_BATCH = 8192
 
 Sampler = Callable[[int, torch.Generator], Tensor | tuple[Tensor, Tensor]]
-
-
-class DegenerateWeights(UserWarning):
-    """So few draws carry the weight at a query that the errors stated there cannot be believed."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ class Krylov(NamedTuple):
     apply: Callable[[Tensor], Tensor]  # v -> S v
     factor: Callable[[Tensor], Tensor]  # M as a function of the eigenvalues of S
     drift: Tensor  # [B, d]
-    step: float  # h
+    step_size: float  # h
     sigma: Tensor  # [B, 1]
     lanczos: int
 
@@ -92,7 +92,7 @@ class Krylov(NamedTuple):
 
         pair = torch.stack([self.drift, xi], 1)
         drift, noise = function_product(self.apply, pair, both, self.lanczos).unbind(1)
-        return self.x + self.step * drift + (2 * self.step) ** 0.5 * self.sigma * noise
+        return self.x + self.step_size * drift + (2 * self.step_size) ** 0.5 * self.sigma * noise
 
 
 Proposal = Isotropic | RankOne | Spectral

@@ -42,7 +42,7 @@ class Settings:
     """How `langevin` steps; its arguments, checked."""
 
     preconditioner: str
-    step: float
+    step_size: float
     damping: float
     x0: Tensor | None
     lanczos: int
@@ -57,15 +57,15 @@ class Settings:
         if self.preconditioner in ("none", "paper"):
             if self.preconditioner == "paper":
                 drift = printed_correction(drift, self.damping)
-            return Isotropic(x + self.step * drift, 2 * self.step * sigma**2)
+            return Isotropic(x + self.step_size * drift, 2 * self.step_size * sigma**2)
         if not self.metropolis:
             apply = in_units(state.fisher)
-            return Krylov(x, apply, self._factor, drift, self.step, sigma, self.lanczos)
+            return Krylov(x, apply, self._factor, drift, self.step_size, sigma, self.lanczos)
         dense = sigma[..., None] ** 2 * state.fisher.to_dense()
         values, vectors = torch.linalg.eigh(dense)
         factors = self._factor(values)
-        mean = x + self.step * of_spectrum(vectors, factors, drift)
-        return Spectral(mean, 2 * self.step * sigma**2 * factors, vectors)
+        mean = x + self.step_size * of_spectrum(vectors, factors, drift)
+        return Spectral(mean, 2 * self.step_size * sigma**2 * factors, vectors)
 
     def _factor(self, values: Tensor) -> Tensor:
         """M/sigma^2 as a function of the eigenvalues of S = sigma^2 F."""
@@ -92,5 +92,5 @@ class Settings:
                 f"{self.damping:g}",
             )
         along = (u * drift).sum(1, keepdim=True) / left
-        mean = x + self.step / a * (drift + along * u)
-        return RankOne(mean, 2 * self.step / a * sigma**2, u, 1 / left)
+        mean = x + self.step_size / a * (drift + along * u)
+        return RankOne(mean, 2 * self.step_size / a * sigma**2, u, 1 / left)

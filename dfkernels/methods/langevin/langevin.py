@@ -34,7 +34,7 @@ def langevin(
     preconditioner: str = "none",
     *,
     generator: torch.Generator,
-    step: float = 0.5,
+    step_size: float = 0.5,
     metropolis: bool = False,
     damping: float | None = None,
     x0: Tensor | None = None,
@@ -58,7 +58,7 @@ def langevin(
             states and with the same generator.
         preconditioner: One of PRECONDITIONERS; the package's page has the formulas.
         generator: Of the noise; moved on.
-        step: The step size h, in the unit in which M = sigma^2 I is 1: plain Langevin moves by h
+        step_size: h, in the unit in which M = sigma^2 I is 1: plain Langevin moves by h
             sigma^2 score. Unadjusted, the variance in a direction where q_t has the curvature 1/v
             is off by about the factor 1/(1 - h m/2v), m the eigenvalue of M.
         metropolis: Whether to accept or reject each step, so that q_t is the stationary law
@@ -95,7 +95,7 @@ def langevin(
     if metropolis and data is None:
         expected = "False for a network, whose log q is not known (it is for Denoiser.exact)"
         raise check.mismatch("metropolis", expected, "True")
-    settings = _settings(preconditioner, step, damping, x0, lanczos, metropolis, x)
+    settings = _settings(preconditioner, step_size, damping, x0, lanczos, metropolis, x)
     denoiser.levels(x, t)
     denoiser.warn_in_training("langevin")
     bar = reporting("langevin", callback, progress, steps)
@@ -104,7 +104,7 @@ def langevin(
         if metropolis:
             return _adjusted(denoiser, start, t, steps, settings, generator, report)
         for i in range(steps):
-            with _after(i, settings.step):
+            with _after(i, settings.step_size):
                 state = at(denoiser, start, t, mode)
             proposal = settings.propose(state)
             start = proposal.draw(normal(flat(start), generator)).view(x.shape)
@@ -113,7 +113,7 @@ def langevin(
 
 
 @contextlib.contextmanager
-def _after(steps: int, step: float) -> Iterator[None]:
+def _after(steps: int, step_size: float) -> Iterator[None]:
     """Where chains have run away, it is not x that is wrong."""
     try:
         yield
@@ -121,12 +121,13 @@ def _after(steps: int, step: float) -> Iterator[None]:
         if not steps:
             raise
         stable = "one at which the chains stay near the data"
-        raise check.mismatch("step", stable, f"{step:g}: they ran away in {steps} steps") from error
+        came = f"{step_size:g}: they ran away in {steps} steps"
+        raise check.mismatch("step_size", stable, came) from error
 
 
 def _settings(
     preconditioner: str,
-    step: float,
+    step_size: float,
     damping: float | None,
     x0: Tensor | None,
     lanczos: int,
@@ -148,7 +149,7 @@ def _settings(
         diagnosis.finite("x0", x0.detach())
     return Settings(
         preconditioner,
-        check.positive("step", step),
+        check.positive("step_size", step_size),
         0.0 if damping is None else check.positive("damping", damping),
         None if x0 is None else ordinary(x0.detach()),
         check.integer("lanczos", lanczos, 1),
@@ -170,7 +171,7 @@ def _adjusted(
     here = linked(denoiser, x, t, settings)
     for i in range(steps):
         drawn = here.proposal.draw(normal(here.x, generator)).view(x.shape)
-        with _after(i + 1, settings.step):
+        with _after(i + 1, settings.step_size):
             there = linked(denoiser, drawn, t, settings)
         accepted = accepts(here, there, uniform(x, generator))
         here = chosen(accepted, there, here)

@@ -26,8 +26,9 @@ Stein variational gradient descent (2016), for `SVGD`.
 
 from __future__ import annotations
 
+from .._degenerate import DegenerateWeights
 from .bandwidth import bandwidth
-from .evolve import DegenerateWeights, Evolution, evolve
+from .evolve import Evolution, evolve
 from .flow import Flow
 from .kl import KL
 from .ksd import KSD

@@ -10,16 +10,12 @@ from torch import Tensor
 
 from ..._torch import check
 from ..._torch.objects import plain
+from .._degenerate import DegenerateWeights
 from .._reporting import Callback, reporting
 from .flow import Flow
 from .state import Particles
 
-__all__ = ["DegenerateWeights", "Evolution", "evolve"]
-
-
-class DegenerateWeights(UserWarning):
-    """The effective sample size of the weights has fallen below half the number of particles; the
-    message says what helps."""
+__all__ = ["Evolution", "evolve"]
 
 
 @dataclass(frozen=True, eq=False)
