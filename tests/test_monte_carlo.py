@@ -15,7 +15,8 @@ from test_global_state import STATES
 
 import dfkernels as df
 from dfkernels.methods import monte_carlo
-from dfkernels.methods.monte_carlo import GROUPS, LEAST_ESS, DegenerateWeights, estimate
+from dfkernels.methods.degenerate import DegenerateWeights
+from dfkernels.methods.monte_carlo import GROUPS, LEAST_ESS, estimate
 
 f64 = torch.float64
 NAMES = ("log_prob", "mean", "score", "fisher_trace", "fisher_matvec")

@@ -13,11 +13,11 @@ import torch
 from test_global_state import STATES
 
 import dfkernels as df
+from dfkernels.methods.degenerate import DegenerateWeights
 from dfkernels.methods.particles import (
     KL,
     KSD,
     SVGD,
-    DegenerateWeights,
     Flow,
     Kalman,
     Metric,
@@ -257,7 +257,7 @@ def test_copies_are_the_weights_without_bias():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::dfkernels.methods.particles.DegenerateWeights")
+@pytest.mark.filterwarnings("ignore::dfkernels.methods.degenerate.DegenerateWeights")
 def test_duplicate_kill_moves_mass_between_modes():
     """Two modes that particles cannot leave; continuous weights find their masses too."""
     m = torch.tensor([4.0, 0.0], dtype=f64)
@@ -492,7 +492,7 @@ def test_targets_of_the_library():
     assert by_score.value is None and by_log.value is not None
 
 
-@pytest.mark.filterwarnings("ignore::dfkernels.methods.particles.DegenerateWeights")
+@pytest.mark.filterwarnings("ignore::dfkernels.methods.degenerate.DegenerateWeights")
 def test_a_flow_to_draws_of_a_target():
     y = 0.5 * normal(200, 2, seed=1) + 2
     run = evolve(

@@ -33,10 +33,10 @@ from .._torch import check
 from .._torch.objects import plain
 from .._torch.types import Level
 from ..partial import Partial, merge
-from ._degenerate import DegenerateWeights
 from ._reporting import Callback, reporting
+from .degenerate import DegenerateWeights
 
-__all__ = ["GROUPS", "LEAST_ESS", "DegenerateWeights", "Estimate", "estimate"]
+__all__ = ["GROUPS", "LEAST_ESS", "Estimate", "estimate"]
 
 GROUPS = 32  # of draws, for the errors
 LEAST_ESS = 100  # below it errors are too small too often

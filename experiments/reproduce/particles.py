@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dfkernels.methods.particles import DegenerateWeights
+from dfkernels.methods.degenerate import DegenerateWeights
 
 from . import particles_checks as checks
 from . import particles_figures as figures

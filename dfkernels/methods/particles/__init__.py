@@ -26,7 +26,6 @@ Stein variational gradient descent (2016), for `SVGD`.
 
 from __future__ import annotations
 
-from .._degenerate import DegenerateWeights
 from .bandwidth import bandwidth
 from .evolve import Evolution, evolve
 from .flow import Flow
@@ -42,7 +41,6 @@ __all__ = [
     "KL",
     "KSD",
     "SVGD",
-    "DegenerateWeights",
     "Evolution",
     "Flow",
     "Kalman",

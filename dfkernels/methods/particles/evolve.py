@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..._torch import check
 from ..._torch.objects import plain
-from .._degenerate import DegenerateWeights
 from .._reporting import Callback, reporting
+from ..degenerate import DegenerateWeights
 from .flow import Flow
 from .state import Particles
 
