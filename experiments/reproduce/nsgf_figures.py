@@ -1,4 +1,4 @@
-"""Figures of the NSGF experiment: particles over the target, step sizes, times, digits."""
+"""Figures of the NSGF experiment: particles over the target, step sizes, times, images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 from dfkernels._page.theme import Theme
 from dfkernels.methods import nsgf
 
-from .nsgf_digits import Study
 from .nsgf_errata import SHOWN, Steps
+from .nsgf_images import Study
 from .nsgf_networks import ETA, STEPS
 from .nsgf_sets import SETS
 from .section import Picture
@@ -19,9 +19,11 @@ FRAMES = (0, 1, 2, 5, 10)
 POINTS = 800
 
 
-def pictures(networks: dict[str, nn.Module], runs: list[Steps], digits: Study) -> list[Picture]:
+def pictures(
+    networks: dict[str, nn.Module], runs: list[Steps], studies: list[Study]
+) -> list[Picture]:
     """Each is drawn when asked for."""
-    return [
+    planar = [
         Picture(
             "flow",
             f"The trained flow: {POINTS} fresh points of the source after 0, 1, 2, 5 and 10 steps"
@@ -34,18 +36,25 @@ def pictures(networks: dict[str, nn.Module], runs: list[Steps], digits: Study) -
             " step multiplies the distance by |1 − η|, so that at η = 2 nothing is gained.",
             lambda theme: step_size(runs, theme),
         ),
+    ]
+    return [*planar, *(picture for study in studies for picture in _of_images(study))]
+
+
+def _of_images(study: Study) -> list[Picture]:
+    name = study.name
+    return [
         Picture(
-            "time",
-            "The time that a noisy digit looks like: the trained predictor against E[t|x], exact,"
-            " at points of the straight paths to training and to held-out images, and at the end of"
-            " the first phase.",
-            lambda theme: times(digits, theme),
+            f"time-{name.lower()}",
+            f"The time that a noisy image of {name} looks like: the trained predictor against"
+            " E[t|x], exact, at points of the straight paths to training and to held-out images,"
+            " and at the end of the first phase.",
+            lambda theme: times(study, theme),
         ),
         Picture(
-            "digits",
-            "Digits: ten samples of each, from the same noise, after as many evaluations as stand"
-            " beside them; last row: held-out images.",
-            lambda theme: images(digits, theme),
+            name.lower(),
+            f"{name[0].upper()}{name[1:]}: ten samples of each, from the same noise, after as many"
+            " evaluations as stand beside them; last row: held-out images.",
+            lambda theme: images(study, theme),
         ),
     ]
 
@@ -94,10 +103,10 @@ def step_size(runs: list[Steps], theme: Theme) -> Figure:
     return figure
 
 
-def times(digits: Study, theme: Theme) -> Figure:
+def times(study: Study, theme: Theme) -> Figure:
     figure = Figure(figsize=(8.6, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(digits.times), sharey=True)
-    for axis, t in zip(axes, digits.times, strict=True):
+    axes = figure.subplots(1, len(study.times), sharey=True)
+    for axis, t in zip(axes, study.times, strict=True):
         axis.plot([0, 1], [0, 1], color=theme.faint, linewidth=0.8)
         axis.scatter(t.exact, t.trained, s=3, color=theme.series[0], linewidth=0, alpha=0.6)
         axis.set(title=t.law, xlabel="E[t|x], exact", xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -105,14 +114,19 @@ def times(digits: Study, theme: Theme) -> Figure:
     return figure
 
 
-def images(digits: Study, theme: Theme) -> Figure:
-    rows = digits.samples
-    framed = [nn.functional.pad(x.view(-1, 8, 8), (1, 1, 1, 1), value=-1) for x in rows.values()]
+def images(study: Study, theme: Theme) -> Figure:
+    rows = study.samples
+    square = lambda x: x.view(-1, study.side, study.side)
+    framed = [nn.functional.pad(square(x), (1, 1, 1, 1), value=-1) for x in rows.values()]
     mosaic = torch.cat([x.permute(1, 0, 2).reshape(10, -1) for x in framed])
     figure = Figure(figsize=(6.8, 0.45 * len(rows)))
     axis = figure.add_axes((0.33, 0.01, 0.66, 0.98), anchor="W")
     axis.imshow(mosaic, cmap="gray_r", vmin=-1, vmax=1)
-    axis.set(xticks=[], yticks=[10 * k + 4.5 for k in range(len(rows))], yticklabels=[*rows])
+    axis.set(
+        xticks=[],
+        yticks=[(study.side + 2) * (k + 0.5) - 0.5 for k in range(len(rows))],
+        yticklabels=[*rows],
+    )
     axis.tick_params(length=0)
     axis.grid(False)
     for side in axis.spines.values():

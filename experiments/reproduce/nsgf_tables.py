@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple
 
-from . import nsgf_digits
-from .nsgf_digits import PLUS
+from . import nsgf_images
 from .nsgf_errata import BLUR, SHOWN, Batches, Signs, Steps, Unconverged
+from .nsgf_images import PLUS
 from .nsgf_metrics import DIRECTIONS
 from .nsgf_networks import ETA, METHODS, STEPS, Effort
 from .nsgf_sets import SETS
@@ -149,25 +149,27 @@ def _errata(signs: Signs) -> list[list[str]]:
     ]
 
 
-def time_tables(digits: nsgf_digits.Study) -> list[Table]:
-    floor = _spread(digits.floor, 3)
+def time_tables(study: nsgf_images.Study) -> list[Table]:
+    floor = _spread(study.floor, 3)
     return [
         Table(
-            "NSGF++ on digits, 8 x 8: energy distance to held-out images",
+            f"NSGF++ on {study.name}, {study.side} x {study.side}: energy distance to held-out"
+            " images",
             ["sampler", "evaluations", "energy distance"],
             [
-                *([r.name, f"{r.evaluations}", f"{r.distance:.3f}"] for r in digits.rows),
+                *([r.name, f"{r.evaluations}", f"{r.distance:.3f}"] for r in study.rows),
                 ["floor", "–", floor],
             ],
-            "Of 1,500 samples and 297 held-out images, pixels in [−1, 1], by all pairs; floor: of"
-            " random parts of the data of these sizes, mean ± standard deviation. First phase:"
-            f" {nsgf_digits.STEPS} steps, blur {nsgf_digits.BLUR:g}, η = {nsgf_digits.ETA:g}; then"
+            f"Of {nsgf_images.SAMPLES:,} samples and {study.held} held-out images, pixels in"
+            " [−1, 1], by all pairs; floor: of random parts of the data of these"
+            " sizes, mean ± standard deviation. First phase:"
+            f" {nsgf_images.STEPS} steps, blur {nsgf_images.BLUR:g}, η = {nsgf_images.ETA:g}; then"
             " the straight flow from the time of each point. The trained time is one evaluation;"
             " the exact one none, but some hundred passes over the data. FM: the same straight"
             " network from noise.",
         ),
         Table(
-            "When is it? Time predictor against E[t|x]",
+            f"When is it? Time predictor on {study.name} against E[t|x]",
             ["points", "mean, exact", "mean, predicted", "error", "what t itself leaves open"],
             [
                 [
@@ -177,9 +179,9 @@ def time_tables(digits: nsgf_digits.Study) -> list[Table]:
                     f"{t.error:.3f}",
                     f"{t.spread:.3f}",
                 ]
-                for t in digits.times
+                for t in study.times
             ],
-            "Exact: for the 1,500 training images as a data set, t uniform. Error: of"
+            f"Exact: for the {study.known:,} training images as a data set, t uniform. Error: of"
             " the predictor, root mean square; the last column is that of t less E[t|x], which no"
             " predictor can know.",
         ),
@@ -190,15 +192,20 @@ def text(
     found: dict[str, Found],
     runs: list[Steps],
     rows: list[Unconverged],
-    digits: nsgf_digits.Study,
+    studies: list[nsgf_images.Study],
 ) -> list[str]:
     below = sum(
         PAPER[name]["NSGF"] <= statistics.fmean(f.near["floor"]) for name, f in found.items()
     )
     ratio = [f.far["FM"][0] / f.far["NSGF"][0] for f in found.values()]
     coupled = [f.far["OT-CFM"][0] / f.far["NSGF"][0] for f in found.values()]
-    end, alone = digits.times[0], digits.rows[0].distance
-    best = lambda name: min(r.distance for r in digits.rows if r.name == name)
+    end = studies[0].times[0]
+    phases = "; ".join(
+        f"on {study.name} from {study.rows[0].distance:.3f} to {study.best(TRAINED):.3f} with the"
+        f" predictor and to {study.best(EXACT):.3f} with the exact time, where the same straight"
+        f" network alone, from noise, comes to {study.best('FM'):.3f}"
+        for study in studies
+    )
     return [
         (
             "Neural Sinkhorn Gradient Flow (arXiv 2401.14069) moves particles down the Sinkhorn"
@@ -230,12 +237,10 @@ def text(
             "NSGF++ enters the straight flow at a time that a network predicts from x. What it is"
             " to predict is known exactly for a data set, E[t|x], a ratio of integrals of the"
             " diffused density over t, and needs no training. The end of the first phase does not"
-            " follow the law of the paths on which the predictor was trained: there the predictor"
+            " follow the law of the paths on which the predictor was trained: there, on digits, it"
             f" says {end.trained.mean().item():.2f} on average where the exact mean is"
-            f" {end.exact.mean().item():.2f}. On digits the second phase takes the energy distance"
-            f" from {alone:.3f} to {best(TRAINED):.3f} with the predictor, and to"
-            f" {best(EXACT):.3f} with the exact time; the same straight network alone, from noise,"
-            f" comes to {best('FM'):.3f}. The paper's FID needs an Inception network, which is not"
-            " at hand: those numbers are not compared."
+            f" {end.exact.mean().item():.2f}. The second phase takes the energy distance {phases}."
+            " The paper's FID needs an Inception network, which is not at hand: those numbers are"
+            " not compared."
         ),
     ]

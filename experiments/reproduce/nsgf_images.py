@@ -1,4 +1,4 @@
-"""NSGF++ on scikit-learn's digits, 8 x 8 pixels: two phases, and the time between them.
+"""NSGF++ on images, scikit-learn's digits and MNIST: two phases, and the time between them.
 
 The metric of the paper's images, FID, needs a network that is not here. The energy distance in the
 space of pixels takes its place: it is zero for equal laws only, needs no features, and has a floor,
@@ -18,17 +18,17 @@ from dfkernels.methods import nsgf
 from dfkernels.methods.networks import VectorNet
 from dfkernels.methods.reflow import Pairs
 
-from . import digits
+from .digits import Digits
 from .nsgf_metrics import energy_distance
 from .nsgf_networks import BATCH, Effort, fitted, straight_denoiser, straight_loss
 
-__all__ = ["BLUR", "ETA", "STEPS", "Row", "Study", "Times", "study"]
+__all__ = ["BLUR", "ETA", "PLUS", "SAMPLES", "STEPS", "Row", "Study", "Times", "study"]
 
-BLUR, ETA, STEPS = 1.0, 0.4, 5  # of the first phase; an image is some 10 from noise
+BLUR, ETA, STEPS = 1.0, 0.4, 5  # of the first phase; an image is 10 to 20 from noise
+SAMPLES = 1500
 COUNTS = (5, 15, 55)  # steps of the second phase
 PLUS = ("NSGF++, trained time", "NSGF++, exact time")
 COMPARED = 500  # points at which times are compared
-D = 64
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,33 @@ class Times:
 
 @dataclass(frozen=True)
 class Study:
+    name: str
+    side: int  # pixels
+    known: int  # training images
+    held: int
     rows: list[Row]
     floor: list[float]  # over random splits
     times: list[Times]
-    samples: dict[str, Tensor]  # ten of each, and held-out images, [10, 64]
+    samples: dict[str, Tensor]  # ten of each, and held-out images, [10, d]
+
+    def best(self, name: str) -> float:
+        """The least energy distance of a way to sample."""
+        return min(row.distance for row in self.rows if row.name == name)
 
 
-def study(quick: bool, budget: Effort, out: Path) -> Study:
-    data = digits.load()
+def study(name: str, data: Digits, quick: bool, budget: Effort, out: Path) -> Study:
+    """Of square images; networks are kept in `out` under the name."""
     y, held = data.train.flatten(1), data.held.flatten(1)
-    velocity, straight, predictor = _networks(y, budget, out)
+    velocity, straight, predictor = _networks(name, y, budget, out)
     flow = straight_denoiser(straight)
-    n, generator = (100 if quick else len(y)), torch.Generator().manual_seed(11)
-    noise = torch.randn(n, D, generator=generator)
+    n, generator = (100 if quick else SAMPLES), torch.Generator().manual_seed(11)
+    noise = torch.randn(n, y.shape[1], generator=generator)
     counts = COUNTS[:1] if quick else COUNTS
     rows, samples = [], {}
 
-    def add(name: str, evaluations: int, x: Tensor) -> None:
-        rows.append(Row(name, evaluations, energy_distance(x, held)))
-        samples[f"{name}, {evaluations}"] = x[:10]
+    def add(way: str, evaluations: int, x: Tensor) -> None:
+        rows.append(Row(way, evaluations, energy_distance(x, held)))
+        samples[f"{way}, {evaluations}"] = x[:10]
 
     with torch.no_grad():
         near = nsgf.sample(velocity, noise, steps=STEPS, eta=ETA).x[-1]
@@ -89,15 +97,17 @@ def study(quick: bool, budget: Effort, out: Path) -> Study:
         times = _times(predictor, near, noise[:COMPARED], y, held, generator)
         # at 1, which float32 may round to, there is nothing left to do
         starts = times[0].trained.clamp_max(1 - 1e-3), times[0].exact
-        for name, extra, start in zip(PLUS, (1, 0), starts, strict=True):
+        for way, extra, start in zip(PLUS, (1, 0), starts, strict=True):
             for count in counts:
                 end = nsgf.straight_flow(flow, near, start, steps=count)
-                add(name, STEPS + extra + count, end)
+                add(way, STEPS + extra + count, end)
         for count in counts:
             add("FM", STEPS + count, nsgf.straight_flow(flow, noise, 0.0, steps=STEPS + count))
     samples["held out"] = held[:10]
     splits = 3 if quick else 20
-    return Study(rows, _floor(torch.cat([y, held]), n, len(held), splits), times, samples)
+    floor = _floor(torch.cat([y, held]), n, len(held), splits)
+    side = data.train.shape[-1]
+    return Study(name, side, len(y), len(held), rows, floor, times, samples)
 
 
 def _times(
@@ -127,11 +137,14 @@ def _times(
     return [Times(law, *part) for law, part in zip(laws, parts, strict=True)]
 
 
-def _networks(y: Tensor, budget: Effort, out: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _networks(
+    data: str, y: Tensor, budget: Effort, out: Path
+) -> tuple[nn.Module, nn.Module, nn.Module]:
     """v, u and tau, each kept in `out`."""
+    d = y.shape[1]
 
     def noise(n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, D, generator=generator)
+        return torch.randn(n, d, generator=generator)
 
     def image(n: int, generator: torch.Generator) -> Tensor:
         return y[torch.randint(len(y), (n,), generator=generator)]
@@ -161,12 +174,12 @@ def _networks(y: Tensor, budget: Effort, out: Path) -> tuple[nn.Module, nn.Modul
 
     def kept(network: nn.Module, name: str, loss) -> nn.Module:
         about = {"network": name, "blur": BLUR, "eta": ETA, "pool": budget.batches}
-        return fitted(network, loss, out / f"nsgf-digits-{name}.pt", budget.training, about)
+        return fitted(network, loss, out / f"nsgf-{data.lower()}-{name}.pt", budget.training, about)
 
-    event = VectorNet(D, width=budget.width, depth=3)
+    event = VectorNet(d, width=budget.width, depth=3)
     v = kept(event, "velocity", velocity)
-    u = kept(VectorNet(D, width=budget.width, depth=3), "straight", on_pairs(straight_loss))
-    scalar = VectorNet(D, output="scalar", width=budget.width // 2, depth=3)
+    u = kept(VectorNet(d, width=budget.width, depth=3), "straight", on_pairs(straight_loss))
+    scalar = VectorNet(d, output="scalar", width=budget.width // 2, depth=3)
     tau = kept(nsgf.TimePredictor(scalar), "time", on_pairs(time_loss))
     return v, u, tau
 
