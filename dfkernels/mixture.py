@@ -16,6 +16,7 @@ from ._fitted import parameters_of
 from ._io import files
 from ._torch import check
 from ._torch.objects import Watched, plain
+from ._torch.product import product
 from .law import Drawn, Law, per_channel
 
 __all__ = ["GaussianMixture"]
@@ -216,15 +217,14 @@ class GaussianMixture(Law):
         if self._frame is None:
             return v
         lead = v.shape[: v.ndim - len(self.event_shape)]
-        with plain(v.device):
-            return v.reshape(*lead, self.d) @ self._cast("axes", self._frame.axes, v.dtype)
+        return product(v.reshape(*lead, self.d), self._cast("axes", self._frame.axes, v.dtype))
 
     def _back(self, v: Tensor, like: Tensor) -> Tensor:
         """The inverse of `_turned`, in the shape of `like`."""
         if self._frame is None:
             return v.reshape(like.shape)
-        with plain(v.device):
-            return (v @ self._cast("axes", self._frame.axes, v.dtype).mT).reshape(like.shape)
+        axes = self._cast("axes", self._frame.axes, v.dtype)
+        return product(v, axes.mT).reshape(like.shape)
 
     def _given(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances as the ops take them beside x."""

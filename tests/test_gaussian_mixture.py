@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import pickle
@@ -579,6 +580,34 @@ def test_global_state_changes_nothing(name, width):
         found = results()
     for a, b in zip(found, want, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_the_mode_in_which_backward_is_called_changes_no_gradient():
+    """The product with the covariance's axes was once derived in bfloat16 inside autocast."""
+    mixture, x = df.GaussianMixture(MEANS.float(), **WIDTHS["full"]), double(3, *EVENT, seed=52)
+    x = x.float().requires_grad_()
+
+    def gradients(state):
+        p = mixture.posterior(x, 1.0, 0.5)
+        product = mixture.fisher_matvec(x, x.detach(), 1.0, 0.5)
+        with state:
+            (g,) = torch.autograd.grad(p.mean.sin().sum() + product.sum(), x, create_graph=True)
+            return g.detach(), torch.autograd.grad(g.square().sum(), x)[0]
+
+    want = gradients(contextlib.nullcontext())
+    for name in ("autocast bfloat16", "autocast float16"):
+        for a, b in zip(gradients(STATES[name]()), want, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_forward_mode_and_vmap_pass_through_the_axes():
+    mixture, x = df.GaussianMixture(MEANS, **WIDTHS["full"]), double(3, *EVENT, seed=53)
+    v = double(3, *EVENT, seed=54)
+    log_prob = lambda x: mixture.posterior(x[None], 1.0, 0.5).log_prob[0]
+    score = torch.vmap(torch.func.grad(log_prob))(x)
+    torch.testing.assert_close(score, mixture.posterior(x, 1.0, 0.5).score)
+    change = torch.func.jvp(lambda x: mixture.posterior(x, 1.0, 0.5).score, (x,), (v,))[1]
+    torch.testing.assert_close(change, -mixture.fisher_matvec(x, v, 1.0, 0.5))
 
 
 @pytest.mark.parametrize("width", [{"variance": 0.1}, {"covariance": torch.eye(D)}])

@@ -532,6 +532,18 @@ def test_global_state_does_not_change_a_variation(name):
         assert torch.equal(a.gradient, b.gradient)
 
 
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("metric", [Kalman(0.1), Stein()], ids=["Kalman", "Stein"])
+def test_global_state_does_not_change_a_metric(metric, name):
+    given = some(dtype=torch.float32)
+    rates = lambda: (metric.position_rate(given, given.v), metric.kinetic_gradient(given))
+    want = rates()
+    with STATES[name]():
+        found = rates()
+    for a, b in zip(found, want, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
 def test_a_metric_says_what_it_lacks():
     p = some()
     with pytest.raises(NotImplementedError, match="^Metric: define position_rate$"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import check
+from ..._torch.objects import plain
 from ._kernel_sums import kernel_sums
 from ._pairs import rows_of
 from .bandwidth import Bandwidth, bandwidth, checked
@@ -71,21 +72,23 @@ class Kalman(Metric):
 
     def position_rate(self, particles: Particles, v: Tensor) -> Tensor:
         """C v + lambda v; by the smaller of the two Gram matrices, [d, d] or [M, M]."""
-        x, w = _about_mean(particles)
-        rows = v.reshape(x.shape)
-        weighted = w[:, None] * x
-        fewer = x.shape[1] <= len(x)
-        found = rows @ (weighted.T @ x) if fewer else (rows @ weighted.T) @ x
-        return (found + self.ridge * rows).reshape(v.shape)
+        with plain(particles.x.device):
+            x, w = _about_mean(particles)
+            rows = v.reshape(x.shape)
+            weighted = w[:, None] * x
+            fewer = x.shape[1] <= len(x)
+            found = rows @ (weighted.T @ x) if fewer else (rows @ weighted.T) @ x
+            return (found + self.ridge * rows).reshape(v.shape)
 
     def kinetic_gradient(self, particles: Particles) -> Tensor:
         """B (x_i - m), B = sum_j w_j v_j v_j^T, m the weighted mean."""
-        x, w = _about_mean(particles)
-        v = particles.v.reshape(x.shape)
-        weighted = w[:, None] * v
-        fewer = x.shape[1] <= len(x)
-        found = x @ (weighted.T @ v) if fewer else (x @ weighted.T) @ v
-        return found.reshape(particles.x.shape)
+        with plain(particles.x.device):
+            x, w = _about_mean(particles)
+            v = particles.v.reshape(x.shape)
+            weighted = w[:, None] * v
+            fewer = x.shape[1] <= len(x)
+            found = x @ (weighted.T @ v) if fewer else (x @ weighted.T) @ v
+            return found.reshape(particles.x.shape)
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,15 @@ class Stein(Metric):
 
     def kinetic_gradient(self, particles: Particles) -> Tensor:
         """sum_j w_j <v_i, v_j> grad_1 k(x_i, x_j)."""
-        given = particles._rows
-        h = bandwidth(given, self.bandwidth)
-        x, v = given - given.mean(0), particles.v.reshape(given.shape)
-        out = torch.empty_like(x)
-        for rows, kernel, _ in rows_of(x, particles.weights, h):
-            pairs = kernel * (v[rows] @ v.T)
-            out[rows] = (-2 / h) * (pairs.sum(1, True) * x[rows] - pairs @ x)
-        return out.reshape(particles.x.shape)
+        with plain(particles.x.device):
+            given = particles._rows
+            h = bandwidth(given, self.bandwidth)
+            x, v = given - given.mean(0), particles.v.reshape(given.shape)
+            out = torch.empty_like(x)
+            for rows, kernel, _ in rows_of(x, particles.weights, h):
+                pairs = kernel * (v[rows] @ v.T)
+                out[rows] = (-2 / h) * (pairs.sum(1, True) * x[rows] - pairs @ x)
+            return out.reshape(particles.x.shape)
 
 
 def _about_mean(particles: Particles) -> tuple[Tensor, Tensor]:
