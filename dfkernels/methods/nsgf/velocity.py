@@ -58,7 +58,8 @@ def velocity(
         a: Weights of x, [n], floating, >= 0; their sum is taken out. None: uniform.
         b: Weights of y, [m].
         tol: The marginal error at which either plan is taken for solved. The relative error of v is
-            about as large: tol=1e-6, for which the points have to be in float64, gives six digits.
+            about as large, and some times larger at a small blur: tol=1e-7, for which the points
+            have to be in float64, gives six digits.
         max_iter: The largest number of iterations of either plan.
         start: The velocity before the particles moved a little, whose plans are near.
 
