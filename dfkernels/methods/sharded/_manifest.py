@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._io import files, rows
-from .._io.files import FileError
-from .._io.rows import Located
-from .._torch import check
-from ._shards import of_folder, stamp
+from ..._io import files, rows
+from ..._io.files import FileError
+from ..._io.rows import Located
+from ..._torch import check
+from .._shards import of_folder, stamp
 
 __all__ = ["NAME", "Manifest", "Shard", "load", "make"]
 

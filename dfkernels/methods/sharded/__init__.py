@@ -1,0 +1,12 @@
+"""A data set in many files, larger than the memory: read shard by shard, and merged.
+
+A folder of .npy or .safetensors files becomes a cloud by its manifest, a JSON file that says which
+files there are, in which order, and what they held when it was written.
+"""
+
+from __future__ import annotations
+
+from .cloud import ShardedCloud
+from .write import write_manifest
+
+__all__ = ["ShardedCloud", "write_manifest"]

@@ -1,0 +1,144 @@
+"""The files of a manifest as they were opened, and their rows, block by block."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..._io import rows
+from ..._io.files import FileError
+from ..._io.rows import Located
+from ..._torch import check
+from .._shards import stamp
+from . import _manifest
+
+__all__ = ["Block", "Files", "numbers_of"]
+
+
+class Block(NamedTuple):
+    """Rows of a file that are read together."""
+
+    file: int
+    first: int
+    last: int
+
+
+class Files:
+    """The files that a manifest lists, all of which are there; their contents are checked while
+    they are read.
+
+    Args:
+        folder: With a manifest.
+
+    Raises:
+        FileError: A file or the manifest is wrong.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileError(f"{folder}: expected a folder with a {_manifest.NAME}")
+        self.manifest = _manifest.load(folder / _manifest.NAME)
+        self.arrays: list[Located] = self.manifest.located(folder)
+        self._stamps = [stamp(at.path) for at in self.arrays]
+        self._trusted = [
+            seen[0] == shard.mtime_ns
+            for seen, shard in zip(self._stamps, self.manifest.shards, strict=True)
+        ]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return self.arrays[0].row_bytes
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of rows of the files."""
+        return [at.shape[0] for at in self.arrays]
+
+    def blocks(self, numbers: Sequence[int], count: int) -> Iterator[tuple[Block, Tensor]]:
+        """The rows of some files in order, at most `count` together; the next ones are read
+        meanwhile. A block's memory is used again after the next one was asked for.
+
+        Raises:
+            FileError: A file has changed, or cannot be read.
+        """
+        tasks = [
+            Block(i, first, min(first + count, self.sizes[i]))
+            for i in numbers
+            for first in range(0, self.sizes[i], count)
+        ]
+        if not tasks:
+            return
+        largest = max(task.last - task.first for task in tasks) * self.row_bytes
+        buffers = [np.empty(largest, np.uint8) for _ in range(2)]
+        sums: dict[int, int] = {}  # running checksums, by file
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._read, tasks[0], buffers[0], sums)
+            for i, task in enumerate(tasks):
+                y = ahead.result()
+                if i + 1 < len(tasks):
+                    ahead = reader.submit(self._read, tasks[i + 1], buffers[(i + 1) % 2], sums)
+                yield task, y
+
+    def verify(self, report: Callable[[int, int], None]) -> None:
+        """Reads all files and compares their checksums with the manifest's. report(rows, all rows).
+
+        Raises:
+            FileError: A file has changed since the manifest was written.
+        """
+        done, count = 0, sum(self.sizes)
+        for i, at in enumerate(self.arrays):
+            crc = 0
+            for start, block, crc_so_far in _manifest.blocks(at):
+                crc = crc_so_far
+                report(done + start + len(block), count)
+            self._compare(i, crc)
+            done += at.shape[0]
+
+    def _read(self, task: Block, buffer: np.ndarray, sums: dict[int, int]) -> Tensor:
+        i, first, last = task
+        at = self.arrays[i]
+        self._expect_unchanged(i)
+        y = rows.read(at, first, last, buffer)
+        if not self._trusted[i]:
+            size = (last - first) * at.row_bytes
+            sums[i] = zlib.crc32(buffer.data[:size], sums.get(i, 0))
+            if last == at.shape[0]:
+                self._compare(i, sums[i])
+        return y
+
+    def _expect_unchanged(self, i: int) -> None:
+        path = self.arrays[i].path
+        if stamp(path) != self._stamps[i]:
+            raise FileError(f"{path}: has changed since the cloud was opened: open it anew")
+
+    def _compare(self, i: int, crc: int) -> None:
+        expected = self.manifest.shards[i].crc32
+        if crc != expected:
+            raise FileError(
+                f"{self.arrays[i].path}: has changed since {_manifest.NAME} was written: its "
+                f"checksum is {crc}, not {expected}"
+            )
+        self._trusted[i] = True
+
+
+def numbers_of(files: object, count: int) -> list[int]:
+    """The numbers of the files that are asked for, of `count`; all of them for None.
+
+    Raises:
+        TypeError, ValueError: They are none, or one comes twice.
+    """
+    if files is None:
+        return list(range(count))
+    if not isinstance(files, Iterable):
+        raise TypeError(f"files: expected numbers of files, got {type(files).__name__}")
+    numbers = [check.integer("files", i, 0, count - 1) for i in files]
+    if len(set(numbers)) < len(numbers):
+        raise check.mismatch("files", "each file once", numbers)
+    return numbers
