@@ -18,12 +18,10 @@ from ._torch import check
 from ._torch.objects import Watched, plain
 from .certified import build, heaviest, index_file
 from .certified.index import CloudIndex
-from .law import Drawn, Law, per_channel
+from .law import Drawn, Law, different_points, per_channel
 from .ops.transport_chain import Chain
 
 __all__ = ["PointCloud"]
-
-_SHUFFLED = 1 << 22  # atoms, in whose order a permutation is drawn
 
 
 class PointCloud(Law):
@@ -200,13 +198,7 @@ class PointCloud(Law):
         return self.y[rows].double() * self.scale + self.offset
 
     def _without_repeats(self, count: int, generator: torch.Generator) -> Tensor:
-        """No atom twice where all have the same weight. Of very many, one may come twice by
-        chance.
-        """
-        if self.log_prior is not None or len(self) > _SHUFFLED:
-            return self.sample(count, generator)
-        rows = torch.randperm(len(self), generator=generator, dtype=torch.int64, device="cpu")
-        return self._sampled(rows[:count].to(self.device), generator)
+        return different_points(self, count, generator)
 
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
         given = (x.double().reshape(len(x), -1), alpha.double(), sigma.double())

@@ -19,9 +19,10 @@ from ._torch.objects import Object, Watched, plain
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
 
-__all__ = ["Drawn", "Law", "checked_law"]
+__all__ = ["Drawn", "Law", "checked_law", "different_points", "per_channel"]
 
 _NUMBERS = 1 << 22  # of the vectors that are multiplied together
+_SHUFFLED = 1 << 22  # points, in whose order a permutation is drawn
 
 
 class Drawn(NamedTuple):
@@ -35,8 +36,8 @@ class Drawn(NamedTuple):
 
 class Law(Object, abc.ABC):
     """The law q_0 of the data, a mixture of N components with log weights log pi_i, immutable: base
-    of `PointCloud`, whose components are points, and of `GaussianMixture`, whose components have a
-    width. Whatever takes a `cloud` takes either.
+    of `PointCloud`, whose components are points, of `ShardedCloud`, whose points are in files, and
+    of `GaussianMixture`, whose components have a width. Whatever takes a `cloud` takes any of them.
 
     With alpha and sigma a number or [B] each, and queries x [B, *E], the methods below give what a
     subclass knows of q_t, the law of alpha x_0 + sigma eps. `DiffusionFisher` has the same as an
@@ -265,6 +266,16 @@ class Law(Object, abc.ABC):
         if (self.scale, self.offset) != (1.0, 0.0):
             parts.append(f"scale={self.scale:g}, offset={self.offset:g}")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def different_points(law: Law, count: int, generator: torch.Generator) -> Tensor:
+    """`Law._without_repeats` of a law of points: none twice where all have the same weight. Of very
+    many, one may come twice by chance.
+    """
+    if law.log_prior is not None or len(law) > _SHUFFLED:
+        return law.sample(count, generator)
+    rows = torch.randperm(len(law), generator=generator, dtype=torch.int64, device="cpu")
+    return law._sampled(rows[:count].to(law.device), generator)
 
 
 def per_channel(numbers: Tensor, like: Tensor) -> Tensor:

@@ -278,6 +278,18 @@ MUTANTS = [
         "tests/test_sharded.py",
     ),
     Mutant(
+        "ShardedCloud: a gradient that takes the shares' changes for none",
+        "share = torch.exp(part.log_mass - total.log_mass)",
+        "share = torch.exp(part.log_mass.detach() - total.log_mass)",
+        "tests/test_sharded_law.py",
+    ),
+    Mutant(
+        "ShardedCloud: a gradient of Q without its normalisation",
+        "share**2 * part.weight_square - 2 * total.weight_square * share",
+        "share**2 * part.weight_square",
+        "tests/test_sharded_law.py",
+    ),
+    Mutant(
         "monte_carlo: errors of groups instead of those of their mean",
         "(spread(name) * (G - 1) / G).sqrt()",
         "(spread(name) / (G - 1)).sqrt()",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import Any
 
 
 def is_number(text: str) -> bool:
@@ -44,12 +46,20 @@ def count(text: str, least: int = 1) -> int:
     return value
 
 
-def add_scale(parser: argparse.ArgumentParser, data: str) -> None:
-    """--scale and --offset, of the files named in `data`."""
-    parser.add_argument(
-        "--scale", type=number, default=1.0, help=f"atoms are scale * {data} + offset (default: 1)"
-    )
-    parser.add_argument("--offset", type=number, default=0.0, help="(default: 0)")
+def numbers(text: str) -> float | tuple[float, ...]:
+    """A finite number, or several with commas between."""
+    each = tuple(number(part) for part in text.split(","))
+    return each if len(each) > 1 else each[0]
+
+
+def add_scale(
+    parser: argparse.ArgumentParser, data: str, kind: Callable[[str], Any] = number
+) -> None:
+    """--scale and --offset, of the files named in `data`; with `numbers` for each channel too."""
+    several = "" if kind is number else "; A,B,... are those of the channels"
+    what = f"atoms are scale * {data} + offset (default: 1{several})"
+    parser.add_argument("--scale", type=kind, default=1.0, help=what)
+    parser.add_argument("--offset", type=kind, default=0.0, help="(default: 0)")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

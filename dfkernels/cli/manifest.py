@@ -24,7 +24,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("folder", metavar="FOLDER")
     parser.add_argument("--key", help="the array in each .safetensors file, where it has several")
-    arguments.add_scale(parser, "ROW")
+    arguments.add_scale(parser, "ROW", arguments.numbers)
     parser.add_argument("--force", action="store_true", help="replace a manifest that is there")
     parser.add_argument(
         "--check", action="store_true", help="compare all checksums with those of the manifest"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..._io import rows
@@ -45,6 +48,7 @@ class Files:
             raise FileError(f"{folder}: expected a folder with a {_manifest.NAME}")
         self.manifest = _manifest.load(folder / _manifest.NAME)
         self.arrays: list[Located] = self.manifest.located(folder)
+        self.sizes = [at.shape[0] for at in self.arrays]  # rows
         self._stamps = [stamp(at.path) for at in self.arrays]
         self._trusted = [
             seen[0] == shard.mtime_ns
@@ -56,14 +60,12 @@ class Files:
         """Of one row."""
         return self.arrays[0].row_bytes
 
-    @property
-    def sizes(self) -> list[int]:
-        """The numbers of rows of the files."""
-        return [at.shape[0] for at in self.arrays]
-
-    def blocks(self, numbers: Sequence[int], count: int) -> Iterator[tuple[Block, Tensor]]:
+    def blocks(
+        self, numbers: Sequence[int], count: int, pinned: bool = False
+    ) -> Iterator[tuple[Block, Tensor]]:
         """The rows of some files in order, at most `count` together; the next ones are read
-        meanwhile. A block's memory is used again after the next one was asked for.
+        meanwhile. A block's memory is used again after the next one was asked for. Where it is
+        pinned, a GPU copies from it at the rate of the bus.
 
         Raises:
             FileError: A file has changed, or cannot be read.
@@ -76,7 +78,8 @@ class Files:
         if not tasks:
             return
         largest = max(task.last - task.first for task in tasks) * self.row_bytes
-        buffers = [np.empty(largest, np.uint8) for _ in range(2)]
+        bytes_of = {"dtype": torch.uint8, "device": "cpu", "pin_memory": pinned}
+        buffers = [torch.empty(largest, **bytes_of).numpy() for _ in range(2)]
         sums: dict[int, int] = {}  # running checksums, by file
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._read, tasks[0], buffers[0], sums)
@@ -86,6 +89,24 @@ class Files:
                     ahead = reader.submit(self._read, tasks[i + 1], buffers[(i + 1) % 2], sums)
                 yield task, y
 
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Rows by their numbers in all files together, [n] -> [n, *E].
+
+        Raises:
+            FileError: A file has changed, or cannot be read.
+        """
+        ends = list(itertools.accumulate(self.sizes))
+        held = np.empty((len(numbers), self.row_bytes), np.uint8)
+        for place, number in sorted(enumerate(numbers.tolist()), key=lambda pair: pair[1]):
+            i = bisect.bisect(ends, number)
+            self._expect_unchanged(i)
+            if not self._trusted[i]:
+                self._compare(i, self._checksum(i, lambda rows: None))
+            row = number - ends[i] + self.sizes[i]
+            rows.read(self.arrays[i], row, row + 1, held[place])
+        at = self.arrays[0]
+        return torch.from_numpy(held).view(at.dtype).view(len(held), *at.shape[1:])
+
     def verify(self, report: Callable[[int, int], None]) -> None:
         """Reads all files and compares their checksums with the manifest's. report(rows, all rows).
 
@@ -93,13 +114,20 @@ class Files:
             FileError: A file has changed since the manifest was written.
         """
         done, count = 0, sum(self.sizes)
-        for i, at in enumerate(self.arrays):
-            crc = 0
-            for start, block, crc_so_far in _manifest.blocks(at):
-                crc = crc_so_far
-                report(done + start + len(block), count)
-            self._compare(i, crc)
-            done += at.shape[0]
+        for i, size in enumerate(self.sizes):
+            before = done
+            self._compare(
+                i, self._checksum(i, lambda rows, before=before: report(before + rows, count))
+            )
+            done += size
+
+    def _checksum(self, i: int, report: Callable[[int], None]) -> int:
+        """The CRC-32 of the rows of a file as it is now."""
+        crc = 0
+        for start, block, crc_so_far in _manifest.blocks(self.arrays[i]):
+            crc = crc_so_far
+            report(start + len(block))
+        return crc
 
     def _read(self, task: Block, buffer: np.ndarray, sums: dict[int, int]) -> Tensor:
         i, first, last = task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from ..._io.rows import Located
 from ..._torch import check
 from .._shards import of_folder, stamp
 
-__all__ = ["NAME", "Manifest", "Shard", "load", "make"]
+__all__ = ["NAME", "Manifest", "Numbers", "Shard", "blocks", "load", "make", "numbers"]
+
+Numbers = float | tuple[float, ...]  # for all channels, or one for each
 
 NAME = "manifest.json"
 _FORMAT = "dfkernels rows 1"
@@ -38,12 +40,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds; its atoms are scale * row + offset."""
+    """What a folder of shards holds; its atoms are scale * row + offset, with numbers for all
+    channels (the first axis of a row) or one for each.
+    """
 
     event_shape: tuple[int, ...]
     dtype: str
-    scale: float
-    offset: float
+    scale: Numbers
+    offset: Numbers
     shards: tuple[Shard, ...]
 
     def write(self, path: Path) -> None:
@@ -90,17 +94,24 @@ class Manifest:
 
 
 def make(
-    folder: Path, key: str | None, scale: float, offset: float, callback: Callable[[int, int], None]
+    folder: Path,
+    key: str | None,
+    scale: object,
+    offset: object,
+    callback: Callable[[int, int], None],
 ) -> Manifest:
     """The manifest of a folder, whose files are all read once. callback(rows, all rows).
 
     Raises:
         FileError: A file is wrong, unlike the first, holds NaN or inf, or ends in a row of zeros.
+        TypeError, ValueError: scale or offset is wrong, or has too few or too many channels.
     """
     if not folder.is_dir():
         raise FileError(f"{folder}: expected a folder of .safetensors or .npy files")
     found = [(path, *stamp(path), rows.locate(path, key)) for path in of_folder(folder)]
     first, total, done = found[0][3], sum(at.shape[0] for *_, at in found), 0
+    event = tuple(first.shape[1:])
+    scale, offset = numbers("scale", scale, event), numbers("offset", offset, event)
     shards = []
     for path, mtime_ns, size, at in found:
         if at.kind != first.kind:
@@ -115,7 +126,7 @@ def make(
             raise FileError(f"{path}: has changed while it was read")
         shards.append(Shard(path.name, at.key, at.shape[0], size, mtime_ns, crc))
     dtype = str(first.dtype).removeprefix("torch.")
-    return Manifest(tuple(first.shape[1:]), dtype, scale, offset, tuple(shards))
+    return Manifest(event, dtype, scale, offset, tuple(shards))
 
 
 def blocks(at: Located) -> Iterator[tuple[int, torch.Tensor, int]]:
@@ -154,7 +165,7 @@ def load(path: Path) -> Manifest:
         if not shards:
             raise ValueError("no shards")
         event = tuple(check.integer("event_shape", n, 1) for n in state["event_shape"])
-        scale, offset = (check.constant(name, state[name]) for name in ("scale", "offset"))
+        scale, offset = (numbers(name, state[name], event) for name in ("scale", "offset"))
         if not isinstance(state["dtype"], str):
             raise TypeError("dtype is no text")
         return Manifest(event, state["dtype"], scale, offset, shards)
@@ -165,6 +176,24 @@ def load(path: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = files.first_sentence(error)
         raise FileError(f"{path}: truncated, or no manifest of dfkernels: {why}") from None
+
+
+def numbers(name: str, value: object, event: tuple[int, ...]) -> Numbers:
+    """A scale or an offset of rows with shape `event`: a number, or one for each channel.
+
+    Raises:
+        TypeError, ValueError: It is none, or there are too few or too many.
+    """
+    if not isinstance(value, (Sequence, np.ndarray, torch.Tensor)) or isinstance(value, str):
+        return check.constant(name, value)
+    if not getattr(value, "ndim", 1):
+        return check.constant(name, value)
+    each = tuple(check.constant(f"{name}[{i}]", number) for i, number in enumerate(value))
+    if not event or len(each) != event[0]:
+        channels = f", or {event[0]} of them, one for each channel" if event else ""
+        expected = f"a number{channels} of rows {[*event]}"
+        raise check.mismatch(name, expected, f"{len(each)} numbers")
+    return each if len(each) > 1 else each[0]
 
 
 def _check_shard(shard: Shard) -> None:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..._torch import check
 from ..._torch.errors import Unsupported
+from ..._torch.objects import plain
 from ..._torch.types import Level
+from ...law import Drawn, Law, different_points, per_channel
 from ...ops import Posterior
-from ...partial import Partial, merge
+from ...partial import Partial
 from .._reporting import Callback, reporting
 from ._files import Files, numbers_of
+from ._manifest import Numbers
+from ._moments import partial_of
+from ._pass import Pass, stacked
 
 __all__ = ["ShardedCloud"]
 
-T = TypeVar("T")
 
-
-class ShardedCloud:
+class ShardedCloud(Law):
     """A data set in many files: a `PointCloud` for what is too large to be one. Results are exact,
-    one pass over all files for each call.
+    one pass over all files for each call, and one more for a derivative.
 
     >>> df.methods.sharded.write_manifest("latents", key="latents", scale=0.18215)  # once
     >>> cloud = df.ShardedCloud("latents")
     >>> cloud.posterior(x, alpha, sigma).mean
+    >>> df.sample(df.Denoiser.exact(cloud, schedule), x, t)
+
+    It is a law of data as a PointCloud is, immutable, for whatever takes a `cloud`. All atoms weigh
+    the same.
 
     Args:
         folder: With a `manifest.json`, which `write_manifest` or `dfkernels manifest FOLDER` wrote.
@@ -39,7 +48,7 @@ class ShardedCloud:
     `len(cloud)` is N; `event_shape` and `dtype` are those of a stored row; `files` are the names of
     the shards. Opening looks at the header of each file. A file whose time is another one than in
     the manifest, as after copying, has its checksum computed while it is first read; `verify`
-    computes all of them.
+    computes all of them. `scale` and `offset` are numbers, or one for each channel in a tuple.
 
     Raises:
         ValueError: A file is missing, truncated, of another size, shape or dtype than the manifest
@@ -48,26 +57,35 @@ class ShardedCloud:
         TypeError, ValueError: memory is no whole number, or less than two rows.
     """
 
+    folder: Path
+    memory: int
+    scale: Numbers  # pyrefly: ignore[bad-override]  # of channels too
+    offset: Numbers  # pyrefly: ignore[bad-override]
+    _files: Files
+    _device: torch.device
+
     def __init__(self, folder: str | Path, *, memory: int = 1 << 30) -> None:
-        self.folder = Path(folder)
-        self._files = Files(self.folder)
-        row = self._files.row_bytes
-        self.memory = check.integer("memory", memory)
-        if self.memory < 2 * row:
-            raise check.mismatch("memory", f"at least two rows, {2 * row} bytes", memory)
-
-    def __len__(self) -> int:
-        return sum(self._files.sizes)
+        folder = Path(folder)
+        held = Files(folder)
+        self.__setstate__(
+            {
+                "folder": folder,
+                "memory": check.integer("memory", memory),
+                "scale": held.manifest.scale,
+                "offset": held.manifest.offset,
+                "log_prior": None,
+                "_files": held,
+                "_device": torch.device("cpu"),
+            }
+        )
+        if self.memory < self._row_cost:
+            raise check.mismatch("memory", f"at least two rows, {self._row_cost} bytes", memory)
 
     @property
-    def event_shape(self) -> torch.Size:
-        """The shape E of one atom."""
-        return torch.Size(self._files.manifest.event_shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which the atoms are stored; computation follows the query's."""
-        return self._files.arrays[0].dtype
+    def _y(self) -> Tensor:
+        shape = (sum(self._files.sizes), *self._files.manifest.event_shape)
+        dtype = self._files.arrays[0].dtype
+        return torch.empty((), dtype=dtype, device=self._device).expand(shape)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -75,8 +93,29 @@ class ShardedCloud:
         return tuple(shard.file for shard in self._files.manifest.shards)
 
     def __repr__(self) -> str:
-        event, count = tuple(self.event_shape), len(self.files)
-        return f"ShardedCloud(N={len(self)}, event_shape={event}, {self.dtype}, files={count})"
+        parts = [f"N={len(self)}", f"event_shape={tuple(self.event_shape)}", str(self.dtype)]
+        parts.append(f"files={len(self.files)}")
+        if (self.scale, self.offset) != (1.0, 0.0):
+            named = (("scale", self.scale), ("offset", self.offset))
+            parts += [f"{n}={a:g}" if isinstance(a, float) else f"{n}=[{len(a)}]" for n, a in named]
+        return f"ShardedCloud({', '.join(parts)})"
+
+    def to(self, *args: Any, **kwargs: Any) -> ShardedCloud:
+        """A cloud whose draws are on another device; atoms are read to the queries' device anyway.
+
+        Args:
+            args, kwargs: As `Tensor.to` takes them.
+
+        Raises:
+            TypeError: A cast: computation follows the queries' dtype, and files stay as they are.
+        """
+        like = torch.empty(0, dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        if like.dtype != self.dtype:
+            raise TypeError(
+                f"dtype: expected none, or {self.dtype} as in the files, got {like.dtype}: "
+                "computation follows the queries' dtype"
+            )
+        return self if like.device == self.device else self._replaced(_device=like.device)
 
     def posterior(self, x: Tensor, alpha: Level, sigma: Level) -> Posterior:
         """log_prob, mean, fisher_trace and ess of queries, as `ops.posterior` returns them.
@@ -102,6 +141,14 @@ class ShardedCloud:
         """
         return self.partial(x, alpha, sigma, v=v).fisher_matvec()
 
+    def fisher_diagonal(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """diag F, ``[B, *E]``.
+
+        Raises:
+            TypeError, ValueError: See `partial`.
+        """
+        return self.partial(x, alpha, sigma, diagonal=True).fisher_diagonal()
+
     def partial(
         self,
         x: Tensor,
@@ -126,31 +173,54 @@ class ShardedCloud:
             progress: Whether to show a bar on stderr.
 
         Returns:
-            A `Partial`, which carries no graph.
+            A `Partial`, differentiable in x, alpha, sigma and v, in reverse and in forward mode.
+            Its graph holds no atoms: a derivative reads the files again, except that of log_prob,
+            which is made of results. First derivatives only, but for log_prob in x, alpha and sigma
+            and the mean in x, whose derivatives can be differentiated once more.
 
         Raises:
             ValueError: A file has changed since the manifest was written or the cloud opened, or
-                cannot be read (a `FileError`); or an argument is wrong, or requires a gradient.
+                cannot be read (a `FileError`); or an argument is wrong.
             TypeError: An argument has a wrong type or dtype.
+            NotImplementedError: In a backward pass, for a derivative that there is not.
         """
-        given = [t for t in (x, alpha, sigma, v) if isinstance(t, Tensor)]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-            raise Unsupported(
-                "x, alpha, sigma, v: expected tensors that require no gradient, since atoms that "
-                "were read are not kept: detach them; the score and F v are results"
-            )
-        like = torch.empty((0, *self.event_shape), dtype=self.dtype, device="cpu")
-        check.tensor("x", x)
-        held = self._files.manifest
-        stored = {"scale": held.scale, "offset": held.offset}
-        of = lambda y: Partial.of(x, y.to(x.device), alpha, sigma, v=v, diagonal=diagonal, **stored)
-        nothing = of(like)
-        numbers = numbers_of(files, len(self.files))
-        count = sum(self._files.sizes[i] for i in numbers)
-        with torch.no_grad(), reporting("atoms", callback, progress, count) as report:
-            add = lambda part, y: merge([part, of(y)])
-            parts = self._by_file(numbers, nothing, add, lambda done: report(done, count))
-            return merge(itertools.chain([nothing], parts))
+        d = check.query("x", x).shape[1]
+        if v is not None:
+            check.vectors("v", v, "x", x, d)
+        check.choice("diagonal", diagonal, (False, True))
+        numbers, count = numbers_of(files, len(self.files)), max(1, self.memory // self._row_cost)
+        over = Pass(self._files, numbers, count, self.scale, self.offset, diagonal)
+        over = replace(over, pinned=x.is_cuda, callback=callback, progress=progress)
+        with plain(x.device):
+            levels = check.alpha(alpha, x).clone(), check.sigma(sigma, x).clone()
+            # copies: a query that is changed in place afterwards is another one
+            return partial_of(over, x.clone(), *levels, None if v is None else v.clone())
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some atoms, read from their files: values, scale and offset applied.
+
+        Args:
+            numbers: Of the atoms in all files together, int64 [n], from 0 to N - 1.
+
+        Returns:
+            ``[n, *E]`` in float64 on the cloud's device.
+
+        Raises:
+            TypeError: They are no int64 tensor [n].
+            ValueError: There is no such atom; or a file has changed, or cannot be read (a
+                `FileError`).
+        """
+        check.tensor("numbers", numbers)
+        if numbers.dtype != torch.int64 or numbers.dim() != 1:
+            got = f"{numbers.dtype} {list(numbers.shape)}"
+            raise TypeError(f"numbers: expected an int64 tensor [n], got {got}")
+        outside = numbers[(numbers < 0) | (numbers >= len(self))]
+        if len(outside):
+            expected = f"atoms from 0 to {len(self) - 1}"
+            raise check.mismatch("numbers", expected, outside[0].item())
+        y = self._files.rows(numbers).double()
+        y = y * per_channel(stacked(self.scale), y) + per_channel(stacked(self.offset), y)
+        return y.to(self.device)
 
     def verify(self, *, callback: Callback | None = None, progress: bool = False) -> None:
         """Reads all files and compares their checksums with the manifest's.
@@ -162,22 +232,52 @@ class ShardedCloud:
         with reporting("verify", callback, progress, len(self)) as report:
             self._files.verify(report)
 
-    def _by_file(
-        self,
-        numbers: list[int],
-        nothing: T,
-        add: Callable[[T, Tensor], T],
-        report: Callable[[int], None],
-    ) -> Iterator[T]:
-        """What the rows of each of some files make together: add(add(nothing, block), block) and so
-        on. report(rows) after each block.
+    def draw(self, x: Tensor, alpha: Level, sigma: Level, *, seed: int) -> Drawn:
+        raise Unsupported(
+            "draw: a ShardedCloud keeps no weights of atoms: draw from a PointCloud of some of them"
+        )
+
+    @property
+    def _row_cost(self) -> int:
+        """Bytes for a row that is used while another one is read; with numbers for each channel it
+        is used in a copy, in the queries' dtype.
         """
-        done, made = 0, nothing
-        count = self.memory // 2 // self._files.row_bytes
-        for block, y in self._files.blocks(numbers, count):
-            made = add(made, y)
-            done += len(y)
-            report(done)
-            if block.last == self._files.sizes[block.file]:
-                yield made
-                made = nothing
+        copied = not (isinstance(self.scale, float) and isinstance(self.offset, float))
+        return 2 * self._files.row_bytes + 8 * self.d * copied
+
+    def _eps(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p.eps(x, alpha, sigma)
+
+    def _score(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p.score(x, alpha, sigma)
+
+    def _sampled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return self.rows(rows)
+
+    def _without_repeats(self, count: int, generator: torch.Generator) -> Tensor:
+        return different_points(self, count, generator)
+
+    def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        raise Unsupported(
+            "top_k: a ShardedCloud keeps no weights of atoms: search a PointCloud of some of them"
+        )
+
+    def _mapped(self, a: Tensor, b: Tensor, most: int) -> ShardedCloud:
+        scale = a.cpu() * stacked(self.scale)
+        offset = a.cpu() * stacked(self.offset) + b.cpu()
+        number = lambda t: t.item() if len(t) == 1 else tuple(t.tolist())
+        return self._replaced(scale=number(scale), offset=number(offset))
+
+    def _replaced(self, **state: object) -> ShardedCloud:
+        """A copy with other values of some attributes."""
+        other = copy.copy(self)
+        other.__setstate__(state)
+        return other
+
+    def _fingerprint(self) -> str:
+        rows = zlib.crc32(str([(s.rows, s.crc32) for s in self._files.manifest.shards]).encode())
+        event, mapped = list(self.event_shape), f"scale={self.scale!r} offset={self.offset!r}"
+        return f"shards N={len(self)} {event} {self.dtype} {mapped} crc32={rows}"
+
+    def _no_index(self) -> str | None:
+        return "a ShardedCloud has no index, and reads all atoms: leave tolerance out"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..._io.files import FileError
-from ..._torch import check
 from .._reporting import Callback, reporting
 from . import _manifest
 
@@ -16,8 +16,8 @@ def write_manifest(
     folder: str | Path,
     *,
     key: str | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
+    scale: float | Sequence[float] = 1.0,
+    offset: float | Sequence[float] = 0.0,
     force: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
@@ -30,7 +30,9 @@ def write_manifest(
             their names. Each holds rows ``[n, *E]``, all of one shape and dtype: float64/32/16,
             bfloat16 or uint8.
         key: Of the array in each .safetensors file; None where a file holds one array only.
-        scale, offset: Atoms are scale * row + offset.
+        scale, offset: Atoms are scale * row + offset: a number, or one for each channel, the first
+            axis of E. Latents that are normalised to (z - mean)/std have the scale 1/std and the
+            offset -mean/std.
         force: Whether to replace a manifest that is there.
         callback: callback(rows, all rows) after each block that was read.
         progress: Whether to show a bar on stderr.
@@ -43,11 +45,10 @@ def write_manifest(
             shape or dtype than the first, holds NaN or inf, or ends in a row of zeros, as one does
             whose writer died; there is a manifest already, or it cannot be written. It is a
             `FileError`, whose message names the file.
-        TypeError, ValueError: scale or offset is no finite number.
+        TypeError, ValueError: scale or offset is no finite number, nor one for each channel.
     """
     folder = Path(folder)
     path = folder / _manifest.NAME
-    scale, offset = check.constant("scale", scale), check.constant("offset", offset)
     if path.exists() and not force:
         raise FileError(f"{path}: is there already: force replaces it")
     with reporting("manifest", callback, progress, 0) as report:

@@ -1,0 +1,88 @@
+"""How the files of a cloud are read, for results and for derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ...law import per_channel
+from ...partial import Partial, merge
+from .._reporting import Callback, reporting
+from ._files import Files
+from ._manifest import Numbers
+
+__all__ = ["Pass", "stacked"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Some files of a cloud, which can be read as often as needed.
+
+    Attributes:
+        files: The files of the cloud.
+        numbers: Which of them, in order.
+        count: Rows that are read together.
+        scale, offset: What maps rows to atoms.
+        diagonal: Whether diag C is wanted.
+        pinned: Whether a GPU takes the rows.
+        callback, progress: As for `ShardedCloud.partial`.
+    """
+
+    files: Files
+    numbers: Sequence[int]
+    count: int
+    scale: Numbers
+    offset: Numbers
+    diagonal: bool = False
+    pinned: bool = False
+    callback: Callback | None = None
+    progress: bool = False
+
+    def by_file(self, name: str, nothing: T, add: Callable[[T, Tensor], T]) -> Iterator[T]:
+        """What the rows of each file make together: add(add(nothing, block), block) and so on. Both
+        the results and the derivatives are put together from these, in the order of the files.
+        `name` is that of the progress bar.
+        """
+        total, done, made = sum(self.files.sizes[i] for i in self.numbers), 0, nothing
+        with reporting(name, self.callback, self.progress, total) as report:
+            for block, y in self.files.blocks(self.numbers, self.count, self.pinned):
+                made = add(made, y)
+                done += len(y)
+                report(done, total)
+                if block.last == self.files.sizes[block.file]:
+                    yield made
+                    made = nothing
+
+    def block(
+        self, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None
+    ) -> Partial:
+        """The Partial of rows, which are overwritten where there are numbers for each channel."""
+        y, given = y.to(x.device), {"v": v, "diagonal": self.diagonal}
+        if isinstance(self.scale, float) and isinstance(self.offset, float):
+            return Partial.of(x, y, alpha, sigma, scale=self.scale, offset=self.offset, **given)
+        y, scale, offset = y.to(x.dtype), *(stacked(n) for n in (self.scale, self.offset))
+        y = y.mul_(per_channel(scale, y)).add_(per_channel(offset, y))
+        return Partial.of(x, y, alpha, sigma, **given)
+
+    def whole(self, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None) -> Partial:
+        """The Partial of all rows."""
+        event, dtype = self.files.manifest.event_shape, self.files.arrays[0].dtype
+        like = torch.empty((0, *event), dtype=dtype, device="cpu")
+        nothing = self.block(like, x, alpha, sigma, v)
+        add = lambda part, y: merge([part, self.block(y, x, alpha, sigma, v)])
+        total = nothing
+        for part in self.by_file("atoms", nothing, add):
+            total = merge([total, part])
+        return total
+
+
+def stacked(numbers: Numbers) -> Tensor:
+    """A number or those of the channels, [1] or [C] in float64."""
+    each = (numbers,) if isinstance(numbers, float) else numbers
+    return torch.tensor(each, dtype=torch.float64, device="cpu")
