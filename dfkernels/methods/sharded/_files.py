@@ -96,7 +96,9 @@ class Files:
             FileError: A file has changed, or cannot be read.
         """
         ends = list(itertools.accumulate(self.sizes))
-        held = np.empty((len(numbers), self.row_bytes), np.uint8)
+        at = self.arrays[0]
+        out = torch.empty((len(numbers), *at.shape[1:]), dtype=at.dtype, device="cpu")
+        held = out.view(-1).view(torch.uint8).numpy().reshape(len(out), self.row_bytes)
         for place, number in sorted(enumerate(numbers.tolist()), key=lambda pair: pair[1]):
             i = bisect.bisect(ends, number)
             self._expect_unchanged(i)
@@ -104,8 +106,7 @@ class Files:
                 self._compare(i, self._checksum(i, lambda rows: None))
             row = number - ends[i] + self.sizes[i]
             rows.read(self.arrays[i], row, row + 1, held[place])
-        at = self.arrays[0]
-        return torch.from_numpy(held).view(at.dtype).view(len(held), *at.shape[1:])
+        return out
 
     def verify(self, report: Callable[[int, int], None]) -> None:
         """Reads all files and compares their checksums with the manifest's. report(rows, all rows).
