@@ -6,6 +6,8 @@ Importing it registers torch.ops.dfkernels.
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 from . import adapt, methods, ops, schedule
 from ._top_k import TopK, top_k
 from .cloud import PointCloud
@@ -67,5 +69,3 @@ __all__ = [
     "trace_loss",
     "transport_test",
 ]
-
-__version__ = "0.1.0"

@@ -18,9 +18,16 @@ from torch import Tensor
 from . import files
 from .files import FileError
 
-__all__ = ["Located", "locate", "read"]
+__all__ = ["DTYPES", "Located", "locate", "read"]
 
-_NPY = {np.dtype(name): getattr(torch, name) for name in ("float64", "float32", "float16", "uint8")}
+DTYPES = {  # by name, those that atoms can have
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+}
+_NPY = {np.dtype(name): DTYPES[name] for name in ("float64", "float32", "float16", "uint8")}
 
 
 class Located(NamedTuple):
@@ -69,7 +76,7 @@ def locate(path: Path, key: str | None) -> Located:
         raise FileError(f"{path}: cannot read: {error.strerror or error}") from None
     except Exception as error:  # parsers of damaged files raise whatever comes to their mind
         raise FileError(f"{path}: truncated or unreadable: {files.first_sentence(error)}") from None
-    if found.dtype not in (*_NPY.values(), torch.bfloat16):
+    if found.dtype not in DTYPES.values():
         raise FileError(
             f"{found.name}: expected float64, float32, float16, bfloat16 or uint8, got "
             f"{str(found.dtype).removeprefix('torch.')}"

@@ -6,7 +6,8 @@ files there are, in which order, and what they held when it was written.
 
 from __future__ import annotations
 
+from .._ranks import RankError
 from .cloud import ShardedCloud
 from .write import write_manifest
 
-__all__ = ["ShardedCloud", "write_manifest"]
+__all__ = ["RankError", "ShardedCloud", "write_manifest"]

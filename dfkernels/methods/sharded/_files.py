@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from ..._io import rows
 from ..._io.files import FileError
-from ..._io.rows import Located
 from ..._torch import check
+from .._ranks import Ranks, owners
 from .._shards import stamp
 from . import _manifest
 
@@ -33,32 +34,40 @@ class Block(NamedTuple):
 
 
 class Files:
-    """The files that a manifest lists, all of which are there; their contents are checked while
-    they are read.
+    """The files that a manifest lists. Those that this rank reads are there; their contents are
+    checked while they are read.
 
     Args:
         folder: With a manifest.
+        ranks: Who share the files out.
 
     Raises:
         FileError: A file or the manifest is wrong.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
         if not folder.is_dir():
             raise FileError(f"{folder}: expected a folder with a {_manifest.NAME}")
         self.manifest = _manifest.load(folder / _manifest.NAME)
-        self.arrays: list[Located] = self.manifest.located(folder)
-        self.sizes = [at.shape[0] for at in self.arrays]  # rows
-        self._stamps = [stamp(at.path) for at in self.arrays]
-        self._trusted = [
-            seen[0] == shard.mtime_ns
-            for seen, shard in zip(self._stamps, self.manifest.shards, strict=True)
-        ]
+        self.ranks = ranks
+        self.sizes = [shard.rows for shard in self.manifest.shards]
+        self.owner = owners(self.sizes, ranks.size)
+        self.own = ranks.share(range(len(self.sizes)), self.owner)
+        self.arrays = self.manifest.located(folder, self.own)
+        self._stamps = {i: stamp(at.path) for i, at in self.arrays.items()}
+        self._trusted = {
+            i: seen[0] == self.manifest.shards[i].mtime_ns for i, seen in self._stamps.items()
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return rows.DTYPES[self.manifest.dtype]
 
     @property
     def row_bytes(self) -> int:
         """Of one row."""
-        return self.arrays[0].row_bytes
+        return math.prod(self.manifest.event_shape) * self.dtype.itemsize
 
     def blocks(
         self, numbers: Sequence[int], count: int, pinned: bool = False
@@ -90,14 +99,14 @@ class Files:
                 yield task, y
 
     def rows(self, numbers: Tensor) -> Tensor:
-        """Rows by their numbers in all files together, [n] -> [n, *E].
+        """Rows by their numbers in all files together, [n] -> [n, *E], in this rank's files.
 
         Raises:
             FileError: A file has changed, or cannot be read.
         """
         ends = list(itertools.accumulate(self.sizes))
-        at = self.arrays[0]
-        out = torch.empty((len(numbers), *at.shape[1:]), dtype=at.dtype, device="cpu")
+        shape = (len(numbers), *self.manifest.event_shape)
+        out = torch.empty(shape, dtype=self.dtype, device="cpu")
         held = out.view(-1).view(torch.uint8).numpy().reshape(len(out), self.row_bytes)
         for place, number in sorted(enumerate(numbers.tolist()), key=lambda pair: pair[1]):
             i = bisect.bisect(ends, number)
@@ -108,19 +117,44 @@ class Files:
             rows.read(self.arrays[i], row, row + 1, held[place])
         return out
 
+    def rows_of_all(self, numbers: Tensor) -> Tensor:
+        """The same by whichever rank, in float64.
+
+        Raises:
+            FileError, RankError: A file has changed, or cannot be read.
+        """
+        self.ranks.agree("rows", {"numbers": numbers})
+        sizes, owner = torch.tensor([self.sizes, self.owner], dtype=torch.int64, device="cpu")
+        rank = owner[torch.bucketize(numbers, sizes.cumsum(0), right=True)]
+        found = torch.zeros(
+            (len(numbers), *self.manifest.event_shape), dtype=torch.float64, device="cpu"
+        )
+
+        def own() -> Iterator[tuple[Tensor, ...]]:
+            mine = rank == self.ranks.rank
+            yield (found.clone().index_put_((mine,), self.rows(numbers[mine]).double()),)
+
+        everyone = range(self.ranks.size)
+        for i, (rows_of_one,) in enumerate(
+            self.ranks.exchanged(everyone, everyone, own(), (found,))
+        ):
+            found[rank == i] = rows_of_one[rank == i]
+        return found
+
     def verify(self, report: Callable[[int, int], None]) -> None:
-        """Reads all files and compares their checksums with the manifest's. report(rows, all rows).
+        """Reads this rank's files and compares their checksums with the manifest's. report(rows,
+        all rows).
 
         Raises:
             FileError: A file has changed since the manifest was written.
         """
-        done, count = 0, sum(self.sizes)
-        for i, size in enumerate(self.sizes):
+        done, count = 0, sum(self.sizes[i] for i in self.own)
+        for i in self.own:
             before = done
             self._compare(
                 i, self._checksum(i, lambda rows, before=before: report(before + rows, count))
             )
-            done += size
+            done += self.sizes[i]
 
     def _checksum(self, i: int, report: Callable[[int], None]) -> int:
         """The CRC-32 of the rows of a file as it is now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,15 +60,17 @@ class Manifest:
             lambda file: file.write(f'{text},\n  "shards": [\n    {lines}\n  ]\n}}\n'.encode()),
         )
 
-    def located(self, folder: Path) -> list[Located]:
-        """The arrays of all files, which are still there as the manifest has them, contents aside.
+    def located(self, folder: Path, numbers: Iterable[int]) -> dict[int, Located]:
+        """The arrays of the files of these numbers, which are still there as the manifest has them,
+        contents aside.
 
         Raises:
             FileError: A file is missing, of another size, shape or dtype, or listed twice.
         """
-        found, seen = [], set()
+        found, seen = {}, set()
         expected = f"rows {list(self.event_shape)} in {self.dtype}"
-        for shard in self.shards:
+        for i in numbers:
+            shard = self.shards[i]
             path = folder / shard.file
             same = (path.resolve(), shard.key)
             if same in seen:
@@ -89,7 +91,7 @@ class Manifest:
                 raise FileError(
                     f"{at.name}: expected {shard.rows} rows as in {NAME}, got {at.shape[0]}"
                 )
-            found.append(at)
+            found[i] = at
         return found
 
 
@@ -166,8 +168,7 @@ def load(path: Path) -> Manifest:
             raise ValueError("no shards")
         event = tuple(check.integer("event_shape", n, 1) for n in state["event_shape"])
         scale, offset = (numbers(name, state[name], event) for name in ("scale", "offset"))
-        if not isinstance(state["dtype"], str):
-            raise TypeError("dtype is no text")
+        check.choice("dtype", state["dtype"], tuple(rows.DTYPES))
         return Manifest(event, state["dtype"], scale, offset, shards)
     except FileNotFoundError:
         raise FileError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from ._manifest import Numbers
 
 __all__ = ["Pass", "stacked"]
 
-T = TypeVar("T")
+T = TypeVar("T", Partial, tuple[Tensor, ...])
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +44,33 @@ class Pass:
     callback: Callback | None = None
     progress: bool = False
 
-    def by_file(self, name: str, nothing: T, add: Callable[[T, Tensor], T]) -> Iterator[T]:
-        """What the rows of each file make together: add(add(nothing, block), block) and so on. Both
-        the results and the derivatives are put together from these, in the order of the files.
-        `name` is that of the progress bar.
+    def by_file(
+        self, name: str, given: Mapping[str, object], nothing: T, add: Callable[[T, Tensor], T]
+    ) -> Iterator[T]:
+        """What the rows of each file make together, by whichever rank: add(add(nothing, block),
+        block) and so on. Both the results and the derivatives are put together from these, in the
+        order of the files.
+
+        Args:
+            name: Of the progress bar.
+            given: What the results depend on, by name.
+            nothing: A Partial, or a tuple of tensors in float64.
+            add: Of what was made so far and rows.
         """
-        total, done, made = sum(self.files.sizes[i] for i in self.numbers), 0, nothing
-        with reporting(name, self.callback, self.progress, total) as report:
-            for block, y in self.files.blocks(self.numbers, self.count, self.pinned):
+        ranks, owner = self.files.ranks, self.files.owner
+        how = {"files": self.numbers, "rows together": self.count, "diagonal": self.diagonal}
+        ranks.agree(f"a pass for {name}", {**given, **how})
+        own = self._by_own_file(ranks.share(self.numbers, owner), name, nothing, add)
+        return ranks.exchanged(self.numbers, owner, own, nothing)
+
+    def _by_own_file(
+        self, numbers: Sequence[int], name: str, nothing: T, add: Callable[[T, Tensor], T]
+    ) -> Iterator[T]:
+        total, done, made = sum(self.files.sizes[i] for i in numbers), 0, nothing
+        with reporting(
+            name, self.callback, self.progress and self.files.ranks.rank == 0, total
+        ) as report:
+            for block, y in self.files.blocks(numbers, self.count, self.pinned):
                 made = add(made, y)
                 done += len(y)
                 report(done, total)
@@ -72,12 +91,14 @@ class Pass:
 
     def whole(self, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None) -> Partial:
         """The Partial of all rows."""
-        event, dtype = self.files.manifest.event_shape, self.files.arrays[0].dtype
-        like = torch.empty((0, *event), dtype=dtype, device="cpu")
-        nothing = self.block(like, x, alpha, sigma, v)
+        shape = (0, *self.files.manifest.event_shape)
+        with self.files.ranks.telling():
+            like = torch.empty(shape, dtype=self.files.dtype, device="cpu")
+            nothing = self.block(like, x, alpha, sigma, v)
+        given = {"x": x, "alpha": alpha, "sigma": sigma, "v": v}
         add = lambda part, y: merge([part, self.block(y, x, alpha, sigma, v)])
         total = nothing
-        for part in self.by_file("atoms", nothing, add):
+        for part in self.by_file("atoms", given, nothing, add):
             total = merge([total, part])
         return total
 

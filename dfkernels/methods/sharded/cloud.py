@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..._torch import check
 from ..._torch.errors import Unsupported
@@ -19,6 +19,7 @@ from ..._torch.types import Level
 from ...law import Drawn, Law, different_points, per_channel
 from ...ops import Posterior
 from ...partial import Partial
+from .._ranks import Ranks
 from .._reporting import Callback, reporting
 from ._files import Files, numbers_of
 from ._manifest import Numbers
@@ -44,17 +45,26 @@ class ShardedCloud(Law):
         folder: With a `manifest.json`, which `write_manifest` or `dfkernels manifest FOLDER` wrote.
         memory: Bytes of atoms that are in memory at once: half of them while they are used, half
             while they are read ahead. The last digits of results depend on it.
+        group: A process group of torch.distributed whose ranks share the files out; each has the
+            cloud opened with it, calls the same methods with the same queries in the same order,
+            and gets the whole results. None, as `torch.distributed.group.WORLD` is before
+            `init_process_group`, for this process alone.
 
     `len(cloud)` is N; `event_shape` and `dtype` are those of a stored row; `files` are the names of
-    the shards. Opening looks at the header of each file. A file whose time is another one than in
-    the manifest, as after copying, has its checksum computed while it is first read; `verify`
-    computes all of them. `scale` and `offset` are numbers, or one for each channel in a tuple.
+    the shards. Opening looks at the header of each file that this rank reads. A file whose time is
+    another one than in the manifest, as after copying, has its checksum computed while it is first
+    read; `verify` computes all of them. `scale` and `offset` are numbers, or one for each channel
+    in a tuple.
 
     Raises:
         ValueError: A file is missing, truncated, of another size, shape or dtype than the manifest
             says, or listed twice; the manifest is missing or damaged. It is a `FileError`, whose
             message names the file.
-        TypeError, ValueError: memory is no whole number, or less than two rows.
+        TypeError, ValueError: memory is no whole number, or less than two rows; or group is not
+            initialised, or this process not in it.
+        RankError: With a group, here and in all methods: ranks have been given different things, or
+            one of them has raised an error, has died, or gives no answer within the group's
+            timeout. Every rank raises.
     """
 
     folder: Path
@@ -64,33 +74,48 @@ class ShardedCloud(Law):
     _files: Files
     _device: torch.device
 
-    def __init__(self, folder: str | Path, *, memory: int = 1 << 30) -> None:
-        folder = Path(folder)
-        held = Files(folder)
-        self.__setstate__(
-            {
-                "folder": folder,
-                "memory": check.integer("memory", memory),
-                "scale": held.manifest.scale,
-                "offset": held.manifest.offset,
-                "log_prior": None,
-                "_files": held,
-                "_device": torch.device("cpu"),
-            }
-        )
-        if self.memory < self._row_cost:
-            raise check.mismatch("memory", f"at least two rows, {self._row_cost} bytes", memory)
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        memory: int = 1 << 30,
+        group: distributed.ProcessGroup | None = None,
+    ) -> None:
+        ranks = Ranks(group)
+        with ranks.telling():
+            held = Files(Path(folder), ranks)
+            self.__setstate__(
+                {
+                    "folder": Path(folder),
+                    "memory": check.integer("memory", memory),
+                    "scale": held.manifest.scale,
+                    "offset": held.manifest.offset,
+                    "log_prior": None,
+                    "_files": held,
+                    "_device": torch.device("cpu"),
+                }
+            )
+            if self.memory < self._row_cost:
+                raise check.mismatch("memory", f"at least two rows, {self._row_cost} bytes", memory)
+        ranks.agree("opening a cloud", {"manifest": held.manifest, "memory": memory})
 
     @property
     def _y(self) -> Tensor:
         shape = (sum(self._files.sizes), *self._files.manifest.event_shape)
-        dtype = self._files.arrays[0].dtype
-        return torch.empty((), dtype=dtype, device=self._device).expand(shape)
+        return torch.empty((), dtype=self._files.dtype, device=self._device).expand(shape)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the shards, in the order in which they are merged."""
         return tuple(shard.file for shard in self._files.manifest.shards)
+
+    @property
+    def own_files(self) -> tuple[str, ...]:
+        """The names of those that this rank reads. The largest file goes first, each to the rank
+        that has the fewest rows by then, and of several to the first; of files of the same size the
+        first goes first.
+        """
+        return tuple(self.files[i] for i in self._files.own)
 
     def __repr__(self) -> str:
         parts = [f"N={len(self)}", f"event_shape={tuple(self.event_shape)}", str(self.dtype)]
@@ -98,6 +123,8 @@ class ShardedCloud(Law):
         if (self.scale, self.offset) != (1.0, 0.0):
             named = (("scale", self.scale), ("offset", self.offset))
             parts += [f"{n}={a:g}" if isinstance(a, float) else f"{n}=[{len(a)}]" for n, a in named]
+        if self._files.ranks.group is not None:
+            parts.append(f"ranks={self._files.ranks.size}")
         return f"ShardedCloud({', '.join(parts)})"
 
     def to(self, *args: Any, **kwargs: Any) -> ShardedCloud:
@@ -184,17 +211,20 @@ class ShardedCloud(Law):
             TypeError: An argument has a wrong type or dtype.
             NotImplementedError: In a backward pass, for a derivative that there is not.
         """
-        d = check.query("x", x).shape[1]
-        if v is not None:
-            check.vectors("v", v, "x", x, d)
-        check.choice("diagonal", diagonal, (False, True))
-        numbers, count = numbers_of(files, len(self.files)), max(1, self.memory // self._row_cost)
-        over = Pass(self._files, numbers, count, self.scale, self.offset, diagonal)
-        over = replace(over, pinned=x.is_cuda, callback=callback, progress=progress)
+        with self._files.ranks.telling():
+            d = check.query("x", x).shape[1]
+            if v is not None:
+                check.vectors("v", v, "x", x, d)
+            check.choice("diagonal", diagonal, (False, True))
+            numbers = numbers_of(files, len(self.files))
+            count = max(1, self.memory // self._row_cost)
+            over = Pass(self._files, numbers, count, self.scale, self.offset, diagonal)
+            over = replace(over, pinned=x.is_cuda, callback=callback, progress=progress)
+            levels = check.alpha(alpha, x), check.sigma(sigma, x)
         with plain(x.device):
-            levels = check.alpha(alpha, x).clone(), check.sigma(sigma, x).clone()
             # copies: a query that is changed in place afterwards is another one
-            return partial_of(over, x.clone(), *levels, None if v is None else v.clone())
+            queries = [None if t is None else t.clone() for t in (x, *levels, v)]
+            return partial_of(over, *queries)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Some atoms, read from their files: values, scale and offset applied.
@@ -210,27 +240,34 @@ class ShardedCloud(Law):
             ValueError: There is no such atom; or a file has changed, or cannot be read (a
                 `FileError`).
         """
-        check.tensor("numbers", numbers)
-        if numbers.dtype != torch.int64 or numbers.dim() != 1:
-            got = f"{numbers.dtype} {list(numbers.shape)}"
-            raise TypeError(f"numbers: expected an int64 tensor [n], got {got}")
-        outside = numbers[(numbers < 0) | (numbers >= len(self))]
-        if len(outside):
-            expected = f"atoms from 0 to {len(self) - 1}"
-            raise check.mismatch("numbers", expected, outside[0].item())
-        y = self._files.rows(numbers).double()
+        with self._files.ranks.telling():
+            check.tensor("numbers", numbers)
+            if numbers.dtype != torch.int64 or numbers.dim() != 1:
+                got = f"{numbers.dtype} {list(numbers.shape)}"
+                raise TypeError(f"numbers: expected an int64 tensor [n], got {got}")
+            outside = numbers[(numbers < 0) | (numbers >= len(self))]
+            if len(outside):
+                expected = f"atoms from 0 to {len(self) - 1}"
+                raise check.mismatch("numbers", expected, outside[0].item())
+        y = self._files.rows_of_all(numbers.cpu())
         y = y * per_channel(stacked(self.scale), y) + per_channel(stacked(self.offset), y)
         return y.to(self.device)
 
     def verify(self, *, callback: Callback | None = None, progress: bool = False) -> None:
-        """Reads all files and compares their checksums with the manifest's.
+        """Reads all files, with a group each rank its own, and compares their checksums with the
+        manifest's.
 
         Raises:
             ValueError: A file has changed since the manifest was written (a `FileError`, which
                 names it).
         """
-        with reporting("verify", callback, progress, len(self)) as report:
+        ranks = self._files.ranks
+        with (
+            ranks.telling(),
+            reporting("verify", callback, progress and ranks.rank == 0, len(self)) as report,
+        ):
             self._files.verify(report)
+        ranks.agree("verify", {})
 
     def draw(self, x: Tensor, alpha: Level, sigma: Level, *, seed: int) -> Drawn:
         raise Unsupported(

@@ -1,0 +1,240 @@
+"""Runs `ShardedCloud`s in process groups and writes down what each rank got, for test_ranks.py.
+
+    python tests/ranks.py FOLDER SCENARIO:RANKS ...
+
+torch is imported once: the ranks are forks of this process, which has started no threads by then.
+FOLDER holds data/ with a manifest, and gets SCENARIO.RANKS.json, the outcomes by rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+import dfkernels as df
+from dfkernels._io import files
+from dfkernels.methods import _ranks
+
+E = (2, 3)
+ALPHA, SIGMA = 0.9, 0.7
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X, V = normal(3, *E, seed=1), normal(3, 2, *E, seed=2)
+
+
+def bits(*tensors):
+    """A number for all bits of some tensors."""
+    return files.checksums(tensors)
+
+
+def outcome(call):
+    """What a call returns, or its error as text."""
+    try:
+        return call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def whole(cloud, x=X, alpha=ALPHA, sigma=SIGMA, v=V, **more):
+    p = cloud.partial(x, alpha, sigma, v=v, diagonal=True, **more)
+    return bits(*p.posterior(), p.score(), p.fisher_matvec(), p.fisher_diagonal(), p.log_weight)
+
+
+def opened(folder, group=None, memory=200):
+    group = distributed.group.WORLD if group is None else group
+    return df.ShardedCloud(folder, memory=memory, group=group)
+
+
+def uses(cloud):
+    """Numbers for what a cloud does besides `partial`."""
+    x = X.clone().requires_grad_()
+    sigma = torch.full((3,), SIGMA, requires_grad=True)
+    p = cloud.posterior(x, ALPHA, sigma)
+    results = {"log_prob": p.log_prob, "mean": p.mean, "trace": p.fisher_trace}
+    results["product"] = cloud.fisher_matvec(x, V, ALPHA, sigma)
+    found = {
+        name: bits(*torch.autograd.grad(t.square().sum(), (x, sigma), retain_graph=True))
+        for name, t in results.items()
+    }
+    _, along = torch.func.jvp(lambda x: cloud.posterior(x, ALPHA, SIGMA).ess, (X,), (V[:, 0],))
+    found["ess"] = bits(along)
+    found["rows"] = bits(cloud.rows(torch.tensor([49, 0, 7, 8, 9, 7])))
+    found["sample"] = bits(cloud.sample(5, torch.Generator().manual_seed(3)))
+    schedule = df.schedule.EDM()
+    denoiser = df.Denoiser.exact(cloud, schedule)
+    t = df.time_grid(schedule, 4, (0.05, 5.0))
+    found["dopri5"] = bits(df.sample(denoiser, 5 * X, t, method="dopri5").x[-1])
+    return found
+
+
+def results(rank, folder):
+    cloud = opened(folder / "data")
+    cloud.verify()
+    return {"whole": outcome(lambda: whole(cloud)), "own": cloud.own_files, "repr": repr(cloud)}
+
+
+def using(rank, folder):
+    return {"uses": outcome(lambda: uses(opened(folder / "data")))}
+
+
+def gradient(cloud, loss, name="fisher_trace"):
+    x = X.clone().requires_grad_()
+    found = getattr(cloud.posterior(x, ALPHA, SIGMA), name)
+    return bits(*torch.autograd.grad(loss * found.sum(), x))
+
+
+def disagreeing(rank, folder):
+    """What rank 1 is asked for differs, in one thing after the other; then all is well again."""
+    cloud, data = opened(folder / "data"), folder / "data"
+    pick = lambda usual, other: other if rank == 1 else usual
+    scaled, lacking, local = (folder / f"{name}{rank}" for name in ("scaled", "lacking", "local"))
+    for copy in (scaled, lacking, local):
+        shutil.copytree(data, copy)
+    df.methods.sharded.write_manifest(scaled, scale=pick(1.0, 2.0), force=True)
+    (lacking / pick("part8.npy", "part11.npy")).unlink()  # of rank 2 on ranks 0 and 2, of rank 1
+    for name in set(cloud.files) - set(cloud.own_files):
+        (local / name).unlink()
+
+    def versions(call):
+        usual = _ranks._versions
+        _ranks._versions = pick(usual, lambda: "dfkernels 0")
+        try:
+            return call()
+        finally:
+            _ranks._versions = usual
+
+    calls = {
+        "x": lambda: whole(cloud, pick(X, X + 1e-7)),
+        "shape": lambda: whole(cloud, pick(X, X[:2]), v=None),
+        "dtype": lambda: whole(cloud, pick(X, X.double()), v=None),
+        "alpha": lambda: whole(cloud, alpha=pick(ALPHA, 0.8)),
+        "sigma": lambda: whole(cloud, sigma=pick(torch.full((3,), SIGMA), torch.ones(3))),
+        "v": lambda: whole(cloud, v=pick(V, V[:, :1])),
+        "diagonal": lambda: cloud.partial(X, ALPHA, SIGMA, diagonal=pick(False, True)),
+        "files": lambda: whole(cloud, files=pick([0, 2], [0, 1])),
+        "method": lambda: pick(lambda: whole(cloud), cloud.verify)(),
+        "manifest": lambda: opened(pick(data, scaled)),
+        "memory": lambda: opened(data, memory=pick(200, 300)),
+        "versions": lambda: versions(lambda: whole(cloud)),
+        "gradient": lambda: gradient(cloud, pick(1.0, 2.0)),
+        "mean": lambda: gradient(cloud, pick(1.0, 2.0), "mean"),
+        "rows": lambda: bits(cloud.rows(torch.tensor([pick(0, 1)]))),
+        "missing": lambda: opened(lacking),
+        "local": lambda: whole(opened(local)),
+        "argument": lambda: whole(cloud, pick(X, "x")),
+        "after": lambda: whole(cloud),
+    }
+    return {name: outcome(call) for name, call in calls.items()}
+
+
+def raising(rank, folder):
+    """Errors in the work of one rank, of two, and the same one on all."""
+    cloud = opened(folder / "data")
+    nan = X.clone()
+    nan[1, 0, 2] = torch.nan
+
+    def fail(ranks, done, total):
+        if rank in ranks:
+            raise OSError(f"no space on {len(ranks)}")
+
+    calls = {
+        "one": lambda: whole(cloud, callback=functools.partial(fail, [1])),
+        "two": lambda: whole(cloud, callback=functools.partial(fail, [0, 2])),
+        "all": lambda: whole(cloud, callback=functools.partial(fail, range(9))),
+        "shape": lambda: whole(cloud, X[..., :2], v=None),
+        "nan": lambda: whole(cloud, nan),
+        "long": lambda: whole(cloud, callback=lambda *_: 1 / 0 if rank else {}["\0ß" * 9999]),
+        "after": lambda: whole(cloud),
+    }
+    return {name: outcome(call) for name, call in calls.items()}
+
+
+def subgroup(rank, folder):
+    """Two of the ranks have a group of their own; a third is outside of it."""
+    group = distributed.new_group([0, 2])
+
+    def call():
+        cloud = opened(folder / "data", group)
+        return [whole(cloud), repr(cloud), cloud.own_files]
+
+    found = {"inside": outcome(call)}
+    cloud = opened(folder / "data")
+    distributed.destroy_process_group()
+    found["destroyed"] = outcome(lambda: opened(folder / "data", cloud._files.ranks.group))
+    return found
+
+
+def killed(rank, folder):
+    """Rank 1 is killed while it works."""
+    cloud = opened(folder / "data")
+    end = lambda *_: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else None
+    return {"killed": outcome(lambda: whole(cloud, callback=end))}
+
+
+def hanging(rank, folder):
+    """Rank 1 takes longer than the group's timeout of a second."""
+    cloud = opened(folder / "data")
+    return {
+        "late": outcome(lambda: whole(cloud, callback=lambda *_: time.sleep(0.6 * (rank == 1))))
+    }
+
+
+SCENARIOS = {
+    call.__name__: call for call in (results, using, disagreeing, raising, subgroup, killed, hanging)
+}
+
+
+def run(scenario, rank, ranks, folder):
+    """One rank, in a process of its own."""
+    torch.set_num_threads(1)
+    name = f"{scenario}.{ranks}"
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / name}.store",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=1 if scenario == "hanging" else 60),
+    )
+    found = SCENARIOS[scenario](rank, folder)
+    (folder / f"{name}.{rank}.json").write_text(json.dumps(found))
+
+
+def fork(scenario, ranks, folder):
+    """All ranks; what they found, None of a rank that wrote nothing."""
+    children = []
+    for rank in range(ranks):
+        if (child := os.fork()) == 0:
+            try:
+                run(scenario, rank, ranks, folder)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    paths = [folder / f"{scenario}.{ranks}.{rank}.json" for rank in range(ranks)]
+    return [json.loads(p.read_text()) if p.exists() else None for p in paths]
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    for what in sys.argv[2:]:
+        scenario, _, count = what.partition(":")
+        found = fork(scenario, int(count), place)
+        (place / f"{scenario}.{count}.json").write_text(json.dumps(found))
