@@ -64,7 +64,7 @@ if __name__ == "__main__":
         if "RANK" not in os.environ:  # not under torchrun
             main(Path(place), None)
         else:
-            distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
+            distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
             folder = [
                 place
             ]  # the first rank's; on several machines it has to be one that they share

@@ -21,12 +21,16 @@ from documents import GUIDES, PAGES, ROOT, blocks, code_spans, promised, run, wi
 import dfkernels as df
 from tools.op_table import TABLE
 
+# what torchrun says to a process without others
+TORCHRUN = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=0"
 WITH_CODE = [page for page in GUIDES if blocks(page.read_text(), "python")]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_a_guide_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for variable in TORCHRUN.split():
+        monkeypatch.setenv(*variable.split("="))
     torch.manual_seed(0)
     given: dict = {}
     for code in blocks(page.read_text(), "python"):

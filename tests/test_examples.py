@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,8 +26,8 @@ def rows(text: str) -> list[list[float]]:
     return [[float(number) for number in line.split()] for line in lines]
 
 
-def test_there_are_five_and_each_is_short():
-    assert len(EXAMPLES) == 5
+def test_there_are_six_and_each_is_short():
+    assert len(EXAMPLES) == 6
     for path in EXAMPLES:
         text = path.read_text()
         assert len(text.splitlines()) < 80, path
@@ -67,6 +70,24 @@ def test_certified_sampling(capsys):
         assert 1 <= read < 800 and left_out <= 1e-6
         assert error <= bound + 1e-5  # the bound is of exact arithmetic
     (apart,) = re.findall(r"images differ by at most (\S+)", text)
+    assert float(apart) < 1e-5
+
+
+@pytest.mark.slow
+def test_distributed(capsys):
+    alone = output("distributed", capsys).splitlines()
+    script = str(ROOT / "examples" / "distributed.py")
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    two = subprocess.run(
+        [sys.executable, *run], check=True, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ).stdout.splitlines()  # fmt: skip
+    ranks = {"rank 0 reads part3.npy, part4.npy", "rank 1 reads part0.npy, part1.npy, part2.npy"}
+    assert ranks < set(two) and len(two) == 6 and two[-4].endswith("files=5, ranks=2)")
+    assert two[-3:] == alone[-3:]  # every digit
+    (found, want) = re.findall(r"-?\d+\.\d+", alone[-3])
+    assert abs(float(found) - float(want)) < 1e-4
+    (apart,) = re.findall(r"differ from those in memory by (\S+)", alone[-2])
     assert float(apart) < 1e-5
 
 
