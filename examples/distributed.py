@@ -56,7 +56,7 @@ def main(folder: Path, group: distributed.ProcessGroup | None) -> None:
         print(
             f"posterior means differ from those in memory by {(p.mean - one.mean).abs().max():.0e}"
         )
-        print(f"sum of all F v, every digit: {product.double().sum().item().hex()}")
+        print(f"sum of all F v, every digit: {float(product.double().sum()).hex()}")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_ranks_whose_arguments_differ_in_more_than_their_values(found):
             f"RankError: expected the same on all ranks, got {start}"
         )
     got = everyone(found, "disagreeing:3", "gradient")
-    assert got.startswith("RankError: expected the same on all ranks, got variance: ranks 0, 2 of")
+    start = "RankError: expected the same on all ranks, got gradient in variance: ranks 0, 2 of 3: "
+    assert got.startswith(start)
     one, two = (described(torch.full(X.shape, g)) for g in (1.0, 2.0))
     assert everyone(found, "disagreeing:3", "mean") == (
         f"RankError: expected the same on all ranks, got v: {of_ranks(one, two)}"

@@ -273,4 +273,4 @@ def _like(made: T, flat: Tensor, shapes: Sequence[torch.Size]) -> T:
     tensors = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
     if isinstance(made, Partial):
         return replace(made, **dict(zip(_moments(made), tensors, strict=True)))
-    return tuple(tensors)
+    return tuple(tensors)  # pyrefly: ignore[bad-return]  # T is this tuple

@@ -84,7 +84,8 @@ def gradients(
         wanted = [t for t, need in zip(queries, needs, strict=True) if need]
         nothing = tuple(torch.zeros_like(t, dtype=torch.float64) for t in wanted)
         total = nothing
-        for made in over.by_file("gradient", dict(zip(asked, given, strict=True)), nothing, add):
+        said = {f"gradient in {name}": g for name, g in zip(asked, given, strict=True)}
+        for made in over.by_file("gradient", said, nothing, add):
             total = tuple(a + b for a, b in zip(total, made, strict=True))
         return tuple(g.to(t.dtype) for g, t in zip(total, wanted, strict=True))
 
@@ -118,7 +119,8 @@ def tangents(over: Pass, total: Partial, given: Sequence[Tensor | None]) -> tupl
 
         nothing = tuple(torch.zeros_like(getattr(fixed, name)) for name in asked)
         total = nothing
-        for made in over.by_file("derivative", dict(zip(moved, along, strict=True)), nothing, add):
+        said = {f"tangent of {_QUERIES[i]}": t for i, t in zip(moved, along, strict=True)}
+        for made in over.by_file("derivative", said, nothing, add):
             total = tuple(a + b for a, b in zip(total, made, strict=True))
         return total
 

@@ -62,9 +62,9 @@ class ShardedCloud(Law):
             message names the file.
         TypeError, ValueError: memory is no whole number, or less than two rows; or group is not
             initialised, or this process not in it.
-        RankError: With a group, here and in all methods: ranks have been given different things, or
-            one of them has raised an error, has died, or gives no answer within the group's
-            timeout. Every rank raises.
+        RuntimeError: With a group, here and in all methods: ranks have been given different things,
+            or one of them has raised an error, has died, or gives no answer within the group's
+            timeout. Every rank raises; it is a `RankError`.
     """
 
     folder: Path
@@ -223,8 +223,8 @@ class ShardedCloud(Law):
             levels = check.alpha(alpha, x), check.sigma(sigma, x)
         with plain(x.device):
             # copies: a query that is changed in place afterwards is another one
-            queries = [None if t is None else t.clone() for t in (x, *levels, v)]
-            return partial_of(over, *queries)
+            a, s = (t.clone() for t in levels)
+            return partial_of(over, x.clone(), a, s, None if v is None else v.clone())
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Some atoms, read from their files: values, scale and offset applied.
