@@ -10,6 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from test_global_state import STATES
 from torch.autograd import forward_ad
 
@@ -120,6 +121,22 @@ def test_functional_transforms(cloud):
         close(call(cloud), call(whole))
     hessian = torch.func.hessian(log_prob(cloud))(X[0]).reshape(6, 6)
     close(-hessian, DiffusionFisher(X[:1], cloud, 1.0, 0.7).to_dense()[0])
+
+
+def test_checkpoints_and_batched_cotangents(cloud):
+    x = X.clone().requires_grad_()
+    call = lambda x: cloud.posterior(x, 1.0, 0.7).fisher_trace.sum()
+    (want,) = torch.autograd.grad(call(x), x)
+    kept = torch.utils.checkpoint.checkpoint(call, x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(kept, x)[0], want)
+    mean = cloud.posterior(x, 1.0, 0.7).mean
+    cotangents = normal(4, *X.shape, seed=6)
+    with pytest.raises(NotImplementedError) as raised:
+        torch.autograd.grad(mean, x, cotangents, is_grads_batched=True)
+    assert str(raised.value) == (
+        "is_grads_batched: expected False with a ShardedCloud: loop over the cotangents, or call "
+        "torch.func.vjp and torch.func.vmap"
+    )
 
 
 def test_second_derivatives_work_or_are_refused(cloud):

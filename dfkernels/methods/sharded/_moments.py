@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..._torch import private
+from ..._torch.errors import Unsupported
 from ...partial import Partial
 from ._derivatives import folded, gradients, moments_of, names, restored, tangents, unfolded
 from ._pass import Pass
@@ -51,7 +53,13 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        total = restored(*_saved(ctx), ctx.over.diagonal)
+        if private.legacy_vmap_level() >= 0:
+            raise Unsupported(
+                "is_grads_batched: expected False with a ShardedCloud: loop over the cotangents, or "
+                "call torch.func.vjp and torch.func.vmap"
+            )
+        saved = ctx.saved_tensors
+        total = restored(saved[:4], saved[4:], ctx.over.diagonal)
         pairs = zip(names(total.v, ctx.over.diagonal)[1:], cotangents[1:], strict=True)
         given = {name: g for name, g in pairs if g is not None}
         needs = ctx.needs_input_grad[1:]
@@ -61,8 +69,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, *given):
-        queries, found = ([_primal(t) for t in part] for part in _saved(ctx))
-        total = restored(queries, found, ctx.over.diagonal)
+        saved = [_primal(t) for t in ctx.saved_tensors]
+        total = restored(saved[:4], saved[4:], ctx.over.diagonal)
         return None, *tangents(ctx.over, total, given[1:])
 
     @staticmethod
@@ -74,11 +82,6 @@ class _Moments(torch.autograd.Function):
             return _of_many_vectors(info.batch_size, over, x, alpha, sigma, rows)
         n = info.batch_size
         return unfolded(n, _Moments.apply(over, *folded(n, queries, in_dims[1:])))
-
-
-def _saved(ctx) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The queries and the moments."""
-    return ctx.saved_tensors[:4], ctx.saved_tensors[4:]
 
 
 def _primal(t: Any) -> Any:
