@@ -71,6 +71,7 @@ __all__ = [
     "forward_derivatives",
     "fully_unwrapped",
     "has_kernel",
+    "in_legacy_vmap",
     "is_differentiated",
     "is_dtensor",
     "is_fake",
@@ -121,6 +122,11 @@ def legacy_vmap_level() -> int:
     level = _vmapmode_increment_nesting() - 1
     _vmapmode_decrement_nesting()
     return level
+
+
+def in_legacy_vmap() -> bool:
+    """Whether this is within torch.autograd.grad(is_grads_batched=True), and no torch.func.vmap."""
+    return legacy_vmap_level() > 0 and maybe_current_level() is None
 
 
 def may_carry_tangents() -> bool:

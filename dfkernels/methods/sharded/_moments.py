@@ -53,10 +53,10 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        if private.legacy_vmap_level() >= 0:
+        if private.in_legacy_vmap():
             raise Unsupported(
-                "is_grads_batched: expected False with a ShardedCloud: loop over the cotangents, or "
-                "call torch.func.vjp and torch.func.vmap"
+                "is_grads_batched: expected False with a ShardedCloud: loop over the cotangents, "
+                "or call torch.func.vjp and torch.func.vmap"
             )
         saved = ctx.saved_tensors
         total = restored(saved[:4], saved[4:], ctx.over.diagonal)
