@@ -286,7 +286,7 @@ def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
     def fail(*args):
         raise ValueError("DFKERNELS_ISA: expected base or v3, got 'v9'")
 
-    monkeypatch.setattr(posterior, "DiffusionFisher", fail)
+    monkeypatch.setattr(posterior, "posterior_sums", fail)
     assert (
         refused(capsys, "y.npy x.npy --sigma 1") == "DFKERNELS_ISA: expected base or v3, got 'v9'"
     )
@@ -429,7 +429,7 @@ def test_too_little_memory(here, capsys, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(posterior, "DiffusionFisher", fail)
+    monkeypatch.setattr(posterior, "posterior_sums", fail)
     assert (
         refused(capsys, "y.npy x.npy --sigma 1")
         == "not enough memory: a smaller --chunk needs less"

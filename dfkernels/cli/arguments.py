@@ -52,6 +52,16 @@ def numbers(text: str) -> float | tuple[float, ...]:
     return each if len(each) > 1 else each[0]
 
 
+def size(text: str) -> int:
+    """A number of bytes, as in 4096, 512M and 1.5G; K, M, G and T are powers of 1024."""
+    letter = text[-1:].upper()
+    power = "KMGT".find(letter) + 1 if letter else 0
+    given = text[:-1] if power else text
+    if not is_number(given) or not 1 <= float(given) * 1024**power < math.inf:
+        raise argparse.ArgumentTypeError(f"expected bytes, such as 512M or 4G, got {text!r}")
+    return int(float(given) * 1024**power)
+
+
 def add_scale(
     parser: argparse.ArgumentParser, data: str, kind: Callable[[str], Any] = number
 ) -> None:

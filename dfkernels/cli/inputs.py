@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from .._io import arrays
 from .._io.files import FileError
 from ..cloud import PointCloud
+from ..methods.sharded import ShardedCloud
 
 _BLOCK = 1 << 22  # numbers converted together
 EXACT = {  # integers up to here are numbers of that dtype
@@ -63,6 +65,36 @@ def cloud(
         atoms = converted(data, atoms, dtype, masked=None if prior is None else prior == -math.inf)
     with blaming({"y": data, "log_prior": log_prior}):
         return PointCloud(atoms, prior, scale=scale, offset=offset)
+
+
+def manifest_folder(data: str) -> Path | None:
+    """The folder of shards that `data` names, itself or by its manifest; None for a single file."""
+    path = Path(data)
+    if path.is_dir():
+        return path
+    return path.parent if path.name == "manifest.json" else None
+
+
+def sharded(folder: Path, memory: int | None, dtype: torch.dtype) -> ShardedCloud:
+    """The cloud of a folder of shards with a manifest.
+
+    Args:
+        memory: Bytes of atoms in memory at once; None for the default.
+        dtype: float32 or float64, of the computation.
+
+    Raises:
+        FileError: A file or the manifest is wrong, or holds numbers that ``dtype`` does not have.
+    """
+    given = {} if memory is None else {"memory": memory}
+    try:
+        cloud = ShardedCloud(folder, **given)
+    except FileError:
+        raise
+    except ValueError as error:
+        raise FileError(f"--{error}") from None  # memory: ...
+    if cloud.dtype == torch.float64 != dtype:
+        raise FileError(f"{folder}: holds float64: expected --dtype float64, got {short(dtype)}")
+    return cloud
 
 
 def converted(

@@ -1,10 +1,9 @@
-"""`dfkernels posterior`: the posterior sums of a user's own file of atoms at a file of queries."""
+"""`dfkernels posterior`: the posterior sums of a user's own atoms at a file of queries."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from .._io import arrays, files
 from .._io.files import FileError
 from .._torch import check
-from ..fisher import DiffusionFisher
+from ..cloud import PointCloud
+from ..methods._posterior_sums import FIELDS, posterior_sums
+from ..methods.sharded import ShardedCloud
 from . import arguments, inputs
 from .progress import progress
-
-FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,11 +26,19 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="log q, posterior mean, score, Fisher trace and ESS for your own files",
         description=(
             "Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors,"
-            " .pt or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. Writes"
-            " log_prob, mean, score, fisher_trace and ess as .npz."
+            " .pt or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. DATA"
+            " may be a folder of shards with a manifest, too. Writes log_prob, mean, score,"
+            " fisher_trace and ess as .npz."
         ),
     )
     arguments.add_data(parser)
+    parser.set_defaults(scale=None, offset=None)  # a manifest has its own
+    parser.add_argument(
+        "--memory",
+        type=arguments.size,
+        metavar="BYTES",
+        help="atoms of a folder of shards in memory at once, such as 512M (default: 1G)",
+    )
     parser.add_argument(
         "queries", metavar="QUERIES", help="noisy queries, [B, *E], of any real dtype"
     )
@@ -64,20 +71,13 @@ def _run(args: argparse.Namespace) -> int:
     if not args.force:
         _refuse_inputs(args)
     files.prepare(args.out)
+    dtype = getattr(torch, args.dtype)
     try:
-        with progress("posterior", "queries") as step:
-            results = evaluate(
-                args.data,
-                args.queries,
-                args.sigma,
-                args.alpha,
-                log_prior=args.log_prior,
-                scale=args.scale,
-                offset=args.offset,
-                dtype=getattr(torch, args.dtype),
-                chunk=args.chunk,
-                step=step,
+        if torch.tensor(check.constant("sigma", args.sigma), dtype=dtype, device="cpu") <= 0:
+            raise FileError(
+                f"sigma: expected a number that is > 0 in {args.dtype} too, got {args.sigma}"
             )
+        results = _evaluated(args, _cloud(args, dtype), dtype)
     except ValueError as error:  # names the file or the argument at fault
         raise FileError(str(error)) from None
     except (MemoryError, RuntimeError) as error:
@@ -103,65 +103,54 @@ def _refuse_inputs(args: argparse.Namespace) -> None:
             )
 
 
-def evaluate(
-    data: str,
-    queries: str,
-    sigma: float,
-    alpha: float = 1.0,
-    *,
-    log_prior: str | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-    chunk: int = 1024,
-    step: Callable[[int, int], None] = lambda done, total: None,
+def _cloud(args: argparse.Namespace, dtype: torch.dtype) -> PointCloud | ShardedCloud:
+    """The atoms of DATA. Raises FileError."""
+    folder = inputs.manifest_folder(args.data)
+    if folder is None:
+        if args.memory is not None:
+            raise FileError(
+                "--memory: expected it with a folder of shards only, and DATA is a file"
+            )
+        scale = 1.0 if args.scale is None else args.scale
+        offset = 0.0 if args.offset is None else args.offset
+        return inputs.cloud(args.data, args.log_prior, scale, offset, dtype)
+    for option in ("log_prior", "scale", "offset"):
+        if getattr(args, option) is not None:
+            what = "has no log_prior" if option == "log_prior" else f"has its own {option}"
+            raise FileError(f"--{option.replace('_', '-')}: expected none, since {folder} {what}")
+    return inputs.sharded(folder, args.memory, dtype)
+
+
+def _evaluated(
+    args: argparse.Namespace, cloud: PointCloud | ShardedCloud, dtype: torch.dtype
 ) -> dict[str, np.ndarray]:
-    """The posterior sums of atoms in a file at queries in another one.
-
-    Args:
-        data: FILE or FILE:KEY of atoms [N, *E], as `arrays.load` reads them; see `inputs.cloud`.
-        queries: The same for queries [B, *E], which are converted to ``dtype`` chunk by chunk.
-        sigma, alpha: The levels of all queries.
-        log_prior: The same for log weights [N]; None for equal ones.
-        scale, offset: Atoms are ``scale * data + offset``; queries are taken as they are.
-        dtype: float32 or float64, of the computation.
-        chunk: Queries that share one pass over the atoms.
-        step: Called as ``step(done, total)`` after each chunk, in queries.
-
-    Returns:
-        log_prob [B], mean [B, *E], score [B, *E], fisher_trace [B], ess [B].
+    """log_prob [B], mean [B, *E], score [B, *E], fisher_trace [B], ess [B] of all queries.
 
     Raises:
         FileError: Anything wrong with a file or its contents; it names the file, and the rows.
-        ValueError, TypeError: Another argument is wrong.
+        ValueError: An argument is wrong.
     """
-    check.choice("dtype", dtype, tuple(inputs.EXACT))
-    chunk = check.integer("chunk", chunk, 1)
-    if torch.tensor(check.constant("sigma", sigma), dtype=dtype, device="cpu") <= 0:
-        raise ValueError(
-            f"sigma: expected a number that is > 0 in {inputs.short(dtype)} too, got {sigma}"
-        )
-    cloud, asked = inputs.cloud(data, log_prior, scale, offset, dtype), arrays.load(queries)
-    if asked.ndim < 1 or asked.shape[1:] != cloud.y.shape[1:] or not len(asked):
-        expected = ", ".join(["B", *map(str, cloud.y.shape[1:])])
+    asked = arrays.load(args.queries)
+    if asked.ndim < 1 or asked.shape[1:] != cloud.event_shape or not len(asked):
+        expected = ", ".join(["B", *map(str, cloud.event_shape)])
         raise FileError(
-            f"{queries}: expected shape [{expected}] with B >= 1 to match {data}, got"
+            f"{args.queries}: expected shape [{expected}] with B >= 1 to match {args.data}, got"
             f" {list(asked.shape)}"
         )
     parts: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
-    chunk = min(chunk, len(asked))
-    for start in range(0, len(asked), chunk):
-        rows = asked[start : start + chunk]
-        x = inputs.converted(queries, rows, dtype, start)
-        inputs.check_finite(queries, x, start)
-        place = f"{queries}, rows {start} to {start + len(rows) - 1}"
-        with inputs.blaming({"x": place, "y": data, "log_prior": log_prior}, place):
-            at = DiffusionFisher(x, cloud, alpha, sigma)
-            for name, value in zip(
-                FIELDS, (at.log_prob, at.denoised, at.score, at.trace(), at.ess), strict=True
-            ):
+    chunk = min(args.chunk, len(asked))
+    with progress("posterior", "queries") as step:
+        for start in range(0, len(asked), chunk):
+            rows = asked[start : start + chunk]
+            x = inputs.converted(args.queries, rows, dtype, start)
+            inputs.check_finite(args.queries, x, start)
+            place = f"{args.queries}, rows {start} to {start + len(rows) - 1}"
+            names = {"x": place, "y": args.data, "log_prior": args.log_prior}
+            with inputs.blaming(names, place):
+                found = posterior_sums(x, cloud, args.alpha, args.sigma)
+            for name, value in found.items():
                 parts[name].append(value.numpy())
-        step(start + len(rows), len(asked))
+            step(start + len(rows), len(asked))
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
