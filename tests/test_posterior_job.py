@@ -3,8 +3,11 @@ were killed."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ import torch
 
 import dfkernels as df
 from dfkernels import cli
+from dfkernels._io import unfinished
+from dfkernels.methods import _posterior_sums
 from dfkernels.methods.sharded import write_manifest
 
 SIZES = (7, 1, 12)
@@ -161,3 +166,135 @@ def test_queries_and_dtypes_that_do_not_go_with_the_shards(here, capsys):
         "double: holds float64: expected --dtype float64, got float32"
     )
     run("double x.npy --sigma 1 --dtype float64")
+
+
+# ---- runs that end early
+
+JOB = "latents x.npy --sigma 0.7 --chunk 2 --memory 96"
+OUTS = ["out.npz", "out/"]
+
+
+@pytest.fixture
+def eager(here, monkeypatch):
+    """Everything that may be kept is kept at once."""
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    monkeypatch.setattr(_posterior_sums, "SECONDS", 0.0)
+    return here
+
+
+def content(out):
+    """The bytes of a result."""
+    path = Path(out)
+    if path.is_file():
+        return path.read_bytes()
+    assert sorted(p.name for p in path.iterdir()) == sorted(
+        ["job.json", *(f"{name}.npy" for name in FIELDS)]
+    )
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def expected(out):
+    """The bytes that an uninterrupted run writes."""
+    run(f"{JOB} -o whole{out.removeprefix('out')}")
+    return content(f"whole{out.removeprefix('out')}")
+
+
+def others():
+    """What is in the folder beside inputs and results."""
+    known = {"latents", "x.npy", "y.npy", "out", "out.npz", "whole", "whole.npz"}
+    return sorted({p.name for p in Path().iterdir()} - known)
+
+
+POINTS = ("pwrite", "fsync", "replace", "rename", "unlink", "mkdir", "posix_fallocate")
+
+
+class Points:
+    """Calls `at` in place of the n-th of all calls that change a disk, counted from 0. `patch` is
+    pytest's monkeypatch."""
+
+    def __init__(self, patch, n, at):
+        self.count = 0
+        for name in POINTS:
+            patch.setattr(os, name, self.counted(name, getattr(os, name), n, at))
+
+    def counted(self, name, call, n, at):
+        def wrapped(*args, **kwargs):
+            self.count += 1
+            return at(name, call, args) if self.count == n + 1 else call(*args, **kwargs)
+
+        return wrapped
+
+
+def count_points(out):
+    with pytest.MonkeyPatch.context() as patch:
+        points = Points(patch, -1, None)
+        run(f"{JOB} -o {out}")
+    remove(out)
+    return points.count
+
+
+def remove(out):
+    shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
+
+
+def killed(name, call, args):
+    """Half of what is to be written is, and then the process is no more."""
+    if name == "pwrite":
+        call(args[0], args[1][: len(args[1]) // 2], args[2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work):
+    """Runs `work` in a forked process; returns its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # a forked process has none of its parent's threads
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", OUTS)
+def test_killed_at_every_change_of_the_disk(eager, out):
+    """The same command again ends in the same bytes, and leaves nothing else."""
+    whole, n = expected(out), count_points(out)
+    assert n > 60
+    for point in range(n):
+
+        def work(point=point):
+            Points(pytest.MonkeyPatch(), point, killed)
+            run(f"{JOB} -o {out}")
+
+        assert in_child(work) == -signal.SIGKILL, point
+        if Path(out).exists():  # it is whole, or not there
+            assert content(out) == whole, point
+        run(f"{JOB} -o {out}")
+        assert content(out) == whole and not others(), point
+        remove(out)
+
+
+def full(name, call, args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_at_any_moment(eager, capsys, monkeypatch):
+    """An error of one line; what is done is kept, and the same command goes on."""
+    whole, n = expected("out.npz"), count_points("out.npz")
+    kept = 0
+    for point in range(n):
+        with monkeypatch.context() as patch:
+            Points(patch, point, full)
+            error = refused(capsys, f"{JOB} -o out.npz")
+        assert ": cannot write" in error and "No space left on device" in error, error
+        if ": what is done is kept, and the same run goes on from there" in error:
+            kept += 1
+        run(f"{JOB} -o out.npz")
+        assert content("out.npz") == whole and not others(), point
+        remove("out.npz")
+    assert kept > 0.7 * n

@@ -33,7 +33,10 @@ class FileError(ValueError):
 # ---- writing
 
 
-def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+TEMPORARY = ".dfkernels-*.tmp"  # what a process that was killed leaves of a file
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object], workspace: Path | None = None) -> None:
     """Write a file whole or not at all: any failure or signal leaves what was there before.
 
     A regular file is written beside its place and then renamed, with the owner and the rights of
@@ -45,6 +48,8 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         path: The file.
         fill: Called with an open binary file, to which it writes. A file with a `name` may be
             replaced by another one of that name.
+        workspace: A folder of the same file system, for the file until it is renamed; None for the
+            one of its place.
 
     Raises:
         FileError: A full disk, no permission, no such folder, or a directory or another thing that
@@ -54,7 +59,8 @@ def write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         found = _existing(path)
         through = None if found is None else _through(path, found)
         if through is None:
-            _replace(Path(os.path.realpath(path)), found, fill)
+            target = Path(os.path.realpath(path))
+            _replace(target, workspace or target.parent, found, fill)
             return
         buffer = io.BytesIO()  # what `fill` writes may need a file in which one can go back
         fill(buffer)
@@ -70,12 +76,22 @@ def prepare(path: Path) -> None:
     Raises:
         FileError: It cannot.
     """
+    if is_replaced(path):
+        folder(Path(os.path.realpath(path)).parent)
+
+
+def is_replaced(path: Path) -> bool:
+    """Tell whether `write` makes or replaces a regular file, and does not write through to what is
+    there.
+
+    Raises:
+        FileError: It cannot be written.
+    """
     try:
         found = _existing(path)
     except OSError as error:
         raise FileError(f"{path}: cannot write: {error.strerror or error}") from None
-    if found is None or (stat.S_ISREG(found.st_mode) and _standard_stream(found) is None):
-        folder(Path(os.path.realpath(path)).parent)
+    return found is None or (stat.S_ISREG(found.st_mode) and _standard_stream(found) is None)
 
 
 def folder(path: Path) -> Path:
@@ -158,12 +174,14 @@ def _standard_stream(found: os.stat_result) -> int | None:
 
 
 def _replace(
-    target: Path, found: os.stat_result | None, fill: Callable[[BinaryIO], object]
+    target: Path,
+    workspace: Path,
+    found: os.stat_result | None,
+    fill: Callable[[BinaryIO], object],
 ) -> None:
-    """Write a file beside `target`, then give it that name."""
-    temporary = target.with_name(
-        f".dfkernels-{secrets.token_hex(8)}.tmp"
-    )  # short, since names have a limit
+    """Write a file in `workspace`, then give it the name `target`."""
+    # short, since names have a limit
+    temporary = workspace / TEMPORARY.replace("*", secrets.token_hex(8))
     with _unwinding():
         try:
             # A new file gets the rights that the umask leaves; one with rights to keep is private

@@ -4,6 +4,7 @@ the file."""
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,46 @@ def sharded(folder: Path, memory: int | None, dtype: torch.dtype) -> ShardedClou
     return cloud
 
 
+def queries(name: str, data: str, event_shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The queries [B, *E] of a file, all of which are looked at: `converted` will take them.
+
+    Args:
+        name: FILE or FILE:KEY, as `arrays.load` reads them.
+        data: The name of the atoms, for a message.
+        event_shape: E.
+        dtype: float32 or float64, of the computation.
+
+    Raises:
+        FileError: Anything wrong with the file or its contents.
+    """
+    found = arrays.load(name)
+    if found.ndim < 1 or found.shape[1:] != event_shape or not len(found):
+        expected = ", ".join(["B", *map(str, event_shape)])
+        raise FileError(
+            f"{name}: expected shape [{expected}] with B >= 1 to match {data}, got"
+            f" {list(found.shape)}"
+        )
+    for start, block in _blocks(found):
+        check_finite(name, converted(name, block, dtype, start), start)
+    return found
+
+
+def described(t: Tensor | None) -> str:
+    """Dtype, shape and checksum of an array, by which a later run knows it again."""
+    if t is None:
+        return "none"
+    crc = 0
+    for _, block in _blocks(t):
+        crc = zlib.crc32(block.contiguous().flatten().view(torch.uint8).numpy().data, crc)
+    return f"{short(t.dtype)} {list(t.shape)}, checksum {crc}"
+
+
+def _blocks(t: Tensor) -> Iterator[tuple[int, Tensor]]:
+    rows = max(1, _BLOCK // max(1, t[:1].numel()))
+    for start in range(0, len(t), rows):
+        yield start, t[start : start + rows]
+
+
 def converted(
     name: str, t: Tensor, dtype: torch.dtype, first: int = 0, masked: Tensor | None = None
 ) -> Tensor:
@@ -109,9 +150,8 @@ def converted(
     if t.dtype == dtype:
         return t
     out = torch.empty(t.shape, dtype=dtype, device="cpu")
-    rows = max(1, _BLOCK // max(1, t[:1].numel()))
-    for start in range(0, len(t), rows):
-        block, into = t[start : start + rows], out[start : start + rows]
+    for start, block in _blocks(t):
+        into = out[start : start + len(block)]
         into.copy_(block)
         if block.is_floating_point():
             lost = into.isinf() & ~block.to(torch.float64).isinf()
@@ -122,7 +162,7 @@ def converted(
                 continue
             lost = torch.from_numpy((values < -most) | (values > most))
         if masked is not None:
-            lost[masked[start : start + rows]] = False
+            lost[masked[start : start + len(block)]] = False
         if bool(lost.any()):
             index = lost.nonzero()[0].tolist()
             place = [first + start + index[0], *index[1:]]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .._io import arrays, files
+from .. import __version__
+from .._io import arrays, files, unfinished
 from .._io.files import FileError
-from .._torch import check
+from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
-from ..methods._posterior_sums import FIELDS, posterior_sums
+from ..methods._posterior_sums import FIELDS, VECTORS, described, posterior_sums, step_bytes
 from ..methods.sharded import ShardedCloud
 from . import arguments, inputs
 from .progress import progress
@@ -28,7 +31,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
             "Sums over the atoms of DATA [N, ...] at QUERIES [B, ...]: .npy, .npz, .safetensors,"
             " .pt or .pth; FILE:KEY picks one array of several, a.b being entry b of dict a. DATA"
             " may be a folder of shards with a manifest, too. Writes log_prob, mean, score,"
-            " fisher_trace and ess as .npz."
+            " fisher_trace and ess, chunk by chunk, beside the result: a run that was killed goes"
+            " on when the same command is given again."
         ),
     )
     arguments.add_data(parser)
@@ -47,7 +51,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--alpha", type=arguments.number, default=1.0, help="signal level (default: 1)"
     )
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path("out.npz"), help="result (default: out.npz)"
+        "-o",
+        "--out",
+        default="out.npz",
+        metavar="FILE|FOLDER/",
+        help=(
+            "result: an .npz file, or with a slash at its end a folder of .npy files, which can be"
+            " memory-mapped (default: out.npz)"
+        ),
     )
     parser.add_argument(
         "--force", action="store_true", help="let the result replace one of the inputs"
@@ -68,16 +79,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _run(args: argparse.Namespace) -> int:
+    out, archive = Path(args.out), not args.out.endswith("/")
     if not args.force:
-        _refuse_inputs(args)
-    files.prepare(args.out)
-    dtype = getattr(torch, args.dtype)
+        _refuse_inputs(args, out)
+    unfinished.prepare(out, archive)
     try:
-        if torch.tensor(check.constant("sigma", args.sigma), dtype=dtype, device="cpu") <= 0:
-            raise FileError(
-                f"sigma: expected a number that is > 0 in {args.dtype} too, got {args.sigma}"
-            )
-        results = _evaluated(args, _cloud(args, dtype), dtype)
+        given = _Given(args)
+        with given.work(out, archive) as work:
+            there = work.folder == out
+            results = _finished(given, work)
     except ValueError as error:  # names the file or the argument at fault
         raise FileError(str(error)) from None
     except (MemoryError, RuntimeError) as error:
@@ -85,21 +95,38 @@ def _run(args: argparse.Namespace) -> int:
             raise
         raise FileError("not enough memory: a smaller --chunk needs less") from None
     # With the result on standard output, what is said about it goes where the progress bar is.
-    notes = sys.stderr if files.is_standard_output(args.out) else sys.stdout
-    save(args.out, results)
+    notes = sys.stderr if files.is_standard_output(out) else sys.stdout
     for name, value in results.items():
         print(f"{name:<13}{list(value.shape)!s:<18}mean {value.mean():.6g}", file=notes)
-    print(f"written: {args.out}", file=notes)
+    print(f"{'is the result of this command' if there else 'written'}: {out}", file=notes)
     return 0
 
 
-def _refuse_inputs(args: argparse.Namespace) -> None:
+def _finished(given: _Given, work: Unfinished) -> dict[str, np.ndarray]:
+    """Evaluates the queries that are not done yet, and puts the results into their place."""
+    if work.kept and work.rows < work.count:
+        print(f"goes on: {work.rows} of {work.count} queries are in {work.folder}", file=sys.stderr)
+    try:
+        with progress("posterior", "queries") as step:
+            while work.rows < work.count:
+                work.add(given.evaluated(work, step))
+        return work.finish()
+    except KeyboardInterrupt:
+        if not work.kept:
+            raise
+        raise KeyboardInterrupt(
+            f"{work.rows} of {work.count} queries are done and kept in {work.folder}; the same"
+            " command goes on from there"
+        ) from None
+
+
+def _refuse_inputs(args: argparse.Namespace, out: Path) -> None:
     """Raises FileError if the result would replace one of the inputs, under whatever name."""
     for name in (args.data, args.queries, args.log_prior):
         path = None if name is None else arrays.split(name)[0]
-        if path is not None and files.is_same(path, args.out):
+        if path is not None and files.is_same(path, out):
             raise FileError(
-                f"{args.out}: is the input {path}: name another result, or --force to replace it"
+                f"{out}: is the input {path}: name another result, or --force to replace it"
             )
 
 
@@ -121,40 +148,59 @@ def _cloud(args: argparse.Namespace, dtype: torch.dtype) -> PointCloud | Sharded
     return inputs.sharded(folder, args.memory, dtype)
 
 
-def _evaluated(
-    args: argparse.Namespace, cloud: PointCloud | ShardedCloud, dtype: torch.dtype
-) -> dict[str, np.ndarray]:
-    """log_prob [B], mean [B, *E], score [B, *E], fisher_trace [B], ess [B] of all queries.
+class _Given:
+    """The inputs of a run, all of them looked at.
 
     Raises:
         FileError: Anything wrong with a file or its contents; it names the file, and the rows.
         ValueError: An argument is wrong.
     """
-    asked = arrays.load(args.queries)
-    if asked.ndim < 1 or asked.shape[1:] != cloud.event_shape or not len(asked):
-        expected = ", ".join(["B", *map(str, cloud.event_shape)])
-        raise FileError(
-            f"{args.queries}: expected shape [{expected}] with B >= 1 to match {args.data}, got"
-            f" {list(asked.shape)}"
-        )
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
-    chunk = min(args.chunk, len(asked))
-    with progress("posterior", "queries") as step:
-        for start in range(0, len(asked), chunk):
-            rows = asked[start : start + chunk]
-            x = inputs.converted(args.queries, rows, dtype, start)
-            inputs.check_finite(args.queries, x, start)
-            place = f"{args.queries}, rows {start} to {start + len(rows) - 1}"
-            names = {"x": place, "y": args.data, "log_prior": args.log_prior}
-            with inputs.blaming(names, place):
-                found = posterior_sums(x, cloud, args.alpha, args.sigma)
-            for name, value in found.items():
-                parts[name].append(value.numpy())
-            step(start + len(rows), len(asked))
-    return {name: np.concatenate(values) for name, values in parts.items()}
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.dtype = args, getattr(torch, args.dtype)
+        if torch.tensor(args.sigma, dtype=self.dtype, device="cpu") <= 0:
+            raise FileError(
+                f"sigma: expected a number that is > 0 in {args.dtype} too, got {args.sigma}"
+            )
+        self.cloud = _cloud(args, self.dtype)
+        event = self.cloud.event_shape
+        self.queries = inputs.queries(args.queries, args.data, event, self.dtype)
+        self.chunk = min(args.chunk, len(self.queries))
 
-def save(path: Path, results: dict[str, np.ndarray]) -> None:
-    """Write the results as .npz, whole or not at all, to exactly this name. Raises FileError."""
-    # pyrefly: ignore[bad-argument-type]  NumPy's stub takes the names for its own keyword
-    files.write(path, lambda file: np.savez(file, **results))
+    def work(self, out: Path, archive: bool) -> Unfinished:
+        """The results of all queries, as far as they are there."""
+        asked, like = tuple(self.queries.shape), np.dtype(self.args.dtype)
+        arrays = {name: (asked if name in VECTORS else asked[:1], like) for name in FIELDS}
+        many = isinstance(self.cloud, ShardedCloud)
+        step = step_bytes(self.chunk, math.prod(asked[1:])) if many else 0
+        return Unfinished(out, archive, arrays, self._configuration(), step)
+
+    def _configuration(self) -> dict[str, object]:
+        """What decides the results."""
+        named = ("sigma", "alpha", "scale", "offset", "dtype")
+        if isinstance(self.cloud, ShardedCloud):
+            data = {"data": described(self.cloud), "memory": self.cloud.memory}
+        else:
+            prior = self.cloud.log_prior
+            data = {"data": inputs.described(self.cloud.y), "log_prior": inputs.described(prior)}
+        return {
+            "dfkernels": __version__,
+            "torch": torch.__version__,
+            **data,
+            "queries": inputs.described(self.queries),
+            **{name: getattr(self.args, name) for name in named},
+            "chunk": self.chunk,
+        }
+
+    def evaluated(
+        self, work: Unfinished, step: Callable[[float, float], None]
+    ) -> dict[str, np.ndarray]:
+        """The results of the next chunk of queries. step(queries done, all queries)."""
+        first, name = work.rows, self.args.queries
+        rows = self.queries[first : first + self.chunk]
+        x = inputs.converted(name, rows, self.dtype, first)
+        place = f"{name}, rows {first} to {first + len(rows) - 1}"
+        names = {"x": place, "y": self.args.data, "log_prior": self.args.log_prior}
+        report = lambda atoms, n: step(first + len(rows) * atoms / n, work.count)
+        with inputs.blaming(names, place):
+            return posterior_sums(x, self.cloud, self.args.alpha, self.args.sigma, work, report)

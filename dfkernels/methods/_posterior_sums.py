@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import fields, replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
+from ..partial import Partial, merge
 from ._reporting import Callback
 from .sharded import ShardedCloud
 
-__all__ = ["FIELDS", "posterior_sums"]
+__all__ = ["FIELDS", "VECTORS", "described", "posterior_sums", "step_bytes"]
 
 FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
+VECTORS = ("mean", "score")  # those that have the shape of the queries
+SECONDS = 30.0  # between two Partials that are kept
+_GIVEN = ("x", "alpha", "sigma", "v")  # of a Partial
 
 
 @torch.no_grad()
@@ -21,22 +30,72 @@ def posterior_sums(
     cloud: PointCloud | ShardedCloud,
     alpha: float,
     sigma: float,
-    callback: Callback | None = None,
-) -> dict[str, Tensor]:
+    work: Unfinished,
+    callback: Callback,
+) -> dict[str, np.ndarray]:
     """log_prob [B], mean ``[B, *E]``, score ``[B, *E]``, fisher_trace [B] and ess [B] of queries x
-    ``[B, *E]`` in their dtype.
+    ``[B, *E]`` in their dtype, for which `work` comes next.
+
+    Over many files it keeps there every now and then what is merged so far, and goes on from what
+    is kept.
 
     Args:
-        callback: callback(rows, all rows) after each block of atoms that was read from files.
+        callback: callback(atoms read, all atoms) at the beginning, after each block of a file, and
+            at the end.
 
     Raises:
         TypeError, ValueError: An argument is wrong, or a file has changed.
     """
     if isinstance(cloud, PointCloud):
+        callback(0, len(cloud))
         at = DiffusionFisher(x, cloud, alpha, sigma)
         found = (at.log_prob, at.denoised, at.score, at.trace(), at.ess)
+        callback(len(cloud), len(cloud))
     else:
-        part = cloud.partial(x, alpha, sigma, callback=callback)
+        part = _over_files(x, cloud, alpha, sigma, work, callback)
         log_prob, mean, trace, ess = part.posterior()
         found = (log_prob, mean, part.score(), trace, ess)
-    return dict(zip(FIELDS, found, strict=True))
+    return {name: t.numpy() for name, t in zip(FIELDS, found, strict=True)}
+
+
+def described(cloud: ShardedCloud) -> str:
+    """Dtype, shape and checksum of a cloud in files, by which a later run knows it again."""
+    dtype = str(cloud.dtype).removeprefix("torch.")
+    shape = [len(cloud), *cloud.event_shape]
+    return f"{dtype} {shape}, checksum {cloud._files.manifest.checksum}"
+
+
+def step_bytes(queries: int, d: int) -> int:
+    """Of what is kept of so many queries in d dimensions, at most."""
+    return 8 * queries * (d + 3) + 4096
+
+
+def _over_files(
+    x: Tensor,
+    cloud: ShardedCloud,
+    alpha: float,
+    sigma: float,
+    work: Unfinished,
+    callback: Callback,
+) -> Partial:
+    """The Partial of all files: the same bits as `cloud.partial`, whoever was killed between two of
+    them."""
+    read, kept = work.step()
+    total = replace(cloud.partial(x, alpha, sigma, files=[]), **kept)
+    done = sum(cloud._files.sizes[:read])
+    callback(done, len(cloud))
+    last = time.monotonic()
+    for i in range(read, len(cloud.files)):
+        report = lambda rows, _, done=done: callback(done + rows, len(cloud))
+        part = cloud.partial(x, alpha, sigma, files=[i], callback=report)
+        total, done = merge([total, part]), done + cloud._files.sizes[i]
+        if time.monotonic() - last >= SECONDS and i + 1 < len(cloud.files):
+            work.keep_step(i + 1, _moments(total))
+            last = time.monotonic()
+    return total
+
+
+def _moments(part: Partial) -> dict[str, Tensor]:
+    """What a Partial holds beside its queries."""
+    held = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {name: t for name, t in held.items() if name not in _GIVEN and t is not None}
