@@ -1,177 +1,36 @@
-"""`dfkernels posterior` on folders of shards and in pieces: results, what is refused, and runs that
-were killed."""
+"""Runs of `dfkernels posterior` that end early, and how they go on; results in folders."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from posterior_files import FIELDS, make_inputs, refused, run
 
 import dfkernels as df
-from dfkernels import cli
 from dfkernels._io import unfinished
+from dfkernels.cli import posterior, progress
 from dfkernels.methods import _posterior_sums
 from dfkernels.methods.sharded import write_manifest
 
-SIZES = (7, 1, 12)
-EVENT = (2, 3)
-FIELDS = ("ess", "fisher_trace", "log_prob", "mean", "score")
+JOB = "latents x.npy --sigma 0.7 --chunk 2 --memory 96"
+OUTS = ["out.npz", "out/"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with shards latents/part*.npy [20, 2, 3], the same in y.npy, and x.npy [5, 2, 3]."""
+    """A folder with the inputs, in which the command runs."""
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
-    y = draw.standard_normal((sum(SIZES), *EVENT)).astype(np.float32)
-    Path("latents").mkdir()
-    for i, part in enumerate(np.split(y, np.cumsum(SIZES)[:-1])):
-        np.save(f"latents/part{8 + i}.npy", part)
-    write_manifest("latents", scale=2.0, offset=0.5)
-    np.save("y.npy", y)
-    np.save("x.npy", draw.standard_normal((5, *EVENT)))
-    return tmp_path
-
-
-def run(argv, code=0):
-    assert cli.main(["posterior", *argv.split()]) == code
-
-
-def refused(capsys, argv):
-    """The error, one line, of a run that ends with exit code 2."""
-    capsys.readouterr()
-    run(argv, 2)
-    error = capsys.readouterr().err
-    assert error.startswith("dfkernels posterior: error: ") and error.count("\n") == 1
-    return error.removeprefix("dfkernels posterior: error: ").strip()
-
-
-# ---- folders of shards
-
-
-@pytest.mark.parametrize("data", ["latents", "latents/", "latents/manifest.json"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_folder_of_shards(here, capsys, data, dtype):
-    run(f"{data} x.npy --sigma 0.7 --alpha 0.8 --chunk 2 --memory 96 --dtype {dtype}")
-    x, y = (
-        torch.from_numpy(np.load(name)).to(getattr(torch, dtype)) for name in ("x.npy", "y.npy")
-    )
-    p = df.ops.posterior(x, y, 0.8, 0.7, scale=2.0, offset=0.5)
-    expected = {**p._asdict(), "score": p.score(x, 0.8, 0.7)}
-    close = 2e-5 if dtype == "float32" else 1e-12
-    with np.load("out.npz") as found:
-        assert tuple(sorted(found.files)) == FIELDS
-        for name in FIELDS:
-            want = expected[name].numpy()
-            np.testing.assert_allclose(found[name], want, rtol=close, atol=close)
-            assert found[name].dtype == want.dtype
-    assert capsys.readouterr().out.endswith("written: out.npz\n")
-
-
-def test_options_that_a_manifest_decides_are_refused(here, capsys):
-    for options, message in (
-        ("--scale 1", "--scale: expected none, since latents has its own scale"),
-        ("--offset 0", "--offset: expected none, since latents has its own offset"),
-        ("--log-prior y.npy", "--log-prior: expected none, since latents has no log_prior"),
-        ("--memory 47", "--memory: expected at least two rows, 48 bytes, got 47"),
-    ):
-        assert refused(capsys, f"latents x.npy --sigma 1 {options}") == message
-    assert refused(capsys, "y.npy x.npy --sigma 1 --memory 1M") == (
-        "--memory: expected it with a folder of shards only, and DATA is a file"
-    )
-    assert not Path("out.npz").exists()
-
-
-@pytest.mark.parametrize(
-    "text, size", [("4096", 4096), ("512M", 512 << 20), ("1.5g", 3 << 29), ("2T", 2 << 40)]
-)
-def test_sizes(text, size):
-    assert cli.arguments.size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "0", "-1M", "1e400", "nan", "12X", "0.5"])
-def test_what_is_no_size(here, capsys, text):
-    with pytest.raises(SystemExit):
-        cli.main(["posterior", "latents", "x.npy", "--sigma", "1", f"--memory={text}"])
-    assert f"--memory: expected bytes, such as 512M or 4G, got {text!r}" in capsys.readouterr().err
-
-
-def rewrite_manifest(change):
-    path = Path("latents/manifest.json")
-    held = json.loads(path.read_text())
-    change(held)
-    path.write_text(json.dumps(held))
-
-
-def bad_shard(name):
-    """Makes latents/part10.npy wrong in one way."""
-    path = Path("latents/part10.npy")
-    if name == "missing":
-        path.unlink()
-    elif name == "truncated":
-        os.truncate(path, path.stat().st_size - 4)
-    elif name == "dtype":
-        np.save(path, np.load(path).astype(np.float16).repeat(2, 0))
-    elif name == "shape":
-        np.save(path, np.load(path).reshape(12, 3, 2))
-    elif name == "changed":
-        np.save(path, np.load(path) + 1)
-        os.utime(path, ns=(0, 0))
-    elif name == "twice":
-        rewrite_manifest(lambda held: held["shards"].append(held["shards"][2]))
-    elif name == "rows":
-        rewrite_manifest(lambda held: held["shards"][2].update(rows=11))
-    elif name == "damaged":
-        Path("latents/manifest.json").write_text('{"format": "dfk')
-    elif name == "none":
-        Path("latents/manifest.json").unlink()
-
-
-BAD = [
-    ("missing", "latents/part10.npy: no such file, but manifest.json lists it"),
-    ("truncated", "latents/part10.npy: truncated: 412 bytes, and 416 when manifest.json was"),
-    ("dtype", "latents/part10.npy: expected rows [2, 3] in float32 as in manifest.json, got rows"),
-    ("shape", "latents/part10.npy: expected rows [2, 3] in float32 as in manifest.json, got rows"),
-    ("changed", "latents/part10.npy: has changed since manifest.json was written: its checksum is"),
-    ("twice", "latents/manifest.json: lists part10.npy twice"),
-    ("rows", "latents/part10.npy: expected 11 rows as in manifest.json, got 12"),
-    ("damaged", "latents/manifest.json: truncated, or no manifest of dfkernels: "),
-    ("none", "latents/manifest.json: no such file: `dfkernels manifest latents` writes it"),
-]
-
-
-@pytest.mark.parametrize(("name", "message"), BAD, ids=[name for name, _ in BAD])
-def test_bad_shards_are_named(here, capsys, name, message):
-    bad_shard(name)
-    assert refused(capsys, "latents x.npy --sigma 1").startswith(message)
-    assert not Path("out.npz").exists()
-
-
-def test_queries_and_dtypes_that_do_not_go_with_the_shards(here, capsys):
-    np.save("wrong.npy", np.zeros((5, 3, 2)))
-    assert refused(capsys, "latents wrong.npy --sigma 1") == (
-        "wrong.npy: expected shape [B, 2, 3] with B >= 1 to match latents, got [5, 3, 2]"
-    )
-    Path("double").mkdir()
-    np.save("double/y.npy", np.load("y.npy").astype(np.float64))
-    write_manifest("double")
-    assert refused(capsys, "double x.npy --sigma 1") == (
-        "double: holds float64: expected --dtype float64, got float32"
-    )
-    run("double x.npy --sigma 1 --dtype float64")
-
-
-# ---- runs that end early
-
-JOB = "latents x.npy --sigma 0.7 --chunk 2 --memory 96"
-OUTS = ["out.npz", "out/"]
+    make_inputs()
 
 
 @pytest.fixture
@@ -179,7 +38,6 @@ def eager(here, monkeypatch):
     """Everything that may be kept is kept at once."""
     monkeypatch.setattr(unfinished, "SECONDS", 0.0)
     monkeypatch.setattr(_posterior_sums, "SECONDS", 0.0)
-    return here
 
 
 def content(out):
@@ -244,8 +102,8 @@ def killed(name, call, args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work):
-    """Runs `work` in a forked process; returns its exit code, negative for a signal."""
+def forked(work):
+    """Runs `work` in a forked process, whose number is returned."""
     child = os.fork()
     if child == 0:
         try:
@@ -256,6 +114,11 @@ def in_child(work):
             os._exit(0)
         finally:
             os._exit(99)
+    return child
+
+
+def ended(child):
+    """Waits for a process; its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -271,7 +134,7 @@ def test_killed_at_every_change_of_the_disk(eager, out):
             Points(pytest.MonkeyPatch(), point, killed)
             run(f"{JOB} -o {out}")
 
-        assert in_child(work) == -signal.SIGKILL, point
+        assert ended(forked(work)) == -signal.SIGKILL, point
         if Path(out).exists():  # it is whole, or not there
             assert content(out) == whole, point
         run(f"{JOB} -o {out}")
@@ -298,3 +161,308 @@ def test_a_disk_that_is_full_at_any_moment(eager, capsys, monkeypatch):
         assert content("out.npz") == whole and not others(), point
         remove("out.npz")
     assert kept > 0.7 * n
+
+
+def test_killed_at_random_moments(eager):
+    """And again, until the result is there."""
+    out = "out/"
+    whole, draw, kills = expected(out), np.random.default_rng(0), 0
+    while not Path(out).exists():
+        child = forked(lambda: run(f"{JOB} -o {out}"))
+        time.sleep(draw.uniform(0, 0.1) if kills < 10 else 60)
+        os.kill(child, signal.SIGKILL)
+        kills += ended(child) < 0
+    assert content(out) == whole and not others()
+
+
+class Interrupted:
+    """`ShardedCloud.partial` that notes (queries, file), and ends in Ctrl-C at a call."""
+
+    def __init__(self, monkeypatch, at):
+        self.read, partial = [], df.ShardedCloud.partial
+
+        def spied(cloud, x, *args, files, **how):
+            self.read += [(len(x), i) for i in files]
+            if len(self.read) == at and files:
+                raise KeyboardInterrupt
+            return partial(cloud, x, *args, files=files, **how)
+
+        monkeypatch.setattr(df.ShardedCloud, "partial", spied)
+
+
+@pytest.mark.parametrize("out", OUTS)
+def test_ctrl_c_says_how_to_go_on_and_what_is_done_is_not_done_again(eager, capsys, out):
+    whole, folder = expected(out), f"{out.rstrip('/')}.unfinished"
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:  # after one chunk and one file of the next
+        read = Interrupted(patch, 5).read
+        run(f"{JOB} -o {out}", 130)
+    assert read == [(2, 0), (2, 1), (2, 2), (2, 0), (2, 1)]
+    assert capsys.readouterr().err == (
+        "\ndfkernels posterior: interrupted: 2 of 5 queries are done and kept in"
+        f" {folder}; the same command goes on from there\n"
+    )
+    for name in FIELDS:  # nothing half-written is read as whole
+        with pytest.raises(ValueError):
+            np.load(f"{folder}/{name}.npy")
+    assert not Path(out).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        read = Interrupted(patch, -1).read
+        run(f"{JOB} -o {out}")
+    assert read == [(2, 1), (2, 2), (1, 0), (1, 1), (1, 2)]
+    assert capsys.readouterr().err == f"goes on: 2 of 5 queries are in {folder}\n"
+    assert content(out) == whole and not others()
+
+
+def test_nothing_is_left_of_a_run_that_did_nothing(eager, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupted(patch, 1)
+        run(JOB, 130)
+    assert capsys.readouterr().err == "\ndfkernels posterior: interrupted\n" and not others()
+
+
+def begun(out="out.npz", job=JOB):
+    """Leaves a run after one chunk and one file of the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupted(patch, 5)
+        run(f"{job} -o {out}", 130)
+
+
+@pytest.mark.parametrize(
+    ("job", "why"),
+    [
+        (JOB.replace("0.7", "0.8"), "sigma: 0.7 there, 0.8 here"),
+        (f"{JOB} --alpha 2", "alpha: 1.0 there, 2.0 here"),
+        (f"{JOB} --dtype float64", "dtype: float32 there, float64 here"),
+        (JOB.replace("--chunk 2", "--chunk 3"), "chunk: 2 there, 3 here"),
+        (JOB.replace("96", "2K"), "memory: 96 there, 2048 here"),
+        (JOB.replace("x.npy", "z.npy"), "queries: float64 [5, 2, 3], checksum "),
+        (JOB.replace("latents", "other"), "data: "),
+    ],
+)
+def test_work_of_another_command_is_refused(eager, capsys, job, why):
+    np.save("z.npy", np.load("x.npy") + 1)
+    shutil.copytree("latents", "other")
+    begun()
+    if "other" in job:
+        run(job.replace("other", "latents"))  # goes on
+        begun()
+        write_manifest("other", scale=2.0, force=True)
+    held = content_of_folder("out.npz.unfinished")
+    error = refused(capsys, job)
+    assert error.startswith(f"out.npz.unfinished: work of another configuration: {why}")
+    assert error.endswith(" here: delete it, or name another file")
+    assert content_of_folder("out.npz.unfinished") == held
+
+
+def content_of_folder(name):
+    return {path.name: path.read_bytes() for path in Path(name).iterdir()}
+
+
+def test_work_of_another_version_is_refused(eager, capsys, monkeypatch):
+    begun()
+    monkeypatch.setattr(posterior, "__version__", "9")
+    assert refused(capsys, JOB) == (
+        f"out.npz.unfinished: work of another configuration: dfkernels: {df.__version__} there, 9"
+        " here: delete it, or name another file"
+    )
+
+
+def test_shards_may_be_copied_meanwhile(eager):
+    whole = expected("out.npz")
+    begun()
+    shutil.copytree("latents", "copy")  # with new times
+    shutil.rmtree("latents")
+    os.rename("copy", "latents")
+    run(JOB)
+    assert content("out.npz") == whole
+
+
+def damage(name):
+    """Flips a bit in the part of a file of unfinished work that counts, or cuts it off."""
+    path = Path("out.npz.unfinished") / name
+    held = bytearray(path.read_bytes())
+    if name == "step.safetensors":
+        held[-1] ^= 1
+    elif name == "job.json":
+        del held[len(held) // 2 :]
+    elif name == "ess.npy":
+        del held[-1]
+    elif name == "score.npy":
+        path.unlink()
+        return
+    else:
+        held[-(5 * 24) + 3] ^= 1  # the first of five rows
+    path.write_bytes(held)
+
+
+DAMAGED = [
+    ("mean.npy", "mean.npy: damaged: the checksum of the first 2 rows is "),
+    ("ess.npy", "ess.npy: has 147 bytes, and should have 148"),
+    ("score.npy", "score.npy: no such file"),
+    ("job.json", "job.json: no work to go on from, or damaged ("),
+    ("step.safetensors", "step.safetensors: damaged: the checksum of "),
+]
+
+
+@pytest.mark.parametrize(("name", "why"), DAMAGED, ids=[name for name, _ in DAMAGED])
+def test_damaged_work_is_refused(eager, capsys, name, why):
+    begun()
+    damage(name)
+    error = refused(capsys, JOB)
+    assert error.startswith(f"out.npz.unfinished/{why}")
+    assert error.endswith(": delete out.npz.unfinished to begin anew")
+
+
+def test_rows_that_cannot_be_are_refused(eager, capsys):
+    begun()
+    path = Path("out.npz.unfinished/job.json")
+    for change, why in (
+        ({"rows": 6}, "6 of 5 rows"),
+        ({"format": "x"}, "format 'x', not 'dfkernels job 1'"),
+    ):
+        held = path.read_text()
+        path.write_text(json.dumps({**json.loads(held), **change}))
+        assert f"or damaged ({why}): delete out.npz.unfinished to begin" in refused(capsys, JOB)
+        path.write_text(held)
+
+
+def test_two_processes_do_not_work_on_one_result(eager, capsys):
+    begun()
+    held = os.open("out.npz.unfinished", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert refused(capsys, JOB) == "out.npz.unfinished: another process works on it"
+    os.close(held)
+    run(JOB)
+
+
+@pytest.mark.parametrize("out", OUTS)
+def test_too_little_space_is_found_before_any_work(eager, capsys, monkeypatch, out):
+    """3 numbers and 2 vectors [2, 3] for each of 5 queries, 128 bytes for the header of each; for
+    the archive the same once more; and what is kept of a chunk of 2, twice."""
+    once, step = 5 * (3 + 2 * 6) * 4 + 5 * 128, 2 * (8 * 2 * (6 + 3) + 4096)
+    needed = (2 if out == "out.npz" else 1) * once + step
+    usage = shutil.disk_usage(".")
+    free = needed
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    run(f"{JOB} -o {out}")
+    remove(out)
+    free = needed - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(df.ShardedCloud, "partial", lambda *args, **how: pytest.fail("worked first"))
+        error = refused(capsys, f"{JOB} -o {out}")
+    folder = f"{out.rstrip('/')}.unfinished"
+    assert error == (
+        f"{folder}: expected {needed:,} bytes of free space for the result, got {free:,}"
+    )
+    assert not others()
+
+
+# ---- folders of results
+
+
+def test_a_folder_of_results(here, capsys):
+    """Mapped by NumPy, with the numbers of the archive; the second time it is verified."""
+    run(JOB)
+    run(f"{JOB} -o out/")
+    with np.load("out.npz") as archive:
+        for name in FIELDS:
+            mapped = np.load(f"out/{name}.npy", mmap_mode="r")
+            assert (mapped == archive[name]).all() and mapped.dtype == np.float32
+    held = json.loads(Path("out/job.json").read_text())
+    assert held["rows"] == 5 and held["configuration"]["sigma"] == 0.7
+    assert capsys.readouterr().out.endswith("written: out\n")
+    whole = content("out")
+    run(f"{JOB} -o out/")
+    assert capsys.readouterr().out.endswith("is the result of this command: out\n")
+    assert content("out") == whole
+    assert refused(capsys, f"{JOB} --alpha 2 -o out/") == (
+        "out: work of another configuration: alpha: 1.0 there, 2.0 here: delete it, or name another"
+        " file"
+    )
+    damaged = bytearray(Path("out/mean.npy").read_bytes())
+    damaged[-1] ^= 1
+    Path("out/mean.npy").write_bytes(damaged)
+    assert refused(capsys, f"{JOB} -o out/").startswith("out/mean.npy: damaged: the checksum of")
+
+
+def test_where_no_folder_of_results_can_be(here, capsys):
+    Path("empty").mkdir()
+    run(f"{JOB} -o empty/")
+    Path("full").mkdir()
+    Path("full/a").touch()
+    os.symlink("empty", "link")
+    Path("file").touch()
+    for out, why in (
+        ("full/", "full: is there already, with something else in it: name another folder"),
+        ("latents/", "latents: is the input latents: name another result, or --force to replace"),
+        ("link/", "link: is there already, and no folder: name another one"),
+        ("file/", "file: is there already, and no folder: name another one"),
+        ("./", ".: expected the name of a folder to make"),
+        ("file/out/", "file: cannot write there: "),
+    ):
+        assert refused(capsys, f"{JOB} -o {out}").startswith(why)
+    run(f"{JOB} -o deep/er/")
+    assert np.load("deep/er/ess.npy").shape == (5,)
+
+
+def test_what_is_left_of_other_kills_is_cleared(eager):
+    """A folder without job.json, temporary files in it, and a step of rows that are done."""
+    whole = expected("out.npz")
+    folder = Path("out.npz.unfinished")
+    folder.mkdir()
+    for name in ("mean.npy", "step.safetensors", ".dfkernels-0123.tmp"):
+        (folder / name).write_bytes(b"half")
+    run(JOB)
+    assert content("out.npz") == whole and not others()
+    begun()
+    step = (folder / "step.safetensors").read_bytes()
+    (folder / "note").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        Interrupted(patch, 4)
+        run(JOB, 130)
+    (folder / "step.safetensors").write_bytes(step)
+    run(JOB)
+    assert content("out.npz") == whole and [p.name for p in folder.iterdir()] == ["note"]
+
+
+def test_queries_that_change_during_a_run(here, capsys, monkeypatch):
+    """Also where they are of the same size."""
+    sums = posterior.posterior_sums
+
+    def changing(*args):
+        found = sums(*args)
+        os.utime("x.npy", ns=(0, 0))
+        return found
+
+    monkeypatch.setattr(posterior, "posterior_sums", changing)
+    assert refused(capsys, JOB) == "x.npy: has changed since it was opened: begin anew"
+
+
+def test_all_queries_are_looked_at_before_any_work(here, capsys, monkeypatch):
+    x = np.load("x.npy")
+    x[4, 1, 2] = np.nan
+    np.save("nan.npy", x)
+    monkeypatch.setattr(posterior, "posterior_sums", lambda *args: pytest.fail("worked first"))
+    assert refused(capsys, "latents nan.npy --sigma 1 --chunk 1") == (
+        "nan.npy, row 4: expected finite values, got nan at index [4, 1, 2]"
+    )
+
+
+# ---- progress
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    """Of a run that goes on at 40 of 100, with 1 s for each 10."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress, "SECONDS", 2.0)
+    with progress.progress("posterior", "queries") as step:
+        for done in range(40, 101, 10):
+            step(done, 100)
+            now += 1.0
+    assert capsys.readouterr().err == (
+        "posterior: 60.0 % of 100 queries, 00:04 left\n"
+        "posterior: 80.0 % of 100 queries, 00:02 left\n"
+        "posterior: 100.0 % of 100 queries, 00:00 left\n"
+    )

@@ -17,6 +17,7 @@ from .._io.files import FileError
 from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
 from ..methods._posterior_sums import FIELDS, VECTORS, described, posterior_sums, step_bytes
+from ..methods._shards import stamp
 from ..methods.sharded import ShardedCloud
 from . import arguments, inputs
 from .progress import progress
@@ -162,6 +163,9 @@ class _Given:
             raise FileError(
                 f"sigma: expected a number that is > 0 in {args.dtype} too, got {args.sigma}"
             )
+        names = (args.data, args.queries, args.log_prior)
+        paths = [arrays.split(name)[0] for name in names if name is not None]
+        self._stamps = {path: stamp(path) for path in paths if path.is_file()}
         self.cloud = _cloud(args, self.dtype)
         event = self.cloud.event_shape
         self.queries = inputs.queries(args.queries, args.data, event, self.dtype)
@@ -170,23 +174,20 @@ class _Given:
     def work(self, out: Path, archive: bool) -> Unfinished:
         """The results of all queries, as far as they are there."""
         asked, like = tuple(self.queries.shape), np.dtype(self.args.dtype)
-        arrays = {name: (asked if name in VECTORS else asked[:1], like) for name in FIELDS}
+        kinds = {name: (asked if name in VECTORS else asked[:1], like) for name in FIELDS}
         many = isinstance(self.cloud, ShardedCloud)
         step = step_bytes(self.chunk, math.prod(asked[1:])) if many else 0
-        return Unfinished(out, archive, arrays, self._configuration(), step)
+        return Unfinished(out, archive, kinds, self._configuration(), step)
 
     def _configuration(self) -> dict[str, object]:
         """What decides the results."""
-        named = ("sigma", "alpha", "scale", "offset", "dtype")
-        if isinstance(self.cloud, ShardedCloud):
-            data = {"data": described(self.cloud), "memory": self.cloud.memory}
-        else:
-            prior = self.cloud.log_prior
-            data = {"data": inputs.described(self.cloud.y), "log_prior": inputs.described(prior)}
+        named = ("sigma", "alpha", "dtype")
+        memory = self.cloud.memory if isinstance(self.cloud, ShardedCloud) else None
         return {
             "dfkernels": __version__,
             "torch": torch.__version__,
-            **data,
+            "data": described(self.cloud),
+            "memory": memory,
             "queries": inputs.described(self.queries),
             **{name: getattr(self.args, name) for name in named},
             "chunk": self.chunk,
@@ -203,4 +204,8 @@ class _Given:
         names = {"x": place, "y": self.args.data, "log_prior": self.args.log_prior}
         report = lambda atoms, n: step(first + len(rows) * atoms / n, work.count)
         with inputs.blaming(names, place):
-            return posterior_sums(x, self.cloud, self.args.alpha, self.args.sigma, work, report)
+            found = posterior_sums(x, self.cloud, self.args.alpha, self.args.sigma, work, report)
+        for path, seen in self._stamps.items():
+            if stamp(path) != seen:
+                raise FileError(f"{path}: has changed since it was opened: begin anew")
+        return found

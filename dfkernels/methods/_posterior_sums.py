@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -58,11 +59,14 @@ def posterior_sums(
     return {name: t.numpy() for name, t in zip(FIELDS, found, strict=True)}
 
 
-def described(cloud: ShardedCloud) -> str:
-    """Dtype, shape and checksum of a cloud in files, by which a later run knows it again."""
-    dtype = str(cloud.dtype).removeprefix("torch.")
+def described(cloud: PointCloud | ShardedCloud) -> str:
+    """Text by which a later run knows a cloud again."""
+    if isinstance(cloud, PointCloud):
+        return cloud._fingerprint()
+    held = cloud._files.manifest
+    crc = zlib.crc32(str([(s.rows, s.crc32) for s in held.shards]).encode())
     shape = [len(cloud), *cloud.event_shape]
-    return f"{dtype} {shape}, checksum {cloud._files.manifest.checksum}"
+    return f"{shape} {cloud.dtype} scale={held.scale} offset={held.offset} crc32={crc}"
 
 
 def step_bytes(queries: int, d: int) -> int:
