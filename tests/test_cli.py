@@ -486,7 +486,7 @@ def test_the_bar_of_posterior(here, monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         assert cli.main([*POSTERIOR, "--chunk", "2"]) == 0
         shown = stream.getvalue()
-        assert re.fullmatch("\rposterior: 0 queries.*\r +\r" if stream.isatty() else "", shown)
+        assert re.fullmatch("\rposterior: 0.00 queries.*\r +\r" if stream.isatty() else "", shown)
 
 
 def test_index(here, capsys):

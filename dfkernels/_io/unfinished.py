@@ -84,6 +84,7 @@ class Unfinished:
         self.count = next(shape[0] for shape, _ in arrays.values())
         self._kinds, self._arrays = arrays, {}
         self._fresh = False
+        self._step: tuple[int, dict[str, Tensor]] = 0, {}
         self._saved = self._done = _Done(0, dict.fromkeys(arrays, 0))
         self._time = -math.inf
 
@@ -164,19 +165,9 @@ class Unfinished:
             files.save_tensors(self._at / STEP, tensors, said)
 
     def step(self) -> tuple[int, dict[str, Tensor]]:
-        """What `keep_step` kept for the next rows, or 0 and nothing.
-
-        Raises:
-            FileError: It is damaged.
-        """
-        path = self._at / STEP
-        if not path.exists():
-            return 0, {}
-        with self._anew():
-            tensors, said = files.read_tensors(path)
-        if said.get("rows") != str(self.rows):
-            return 0, {}  # of rows that are done
-        return int(said["parts"]), {name: t.clone() for name, t in tensors.items()}
+        """What `keep_step` kept for the next rows, or 0 and nothing. To be asked for once."""
+        kept, self._step = self._step, (0, {})
+        return kept
 
     def finish(self) -> dict[str, np.ndarray]:
         """Puts the arrays, of which all rows are done, into their place, and returns them, mapped
@@ -218,6 +209,8 @@ class Unfinished:
             with self._anew():
                 for name, array in self._arrays.items():
                     array.open(self.rows, self._done.crc32[name])
+                if (self._at / STEP).exists():
+                    self._step = self._read_step()
             self._expect_space()
             return
         self._fresh = True
@@ -244,6 +237,12 @@ class Unfinished:
             ) from None
         files.refuse_another(self._at, "work", saved, self.configuration)
         return done
+
+    def _read_step(self) -> tuple[int, dict[str, Tensor]]:
+        tensors, said = files.read_tensors(self._at / STEP)
+        if said.get("rows") != str(self.rows):
+            return 0, {}  # of rows that are done
+        return int(said["parts"]), {name: t.clone() for name, t in tensors.items()}
 
     def _expect_space(self) -> None:
         """Raises FileError where the disk has no room for what is still to be written."""
