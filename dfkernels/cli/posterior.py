@@ -16,7 +16,7 @@ from .._io import arrays, files, unfinished
 from .._io.files import FileError
 from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
-from ..methods._posterior_sums import FIELDS, VECTORS, described, posterior_sums, step_bytes
+from ..methods._posterior_sums import FIELDS, VECTORS, posterior_sums, step_bytes
 from ..methods._shards import stamp
 from ..methods.sharded import ShardedCloud
 from . import arguments, inputs
@@ -186,7 +186,7 @@ class _Given:
         return {
             "dfkernels": __version__,
             "torch": torch.__version__,
-            "data": described(self.cloud),
+            "data": self.cloud._fingerprint(),
             "memory": memory,
             "queries": inputs.described(self.queries),
             **{name: getattr(self.args, name) for name in named},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..partial import Partial, merge
 from ._reporting import Callback
 from .sharded import ShardedCloud
 
-__all__ = ["FIELDS", "VECTORS", "described", "posterior_sums", "step_bytes"]
+__all__ = ["FIELDS", "VECTORS", "posterior_sums", "step_bytes"]
 
 FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
 VECTORS = ("mean", "score")  # those that have the shape of the queries
@@ -57,16 +56,6 @@ def posterior_sums(
         log_prob, mean, trace, ess = part.posterior()
         found = (log_prob, mean, part.score(), trace, ess)
     return {name: t.numpy() for name, t in zip(FIELDS, found, strict=True)}
-
-
-def described(cloud: PointCloud | ShardedCloud) -> str:
-    """Text by which a later run knows a cloud again."""
-    if isinstance(cloud, PointCloud):
-        return cloud._fingerprint()
-    held = cloud._files.manifest
-    crc = zlib.crc32(str([(s.rows, s.crc32) for s in held.shards]).encode())
-    shape = [len(cloud), *cloud.event_shape]
-    return f"{shape} {cloud.dtype} scale={held.scale} offset={held.offset} crc32={crc}"
 
 
 def step_bytes(queries: int, d: int) -> int:
