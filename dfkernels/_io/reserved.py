@@ -80,7 +80,7 @@ class ReservedArray:
         expected = self.shape[1:]
         if rows.dtype != self.dtype or rows.shape[1:] != expected:
             raise TypeError(f"{self.path}: {self.dtype} {expected}, got {rows.dtype} {rows.shape}")
-        data = memoryview(np.ascontiguousarray(rows)).cast("B")
+        data = np.ascontiguousarray(rows).data.cast("B")
         at, done = len(self._header) + first * self.row_bytes, 0
         while done < len(data):
             done += os.pwrite(self._file, data[done:], at + done)
