@@ -86,9 +86,8 @@ def sharded(folder: Path, memory: int | None, dtype: torch.dtype) -> ShardedClou
     Raises:
         FileError: A file or the manifest is wrong, or holds numbers that ``dtype`` does not have.
     """
-    given = {} if memory is None else {"memory": memory}
     try:
-        cloud = ShardedCloud(folder, **given)
+        cloud = ShardedCloud(folder) if memory is None else ShardedCloud(folder, memory=memory)
     except FileError:
         raise
     except ValueError as error:
