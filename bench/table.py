@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments.text import markdown_table
 
 from . import certified_table, derivatives_table, machine, sinkhorn_table
+from .scale import tables as scale_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 CERTIFIED = machine.RESULTS / "certified.csv"
@@ -23,6 +24,8 @@ PAGES = {  # the page in which the table between <!-- mark --> and <!-- /mark --
     "derivatives-in-short": ROOT / "README.md",
     "certified": ROOT / "docs" / "guide" / "certified.md",
     "sinkhorn": ROOT / "docs" / "guide" / "sinkhorn.md",
+    "scale": ROOT / "docs" / "guide" / "scale.md",
+    "scale-on-paper": ROOT / "docs" / "guide" / "scale.md",
 }
 CONTENDERS = ("dfkernels", "gemm", "sdpa", "compile", "torch")
 
@@ -158,6 +161,8 @@ def bodies() -> dict[str, str]:
         "derivatives-in-short": derivatives_table.in_short(derivatives),
         "certified": certified_table.markdown(read_rows(CERTIFIED)),
         "sinkhorn": sinkhorn_table.markdown(by_machine("sinkhorn")),
+        "scale": scale_tables.markdown(by_machine("scale")),
+        "scale-on-paper": scale_tables.on_paper(),
     }
 
 
