@@ -30,6 +30,7 @@ from .constants import Constants, Kernel
 
 D = 16_384  # of the latents
 COUNTS = (1, 8, 64)  # queries
+SHARED_COUNTS = (8, 64, 256)  # of passes that ranks share
 MEMORY = 1 << 30  # bytes of atoms that a ShardedCloud may hold
 LARGE = 16  # GiB of the large measurement
 DTYPES = {1: torch.uint8, 4: torch.float32}
@@ -84,7 +85,7 @@ class Bench:
         """By one and by two ranks of one thread."""
         folder, (N, d) = self.folder / "images", self.sizes.shared
         files = shards.make(folder, N, d, 4, "float32")
-        for B in COUNTS:
+        for B in SHARED_COUNTS:
             for count in (1, 2):
                 shards.sequential(files)
                 found = ranks.shared(folder, B, count, MEMORY // 2, rounds=3)

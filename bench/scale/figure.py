@@ -67,12 +67,12 @@ def measured(axis: Axes, rows: list[dict], theme: Theme) -> None:
 
 
 def on_paper(axis: Axes, theme: Theme) -> None:
-    B = np.logspace(0, 5, 101)
+    B = np.unique(np.logspace(0, 5, 101).round())
     colours = [theme.series[0], theme.series[1], theme.series[2], theme.series[2]]
     for (number, gpus, style), colour in zip(LINES, colours, strict=True):
         store = paper.STORES[number]
         gpus = gpus or paper.needed(store, 1)
-        times = [sum(paper.seconds(store, 1, gpus, round(b))) for b in B]
+        times = [sum(paper.seconds(store, 1, gpus, int(b))) for b in B]
         axis.plot(B, times, style, color=colour, label=f"{store.name}, {gpus} GPUs")
     axis.set(
         xlabel="queries B", ylabel="seconds", title="10⁹ latents of 16,384 uint8, H200, on paper"

@@ -13,14 +13,12 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from dfkernels import Partial, ShardedCloud, merge
+from dfkernels import ShardedCloud
 
 from . import passes
 
 MESSAGE = 1 << 26  # bytes by which the rate of messages is measured
-MOMENTS = ("log_weight", "log_mass", "mean", "variance", "weight_square")
 
 
 class Shared(NamedTuple):
@@ -76,34 +74,19 @@ def _gloo(rank: int) -> tuple[float, float]:
 
 
 def _shared(rank: int, folder: Path, B: int, memory: int, rounds: int):
-    cloud = ShardedCloud(folder, memory=memory)
+    group = dist.group.WORLD if dist.get_world_size() > 1 else None
+    cloud = ShardedCloud(folder, memory=memory, group=group)
     d = cloud.event_shape.numel()
     x, sigma = passes.middle_queries(d, B), passes.level(d)
-    own = range(rank, len(cloud.files), dist.get_world_size())
     times, before = [], 0
     for i in range(rounds + 1):
         dist.barrier()
         before = _loopback() if i == 1 else before  # the first one warms up
         start = time.perf_counter()
-        gathered([cloud.partial(x, 1.0, sigma, files=[file]) for file in own])
+        cloud.partial(x, 1.0, sigma)
         times.append(time.perf_counter() - start)
     dist.barrier()
     return times[1:], (_loopback() - before) / rounds
-
-
-def gathered(parts: list[Partial]) -> Partial:
-    """The Partials of all ranks, as many of each, merged file by file."""
-    own = torch.stack([torch.cat([getattr(p, name).flatten() for name in MOMENTS]) for p in parts])
-    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, own)
-    return merge(_unpacked(parts[0], row) for rows in zip(*found, strict=True) for row in rows)
-
-
-def _unpacked(like: Partial, row: Tensor) -> Partial:
-    given = [getattr(like, name) for name in MOMENTS]
-    pieces = zip(MOMENTS, row.split([t.numel() for t in given]), given, strict=True)
-    named = {name: piece.view(t.shape) for name, piece, t in pieces}
-    return Partial(like.x, like.alpha, like.sigma, like.v, **named)
 
 
 def _loopback() -> int:
