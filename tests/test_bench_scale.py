@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
 
 def test_a_pass_over_files_is_timed_beside_reading_them(tmp_path):
     paths = shards.make(tmp_path / "a", 1000, 64, 2)
-    found = passes._from_files(tmp_path / "a", 2, False, 1 << 16, 1, rounds=3)
+    found = passes._from_files(tmp_path / "a", 2, False, 1 << 16, torch.get_num_threads(), rounds=3)
     assert len(found.reading) == len(found.passes) == 3 and min(found.reading + found.passes) > 0
     assert math.isnan(found.cached) or found.cached == shards.in_memory(paths) == 1.0
     assert 1 << 26 < found.peak < 1 << 34
@@ -135,3 +135,36 @@ def test_the_table_on_paper_says_what_does_not_fit():
         "39.4 s",
         "4 ms",
     ]
+
+
+CASE = {
+    "kind": "case", "store": "page cache", "N": "400000", "d": "784", "dtype": "float32", "B": "64",
+    "files": "4", "ranks": "1", "threads_a_rank": "1", "bytes": "1254400000", "message_bytes": "0",
+    "wire_bytes": "0", "floor_s": "0.5", "predicted_s": "0.8", "measured_s": "1",
+    "over_predicted": "1.25", "load": "0.04", "cpu": "Some CPU", "cpu_isa": "v4", "isa": "v4",
+    "threads": "2", "torch": "2.13.0", "date": "2026-01-02", "commit": "0123abc",
+    "read_gbs": "39.2", "gemm_gflops": "186.7", "copy_gbs": "6.8", "disk_gbs": "1.2",
+    "link_gbs": "1.1", "latency_us": "50.0",
+}  # fmt: skip
+
+
+def test_the_tables_of_what_was_measured(tmp_path):
+    assert tables.markdown({}) == "No measured run is committed yet."
+    shared = {"ranks": "2", "measured_s": "0.55", "message_bytes": "410000", "wire_bytes": "830000"}
+    large = {"kind": "out of core", "store": "disk", "B": "1", "bytes": str(1 << 34), "files": "16"}
+    large |= {"reading_s": "9", "measured_s": "10", "of_rate": "0.9", "peak_mb": "1500"}
+    rows = [CASE, CASE | shared, CASE | large]
+    text = tables.markdown({"v4": rows})
+    lines = text.splitlines()
+    assert (
+        "page cache, one thread 6.8 GB/s; disk 1.2 GB/s; messages 1.1 GB/s; latency 50 µs" in text
+    )
+    case = "| page cache | float32 | 400,000 | 784 | 64 | 1 | 0.5 | 0.8 | 1 | **1.25** |"
+    assert lines.count(case) == 1
+    assert lines.count("| 64 | 1 | 0.55 | **1.82** | 820,000 | 830,000 |") == 1
+    assert lines.count("| disk | 1 | 1.91 | 1.72 | **90 %** | 1,431 |") == 1
+    assert "16 GiB of uint8 in 16 files (Some CPU, 2 threads (AVX-512), torch 2.13.0" in text
+    figure = pytest.importorskip("bench.scale.figure", reason="needs matplotlib")
+    figure.draw(rows, tmp_path)
+    light, dark = ((tmp_path / f"scale-{name}.png").read_bytes() for name in ("light", "dark"))
+    assert light[:4] == dark[:4] == b"\x89PNG" and len(light) > 20_000 and light != dark
