@@ -119,8 +119,9 @@ class DiffusionFisher(FisherOperator):
 
     Args:
         x: [B, *E], float32 or float64; the computation follows its dtype.
-        cloud: the data, a `PointCloud` or a `GaussianMixture`, event shape E, on x's device. Of a
-            mixture, F <= I/(sigma^2 + alpha^2 v), v the least variance of a component.
+        cloud: the data, a `PointCloud`, a `ShardedCloud` or a `GaussianMixture`, event shape E, on
+            x's device. Of a mixture, F <= I/(sigma^2 + alpha^2 v), v the least variance of a
+            component.
         alpha, sigma: float, 0-d or [B]; sigma > 0.
         tolerance: None for all atoms; eps in (0, 1) leaves out atoms that together carry less than
             eps of the posterior weight, certainly, and need not be read (the cloud has to have an
