@@ -288,6 +288,11 @@ def test_methods_take_it(cloud):
         last = df.sample(denoiser, z, t, method="heun").x[-1]
         return torch.autograd.grad(last.square().sum(), z)[0]
 
+    def gradient_of_log_prob(cloud):
+        z, denoiser = x.clone().requires_grad_(), df.Denoiser.exact(cloud, schedule)
+        found = df.log_prob(denoiser, z, (0.5, 10.0), "exact", method="heun", steps=4)
+        return torch.autograd.grad(found.log_prob.sum(), z)[0]
+
     def guided(cloud):
         denoiser = df.Denoiser.exact(cloud, schedule)
         loss = lambda z: (z - 1).square().flatten(1).sum(1)
@@ -300,6 +305,7 @@ def test_methods_take_it(cloud):
         lambda cloud: log_prob(cloud, "hutchinson"),
         lambda cloud: log_prob(cloud, df.Divergence(mode="jvp")),
         gradient,
+        gradient_of_log_prob,
         guided,
         lambda cloud: df.transport_test(cloud, schedule, t, x=x).A,
         lambda cloud: cloud.sample(9, rng(5)),

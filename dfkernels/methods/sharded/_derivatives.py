@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ def gradients(
         needs: Of x, alpha, sigma and v.
     """
     asked = list(cotangents)
+    again = replace(over, diagonal="covariance_diagonal" in asked)  # what is asked, and no more
 
     def compute(*tensors: Any) -> tuple[Tensor, ...]:
         queries, found, given = _split(tensors, len(asked))
@@ -75,7 +76,9 @@ def gradients(
                     t.detach().requires_grad_() if need else t
                     for t, need in zip(queries, needs, strict=True)
                 ]
-                terms = _terms(over.block(y, *leaves), fixed)
+                x, alpha, sigma, v = leaves
+                v = v if "covariance_product" in asked else None
+                terms = _terms(again.block(y, x, alpha, sigma, v), fixed)
                 loss = sum((g * terms[name]).sum() for name, g in zip(asked, given, strict=True))
                 wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
                 found = _gradient(loss, wanted)
@@ -85,7 +88,7 @@ def gradients(
         nothing = tuple(torch.zeros_like(t, dtype=torch.float64) for t in wanted)
         total = nothing
         said = {f"gradient in {name}": g for name, g in zip(asked, given, strict=True)}
-        for made in over.by_file("gradient", said, nothing, add):
+        for made in again.by_file("gradient", said, nothing, add):
             total = tuple(a + b for a, b in zip(total, made, strict=True))
         return tuple(g.to(t.dtype) for g, t in zip(total, wanted, strict=True))
 
