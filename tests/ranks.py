@@ -71,8 +71,6 @@ def uses(cloud):
         name: bits(*torch.autograd.grad(t.square().sum(), (x, sigma), retain_graph=True))
         for name, t in results.items()
     }
-    _, along = torch.func.jvp(lambda x: cloud.posterior(x, ALPHA, SIGMA).ess, (X,), (V[:, 0],))
-    found["ess"] = bits(along)
     found["rows"] = bits(cloud.rows(torch.tensor([49, 0, 7, 8, 9, 7])))
     found["sample"] = bits(cloud.sample(5, torch.Generator().manual_seed(3)))
     denoiser = df.Denoiser.exact(cloud, df.schedule.EDM())
