@@ -8,11 +8,14 @@ FOLDER holds data/ with a manifest, and gets SCENARIO.RANKS.json, the outcomes b
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -23,7 +26,9 @@ import torch
 from torch import distributed
 
 import dfkernels as df
+from dfkernels import cli
 from dfkernels._io import files
+from dfkernels._io.elsewhere import Elsewhere
 from dfkernels.methods import _ranks
 
 E = (2, 3)
@@ -191,24 +196,66 @@ def hanging(rank, folder):
     }
 
 
-SCENARIOS = {
-    call.__name__: call
-    for call in (results, using, disagreeing, raising, subgroup, killed, hanging)
-}
+def command(arguments, rank):
+    """Exit code, standard output and standard error of `torchrun -m dfkernels posterior`."""
+    os.environ["MASTER_PORT"] = str(PORTS.pop())
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(["posterior", *arguments.split()])
+    return [code, out.getvalue(), err.getvalue()]
+
+
+JOB = "data x.npy --sigma 0.7 --memory 1K --chunk 1"
+
+
+def commands(rank, folder):
+    pick = lambda first, second: second if rank == 1 else first
+    calls = {
+        "archive": f"{JOB} -o two.npz",
+        "folder": f"{JOB} -o two/",
+        "again": f"{JOB} -o two/",
+        "input": f"{JOB} -o x.npy",
+        "file": "x.npy x.npy --sigma 0.7",
+        "queries": JOB.replace("x.npy", pick("x.npy", "none.npy")),
+        "sigma": f"{JOB} --sigma {pick(1, 2)} -o three.npz",
+    }
+    return {name: command(arguments, rank) for name, arguments in calls.items()}
+
+
+def command_killed(rank, folder):
+    """Rank 1 is killed when it has done two of three chunks."""
+    add = Elsewhere.add
+
+    def last(work, rows):
+        add(work, rows)
+        if rank == 1 and work.rows == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Elsewhere.add = last
+    return {"killed": command(f"{JOB} -o kept.npz", rank)}
+
+
+IN_A_GROUP = (results, using, disagreeing, raising, subgroup, killed, hanging)
+COMMANDS = (commands, command_killed)
+SCENARIOS = {call.__name__: call for call in (*IN_A_GROUP, *COMMANDS)}
 
 
 def run(scenario, rank, ranks, folder):
     """One rank, in a process of its own."""
     torch.set_num_threads(1)
-    name = f"{scenario}.{ranks}"
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / name}.store",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=1 if scenario == "hanging" else 60),
-    )
-    found = SCENARIOS[scenario](rank, folder)
+    name = f"{scenario.__name__}.{ranks}"
+    if scenario in IN_A_GROUP:
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / name}.store",
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=1 if scenario is hanging else 60),
+        )
+    else:
+        os.chdir(folder)
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="localhost")
+    found = scenario(rank, folder)
     (folder / f"{name}.{rank}.json").write_text(json.dumps(found))
 
 
@@ -218,7 +265,7 @@ def fork(scenario, ranks, folder):
     for rank in range(ranks):
         if (child := os.fork()) == 0:
             try:
-                run(scenario, rank, ranks, folder)
+                run(SCENARIOS[scenario], rank, ranks, folder)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -230,8 +277,16 @@ def fork(scenario, ranks, folder):
     return [json.loads(p.read_text()) if p.exists() else None for p in paths]
 
 
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
+    place, PORTS = Path(sys.argv[1]), free_ports(8)
     for what in sys.argv[2:]:
         scenario, _, count = what.partition(":")
         found = fork(scenario, int(count), place)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ import torch
 from documents import ROOT
 
 import dfkernels as df
+from dfkernels import cli
 from dfkernels.methods import _ranks
 from dfkernels.methods.sharded import write_manifest
 
 SIZES = (7, 1, 30, 12)  # of part8.npy to part11.npy
 SCENARIOS = (
     *("results:2", "results:3", "results:5", "using:2", "disagreeing:3", "raising:3", "subgroup:3"),
-    *("killed:3", "hanging:3"),
+    *("killed:3", "hanging:3", "commands:2", "command_killed:3"),
 )
 
 
@@ -34,6 +36,7 @@ def found(tmp_path_factory):
     for i, part in enumerate(y.split(SIZES)):
         np.save(data / f"part{8 + i}.npy", part.numpy())
     write_manifest(data)
+    np.save(folder / "x.npy", ranks.X.numpy())
     script = str(ROOT / "tests" / "ranks.py")
     run = subprocess.run(
         [sys.executable, script, str(folder), *SCENARIOS], timeout=300, check=False, text=True,
@@ -219,6 +222,68 @@ def test_a_rank_that_takes_longer_than_the_timeout(found):
         start = f"RankError: rank {rank} of 3: no answer of the other ranks to the exchange of "
         assert text.startswith(f"{start}results in 1.")
         assert " s, the timeout of the process group (init_process_group(timeout=...)): " in text
+
+
+@pytest.mark.slow
+def test_the_command(found, monkeypatch, capsys):
+    monkeypatch.chdir(found["folder"])
+    first, other = found["commands:2"]
+    assert cli.main(["posterior", *ranks.JOB.split(), "-o", "one.npz"]) == 0
+    said = capsys.readouterr().out
+    for name, out in (("archive", "two.npz"), ("folder", "two")):
+        assert first[name] == [0, said.replace("one.npz", out), ""] and other[name] == [0, "", ""]
+    last = "is the result of this command: two"
+    assert first["again"][1].splitlines()[-1] == last and other["again"] == [0, "", ""]
+    assert Path("two.npz").read_bytes() == Path("one.npz").read_bytes()
+    one = np.load("one.npz")
+    for name in one.files:
+        assert one[name].tobytes() == np.load(f"two/{name}.npy").tobytes()
+    assert not list(Path().glob("three*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "file",
+            "x.npy: expected a folder of shards, whose files several processes can share out, got "
+            "a file: run it without torchrun",
+        ),
+        (
+            "input",
+            "x.npy: is the input x.npy: name another result, or --force to replace it",
+        ),
+        ("queries", "rank 1 of 2: FileError: none.npy: no such file"),
+        (
+            "sigma",
+            "expected the same on all ranks, got sigma: rank 0 of 2: 1.0, rank 1 of 2: 2.0",
+        ),
+    ],
+)
+def test_the_command_ends_with_one_error(found, name, message):
+    text = f"dfkernels posterior: error: {message}\n"
+    first, other = (rank[name] for rank in found["commands:2"])
+    if name == "input":  # which the first rank finds
+        assert first == other
+        text = text.replace("error: ", "error: rank 0 of 2: FileError: ")
+    assert first == other == [2, "", text]
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_a_rank_was_killed(found, monkeypatch, capsys):
+    monkeypatch.chdir(found["folder"])
+    first, killed, other = found["command_killed:3"]
+    assert killed is None
+    for rank, got in ((0, first), (2, other)):
+        code, out, err = got["killed"]
+        assert code == 2 and not out
+        assert f"dfkernels posterior: error: rank {rank} of 3: lost another rank in " in err
+    assert cli.main(["posterior", *ranks.JOB.split(), "-o", "kept.npz"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("goes on: ") and "of 3 queries are in kept.npz.unfinished" in said
+    assert cli.main(["posterior", *ranks.JOB.split(), "-o", "once.npz"]) == 0
+    assert Path("kept.npz").read_bytes() == Path("once.npz").read_bytes()
 
 
 def test_shares_are_balanced_by_rows():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from .._io import arrays
 from .._io.files import FileError
@@ -76,18 +76,27 @@ def manifest_folder(data: str) -> Path | None:
     return path.parent if path.name == "manifest.json" else None
 
 
-def sharded(folder: Path, memory: int | None, dtype: torch.dtype) -> ShardedCloud:
+def sharded(
+    folder: Path,
+    memory: int | None,
+    dtype: torch.dtype,
+    group: distributed.ProcessGroup | None = None,
+) -> ShardedCloud:
     """The cloud of a folder of shards with a manifest.
 
     Args:
         memory: Bytes of atoms in memory at once; None for the default.
         dtype: float32 or float64, of the computation.
+        group: Of the processes that share the files out.
 
     Raises:
         FileError: A file or the manifest is wrong, or holds numbers that ``dtype`` does not have.
     """
     try:
-        cloud = ShardedCloud(folder) if memory is None else ShardedCloud(folder, memory=memory)
+        if memory is None:
+            cloud = ShardedCloud(folder, group=group)
+        else:
+            cloud = ShardedCloud(folder, memory=memory, group=group)
     except FileError:
         raise
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -10,17 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributed
 
 from .. import __version__
 from .._io import arrays, files, unfinished
+from .._io.elsewhere import Elsewhere
 from .._io.files import FileError
 from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
 from ..methods._posterior_sums import FIELDS, VECTORS, posterior_sums, step_bytes
+from ..methods._ranks import RankError, Ranks
 from ..methods._shards import stamp
 from ..methods.sharded import ShardedCloud
 from . import arguments, inputs
 from .progress import progress
+from .ranks import torchrun_group
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,21 +85,21 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _run(args: argparse.Namespace) -> int:
-    out, archive = Path(args.out), not args.out.endswith("/")
-    if not args.force:
-        _refuse_inputs(args, out)
-    unfinished.prepare(out, archive)
+    out = Path(args.out)
     try:
-        given = _Given(args)
-        with given.work(out, archive) as work:
+        with contextlib.ExitStack() as stack:
+            ranks = Ranks(stack.enter_context(torchrun_group()))
+            given, work = _begun(args, ranks, stack)
             there = work.folder == out
-            results = _finished(given, work)
-    except ValueError as error:  # names the file or the argument at fault
+            results = _finished(given, work, ranks)
+    except (RankError, ValueError) as error:  # names the rank, the file or the argument at fault
         raise FileError(str(error)) from None
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
         raise FileError("not enough memory: a smaller --chunk needs less") from None
+    if ranks.rank:
+        return 0
     # With the result on standard output, what is said about it goes where the progress bar is.
     notes = sys.stderr if files.is_standard_output(out) else sys.stdout
     for name, value in results.items():
@@ -103,15 +108,40 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _finished(given: _Given, work: Unfinished) -> dict[str, np.ndarray]:
+def _begun(
+    args: argparse.Namespace, ranks: Ranks, stack: contextlib.ExitStack
+) -> tuple[_Given, Unfinished | Elsewhere]:
+    """The inputs, and the results as far as they are there, until `stack` is closed. The first rank
+    has them.
+    """
+    out, archive, rows = Path(args.out), not args.out.endswith("/"), 0
+    work = None
+    with ranks.telling():
+        if ranks.rank == 0:
+            if not args.force:
+                _refuse_inputs(args, out)
+            unfinished.prepare(out, archive)
+        given = _Given(args, ranks.group)
+        if ranks.rank == 0:
+            work = stack.enter_context(given.work(out, archive))
+            rows = work.rows
+    ranks.agree("dfkernels posterior", given.configuration())
+    rows = ranks.first(rows)
+    return given, Elsewhere(rows, len(given.queries)) if work is None else work
+
+
+def _finished(given: _Given, work: Unfinished | Elsewhere, ranks: Ranks) -> dict[str, np.ndarray]:
     """Evaluates the queries that are not done yet, and puts the results into their place."""
     if work.kept and work.rows < work.count:
         print(f"goes on: {work.rows} of {work.count} queries are in {work.folder}", file=sys.stderr)
     try:
-        with progress("posterior", "queries") as step:
-            while work.rows < work.count:
-                work.add(given.evaluated(work, step))
-        return work.finish()
+        with ranks.telling():
+            with progress("posterior", "queries", ranks.rank == 0) as step:
+                while work.rows < work.count:
+                    work.add(given.evaluated(work, step))
+            results = work.finish()
+        ranks.agree("the end", {})
+        return results
     except KeyboardInterrupt:
         if not work.kept:
             raise
@@ -131,10 +161,17 @@ def _refuse_inputs(args: argparse.Namespace, out: Path) -> None:
             )
 
 
-def _cloud(args: argparse.Namespace, dtype: torch.dtype) -> PointCloud | ShardedCloud:
+def _cloud(
+    args: argparse.Namespace, dtype: torch.dtype, group: distributed.ProcessGroup | None
+) -> PointCloud | ShardedCloud:
     """The atoms of DATA. Raises FileError."""
     folder = inputs.manifest_folder(args.data)
     if folder is None:
+        if group is not None:
+            raise FileError(
+                f"{args.data}: expected a folder of shards, whose files several processes can share"
+                " out, got a file: run it without torchrun"
+            )
         if args.memory is not None:
             raise FileError(
                 "--memory: expected it with a folder of shards only, and DATA is a file"
@@ -146,7 +183,7 @@ def _cloud(args: argparse.Namespace, dtype: torch.dtype) -> PointCloud | Sharded
         if getattr(args, option) is not None:
             what = "has no log_prior" if option == "log_prior" else f"has its own {option}"
             raise FileError(f"--{option.replace('_', '-')}: expected none, since {folder} {what}")
-    return inputs.sharded(folder, args.memory, dtype)
+    return inputs.sharded(folder, args.memory, dtype, group)
 
 
 class _Given:
@@ -157,7 +194,7 @@ class _Given:
         ValueError: An argument is wrong.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, group: distributed.ProcessGroup | None) -> None:
         self.args, self.dtype = args, getattr(torch, args.dtype)
         if torch.tensor(args.sigma, dtype=self.dtype, device="cpu") <= 0:
             raise FileError(
@@ -166,7 +203,7 @@ class _Given:
         names = (args.data, args.queries, args.log_prior)
         paths = [arrays.split(name)[0] for name in names if name is not None]
         self._stamps = {path: stamp(path) for path in paths if path.is_file()}
-        self.cloud = _cloud(args, self.dtype)
+        self.cloud = _cloud(args, self.dtype, group)
         event = self.cloud.event_shape
         self.queries = inputs.queries(args.queries, args.data, event, self.dtype)
         self.chunk = min(args.chunk, len(self.queries))
@@ -177,9 +214,9 @@ class _Given:
         kinds = {name: (asked if name in VECTORS else asked[:1], like) for name in FIELDS}
         many = isinstance(self.cloud, ShardedCloud)
         step = step_bytes(self.chunk, math.prod(asked[1:])) if many else 0
-        return Unfinished(out, archive, kinds, self._configuration(), step)
+        return Unfinished(out, archive, kinds, self.configuration(), step)
 
-    def _configuration(self) -> dict[str, object]:
+    def configuration(self) -> dict[str, object]:
         """What decides the results."""
         named = ("sigma", "alpha", "dtype")
         memory = self.cloud.memory if isinstance(self.cloud, ShardedCloud) else None
@@ -194,7 +231,7 @@ class _Given:
         }
 
     def evaluated(
-        self, work: Unfinished, step: Callable[[float, float], None]
+        self, work: Unfinished | Elsewhere, step: Callable[[float, float], None]
     ) -> dict[str, np.ndarray]:
         """The results of the next chunk of queries. step(queries done, all queries)."""
         first, name = work.rows, self.args.queries

@@ -11,12 +11,16 @@ SECONDS = 60.0  # between two lines, where there is no terminal
 
 
 @contextlib.contextmanager
-def progress(name: str, unit: str) -> Iterator[Callable[[float, float], None]]:
+def progress(name: str, unit: str, shown: bool = True) -> Iterator[Callable[[float, float], None]]:
     """A function (done, total) that says on standard error how far a command is and how long it
     will take; its first call says how much was done before.
 
     On a terminal that is a bar, which is gone at the end; elsewhere, as in a log, a line a minute.
+    Where it is not to be shown it says nothing.
     """
+    if not shown:
+        yield lambda done, total: None
+        return
     from tqdm import tqdm  # only here: it need not be loaded with the package
 
     begun: tuple[float, float] | None = None  # when, with how much done

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._io.elsewhere import Elsewhere
 from .._io.unfinished import Unfinished
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
@@ -30,7 +31,7 @@ def posterior_sums(
     cloud: PointCloud | ShardedCloud,
     alpha: float,
     sigma: float,
-    work: Unfinished,
+    work: Unfinished | Elsewhere,
     callback: Callback,
 ) -> dict[str, np.ndarray]:
     """log_prob [B], mean ``[B, *E]``, score ``[B, *E]``, fisher_trace [B] and ess [B] of queries x
@@ -68,11 +69,13 @@ def _over_files(
     cloud: ShardedCloud,
     alpha: float,
     sigma: float,
-    work: Unfinished,
+    work: Unfinished | Elsewhere,
     callback: Callback,
 ) -> Partial:
     """The Partial of all files: the same bits as `cloud.partial`, whoever was killed between two of
-    them."""
+    them. Ranks read their files at the same time, and keep nothing between them."""
+    if isinstance(work, Elsewhere) or cloud._files.ranks.size > 1:
+        return cloud.partial(x, alpha, sigma, callback=callback)
     read, kept = work.step()
     total = replace(cloud.partial(x, alpha, sigma, files=[]), **kept)
     done = sum(cloud._files.sizes[:read])

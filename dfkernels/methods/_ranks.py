@@ -84,10 +84,12 @@ class Ranks:
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
         """For what comes before `agree`: an error in the block is told to the other ranks, which
-        are there, and raised by all.
+        are there, and raised by all. What was told already is not told again.
         """
         try:
             yield
+        except RankError:
+            raise
         except Exception as error:
             if self.group is not None:
                 self._notes(_of_error(error), error, "the beginning of a call")
@@ -106,6 +108,13 @@ class Ranks:
         if self.group is not None:
             said = {"call": call, "versions": _versions(), **given}
             self._notes({str(name): _described(value) for name, value in said.items()}, None, call)
+
+    def first(self, number: int) -> int:
+        """The number that the first rank has given."""
+        own = (torch.tensor([number], dtype=torch.float64, device="cpu"),)
+        everyone = range(self.size)
+        (found,) = next(self.exchanged(everyone, everyone, [own], own))
+        return int(found)
 
     def share(self, numbers: Sequence[int], owner: Sequence[int]) -> list[int]:
         """Those of the files that this rank reads."""
