@@ -18,7 +18,7 @@ import dfkernels as df
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.scale import model, paper, passes, shards, tables  # noqa: E402
+from bench.scale import constants, model, paper, passes, shards, tables  # noqa: E402
 
 WORK = model.Pass(N=1000, d=50, itemsize=1, B=4)
 FAST = model.Machine(memory=1e4, peak=1e6)
@@ -46,6 +46,18 @@ def test_bytes_operations_and_messages():
     assert (WORK.messages, WORK.message_bytes) == (0, 0)
     shared = replace(WORK, ranks=3, files=7)  # 3 files on the rank with the most
     assert (shared.messages, shared.message_bytes) == (4, 2 * (8192 + 3 * 8 * (1 + 4 * 53)))
+
+
+def test_what_each_rank_has_of_a_machine():
+    known = constants.Constants(40.0, 100.0, 6.0, 1.5, 2.0, 0.0)
+    alone = known.machine("memory", cores=2, threads=2)
+    assert alone == model.Machine(40e9, 100e9, cores=2, threads=2, link=2e9)
+    one = known.machine("page cache", cores=2, threads=1)  # one thread computes, another one reads
+    assert (one.memory, one.peak, one.store, one.copy, one.cores) == (20e9, 50e9, 6e9, 6e9, 2)
+    half = known.machine("page cache", cores=2, threads=1, count=2)
+    assert (half.memory, half.peak, half.store, half.copy, half.cores) == (20e9, 50e9, 6e9, 6e9, 1)
+    disk = known.machine("disk", cores=2, threads=1, count=2)
+    assert (disk.store, disk.copy) == (0.75e9, 6e9)
 
 
 def test_a_pass_takes_the_longest_of_its_parts():
@@ -163,6 +175,7 @@ def test_the_tables_of_what_was_measured(tmp_path):
     assert lines.count(case) == 1
     assert lines.count("| 64 | 1 | 0.55 | **1.82** | 820,000 | 830,000 |") == 1
     assert lines.count("| disk | 1 | 1.91 | 1.72 | **90 %** | 1,431 |") == 1
+    assert "for more queries than 1 from memory, 7 from the page cache, 39 from disk;" in text
     assert "16 GiB of uint8 in 16 files (Some CPU, 2 threads (AVX-512), torch 2.13.0" in text
     figure = pytest.importorskip("bench.scale.figure", reason="needs matplotlib")
     figure.draw(rows, tmp_path)

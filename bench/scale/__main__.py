@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -98,6 +100,7 @@ class Bench:
         small = shards.make(self.folder / "small", self.sizes.memory // D, D, 4)
         if not passes.same_bits(small, COUNTS[1]):
             sys.exit("a pass over files leaves other bits than one over the same shards in memory")
+        shutil.rmtree(self.folder / "latents")  # of which the constants were measured
         N, folder = (gib << 30) // D, self.folder / "large"
         files = shards.make(folder, N, D, max(2, gib))
         for store in ("disk", "page cache"):
@@ -166,6 +169,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes nothing")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended: its files are removed"))
     isa = machine.hold(None)
     torch.set_num_threads(args.threads)
     kind, rows = "out of core" if args.out_of_core else "case", []

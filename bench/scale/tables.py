@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.text import markdown_table
 
 from .. import machine
-from . import paper
+from . import model, paper
 
 PICTURE = (
     "![Passes on two cores, predicted against measured, and passes over a billion latents on H200s,"
@@ -64,6 +64,21 @@ def of_ranks(rows: list[dict]) -> str:
     return markdown_table(head, cells)
 
 
+def bound_from(row: dict) -> str:
+    """From how many queries the floor is one of operations."""
+    peak, found = float(row["gemm_gflops"]), []
+    for store, rate in (
+        ("memory", "read_gbs"),
+        ("the page cache", "copy_gbs"),
+        ("disk", "disk_gbs"),
+    ):
+        found.append(f"{model.compute_bound_from(1, float(row[rate]), peak):.0f} from {store}")
+    return (
+        f"By the floor, operations take longer than reading uint8 atoms for more queries than "
+        f"{', '.join(found)}; four times as many where the atoms are float32."
+    )
+
+
 def markdown(found: dict[str, list[dict]]) -> str:
     """The figure, and what was measured on each machine."""
     if not found:
@@ -88,7 +103,8 @@ def of_machine(rows: list[dict]) -> str:
     )
     load = max(float(r["load"]) for r in cases)
     about = f"{machine.origin(cases[0])}; load average at most {load:.1f}"
-    parts = [f"{about}; measured in the same run: {rates}.", "", of_cases(cases)]
+    parts = [f"{about}; measured in the same run: {rates}.", "", of_cases(cases), ""]
+    parts += [bound_from(cases[0])]
     parts += ["", "Two ranks of one thread, each with half of the files:", "", of_ranks(shared)]
     if large:
         size = int(large[0]["bytes"]) / 2**30
