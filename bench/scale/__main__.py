@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     seconds: float
 
 
-FULL = Sizes(1 << 25, 1 << 28, 1 << 32, (400_000, 784), 2.0)
+FULL = Sizes(1 << 26, 1 << 28, 1 << 32, (400_000, 784), 2.0)
 QUICK = Sizes(1 << 18, 1 << 20, 1 << 22, (2000, 784), 0.0)
 
 
