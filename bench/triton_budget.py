@@ -3,7 +3,8 @@
 Records what the launchers launch, on tensors without a device, compiles it for four compute
 capabilities and writes registers, spills and shared memory to bench/results/triton_budget.csv, the
 budget that tests/test_triton_compile.py keeps them to. The column `source` tells what was compiled:
-as long as it is the same, the same compiler makes the same code of it.
+as long as it is the same, the same compiler makes the same code of it, and it is not compiled
+again.
 """
 
 from __future__ import annotations
@@ -195,6 +196,13 @@ def search_arguments(new, x, y, level, log_prior, scale, offset):
     return Queries(Sought(x, y, level, level, log_prior, scale, offset), index, 24.0), 1
 
 
+def launcher(name: str) -> tuple[Any, tuple[dict[str, bool], ...]]:
+    """An op's launcher, and every set of further keywords that it takes."""
+    place, function = LAUNCHERS.get(name, (f"ops.{name}.triton", "launch"))
+    both = ({"fisher": True}, {"fisher": False}) if name == "fisher_matvec" else ({},)
+    return getattr(importlib.import_module(f"dfkernels.{place}"), function), both
+
+
 def kind(value) -> str:
     """Triton's type of an argument."""
     if isinstance(value, torch.Tensor):
@@ -237,13 +245,11 @@ def launches(cc: int) -> dict[tuple[str, str], Launch]:
     devices = {90: device.DEVICES[cc]}  # the one of tensors that are on no GPU
     with mock.patch.object(JITFunction, "run", run), mock.patch.dict(device.DEVICES, devices):
         for op, calls in CALLS.items():
-            place, name = LAUNCHERS.get(op, (f"ops.{op}.triton", "launch"))
-            launcher = getattr(importlib.import_module(f"dfkernels.{place}"), name)
-            both = ({"fisher": True}, {"fisher": False}) if op == "fisher_matvec" else ({},)
+            launch, both = launcher(op)
             for i, call in enumerate(calls):
                 ways = both[: 1 + (i == 0)]  # covariance_matvec is another in its last line only
                 for args, more in itertools.product(arguments(op, *call), ways):
-                    launcher(*args, **more)
+                    launch(*args, **more)
     return found
 
 
@@ -294,11 +300,12 @@ def resources(kernel) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "-res-usage", file.name)))
-        stack = int(usage["STACK"])
+        # a cubin may hold functions that the kernel calls: the most of any
+        said = re.findall(r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "-res-usage", file.name))
+        registers, stack = (max(map(int, numbers)) for numbers in zip(*said, strict=True))
         spills = loop_spills(tool("cuobjdump", "-sass", file.name)) if stack else 0
     shared = kernel.metadata.shared
-    return {"registers": int(usage["REG"]), "stack": stack, "loop_spills": spills, "shared": shared}
+    return {"registers": registers, "stack": stack, "loop_spills": spills, "shared": shared}
 
 
 def measure_here(cc: int, known: frozenset[str] = frozenset()) -> list[dict]:
@@ -352,6 +359,18 @@ def measure(capabilities=CAPABILITIES, known: frozenset[str] = frozenset()) -> l
     return sorted(rows, key=lambda row: tuple(row[k] for k in KEY))
 
 
+def renewed() -> list[dict]:
+    """All kernels, of which only those whose source is not that of their row are compiled."""
+    key = lambda row: (row["cc"], row["file"], row["kernel"], row["source"])
+    old = {key(row): row for row in read() if row["triton"] == triton.__version__}
+    rows: list[dict] = []
+    for cc in CAPABILITIES:
+        found = ((cc, *names, digest(launch)) for names, launch in launches(cc).items())
+        kept = [old[k] for k in found if k in old]
+        rows += kept + measure([cc], frozenset(row["source"] for row in kept))
+    return rows
+
+
 def read(path: Path = BUDGET) -> list[dict]:
     with path.open(newline="") as file:
         return [
@@ -380,7 +399,7 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(measure_here(args.cc, frozenset(args.known))))
         return
-    rows = measure()
+    rows = renewed()
     write(rows)
     print(f"{BUDGET.relative_to(ROOT)}: {len(rows)} kernels")
 

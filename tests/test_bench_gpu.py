@@ -17,8 +17,9 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.gpu import __main__ as gpu  # noqa: E402
-from bench.gpu import cases, measure, peers, report  # noqa: E402
+from bench.gpu import cases, checks, compile, contender, measure, peers, report  # noqa: E402
 from bench.gpu.cases import Case  # noqa: E402
+from bench.gpu.processes import Process  # noqa: E402
 
 RATES = {
     "copy_gbs": 4000.0,
@@ -45,15 +46,29 @@ TINY = [
 ]
 
 
-def row_of(case, monkeypatch, deadline=math.inf):
-    """measure_case on the CPU: every run takes 1, 2, then 6 ms; torch.compile is the identity."""
+BENCH = contender.Bench(
+    timer=lambda function, seconds: [1.0, 2.0, 6.0],
+    capture=lambda function: (function, False),
+    kernels=lambda function: [("sweep_kernel", 1, 1.5)],
+    device="cpu",
+    memory=2**33,
+)
+
+
+def row_of(case, monkeypatch):
+    """A row measured on the CPU: every run takes 1, 2, then 6 ms; torch.compile is the identity."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    result = {"machine": {"memory": 2**33}, "rates": RATES}
+    shown = []
+    gpu.measure([case], result, on_the_cpu, shown.append)
+    assert shown[-1] is result["rows"][0]
+    return result["rows"][0]
 
-    def timer(function, seconds):
-        function()
-        return [1.0, 2.0, 6.0]
 
-    return gpu.measure_case(case, RATES, timer, lambda f: (f, False), "cpu", 2**33, deadline)
+def on_the_cpu(name, request, seconds):
+    """The answer of a contender's process, which takes lines of JSON."""
+    answer = contender.answer(json.loads(json.dumps({**request, "name": name})), BENCH)
+    return json.loads(json.dumps(answer))
 
 
 @pytest.mark.slow
@@ -136,7 +151,8 @@ def test_a_row(case, monkeypatch):
             1e-4 if case.storage == "float32" or name == "dfkernels" else 0.05
         ), name
     assert json.loads(json.dumps(row)) == row
-    assert "2 ms" in gpu.line(row)
+    assert "2 ms" in report.line(row)
+    assert row["kernels"] == [["sweep_kernel", 1, 1.5]]
 
 
 def test_the_exact_result_is_the_references():
@@ -159,9 +175,6 @@ def test_the_exact_result_is_the_references():
 
 
 def test_what_cannot_run_says_why(monkeypatch):
-    late = row_of(TINY[1], monkeypatch, deadline=time.monotonic() - 1)
-    assert late["contenders"] == {"dfkernels": {"skipped": "out of time"}}
-    assert gpu.line(late).endswith("{'skipped': 'out of time'}")
     monkeypatch.setattr(peers, "bytes_needed", lambda case, name: 2**40 * (name == "torch"))
     large = row_of(TINY[1], monkeypatch)
     assert large["contenders"]["torch"] == {"skipped": "needs 1024 GiB for [B, N] arrays"}
@@ -177,39 +190,189 @@ def test_what_cannot_run_says_why(monkeypatch):
     }
 
 
-def test_the_whole_command(monkeypatch, tmp_path, capsys):
-    """From the tests to the summary, everything that needs a GPU replaced."""
-    one_case = gpu.measure_case
+CHILD = """
+import json, sys, time
+print('{"ready": true}', flush=True)
+for line in sys.stdin:
+    n = json.loads(line)["n"]
+    if n == 1: time.sleep(60)
+    if n == 2: raise SystemExit("out of memory")
+    print(json.dumps({"twice": 2 * n}), flush=True)
+"""
+
+
+def test_what_hangs_or_crashes_takes_nothing_along():
+    child = Process(sys.executable, "-c", CHILD)
+    try:
+        ask = lambda n, deadline=math.inf: child.ask({"n": n}, 5.0, deadline)
+        assert ask(5) == {"twice": 10} and ask(6) == {"twice": 12}
+        pid = child.running.pid
+        assert child.ask({"n": 1}, 0.3, math.inf) == {"failed": "no answer within 0 s"}
+        assert child.running is None and ask(7) == {"twice": 14} and child.running.pid != pid
+        assert ask(2) == {"failed": "the process died: out of memory"}
+        assert ask(8, time.monotonic() - 1) == {"skipped": "out of time"}
+        assert child.running is None
+    finally:
+        child.close()
+    missing = Process(sys.executable, "-c", "raise SystemExit('no device')")
+    assert missing.ask({"n": 1}, 5.0, math.inf) == {"failed": "the process died: no device"}
+
+
+def test_the_most_important_first_and_slow_starters_last(monkeypatch):
+    asked = []
+
+    def ask(name, request, seconds):
+        asked.append((name, request["case"]["op"], seconds))
+        return {"skipped": "out of time"}
+
+    result = {"machine": {"memory": 2**33}, "rates": RATES}
+    gpu.measure(TINY[:3], result, ask, lambda row: None)
+    ours, theirs = gpu.LIMIT["dfkernels"], 15.0
+    assert asked[:5] == [
+        ("dfkernels", "posterior", ours),
+        ("torch", "posterior", theirs),
+        ("torch-bf16", "posterior", theirs),
+        ("sdpa", "posterior", theirs),
+        ("dfkernels", "posterior", ours),
+    ]
+    assert [name for name, *_ in asked].index("compile") == 9
+    assert {name for name, *_ in asked[9:]} <= set(peers.LATER)
+    assert len(result["rows"]) == 3
+    assert [c.group for c in cases.grid()[:2]] == ["memory", "memory"]
+    assert {c.B for c in cases.chosen("posterior B=(4|16) ")} == {4, 16}
+    assert cases.chosen("no such case") == []
+
+
+def test_all_kernels_of_the_cases_are_compiled_once(monkeypatch):
+    """On tensors without a device; nothing runs."""
+    few = [TINY[0], TINY[1], TINY[5], TINY[8], TINY[12]]
+    calls = []
+    monkeypatch.setattr(
+        compile.JITFunction, "run", lambda kernel, *v, warmup, **o: calls.append(warmup)
+    )
+    found = compile.launches(few)
+    names = {module.removeprefix("dfkernels.ops.") for module, _ in found}
+    assert {"common.triton.sweep", "common.triton.merge", "endpoint_matvec.triton"} <= names
+    assert {"transport_chain.triton", "common.triton.pair_weights"} <= names
+    assert calls == []
+    for compiles in found.values():
+        compiles()
+    assert calls == [True] * len(found)
+
+
+def test_shares_are_put_together(monkeypatch):
+    said = [(0, 'noise\n{"kernels": 3, "failed": {"k": "E"}}\n'), (1, "no torch")]
+    monkeypatch.setattr(gpu, "COMPILERS", 2)
+    monkeypatch.setattr(checks, "shell", lambda *c, timeout: said[int(c[3])])
+    found = gpu.compile_kernels("", 1.0)
+    assert found["kernels"] == 3
+    assert found["failed"] == {"k": "E", "share 1": "exit 1: no torch"}
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    """Everything that needs one replaced."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(measure, "Events", lambda: lambda function, seconds: [1.0, 2.0, 6.0])
-    monkeypatch.setattr(measure, "graphed", lambda function: (function, True))
-    monkeypatch.setattr(measure, "rates", lambda timer: RATES)
-    monkeypatch.setattr(gpu, "grid", lambda: TINY)
-    monkeypatch.setattr(gpu, "measure_case", lambda *a: one_case(*a[:4], "cpu", *a[5:]))
-    monkeypatch.setattr(gpu, "machine", lambda: result_of({})["machine"] | {"memory": 2**33})
-    said = {"passed": 3, "failed": 0, "seconds": 1.0, "tail": ""}
-    monkeypatch.setattr(gpu, "tests", lambda timeout: said)
-    monkeypatch.setattr(gpu, "sanitizer", lambda deadline: {"memcheck": "clean"})
+    monkeypatch.setattr(cases, "grid", lambda: TINY)
+    monkeypatch.setattr(checks, "machine", lambda: result_of({})["machine"] | {"memory": 2**33})
+    monkeypatch.setattr(checks, "tests", lambda timeout: dict(SAID))
+    monkeypatch.setattr(checks, "sanitizer", lambda deadline: {"memcheck": "clean"})
+    compiled = {"kernels": 7, "failed": {}, "seconds": 1.0}
+    monkeypatch.setattr(gpu, "compile_kernels", lambda pattern, seconds: compiled)
+
+    class Here:
+        start = close = lambda self: None
+
+        def ask(self, request, seconds, deadline):
+            if deadline < time.monotonic():
+                return {"skipped": "out of time"}
+            if "rates" in request:
+                return RATES
+            return on_the_cpu(request["name"], request, seconds)
+
+    monkeypatch.setattr(gpu, "Process", Here)
+
+
+SAID = {"passed": 3, "failed": 0, "seconds": 1.0, "tail": ""}
+
+
+def test_the_whole_command(without_a_gpu, monkeypatch, tmp_path, capsys):
     path = tmp_path / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--out", str(path)])
     assert gpu.main() == 0
     result = json.loads(path.read_text())
     assert [row["op"] for row in result["rows"]] == [case.op for case in TINY]
-    assert (
-        result["tests"] == said
-        and result["sanitizer"] == {"memcheck": "clean"}
-        and result["rates"] == RATES
-    )
+    assert result["tests"] == SAID and result["sanitizer"] == {"memcheck": "clean"}
+    assert result["rates"] == RATES and result["compiled"]["kernels"] == 7
     assert capsys.readouterr().out.endswith(
         f"{path}: 14 cases, 0 without time; 0 of ours wrong or failed\n"
     )
     page = report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result])
     assert page.count("| `fisher_matvec` |") == 2 and page.count(", fisher_matvec x forward |") == 1
-    path.unlink()
-    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "endpoint", "--minutes", "0"])
-    assert gpu.main() == 0 and list(tmp_path.iterdir()) == []
-    assert "None: 2 cases, 2 without time; 0 of ours wrong or failed" in capsys.readouterr().out
+    argv = ["bench.gpu", "--only", "endpoint", "--against", str(path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert gpu.main() == 0 and list(tmp_path.iterdir()) == [path]
+    out = capsys.readouterr().out
+    assert "None: 2 cases, 0 without time; 0 of ours wrong or failed" in out
+    assert out.count("  1.00 x as fast as before, error then ") >= 2
+    assert "the geometric mean of 2 rows" in out
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--only", "no such"])
+    assert gpu.main() == 2
+    assert "no case has 'no such' in its name" in capsys.readouterr().err
+
+
+def test_without_time_it_ends_at_once(without_a_gpu, monkeypatch, tmp_path):
+    path = tmp_path / "gpu.json"
+    argv = ["bench.gpu", "--out", str(path), "--minutes", "0"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(RuntimeError, match="the device's rates were not found: .*out of time"):
+        gpu.main()
+    assert json.loads(path.read_text())["tests"] == SAID
+
+
+def test_the_record_of_an_earlier_state_can_be_compared_with():
+    """Row by row: the file of commit 18007ff, which knows nothing of derivatives."""
+    [old] = [r for r in report.read_results() if r["commit"] == "18007ff"]
+    assert old["date"] == "2026-11-26" and old["machine"]["gpu"] == "NVIDIA H200"
+    case = next(c for c in cases.grid() if (c.B, c.op, c.noise) == (4, "posterior", "high"))
+    row = gpu.new_row(case, old["rates"])
+    row["contenders"]["dfkernels"] = {"ms": 5.0, "error": 1e-6}
+    assert report.against(row, old) == "  5.13 x as fast as before, error then 1.8e-05"
+    assert report.against(row, None) == ""
+    known = [c for c in cases.grid() if report.earlier(gpu.new_row(c, RATES), old)]
+    assert len(known) == len(old["rows"]) == 45
+
+
+WRITE = """========= Error: Potential {} hazard detected at __shared__ 0x404 in block (0,0,0) :
+=========     Write Thread ({},0,0) at {}+0x1a0 in merge.py:32
+=========     Write Thread ({},0,0) at {}+0x1a0 in merge.py:32
+=========     Current Value : {}, Incoming Value : {}
+=========     Saved host backtrace up to driver entry point at kernel launch time
+"""
+
+
+def test_racecheck_tells_a_replicated_write_from_a_race():
+    """The same value, by one instruction, in one warp; all else is a race."""
+    same = WRITE.format("WAW", 23, "k", 24, "k", 7, 7)
+    assert checks.verdict("racecheck", 0, "") == "clean"
+    assert checks.verdict("racecheck", 124, same) == "no time"
+    said = "clean but for 2 writes of the same value by lanes of one warp"
+    assert checks.verdict("racecheck", 9, same + same) == said
+    races = [
+        WRITE.format("WAW", 23, "k", 24, "k", 2, 3),  # other values
+        WRITE.format("WAW", 31, "k", 32, "k", 7, 7),  # other warps
+        WRITE.format("WAW", 23, "k", 24, "j", 7, 7),  # other instructions
+        WRITE.format("RAW", 23, "k", 24, "k", 7, 7),
+        "=========     Current".join(same.split("=========     Current")[:1]),  # unknown values
+    ]
+    for race in races:
+        found = checks.verdict("racecheck", 9, same + race)
+        assert found.startswith("exit 9: Potential"), found
+        assert checks.races(same + race)[0] == 1
+    unread = "========= Error: Potential WAW hazard detected at somewhere else\n"
+    assert checks.verdict("racecheck", 9, same + unread).startswith("exit 9: ")
+    assert checks.verdict("memcheck", 9, same).startswith("exit 9: ")
 
 
 def test_what_a_peer_needs():
@@ -232,20 +395,21 @@ def test_what_a_peer_needs():
 
 
 def test_a_command_that_fails_or_hangs():
-    assert gpu.shell(sys.executable, "-c", "print('a'); raise SystemExit(3)") == (3, "a\n")
-    assert gpu.shell(sys.executable, "-c", "import time; time.sleep(60)", timeout=0.2) == (124, "")
-    assert gpu.shell("no-such-program-as-this")[0] == 127
+    shell, python = checks.shell, sys.executable
+    assert shell(python, "-c", "print('a'); raise SystemExit(3)") == (3, "a\n")
+    assert shell(python, "-c", "import time; time.sleep(60)", timeout=0.2) == (124, "")
+    assert shell("no-such-program-as-this")[0] == 127
 
 
 def test_the_cuda_tests_are_counted(monkeypatch):
     said = "...F\n=== short summary ===\n1 failed, 3 passed, 2 skipped in 0.1s\n"
-    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (1, said))
-    found = gpu.tests(timeout=1)
+    monkeypatch.setattr(checks, "shell", lambda *command, timeout: (1, said))
+    found = checks.tests(timeout=1)
     assert (found["passed"], found["failed"], found["tail"]) == (3, 1, said)
-    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (124, "...."))
-    assert gpu.tests(timeout=1)["failed"] == -1
-    monkeypatch.setattr(gpu, "shell", lambda *command, timeout: (0, "5 passed in 1s\n"))
-    assert gpu.tests(timeout=1) == {"passed": 5, "failed": 0, "seconds": 0.0, "tail": ""}
+    monkeypatch.setattr(checks, "shell", lambda *command, timeout: (124, "...."))
+    assert checks.tests(timeout=1)["failed"] == -1
+    monkeypatch.setattr(checks, "shell", lambda *command, timeout: (0, "5 passed in 1s\n"))
+    assert checks.tests(timeout=1) == {"passed": 5, "failed": 0, "seconds": 0.0, "tail": ""}
 
 
 def result_of(times):
@@ -259,7 +423,13 @@ def result_of(times):
         "contenders": {n: {"ms": t} for n, t in times.items()},
     }
     machine = {"gpu": "H", "driver": "1", "torch": "2", "triton": "3"}
-    return {"machine": machine, "date": "2000-01-01", "rates": RATES, "rows": [row]}
+    return {
+        "machine": machine,
+        "commit": "abc",
+        "date": "2000-01-01",
+        "rates": RATES,
+        "rows": [row],
+    }
 
 
 def test_targets_are_arithmetic():
@@ -288,7 +458,8 @@ def test_the_table_and_the_summary():
     result["targets"] = report.targets(result)
     lines = report.markdown(result).splitlines()
     assert lines[0].startswith(
-        "H, driver 1, torch 2, triton 3, 2000-01-01; measured in the same run: copy 4,000 GB/s"
+        "Commit abc on 2000-01-01: H, driver 1, torch 2, triton 3; measured in the same run: copy"
+        " 4,000 GB/s"
     )
     assert lines[2].startswith("| op | B | N | d | K |  | dfkernels | torch | sdpa |")
     case = "| `posterior` | 4,096 | 262,144 | 1024 | 1 | bfloat16, high noise |"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -31,6 +32,11 @@ class Case:
     noise: str = "high"
     form: str = ""
     derivative: str = ""  # "fisher_trace y reverse": one that bench.derivatives has
+
+    @classmethod
+    def of(cls, row: dict) -> Case:
+        """The case of a row of a result; rows of earlier versions lack fields."""
+        return cls(**{f.name: row[f.name] for f in fields(cls) if f.name in row})
 
     @property
     def name(self) -> str:
@@ -167,7 +173,12 @@ def grid() -> list[Case]:
         )
     ]
     chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]
-    return [*network, *memory, *compute, *small, *rest, *primitives, *derivatives, *chains]
+    return [*memory, *compute, *small, *rest, *network, *chains, *primitives, *derivatives]
+
+
+def chosen(pattern: str) -> list[Case]:
+    """The cases whose name has the regular expression in it."""
+    return [case for case in grid() if re.search(pattern, case.name)]
 
 
 def floor(case: Case, rates: dict[str, float]) -> tuple[float, str]:

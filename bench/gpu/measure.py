@@ -57,6 +57,18 @@ def graphed(function):
     return partial(_replay, graph, kept), True
 
 
+def kernels(function) -> list[tuple[str, int, float]]:
+    """(name, calls, milliseconds) of every kernel of one run, the longest first, as the profiler
+    saw them: L2 is warm."""
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    found = [(e.key[:60], e.count, e.self_device_time_total / 1000) for e in profile.key_averages()]
+    return sorted((k for k in found if k[2] > 0), key=lambda k: -k[2])
+
+
 def _replay(graph, outputs) -> None:
     """Runs the graph; ``outputs``, which it writes to, live as long as this call may be made."""
     graph.replay()

@@ -179,11 +179,33 @@ ELSEWHERE = {  # name: (module, what makes the function, which d)
 INCOMPARABLE = ("flash-sd-kde",)  # its result is that of another call
 
 
-def contenders(case, inputs) -> dict:
-    """name -> function that makes the function to be timed: what may be ready-made is then
-    ready."""
+FIRST = ("torch", "torch-bf16", "sdpa")  # the others compile for long, or may not be installed
+LATER = ("compile", *ELSEWHERE)
+
+
+def names(case) -> list[str]:
+    """The peers that a case has, the quickest to start first."""
+    narrow = case.storage != "float32"
+    found = ["torch"]
     if case.derivative:
-        return {"torch": lambda: derived(derivatives.by_gemm, case.derivative, inputs)}
+        return found
+    if narrow:
+        found.append("torch-bf16")
+    if case.op == "posterior" and case.d < 256:
+        found.append("sdpa")
+    if case.op not in ("fisher_dense", "transport_chain", "draw"):  # their loops would be unrolled
+        found.append("compile")
+    if case.op == "posterior" and not narrow:
+        for name, (module, _, fits) in ELSEWHERE.items():
+            if fits(case.d) and importlib.util.find_spec(module) is not None:
+                found.append(name)
+    return found
+
+
+def contender(name: str, case, inputs: dict) -> Callable:
+    """The function to be timed: what may be ready-made is ready."""
+    if case.derivative:
+        return derived(derivatives.by_gemm, case.derivative, inputs)
     if case.op in REFERENCES:
         plain, given, narrow = REFERENCES[case.op], {**inputs, **case.options}, False
     else:
@@ -192,21 +214,16 @@ def contenders(case, inputs) -> dict:
             [rows.float().square().sum(1) for rows in y.split(max(1, 2**26 // case.d))]
         )
         given, narrow = {**inputs, **case.options, "y_norm": y_norm}, y.dtype != torch.float32
-    found: dict[str, Callable] = {"torch": lambda: partial(plain, **given)}
-    if narrow:
-        found = {
-            "torch": lambda: partial(in_float, plain, **given),
-            "torch-bf16": lambda: partial(plain, **given),
-        }
-    if case.op not in ("fisher_dense", "transport_chain", "draw"):  # their loops would be unrolled
-        found["compile"] = lambda: partial(torch.compile(plain, dynamic=False), **given)
-    if case.op == "posterior":
-        if case.d < 256:
-            found["sdpa"] = lambda: partial(sdpa, **given)
-        for name, (module, make, fits) in ELSEWHERE.items():
-            if not narrow and fits(case.d) and importlib.util.find_spec(module) is not None:
-                found[name] = partial(make, **given)
-    return found
+    if name == "torch":
+        return partial(in_float, plain, **given) if narrow else partial(plain, **given)
+    if name == "torch-bf16":
+        return partial(plain, **given)
+    if name == "compile":
+        return partial(torch.compile(plain, dynamic=False), **given)
+    if name == "sdpa":
+        return partial(sdpa, **given)
+    _, make, _ = ELSEWHERE[name]
+    return make(**given)
 
 
 def bytes_needed(case, name: str) -> int:

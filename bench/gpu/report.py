@@ -10,10 +10,10 @@ from pathlib import Path
 
 from experiments.text import markdown_table
 
-from .cases import geometric_mean
+from .cases import Case, geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "bench" / "results"
+RESULTS = ROOT / "bench" / "results" / "gpu"
 PAGE = ROOT / "docs" / "guide" / "gpu.md"
 CONTENDERS = (
     "dfkernels",
@@ -116,6 +116,48 @@ def targets(result: dict) -> list[dict]:
     return found
 
 
+def line(row: dict) -> str:
+    """A row of the run, as it is printed."""
+    name, mine = Case.of(row).name, row["contenders"]["dfkernels"]
+    if "ms" not in mine:
+        return f"{name}: {mine}"
+    peer = best(row)
+    ratio = "" if peer is None else f"  {peer[0] / mine['ms']:.2f} x faster than {peer[1]}"
+    over = mine["ms"] / row["floor_ms"]
+    return (
+        f"{name}: {mine['ms']:.4g} ms  {over:.2f} x floor ({row['bound']})  error"
+        f" {mine['error']:.1e}{ratio}"
+    )
+
+
+def earlier(row: dict, old: dict | None) -> tuple[float, float] | None:
+    """(milliseconds, error) of ours in the row of an earlier result with the same case, if it was
+    measured there."""
+    name = Case.of(row).name
+    for then in (old or {"rows": []})["rows"]:
+        if Case.of(then).name == name and (took := ms(then, "dfkernels")):
+            return took, then["contenders"]["dfkernels"]["error"]
+    return None
+
+
+def against(row: dict, old: dict | None) -> str:
+    """How many times as fast as in an earlier result this row is, and its error then."""
+    then, now = earlier(row, old), ms(row, "dfkernels")
+    if then is None or not now:
+        return ""
+    return f"  {then[0] / now:.2f} x as fast as before, error then {then[1]:.1e}"
+
+
+def against_all(result: dict, old: dict) -> str:
+    """The geometric mean of `against` over all rows."""
+    pairs = [(earlier(row, old), ms(row, "dfkernels")) for row in result["rows"]]
+    ratios = [then[0] / now for then, now in pairs if then is not None and now]
+    return (
+        f"{geometric_mean(ratios):.2f} x as fast as commit {old['commit']} of {old['date']}, the"
+        f" geometric mean of {len(ratios)} rows"
+    )
+
+
 def summary(result: dict) -> list[str]:
     verdict = {True: "met", False: "MISSED", None: "not measured"}
     return [
@@ -131,8 +173,9 @@ def markdown(result: dict) -> str:
     names = [n for n in CONTENDERS if any(ms(row, n) for row in result["rows"])]
     lines = [
         (
-            f"{about['gpu']}, driver {about['driver']}, torch {about['torch']}, triton"
-            f" {about['triton']}, {result['date']}; measured in the same run: copy"
+            f"Commit {result['commit']} on {result['date']}: {about['gpu']}, driver"
+            f" {about['driver']}, torch {about['torch']}, triton {about['triton']}; measured in"
+            " the same run: copy"
             f" {rates['copy_gbs']:,.0f} GB/s, matrix products {rates['bf16_tflops']:,.0f} (bf16)"
             f" and {rates['fp32_tflops']:,.0f} (float32) TFLOP/s, exp {rates['exp_gs']:,.0f} G/s."
             " Milliseconds (median):"
@@ -171,7 +214,7 @@ def with_tables(text: str, results: list[dict]) -> str:
 
 
 def read_results() -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
 if __name__ == "__main__":

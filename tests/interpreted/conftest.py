@@ -1,13 +1,18 @@
-"""What the interpreter does not do as a GPU does it."""
+"""What the interpreter does not do as a GPU does it: float arguments, bfloat16, tensor cores."""
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
+import tensor_cores
 import triton.language as tl
 from triton.runtime import interpreter
 
 AS_IT_IS = interpreter._implicit_cvt
+CONVERT = interpreter._convert_float
+PLAIN_DOT = interpreter.InterpreterBuilder.create_dot
 
 
 def as_launched(argument):
@@ -19,8 +24,36 @@ def as_launched(argument):
     return AS_IT_IS(argument)
 
 
+def converted(data, source, target, rounding):
+    """A float32 goes to the nearest bfloat16; the interpreter would cut it off."""
+    if (source, target) == (tl.float32, tl.bfloat16):
+        return tensor_cores.to_bits(data)
+    if (source, target) == (tl.bfloat16, tl.float32):
+        return tensor_cores.from_bits(data).view(np.uint32)
+    return CONVERT(data, source, target, rounding)
+
+
+def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """By a model of tensor cores; the interpreter would multiply bit patterns of bfloat16, and
+    compute TF32 as float32."""
+    if a.dtype.scalar == tl.float64:
+        return PLAIN_DOT(self, a, b, d, input_precision, max_num_imprecise_acc)
+    if a.dtype.scalar == tl.float32:
+        name = str(input_precision).rpartition(".")[2].lower()
+        out = tensor_cores.dot(a.data, b.data, d.data, name)
+    else:
+        whole = a.dtype.scalar == tl.bfloat16
+        values = [tensor_cores.from_bits(t.data) if whole else t.data for t in (a, b)]
+        out = tensor_cores.product(*values, d.data)
+    return interpreter.TensorHandle(out.astype(np.float32), d.dtype.scalar)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def floats_are_launched_as_float32():
-    interpreter._implicit_cvt = as_launched
-    yield
-    interpreter._implicit_cvt = AS_IT_IS
+def as_on_a_gpu():
+    builder = interpreter.InterpreterBuilder
+    with (
+        mock.patch.object(interpreter, "_implicit_cvt", as_launched),
+        mock.patch.object(interpreter, "_convert_float", converted),
+        mock.patch.object(builder, "create_dot", dot),
+    ):
+        yield
