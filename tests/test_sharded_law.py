@@ -159,6 +159,8 @@ def test_second_derivatives_work_or_are_refused(cloud):
         (log_prob, alpha, alpha),
     ):
         close(*both(make, first, then))
+    beside_v = cloud.partial(x, 1.0, 0.7, v=V.clone().requires_grad_()).posterior()
+    close(second(mean(beside_v), x, x), second(mean(whole.posterior(x, 1.0, 0.7)), x, x))
     for make, first in ((lambda p: p.fisher_trace, x), (mean, sigma)):
         with pytest.raises(NotImplementedError) as raised:
             second(make(cloud.posterior(x, alpha, sigma)), first, x)
@@ -368,6 +370,8 @@ def refused(error, message, call):
 
 
 def test_refusals(cloud):
+    no_y = "a ShardedCloud has no y, as its atoms are in files: cloud.rows(numbers) reads some"
+    refused(AttributeError, no_y, lambda: cloud.y)
     refused(
         ValueError,
         "numbers: expected atoms from 0 to 49, got 50",

@@ -63,7 +63,7 @@ class _Moments(torch.autograd.Function):
         pairs = zip(names(total.v, ctx.over.diagonal)[1:], cotangents[1:], strict=True)
         given = {name: g for name, g in pairs if g is not None}
         needs = ctx.needs_input_grad[1:]
-        of_results = {"log_mass"} if any(needs[1:]) else {"log_mass", "mean"}
+        of_results = {"log_mass"} if any(needs[1:3]) else {"log_mass", "mean"}
         rule = _of_results if given.keys() <= of_results else gradients
         return None, *rule(ctx.over, total, given, needs)
 

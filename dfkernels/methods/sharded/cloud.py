@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed
@@ -103,6 +103,17 @@ class ShardedCloud(Law):
     def _y(self) -> Tensor:
         shape = (sum(self._files.sizes), *self._files.manifest.event_shape)
         return torch.empty((), dtype=self._files.dtype, device=self._device).expand(shape)
+
+    @property
+    def y(self) -> NoReturn:
+        """Not there, as the atoms are in files: `rows` reads some of them.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise AttributeError(
+            "a ShardedCloud has no y, as its atoms are in files: cloud.rows(numbers) reads some"
+        )
 
     @property
     def files(self) -> tuple[str, ...]:
