@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "host/cut.h"
+
 namespace dfk {
 namespace {
 
@@ -19,19 +21,6 @@ double usual_variance(const T* variances, int64_t n) {
   std::nth_element(some.begin(), middle, some.end());
   return *middle;
 }
-
-// Groups of queries that pass over a tile together, and splits of the components, by shapes alone.
-struct MixtureCut {
-  int64_t group, groups, splits, span;
-  MixtureCut(int64_t B, int64_t N) {
-    constexpr int64_t most_queries = 32, tasks = 16, least_span = 1024;
-    group = std::min<int64_t>(B, most_queries);
-    groups = (B + group - 1) / group;
-    const int64_t most = std::clamp<int64_t>(N / least_span, 1, std::max<int64_t>(1, tasks / groups));
-    span = (N + most - 1) / most;
-    splits = (N + span - 1) / span;
-  }
-};
 
 }  // namespace
 
@@ -61,33 +50,32 @@ MixtureAccumulated<T> accumulate_mixture(const MixtureArguments& given, MomentKi
                    .usual = usual_variance(data<T>(variance), variance.numel())};
   MixtureSums<T>& m = out.sums;
   m.B = p.B;
+  m.K = p.K;
   m.stride = (p.d + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
-  m.rows = MixtureSums<T>::second + (kind == MomentKind::matvec ? p.K : 1);
+  m.rows = 1;
+  m.mean = kind == MomentKind::posterior ? m.rows++ : -1;
+  m.precision = out.variances.rows > 1 && out.variances.columns > 1 ? m.rows++ : -1;
+  m.second = m.rows;
+  m.rows += kind == MomentKind::matvec ? p.K : kind == MomentKind::diagonal;
   if (p.B == 0) return out;
-  const MixtureCut cut(p.B, p.N);
-  const int64_t cells = cut.splits * p.B;
-  out.scalars.resize(4 * cells);
+  const Cut<T> work = cut(given.a, c, m.stride, m.rows - 1);
+  const int64_t cells = work.most * p.B;
+  out.scalars.resize(cells * (5 + p.K));
   out.rows.resize(cells * m.rows * m.stride);
   out.references.resize(cells * m.stride);
   m.scalars = out.scalars.data();
   m.rows_at = out.rows.data();
   m.references = out.references.data();
-  std::atomic<int> status{ok};
-  torch::stable::parallel_for(0, cut.groups * cut.splits, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end && status == ok; ++task) {
-      const int64_t g = task / cut.splits, s = task % cut.splits;
-      const int result = kernel.accumulate_mixture(
-          p, out.variances, m, s, g * cut.group, std::min(p.B, (g + 1) * cut.group), s * cut.span,
-          std::min(p.N, (s + 1) * cut.span));
-      if (result != ok) status = result;
-    }
-  });
+  std::atomic<int> status{
+      for_each_split(work.groups, [&](const Problem<T>& problem, auto... range) {
+        return kernel.accumulate_mixture(problem, out.variances, m, range...);
+      })};
   DFK_EXPECT(status != non_finite_atom, "y", "finite values, got nan or inf");
   DFK_EXPECT(status != unusable_variance, "variance",
              "finite values >= 0, got nan, inf or one below 0");
-  if (status == ok && cut.splits > 1)
-    each(p.B, cut.splits * m.stride * m.rows, [&](int64_t b) {
-      const int result = kernel.merge_mixture(p, m, cut.splits, b);
+  if (status == ok && work.most > 1)
+    each(p.B, work.most * m.stride * m.rows, [&](int64_t b) {
+      const int result = kernel.merge_mixture(p, m, work.splits[b], b);
       if (result != ok) status = result;
     });
   if (status == out_of_memory) out_of_memory_for("");

@@ -10,8 +10,7 @@ struct MixtureAccumulated {
   Variances<T> variances;
   MixtureSums<T> sums;
   double log_total;
-  std::vector<double> scalars, rows;
-  std::vector<T> references;
+  std::vector<double> scalars, rows, references;
 };
 
 // The checked arguments, and the variances [rows, columns] with them.
@@ -33,12 +32,13 @@ extern template MixtureAccumulated<double> accumulate_mixture(const MixtureArgum
 template <class T>
 struct MixtureQuery {
   int64_t b;
-  double log_prob, ess;
-  const T* reference;
+  double log_prob, ess, square;  // square: sum w |s - reference|^2, of posterior
+  const double* reference;
   const double* score;      // [d], less the reference
   const double* precision;  // [d]: sum w/tau^2
   const double* mean;       // [d], of posterior
   const double* second;     // [1 or K, stride], about the reference
+  const double* along;      // [K]: <score, v>, less the reference
 };
 
 // f(query) for every query, in parallel where there is enough to do. Normalises the sums.
@@ -52,16 +52,16 @@ void for_each_query(const MixtureAccumulated<T>& all, const F& f) {
     std::vector<double> precision(p.d);
     for (int64_t b = begin; b < end; ++b) {
       const double weight = *m.weight_sum(0, b), alpha = p.alpha[b], sigma = p.sigma[b];
-      double* const vectors = m.vectors(0, b);
+      double* const vectors = m.first(0, b);
       for (int64_t i = 0; i < m.rows * m.stride; ++i) vectors[i] /= weight;
+      for (int64_t k = 0; k < p.K; ++k) m.projection_sum(0, b)[k] /= weight;
       const auto tau2 = [&](double variance) { return sigma * sigma + alpha * alpha * variance; };
       double log_norm = 0;  // sum_k log(2 pi tau_0^2)
       if (own || !diagonal)
         log_norm = double(p.d) * std::log(2 * M_PI * tau2(own ? v.usual : double(v.at[0])));
       for (int64_t k = 0; k < p.d; ++k) {
         if (own) {
-          precision[k] = diagonal ? vectors[MixtureSums<T>::precision * m.stride + k]
-                                  : *m.precision_sum(0, b) / weight;
+          precision[k] = diagonal ? m.row(0, b, m.precision)[k] : *m.precision_sum(0, b) / weight;
           continue;
         }
         const double square = tau2(double(v.at[diagonal ? k : 0]));
@@ -72,11 +72,13 @@ void for_each_query(const MixtureAccumulated<T>& all, const F& f) {
           .b = b,
           .log_prob = *m.max_logit(0, b) + std::log(weight) - all.log_total - 0.5 * log_norm,
           .ess = weight * weight / *m.weight_square_sum(0, b),
+          .square = *m.square_sum(0, b) / weight,
           .reference = m.reference(0, b),
-          .score = vectors + MixtureSums<T>::first * m.stride,
+          .score = vectors,
           .precision = precision.data(),
-          .mean = vectors + MixtureSums<T>::mean * m.stride,
-          .second = vectors + MixtureSums<T>::second * m.stride});
+          .mean = m.mean < 0 ? nullptr : m.row(0, b, m.mean),
+          .second = m.row(0, b, m.second),
+          .along = m.projection_sum(0, b)});
     }
   });
 }

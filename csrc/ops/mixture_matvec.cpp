@@ -12,10 +12,8 @@ void finish(const MixtureAccumulated<T>& sums, T* out) {
     for (int64_t r = 0; r < p.K; ++r) {
       const int64_t row = (q.b * p.K + r) * d;
       const double* const second = q.second + r * sums.sums.stride;
-      double along = 0;
-      for (int64_t k = 0; k < d; ++k) along += q.score[k] * p.v[row + k];
       for (int64_t k = 0; k < d; ++k)
-        out[row + k] = T(q.precision[k] * p.v[row + k] - (second[k] - along * q.score[k]));
+        out[row + k] = T(q.precision[k] * p.v[row + k] - (second[k] - q.along[r] * q.score[k]));
     }
   });
   expect_representable(out, p.B * p.K * d);

@@ -11,11 +11,11 @@ template <class T>
 void finish(const MixtureAccumulated<T>& sums, T* log_prob, T* mean, T* trace, T* ess, T* score) {
   const int64_t B = sums.problem.B, d = sums.problem.d;
   for_each_query(sums, [&](const MixtureQuery<T>& q) {
-    double sum = 0;
+    double sum = -q.square;
     for (int64_t k = 0; k < d; ++k) {
       mean[q.b * d + k] = T(q.mean[k]);
       score[q.b * d + k] = T(q.reference[k] + q.score[k]);
-      sum += q.precision[k] - (q.second[k] - q.score[k] * q.score[k]);
+      sum += q.precision[k] + q.score[k] * q.score[k];
     }
     log_prob[q.b] = T(q.log_prob);
     trace[q.b] = T(sum);

@@ -148,11 +148,12 @@ void dots(int64_t count, const T* const* q, Rows<T> rows, const T* cols, int64_t
     });
 }
 
-// out[j] = |x - alpha rows[j]|^2, by differences, so that nothing cancels. Sixteen terms of a lane
-// at a time are added up in double, since the rounding error of long sums would show in the
-// weights.
-template <class T, int R, class Out>
-DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, Out* out) {
+// out[j] = |x - alpha rows[j]|^2, by differences, so that nothing cancels; with METRIC every square
+// times its coordinate's number in `metric`. Sixteen terms of a lane at a time are added up in
+// double, since the rounding error of long sums would show in the weights.
+template <class T, int R, bool METRIC, class Out>
+DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_t width, Out* out,
+                               const T* metric) {
   Vec<double> sum[R] = {};
   for (int64_t k = 0; k < width;) {
     const int64_t end = k + 16 * W<T> < width ? k + 16 * W<T> : width;
@@ -161,17 +162,18 @@ DFK_INLINE void distance_block(const T* x, T alpha, const T* const* rows, int64_
       const Vec<T> xk = load(x + k);
       for (int j = 0; j < R; ++j) {
         const Vec<T> u = xk - alpha * load(rows[j] + k);
-        part[j] += u * u;
+        part[j] += METRIC ? u * u * load(metric + k) : u * u;
       }
     }
     for (int j = 0; j < R; ++j) sum[j] += widened<T>(part[j]);
   }
   for (int j = 0; j < R; ++j) out[j] = Out(sum_lanes<double>(sum[j]));
 }
-// out[i][j] = |x_i - alpha_i row_j|^2 from the packed transpose, in chains as in dots.
-template <class T, int Q, int V>
+// out[i][j] = |x_i - alpha_i row_j|^2 from the packed transpose, in chains as in dots; with METRIC
+// in the metric of query i.
+template <class T, int Q, int V, bool METRIC>
 DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* panel, int64_t d,
-                                    T* const* out, int64_t at) {
+                                    T* const* out, int64_t at, const T* const* metric) {
   for (int64_t k = 0; k < d;) {
     const bool add = k > 0;
     const int64_t end = k + dot_chain < d ? k + dot_chain : d;
@@ -183,7 +185,7 @@ DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* 
         const Vec<T> xk = all(x[i][k]);
         for (int v = 0; v < V; ++v) {
           const Vec<T> u = xk - alpha[i] * y[v];
-          sum[i][v] += u * u;
+          sum[i][v] += METRIC ? u * u * metric[i][k] : u * u;
         }
       }
     }
@@ -194,24 +196,26 @@ DFK_INLINE void distance_cols_block(const T* const* x, const T* alpha, const T* 
       }
   }
 }
-template <class T>
+template <class T, bool METRIC = false>
 void distance_cols(int64_t count, const T* const* x, const T* alpha, const T* cols, int64_t padded,
-                   int64_t d, T* const* out) {
+                   int64_t d, T* const* out, const T* const* metric = nullptr) {
   constexpr int Q = block.queries / 2;  // a difference takes one more register
   for_each_panel<T>(padded, [&](int64_t at, auto vectors) {
     for (int64_t i = 0; i < count; i += Q)
       with_count<Q>(count - i, [&](auto c) {
-        distance_cols_block<T, c.value, vectors.value>(x + i, alpha + i, cols + at * d, d, out + i,
-                                                       at);
+        distance_cols_block<T, c.value, vectors.value, METRIC>(
+            x + i, alpha + i, cols + at * d, d, out + i, at, METRIC ? metric + i : nullptr);
       });
   });
 }
 
-template <class T, class Out>
-void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, Out* out) {
+template <class T, bool METRIC = false, class Out>
+void distances(const T* x, T alpha, const T* const* rows, int64_t n, int64_t width, Out* out,
+               const T* metric = nullptr) {
   int64_t j = 0;
-  for (; j + 4 <= n; j += 4) distance_block<T, 4>(x, alpha, rows + j, width, out + j);
-  for (; j < n; ++j) distance_block<T, 1>(x, alpha, rows + j, width, out + j);
+  for (; j + 4 <= n; j += 4)
+    distance_block<T, 4, METRIC>(x, alpha, rows + j, width, out + j, metric);
+  for (; j < n; ++j) distance_block<T, 1, METRIC>(x, alpha, rows + j, width, out + j, metric);
 }
 
 // first += sum_j e_j t_j, t_j = row_j - reference, in V vectors from k on. Returns sum_j e_j t_j^2

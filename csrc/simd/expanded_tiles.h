@@ -53,6 +53,9 @@ class ExpandedTiles {
   }
 
   bool ok() const { return scratch_.ok(); }
+  // x of a query less alpha times the centre. One vector longer than it need be: rows a multiple of
+  // 4 KiB apart would compete for the same cache lines.
+  T* centred_x(int64_t i) const { return x_ + i * (w_ + W<T>); }
   const Query<T>& query(int64_t i) const { return query_[i]; }
   // The logits of the i-th query of those that dot_products() had last.
   T* logits(int64_t i) const { return logits_ + i * tile_; }
@@ -106,6 +109,17 @@ class ExpandedTiles {
   // queries from q on, whose rows are at raw_x.
   void logits_by_differences(const Tile<T>& t, int64_t q, int64_t count, const int64_t* queries,
                              const T* raw_x) {
+    distances_into_logits(t, q, count, queries, raw_x);
+    for (int64_t i = 0; i < count; ++i) {
+      T* const l = logits(queries[i] - q);
+      for (int64_t j = 0; j < t.padded; j += W<T>)
+        store<T>(l + j,
+                 ::load(t.log_prior + j) - T(query_[queries[i]].half_precision) * ::load(l + j));
+    }
+  }
+  // The |x - alpha y|^2 alone, where a metric is given in that of each query.
+  void distances_into_logits(const Tile<T>& t, int64_t q, int64_t count, const int64_t* queries,
+                             const T* raw_x, const T* const* metric = nullptr) {
     const T* x[tile_queries];
     T *l[tile_queries], alpha[tile_queries];
     for (int64_t i = 0; i < count; ++i) {
@@ -114,18 +128,20 @@ class ExpandedTiles {
       l[i] = logits(queries[i] - q);
     }
     if (t.cols && !p_.centre) {
-      distance_cols(count, x, alpha, t.cols, t.padded, w_, l);
-    } else {
-      for (int64_t j = 0; j < t.n; ++j) row_[j] = t.raw.at + j * t.raw.ld;
-      for (int64_t i = 0; i < count; ++i) {
-        distances(x[i], alpha[i], row_, t.n, w_, l[i]);
-        for (int64_t j = t.n; j < t.padded; ++j) l[i][j] = 0;
-      }
+      if (metric)
+        distance_cols<T, true>(count, x, alpha, t.cols, t.padded, w_, l, metric);
+      else
+        distance_cols<T>(count, x, alpha, t.cols, t.padded, w_, l);
+      return;
     }
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t j = 0; j < t.padded; j += W<T>)
-        store<T>(l[i] + j,
-                 ::load(t.log_prior + j) - T(query_[queries[i]].half_precision) * ::load(l[i] + j));
+    for (int64_t j = 0; j < t.n; ++j) row_[j] = t.raw.at + j * t.raw.ld;
+    for (int64_t i = 0; i < count; ++i) {
+      if (metric)
+        distances<T, true>(x[i], alpha[i], row_, t.n, w_, l[i], metric[i]);
+      else
+        distances<T>(x[i], alpha[i], row_, t.n, w_, l[i]);
+      for (int64_t j = t.n; j < t.padded; ++j) l[i][j] = 0;
+    }
   }
 
   // No expanded logit of the tile is further than this from the exact one.
@@ -163,10 +179,6 @@ class ExpandedTiles {
            2 * t(tile_ * (w_ + W<T>)) + t(tile_queries * tile_) + 2 * t(tile_) +
            Arena::bytes<const T*>(tile_);
   }
-
-  // One vector longer than they need be: rows a multiple of 4 KiB apart would compete for the same
-  // cache lines.
-  T* centred_x(int64_t i) const { return x_ + i * (w_ + W<T>); }
 
   Rows<T> centred(Rows<T> raw, int64_t n) {
     const int64_t ld = w_ + W<T>;

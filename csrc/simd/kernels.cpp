@@ -7,7 +7,9 @@
 #include "simd/endpoint.h"
 #include "simd/log_prior.h"
 #include "simd/matvec_phases.h"
-#include "simd/mixture.h"
+#include "simd/mixture_diagonal.h"
+#include "simd/mixture_expanded.h"
+#include "simd/mixture_sweep.h"
 #include "simd/pair_atoms.h"
 #include "simd/pair_sweep_expanded.h"
 #include "simd/pair_sweep_small_d.h"
@@ -34,7 +36,11 @@ int accumulate(const Problem<T>& p, const Moments<T>& m, int64_t s, int64_t b0, 
 template <class T>
 int accumulate_mixture(const Problem<T>& p, const Variances<T>& variances, const MixtureSums<T>& m,
                        int64_t s, int64_t b0, int64_t b1, int64_t n0, int64_t n1) {
-  return MixtureSweep<T>(p, variances, m, s, b0, b1).run(n0, n1);
+  const bool diagonals = variances.rows > 1 && variances.columns > 1;
+  if (p.d <= small_d || (diagonals && !levels_are_shared(p, b0, b1)))
+    return MixtureSweep<T>(p, variances, m, s, b0, b1).run(n0, n1);
+  if (diagonals) return MixtureDiagonalSweep<T>(p, variances, m, s, b0, b1).run(n0, n1);
+  return MixtureExpandedSweep<T>(p, variances, m, s, b0, b1).run(n0, n1);
 }
 
 // Products with the covariance in two phases.

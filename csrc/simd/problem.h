@@ -95,26 +95,30 @@ struct Variances {
 };
 
 // Sums over a mixture's components, per split and query, with e the weights relative to
-// exp(max_logit), s the components' scores and m what they say of x_0's mean. Logits are less
-// log tau_0 for every coordinate, tau_0 that of the usual variance, where components have variances
-// of their own; else less log tau.
+// exp(max_logit), s the components' scores, m what they say of x_0's mean, and K vectors v. Logits
+// are less log tau_0 for every coordinate, tau_0 that of the usual variance, where components have
+// variances of their own; else less log tau.
 template <class T>
 struct MixtureSums {
-  // The rows of `vectors`: sum e (s - reference), sum e m (of posterior), sum e/tau^2 (of a
-  // diagonal for each), then sum e (s - reference)^2, or with K vectors v in its place
+  double* scalars;     // [S, B, 5 + K]: max_logit, sum e, sum e^2, sum e/tau^2 (of a number for
+                       // each), sum e |s - reference|^2 (of posterior), sum e <s - reference, v_k>
+  double* rows_at;     // [S, B, rows, stride]
+  double* references;  // [S, B, stride]: a score, about which sums are taken
+  int64_t B, K, rows, stride;
+  // The rows of `vectors`: sum e (s - reference), then those of which the number is not -1:
+  // sum e m; sum e/tau^2 of a diagonal for each; and sum e (s - reference)^2, or with vectors
   // sum e <s - reference, v_k> (s - reference).
-  static constexpr int64_t first = 0, mean = 1, precision = 2, second = 3;
-  double* scalars;  // [S, B, 4]: max_logit, sum e, sum e^2, sum e/tau^2 (of a number for each)
-  double* rows_at;  // [S, B, rows, stride]
-  T* references;    // [S, B, stride]: a score, about which sums are taken
-  int64_t B, rows, stride;
+  int64_t mean, precision, second;
 
-  double* max_logit(int64_t s, int64_t b) const { return scalars + 4 * (s * B + b); }
+  double* max_logit(int64_t s, int64_t b) const { return scalars + (5 + K) * (s * B + b); }
   double* weight_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 1; }
   double* weight_square_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 2; }
   double* precision_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 3; }
-  double* vectors(int64_t s, int64_t b) const { return rows_at + (s * B + b) * rows * stride; }
-  T* reference(int64_t s, int64_t b) const { return references + (s * B + b) * stride; }
+  double* square_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 4; }
+  double* projection_sum(int64_t s, int64_t b) const { return max_logit(s, b) + 5; }
+  double* first(int64_t s, int64_t b) const { return rows_at + (s * B + b) * rows * stride; }
+  double* row(int64_t s, int64_t b, int64_t r) const { return first(s, b) + r * stride; }
+  double* reference(int64_t s, int64_t b) const { return references + (s * B + b) * stride; }
 };
 
 // What is kept between the two phases of products with the covariance (simd/matvec_phases.h), for

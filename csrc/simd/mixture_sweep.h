@@ -1,77 +1,12 @@
-// The sums of a Gaussian mixture under noise (dfkernels/ops/mixture_posterior/): components in the
-// lanes of a transposed tile for the logits, rows of scores for the moments, every difference
-// x - alpha y taken as it is, so that nothing cancels at any noise level or width.
+// The sweep over the components of a Gaussian mixture for small d, or where each has a diagonal
+// covariance of its own and queries have levels that differ: components in the lanes of a
+// transposed tile, every distance by differences. simd/mixture_expanded.h and
+// simd/mixture_diagonal.h have the others.
 #pragma once
-#include "simd/dots.h"
 #include "simd/log.h"
-#include "simd/query.h"
+#include "simd/mixture_rows.h"
 
 namespace {
-
-// Multiplies all sums of query b in split s.
-template <class T>
-void scale_mixture(const MixtureSums<T>& m, int64_t s, int64_t b, double by) {
-  if (*m.weight_sum(s, b) == 0) return;
-  *m.weight_sum(s, b) *= by;
-  *m.weight_square_sum(s, b) *= by * by;
-  *m.precision_sum(s, b) *= by;
-  double* const vectors = m.vectors(s, b);
-  for (int64_t i = 0; i < m.rows * m.stride; ++i) vectors[i] *= by;
-}
-
-// Makes the sums about the score `reference` of those about another. v: K rows; delta: room.
-template <class T>
-void refer_mixture_to(const MixtureSums<T>& m, int64_t s, int64_t b, const T* reference, const T* v,
-                      int64_t K, double* delta) {
-  const int64_t w = m.stride;
-  T* const old = m.reference(s, b);
-  const double weight = *m.weight_sum(s, b);
-  double *const first = m.vectors(s, b) + MixtureSums<T>::first * w,
-                *const second = m.vectors(s, b) + MixtureSums<T>::second * w;
-  for (int64_t k = 0; k < w; ++k) {
-    delta[k] = double(old[k]) - reference[k];
-    old[k] = reference[k];
-  }
-  if (weight == 0) return;
-  if (K == 0 && m.rows > MixtureSums<T>::second)  // not products with no vector
-    for (int64_t k = 0; k < w; ++k) second[k] += delta[k] * (2 * first[k] + weight * delta[k]);
-  for (int64_t r = 0; r < K; ++r) {
-    const double along = dot(delta, v + r * w, w), of_first = dot(first, v + r * w, w);
-    add_scaled(second + r * w, w, of_first + weight * along, delta);
-    add_scaled(second + r * w, w, along, first);
-  }
-  add_scaled(first, w, weight, delta);
-}
-
-// Merges the splits of query b into split 0.
-template <class T>
-int merge_mixture(const Problem<T>& p, const MixtureSums<T>& m, int64_t splits, int64_t b) {
-  const int64_t w = m.stride;
-  int64_t heaviest = 0;
-  for (int64_t s = 1; s < splits; ++s)
-    if (*m.max_logit(s, b) > *m.max_logit(heaviest, b)) heaviest = s;
-  const double max_logit = *m.max_logit(heaviest, b);
-  if (splits == 1 || !(max_logit > -__builtin_inf())) return ok;
-  Arena arena(Arena::bytes<T>(w) + Arena::bytes<T>(w * p.K) + Arena::bytes<double>(w));
-  if (!arena.ok()) return out_of_memory;
-  T *const reference = arena.take<T>(w), *const v = arena.take<T>(w * p.K);
-  double* const delta = arena.take<double>(w);
-  memcpy(reference, m.reference(heaviest, b), size_t(w) * sizeof(T));
-  memset(v, 0, size_t(w * p.K) * sizeof(T));
-  for (int64_t k = 0; k < p.K; ++k)
-    memcpy(v + k * w, p.v + (b * p.K + k) * p.d, size_t(p.d) * sizeof(T));
-  for (int64_t s = 0; s < splits; ++s) {
-    refer_mixture_to(m, s, b, reference, v, p.K, delta);
-    scale_mixture(m, s, b, __builtin_exp(*m.max_logit(s, b) - max_logit));
-    if (s == 0) continue;
-    *m.weight_sum(0, b) += *m.weight_sum(s, b);
-    *m.weight_square_sum(0, b) += *m.weight_square_sum(s, b);
-    *m.precision_sum(0, b) += *m.precision_sum(s, b);
-    add_scaled(m.vectors(0, b), m.rows * w, 1, m.vectors(s, b));
-  }
-  *m.max_logit(0, b) = max_logit;
-  return ok;
-}
 
 template <class T>
 class MixtureSweep {
@@ -89,12 +24,13 @@ class MixtureSweep {
         own_(variances.rows > 1),
         diagonal_(variances.columns > 1),
         gap_(weight_gap(p)),
+        some_(p, variances, m, s, 0),
         scratch_(room()) {
     if (!scratch_.ok()) return;
     rows_ = scratch_.template take<T>(tile_ * w_);
     cols_ = scratch_.template take<T>(tile_ * p.d);
     variance_ = scratch_.template take<T>(variance_rows() * variance_width());
-    precision_ = scratch_.template take<T>(own_ && diagonal_ ? w_ : precision_count());
+    precision_ = scratch_.template take<T>(own_ && diagonal_ ? 0 : precision_count());
     variance_cols_ = scratch_.template take<T>(own_ && diagonal_ ? tile_ * p.d : 0);
     precision_cols_ = scratch_.template take<T>(own_ && diagonal_ ? tile_ * p.d : 0);
     log_tau_ = scratch_.template take<T>(tile_);
@@ -103,26 +39,14 @@ class MixtureSweep {
     weight_ = scratch_.template take<T>(tile_);
     of_mean_ = scratch_.template take<T>(tile_);
     along_ = scratch_.template take<T>(tile_);
-    projection_ = scratch_.template take<T>(chunk_ + W<T>);
-    picked_ = scratch_.template take<int64_t>(tile_);
-    x_ = scratch_.template take<T>(w_);
-    v_ = scratch_.template take<T>(p.K * w_);
-    score_ = scratch_.template take<T>(chunk_ * w_);
-    mean_ = scratch_.template take<T>(chunk_ * w_);
-    work_ = scratch_.template take<T>(m.rows * w_);
-    delta_ = scratch_.template take<double>(w_);
-    memset(x_, 0, size_t(w_) * sizeof(T));
-    memset(v_, 0, size_t(p.K * w_) * sizeof(T));
-    for (int64_t b = b0; b < b1; ++b) {
-      *m.max_logit(s, b) = -__builtin_inf();
-      *m.weight_sum(s, b) = *m.weight_square_sum(s, b) = *m.precision_sum(s, b) = 0;
-      memset(m.vectors(s, b), 0, size_t(m.rows * w_) * sizeof(double));
-      memset(m.reference(s, b), 0, size_t(w_) * sizeof(T));
-    }
+    picked_ = scratch_.template take<Component<T>>(tile_);
+    reference_ = scratch_.template take<T>(w_);
+    some_.set_shared(variance_);
+    for (int64_t b = b0; b < b1; ++b) clear_mixture(m, s, query_at(p, b));
   }
 
   int run(int64_t n0, int64_t n1) {
-    if (!scratch_.ok()) return out_of_memory;
+    if (!scratch_.ok() || !some_.ok()) return out_of_memory;
     if (!own_) {
       if (!read_variance(0, 0)) return unusable_variance;
     }
@@ -131,18 +55,12 @@ class MixtureSweep {
       padded_ = round_up(n_, 4 * W<T>);
       if (const int status = read_tile(i)) return status;
       level_ = {__builtin_nan(""), 0};
-      for (int64_t b = b0_; b < b1_; ++b) visit(b);
+      for (int64_t b = b0_; b < b1_; ++b) visit(query_at(p_, b));
     }
     return ok;
   }
 
  private:
-  static constexpr int64_t chunk_ = sum_chain;
-  struct Level {
-    double alpha, sigma;
-    bool operator==(const Level&) const = default;
-  };
-
   // So many components that the tile stays in a core's own cache while all queries pass.
   int64_t tile_rows() const {
     const int64_t n = tile_bytes / (2 * m_.stride * int64_t(sizeof(T))) / (4 * W<T>)*(4 * W<T>);
@@ -154,38 +72,27 @@ class MixtureSweep {
   size_t room() const {
     const auto t = [](int64_t n) { return Arena::bytes<T>(n); };
     return t(tile_ * w_) + t(tile_ * p_.d) + t(variance_rows() * variance_width()) +
-           t(own_ && diagonal_ ? w_ : precision_count()) +
-           2 * t(own_ && diagonal_ ? tile_ * p_.d : 0) + 6 * t(tile_) + t(chunk_ + W<T>) +
-           Arena::bytes<int64_t>(tile_) + t(w_) + t(p_.K * w_) + 2 * t(chunk_ * w_) +
-           t(m_.rows * w_) + Arena::bytes<double>(w_);
+           t(own_ && diagonal_ ? 0 : precision_count()) +
+           2 * t(own_ && diagonal_ ? tile_ * p_.d : 0) + 6 * t(tile_) +
+           Arena::bytes<Component<T>>(tile_) + t(w_);
   }
 
   // Row `row` of the variances as row j of the tile; false where one is not usable.
   bool read_variance(int64_t row, int64_t j) {
     T* const to = variance_ + j * variance_width();
-    bool usable = true;
-    for (int64_t k = 0; k < variance_width(); ++k) {
+    for (int64_t k = 0; k < variance_width(); ++k)
       to[k] = k < variances_.columns ? variances_.at[row * variances_.columns + k] : T(1);
-      usable &= to[k] >= 0 && to[k] < T(__builtin_inf());
-    }
-    return usable;
+    return usable(to, variance_width());
   }
 
   int read_tile(int64_t start) {
     read_log_prior(p_, start, n_, padded_, log_prior_);
     for (int64_t j = 0; j < n_; ++j) {
       T* const row = rows_ + j * w_;
-      const bool masked = !(log_prior_[j] > -T(__builtin_inf()));
       memset(row, 0, size_t(w_) * sizeof(T));
-      if (!masked) {
-        read_row(p_, start + j, row);
-        if (!finite_row(row, p_.d)) return non_finite_atom;
-      }
-      if (!own_) continue;
-      if (masked)
-        for (int64_t k = 0; k < variance_width(); ++k) variance_[j * variance_width() + k] = 1;
-      else if (!read_variance(start + j, j))
-        return unusable_variance;
+      read_row(p_, row_of(p_, start + j), row);
+      if (!finite_row(row, p_.d)) return non_finite_atom;
+      if (own_ && !read_variance(row_of(p_, start + j), j)) return unusable_variance;
     }
     if (own_ && !diagonal_)
       for (int64_t j = n_; j < padded_; ++j) variance_[j] = 0;
@@ -213,7 +120,6 @@ class MixtureSweep {
       store<T>(log_tau_ + j, (T(0.5) * T(p_.d)) * vlog(load(log_tau_ + j)));
   }
   void diagonal_precisions(T square, T ratio) {
-    square_ = square, ratio_ = ratio;
     const T usual = square + ratio * T(variances_.usual);  // equal variances are exactly this
     for (int64_t j = 0; j < padded_; j += W<T>) {
       Vec<T> sum{}, rounded{};  // widths of all sizes have logarithms that cancel
@@ -237,7 +143,7 @@ class MixtureSweep {
     for (int64_t k = 0; k < d;) {
       Vec<T> part[4] = {};
       for (const int64_t end = k + dot_chain < d ? k + dot_chain : d; k < end; ++k) {
-        const Vec<T> x = all(x_[k]);
+        const Vec<T> x = all(some_.x()[k]);
         for (int u = 0; u < 4; ++u) {
           const int64_t at = k * ld + j + u * W<T>;
           const Vec<T> t = x - alpha * load(cols_ + at);
@@ -276,27 +182,22 @@ class MixtureSweep {
   }
 
   void visit(int64_t b) {
-    memcpy(x_, p_.x + b * p_.d, size_t(p_.d) * sizeof(T));
+    some_.set_query(b);
     const T alpha = p_.alpha[b];
     precisions({p_.alpha[b], p_.sigma[b]});
     const T largest = logits(alpha);
     double* const max_logit = m_.max_logit(s_, b);
     if (!(largest > -T(__builtin_inf())) || largest < *max_logit - gap_) return;
-    for (int64_t k = 0; k < p_.K; ++k)
-      memcpy(v_ + k * w_, p_.v + (b * p_.K + k) * p_.d, size_t(p_.d) * sizeof(T));
     if (largest > *max_logit) {
       int64_t heaviest = 0;
       while (logits_[heaviest] != largest) ++heaviest;
-      scale_mixture(m_, s_, b, __builtin_exp(*max_logit - double(largest)));
-      *max_logit = largest;
-      memset(mean_, 0, size_t(w_) * sizeof(T));
-      score_of(heaviest, alpha, mean_, 0);
-      refer_mixture_to(m_, s_, b, mean_, v_, p_.K, delta_);
+      some_.refer_to(component(heaviest, 1), largest);
     }
     if (many(T(*max_logit - gap_))) return add_lanes(b, alpha, T(*max_logit));
-    const int64_t count = weigh(b, T(*max_logit));
-    for (int64_t c = 0; c < count; c += chunk_)
-      add(b, alpha, c, count - c < chunk_ ? count - c : chunk_);
+    some_.add(picked_, weigh(b, T(*max_logit)));
+  }
+  Component<T> component(int64_t j, T e) const {
+    return {rows_ + j * w_, variance_ + (own_ ? j * variance_width() : 0), e};
   }
 
   // Whether so many of the tile are not negligible that all of it is added, lane by lane.
@@ -352,12 +253,12 @@ class MixtureSweep {
   // Adds the tile, with weight_, to the vectors of query b.
   template <bool OWN, bool DIAGONAL>
   void add_columns(int64_t b, T alpha) {
-    const T* const reference = m_.reference(s_, b);
-    double* const vectors = m_.vectors(s_, b);
-    const auto row = [&](int64_t i) { return vectors + i * w_; };
-    const bool means = p_.kind == MomentKind::posterior;
+    const T *const reference = reference_, *const x_of = some_.x();
+    for (int64_t k = 0; k < w_; ++k) reference_[k] = T(m_.reference(s_, b)[k]);
+    const auto row = [&](int64_t r) { return m_.row(s_, b, r); };
+    const bool means = m_.mean >= 0;
     for (int64_t k = 0; k < p_.d; ++k) {
-      const T x = x_[k], r = reference[k];
+      const T x = x_of[k], r = reference[k];
       Vec<T> first[2] = {}, second[2] = {}, mean[2] = {}, precision[2] = {};
       for (int64_t j = 0; j < padded_; j += 2 * W<T>)
         for (int u = 0; u < 2; ++u) {
@@ -377,35 +278,39 @@ class MixtureSweep {
           else
             mean[u] -= alpha * e * variance_[DIAGONAL ? k : 0] * score;
         }
-      row(MixtureSums<T>::first)[k] += total<T>(first[0] + first[1]);
-      row(MixtureSums<T>::mean)[k] += total<T>(mean[0] + mean[1]);
-      row(MixtureSums<T>::precision)[k] += total<T>(precision[0] + precision[1]);
-      if (p_.kind != MomentKind::matvec)
-        row(MixtureSums<T>::second)[k] += total<T>(second[0] + second[1]);
+      row(0)[k] += total<T>(first[0] + first[1]);
+      if (means) row(m_.mean)[k] += total<T>(mean[0] + mean[1]);
+      if (OWN && DIAGONAL) row(m_.precision)[k] += total<T>(precision[0] + precision[1]);
+      if (p_.kind == MomentKind::matvec) continue;
+      (means ? *m_.square_sum(s_, b) : row(m_.second)[k]) += total<T>(second[0] + second[1]);
     }
     for (int64_t q = 0; q < p_.K; ++q) {
-      const T* const v = v_ + q * w_;
+      const T* const v = some_.v() + q * w_;
+      Vec<T> projections{};
       for (int64_t j = 0; j < padded_; j += W<T>) {
         Vec<T> along{};
         for (int64_t k = 0; k < p_.d;) {
           Vec<T> part{};
           for (const int64_t end = k + dot_chain < p_.d ? k + dot_chain : p_.d; k < end; ++k)
-            part += v[k] * (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_[k]) - reference[k]);
+            part += v[k] * (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_of[k]) - reference[k]);
           along += part;
         }
-        store<T>(along_ + j, load(weight_ + j) * along);
+        along *= load(weight_ + j);
+        store<T>(along_ + j, along);
+        projections += along;
       }
+      m_.projection_sum(s_, b)[q] += total<T>(projections);
       for (int64_t k = 0; k < p_.d; ++k) {
         Vec<T> sum{};
         for (int64_t j = 0; j < padded_; j += W<T>)
           sum += load(along_ + j) *
-                 (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_[k]) - reference[k]);
-        row(MixtureSums<T>::second + q)[k] += total<T>(sum);
+                 (score_in_lanes<OWN, DIAGONAL>(j, k, alpha, x_of[k]) - reference[k]);
+        row(m_.second + q)[k] += total<T>(sum);
       }
     }
   }
 
-  // Weights of the components that are not negligible into weight_, their numbers into picked_.
+  // The components that are not negligible, with their weights, into picked_; returns how many.
   int64_t weigh(int64_t b, T max_logit) {
     const T least = T(max_logit - gap_);
     int64_t count = 0;
@@ -414,75 +319,11 @@ class MixtureSweep {
       for (int64_t i = j; i < j + W<T> && i < n_; ++i) {
         if (!(logits_[i] >= least)) continue;
         weight_[count] = logits_[i] - max_logit;
-        picked_[count++] = i;
+        picked_[count++] = component(i, 0);
       }
     }
-    for (int64_t j = count; j < round_up(count, W<T>); ++j) weight_[j] = -T(__builtin_inf());
-    Vec<T> sum{}, square_sum{};
-    for (int64_t j = 0; j < count; j += W<T>) {
-      const Vec<T> e = vexp(load(weight_ + j));
-      store<T>(weight_ + j, e);
-      sum += e;
-      square_sum += e * e;
-    }
-    *m_.weight_sum(s_, b) += total<T>(sum);
-    *m_.weight_square_sum(s_, b) += total<T>(square_sum);
+    take_weights(m_, s_, b, weight_, picked_, count);
     return count;
-  }
-
-  // The score of component j less the reference, and, with `mean`, what it says of x_0's mean.
-  void score_of(int64_t j, T alpha, T* score, const T* reference, T* mean = nullptr) {
-    const int64_t row = own_ ? j * variance_width() : 0;
-    if (own_ && diagonal_)
-      for (int64_t k = 0; k < w_; k += W<T>)
-        store<T>(precision_ + k, T(1) / (square_ + ratio_ * load(variance_ + row + k)));
-    const T* const precision = own_ && diagonal_ ? precision_ : precision_ + row;
-    for (int64_t k = 0; k < w_; k += W<T>) {
-      const Vec<T> y = load(rows_ + j * w_ + k);
-      const Vec<T> a = diagonal_ ? load(precision + k) : all(precision[0]);
-      const Vec<T> s = a * (alpha * y - load(x_ + k));
-      store<T>(score + k, reference ? s - load(reference + k) : s);
-      if (!mean) continue;
-      const Vec<T> v = diagonal_ ? load(variance_ + row + k) : all(variance_[row]);
-      store<T>(mean + k, y - alpha * v * s);
-    }
-  }
-
-  // Adds n <= chunk_ picked components, from the first on, to the sums of query b.
-  void add(int64_t b, T alpha, int64_t first, int64_t n) {
-    const T* const e = weight_ + first;
-    const bool means = p_.kind == MomentKind::posterior;
-    double precision_sum = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t j = picked_[first + i];
-      score_of(j, alpha, score_ + i * w_, m_.reference(s_, b), means ? mean_ + i * w_ : nullptr);
-      // In double: what is taken off their mean may leave little of it.
-      if (own_ && diagonal_)
-        add_scaled(m_.vectors(s_, b) + MixtureSums<T>::precision * w_, w_, double(e[i]),
-                   precision_);
-      else if (own_)
-        precision_sum += double(e[i]) * precision_[j];
-    }
-    *m_.precision_sum(s_, b) += precision_sum;
-    memset(work_, 0, size_t(m_.rows * w_) * sizeof(T));
-    const auto add_rows = [&](const T* coefficient, const T* rows, int64_t row) {
-      T* to = work_ + row * w_;
-      weighted_sums<T>(1, &coefficient, Rows<T>{rows, w_}, n, w_, &to);
-    };
-    add_rows(e, score_, MixtureSums<T>::first);
-    if (means) add_rows(e, mean_, MixtureSums<T>::mean);
-    if (p_.kind == MomentKind::matvec) {
-      for (int64_t k = 0; k < p_.K; ++k) {
-        const T* v = v_ + k * w_;
-        dots<T>(1, &v, Rows<T>{score_, w_}, nullptr, n, w_, projection_, chunk_, nullptr);
-        for (int64_t i = 0; i < n; ++i) projection_[i] *= e[i];
-        add_rows(projection_, score_, MixtureSums<T>::second + k);
-      }
-    } else {
-      T* to = work_ + MixtureSums<T>::second * w_;
-      weighted_sums<T, true>(1, &e, Rows<T>{score_, w_}, n, w_, &to);
-    }
-    add_scaled(m_.vectors(s_, b), m_.rows * w_, 1, work_);
   }
 
   const Problem<T>& p_;
@@ -491,15 +332,13 @@ class MixtureSweep {
   const int64_t s_, b0_, b1_, w_, tile_;
   const bool own_, diagonal_;  // variances of each component, and of each coordinate
   const double gap_;
+  MixtureRows<T> some_;
   Arena scratch_;
   Level level_ = {};
-  T square_ = 0, ratio_ = 0;  // sigma^2, alpha^2
   int64_t n_ = 0, padded_ = 0;
   T *rows_, *cols_, *variance_, *precision_, *variance_cols_, *precision_cols_, *log_tau_;
-  T *log_prior_, *logits_, *weight_, *of_mean_, *along_, *projection_, *x_, *v_, *score_, *mean_;
-  T* work_;
-  int64_t* picked_;
-  double* delta_;
+  T *log_prior_, *logits_, *weight_, *of_mean_, *along_, *reference_;
+  Component<T>* picked_;
 };
 
 }  // namespace
