@@ -9,6 +9,7 @@ FOLDER holds data/ with a manifest, and gets SCENARIO.RANKS.json, the outcomes b
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -104,13 +105,18 @@ def disagreeing(rank, folder):
     """What rank 1 is asked for differs, in one thing after the other; then all is well again."""
     cloud, data = opened(folder / "data"), folder / "data"
     pick = lambda usual, other: other if rank == 1 else usual
-    scaled, lacking, local = (folder / f"{name}{rank}" for name in ("scaled", "lacking", "local"))
-    for copy in (scaled, lacking, local):
-        shutil.copytree(data, copy)
+    names = ("scaled", "lacking", "local", "second")
+    scaled, lacking, local, second = (folder / f"{name}{rank}" for name in names)
+    for place in (scaled, lacking, local, second):
+        shutil.copytree(data, place)
     df.methods.sharded.write_manifest(scaled, scale=pick(1.0, 2.0), force=True)
+    (second / "part8.npy").unlink()
+    df.methods.sharded.write_manifest(second, force=True)
     (lacking / pick("part8.npy", "part11.npy")).unlink()  # of rank 2 on ranks 0 and 2, of rank 1
     for name in set(cloud.files) - set(cloud.own_files):
         (local / name).unlink()
+
+    another = opened(second)
 
     def versions(call):
         usual = _ranks._versions
@@ -130,6 +136,8 @@ def disagreeing(rank, folder):
         "diagonal": lambda: cloud.partial(X, ALPHA, SIGMA, diagonal=pick(False, True)),
         "files": lambda: whole(cloud, files=pick([0, 2], [0, 1])),
         "method": lambda: pick(lambda: whole(cloud), cloud.verify)(),
+        "mapped": lambda: whole(cloud._mapped(torch.tensor([pick(1.0, 2.0)]), torch.zeros(1), 1)),
+        "cloud": lambda: whole(pick(cloud, another), files=[0]),
         "manifest": lambda: opened(pick(data, scaled)),
         "memory": lambda: opened(data, memory=pick(200, 300)),
         "versions": lambda: versions(lambda: whole(cloud)),
@@ -172,7 +180,7 @@ def subgroup(rank, folder):
 
     def call():
         cloud = opened(folder / "data", group)
-        return [whole(cloud), repr(cloud), cloud.own_files]
+        return [whole(copy.deepcopy(cloud)), repr(cloud), cloud.own_files]
 
     found = {"inside": outcome(call)}
     cloud = opened(folder / "data")

@@ -105,7 +105,7 @@ DISAGREE = {
     "sigma": f"sigma: {of_ranks(*(described(torch.full((3,), s)) for s in (0.7, 1.0)))}",
     "v": f"v: {of_ranks(described(V), described(V[:, :1]))}",
     "diagonal": f"diagonal: {of_ranks('False', 'True')}",
-    "files": f"files: {of_ranks('[0, 2]', '[0, 1]')}",
+    "files": f"numbers: {of_ranks('[0, 2]', '[0, 1]')}",
 }
 
 
@@ -144,6 +144,8 @@ def test_ranks_that_hold_different_things(found):
     assert got("memory") == f"{start}memory: {of_ranks(200, 300)}"
     head = "Manifest(event_shape=(2, 3), dtype='float32', scale=1.0, off... (checksum "
     assert got("manifest").startswith(f"{start}manifest: ranks 0, 2 of 3: {head}")
+    assert got("cloud").startswith(f"{start}manifest: ranks 0, 2 of 3: ")
+    assert got("mapped") == f"{start}scale: {of_ranks(1.0, 2.0)}"
     versions = of_ranks(_ranks._versions(), "dfkernels 0")
     assert got("versions") == f"{start}versions: {versions}"
     assert got("method") == (

@@ -81,6 +81,9 @@ class Ranks:
         at = "cpu" if "cpu" in self._backends else torch.accelerator.current_accelerator()
         self._notes_at = torch.device(at or "cpu")
 
+    def __deepcopy__(self, memo: object) -> Ranks:
+        return self  # a group is what it is, and has no copies
+
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
         """For what comes before `agree`: an error in the block is told to the other ranks, which

@@ -49,6 +49,7 @@ class Files:
         if not folder.is_dir():
             raise FileError(f"{folder}: expected a folder with a {_manifest.NAME}")
         self.manifest = _manifest.load(folder / _manifest.NAME)
+        self.crc32 = zlib.crc32(repr(self.manifest).encode())
         self.ranks = ranks
         self.sizes = [shard.rows for shard in self.manifest.shards]
         self.owner = owners(self.sizes, ranks.size)

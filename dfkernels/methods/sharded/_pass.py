@@ -58,7 +58,8 @@ class Pass:
             add: Of what was made so far and rows.
         """
         ranks, owner = self.files.ranks, self.files.owner
-        how = {"files": self.numbers, "rows together": self.count, "diagonal": self.diagonal}
+        of_pass = ("numbers", "count", "scale", "offset", "diagonal")
+        how = {"manifest": self.files.crc32, **{n: getattr(self, n) for n in of_pass}}
         ranks.agree(f"a pass for {name}", {**given, **how})
         own = self._by_own_file(ranks.share(self.numbers, owner), name, nothing, add)
         return ranks.exchanged(self.numbers, owner, own, nothing)
