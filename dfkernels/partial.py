@@ -34,8 +34,10 @@ from ._torch import check, diagnosis, library
 from ._torch.errors import UnusableValue
 from ._torch.objects import plain
 from ._torch.types import Level
+from .certified.certificate import Certificate
 from .cloud import PointCloud
 from .ops import Posterior
+from .ops.common import lists
 from .ops.common.about_mean import about_mean, log_density_in_double
 from .ops.common.derivatives import Stored
 from .ops.common.moments import KINDS
@@ -65,6 +67,7 @@ class Partial:
         covariance_product: C v in v's shape, or None.
         covariance_diagonal: diag C, ``[B, *E]``, or None.
         value_mean: the posterior mean of values of the atoms, ``[B, *P]``, or None.
+        certificate: what is certain of atoms that were left out; None where none were.
     """
 
     x: Tensor
@@ -79,6 +82,7 @@ class Partial:
     covariance_product: Tensor | None = None
     covariance_diagonal: Tensor | None = None
     value_mean: Tensor | None = None
+    certificate: Certificate | None = None
 
     @classmethod
     def of(
@@ -94,6 +98,8 @@ class Partial:
         diagonal: bool = False,
         scale: float = 1.0,
         offset: float = 0.0,
+        atoms: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> Partial:
         """One pass over a part of a data set, and another for each of v, values and diagonal.
 
@@ -110,6 +116,8 @@ class Partial:
             diagonal: Whether `fisher_diagonal` is wanted.
             scale, offset: What maps the stored atoms to the data, scale * y + offset. A PointCloud
                 has its own.
+            atoms, counts: Lists of atoms, as in `ops.posterior`: a query counts those of its list,
+                while the weight of the part is still that of all its atoms.
 
         Differentiable as the ops are, in reverse and forward mode; not under vmap.
 
@@ -139,8 +147,9 @@ class Partial:
             part = _queries(x, v, values, *args[1:4])
             if len(args[1]) == 0 or (log_prior is not None and bool(log_weight == -math.inf)):
                 return _without_atoms(part, log_weight, values, diagonal)
+            listed = lists.arguments(atoms, counts, None, args[0]) or (None, None)
             try:
-                return _moments(part, args, log_weight, values, diagonal)
+                return _moments(part, args, log_weight, values, diagonal, listed)
             except UnusableValue as error:
                 y, prior, *_ = given
                 named = {"x": x, "y": y, "alpha": alpha, "sigma": sigma, "log_prior": prior}
@@ -197,6 +206,41 @@ class Partial:
             ValueError: The parts were made without values, or no atom has any weight.
         """
         return self._given(self.value_mean, "values=...").to(self.x.dtype)
+
+    @property
+    def dropped_mass(self) -> Tensor:
+        """A bound on the mass of the atoms that were left out, relative to that of all others, [B]:
+        0 where none were. Only a `ShardedCloud` with a tolerance leaves atoms out.
+        """
+        none = torch.zeros_like(self.log_mass)
+        return none if self.certificate is None else self.certificate.dropped_mass()
+
+    @property
+    def log_prob_error(self) -> Tensor:
+        """A bound on the error of log_prob, [B]: 0 <= log q - log_prob <= log(1 + dropped_mass),
+        beside rounding.
+        """
+        return self.dropped_mass.log1p()
+
+    @property
+    def mean_error(self) -> Tensor:
+        """A bound on the error of the mean in the 2-norm, [B]: dropped_mass R, R at least the
+        distance of any atom left out from the mean; beside rounding.
+        """
+        return self.dropped_mass * self._reach()
+
+    @property
+    def fisher_error(self) -> Tensor:
+        """A bound on the error of the trace and, in the 2-norm, of F, [B]: (alpha^2/sigma^4)
+        dropped_mass max(R^2, V), R as in `mean_error`; beside rounding.
+        """
+        ratio = self.alpha.detach().double() / self.sigma.detach().double() ** 2
+        size = torch.maximum(self._reach() ** 2, self.variance.detach())
+        return ratio**2 * self.dropped_mass * size
+
+    def _reach(self) -> Tensor:
+        none = torch.zeros_like(self.log_mass)
+        return none if self.certificate is None else self.certificate.reach(self.mean.detach())
 
     def __repr__(self) -> str:
         event = tuple(self.x.shape[1:])
@@ -307,10 +351,12 @@ def _without_atoms(part: Partial, log_weight: Tensor, values, diagonal: bool) ->
     )
 
 
-def _moments(part: Partial, args: tuple, log_weight: Tensor, values, diagonal: bool) -> Partial:
+def _moments(
+    part: Partial, args: tuple, log_weight: Tensor, values, diagonal: bool, listed: tuple
+) -> Partial:
     """The moments of a part that has atoms."""
     flat, atoms, alpha, sigma, prior, scale, offset = args
-    x, v, stored = part.x, part.v, Stored(scale, offset, None, None)
+    x, v, stored = part.x, part.v, Stored(scale, offset, *listed)
 
     def sums(kind: str, *own: Tensor):
         return about_mean(KINDS[kind], flat, atoms, alpha, sigma, prior, stored, own)
@@ -327,7 +373,7 @@ def _moments(part: Partial, args: tuple, log_weight: Tensor, values, diagonal: b
     if values is not None:
         rows = check.values(values, flat, atoms)
         op = library.overload("average")
-        _, value_mean = op(flat, atoms, rows, alpha, sigma, prior, scale, offset)
+        _, value_mean = op(flat, atoms, rows, alpha, sigma, prior, *stored)
         value_mean = value_mean.double().reshape(len(x), *values.shape[1:])
     return replace(
         part,
@@ -415,4 +461,9 @@ def _of_two(a: Partial, b: Partial) -> Partial:
         covariance_product=product,
         covariance_diagonal=spread,
         value_mean=value_mean,
+        certificate=_of_both(a.certificate, b.certificate),
     )
+
+
+def _of_both(a: Certificate | None, b: Certificate | None) -> Certificate | None:
+    return (a or b) if a is None or b is None else a.with_other(b)

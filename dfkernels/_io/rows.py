@@ -18,7 +18,7 @@ from torch import Tensor
 from . import files
 from .files import FileError
 
-__all__ = ["DTYPES", "Located", "locate", "read"]
+__all__ = ["DTYPES", "Located", "gather", "locate", "read"]
 
 DTYPES = {  # by name, those that atoms can have
     "float64": torch.float64,
@@ -94,20 +94,44 @@ def read(at: Located, first: int, last: int, into: np.ndarray) -> Tensor:
     Raises:
         FileError: The file cannot be read, or has become shorter.
     """
-    room = into.data[: (last - first) * at.row_bytes]
+    _fill(at, [(first, last)], into)
+    return _shaped(at, last - first, into)
+
+
+def gather(at: Located, numbers: Tensor) -> Tensor:
+    """The rows of these numbers, int64 [m], rising, as a tensor [m, *E] of its own; neighbours are
+    read together.
+
+    Raises:
+        FileError: As `read`.
+    """
+    begins = numbers[numbers.diff(prepend=numbers[:1] - 2) != 1]
+    ends = numbers[numbers.diff(append=numbers[-1:] + 2) != 1] + 1
+    into = np.empty(len(numbers) * at.row_bytes, np.uint8)
+    _fill(at, list(zip(begins.tolist(), ends.tolist(), strict=True)), into)
+    return _shaped(at, len(numbers), into)
+
+
+def _fill(at: Located, runs: list[tuple[int, int]], into: np.ndarray) -> None:
+    """Reads rows first to last - 1 of each run, one run after the other."""
     done = 0
     try:
         with open(at.path, "rb", buffering=0) as file:
-            file.seek(at.begin + first * at.row_bytes)
-            while done < len(room):
-                count = file.readinto(room[done:])
-                if not count:
-                    raise FileError(f"{at.path}: truncated: it ends before row {last - 1} does")
-                done += count
+            for first, last in runs:
+                file.seek(at.begin + first * at.row_bytes)
+                end = done + (last - first) * at.row_bytes
+                while done < end:
+                    count = file.readinto(into.data[done:end])
+                    if not count:
+                        raise FileError(f"{at.path}: truncated: it ends before row {last - 1} does")
+                    done += count
     except OSError as error:
         raise FileError(f"{at.path}: cannot read: {error.strerror or error}") from None
-    flat = torch.from_numpy(into[: len(room)]).view(at.dtype)
-    return flat.view(last - first, *at.shape[1:])
+
+
+def _shaped(at: Located, count: int, held: np.ndarray) -> Tensor:
+    flat = torch.from_numpy(held[: count * at.row_bytes]).view(at.dtype)
+    return flat.view(count, *at.shape[1:])
 
 
 def _npy(path: Path) -> Located:

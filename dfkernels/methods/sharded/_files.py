@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -52,6 +51,9 @@ class Files:
         self.crc32 = zlib.crc32(repr(self.manifest).encode())
         self.ranks = ranks
         self.sizes = [shard.rows for shard in self.manifest.shards]
+        ends = list(itertools.accumulate(self.sizes))
+        self._ends = torch.tensor(ends, dtype=torch.int64, device="cpu")
+        self.starts = [0, *ends[:-1]]  # the numbers of the files' first rows in all files
         self.owner = owners(self.sizes, ranks.size)
         self.own = ranks.share(range(len(self.sizes)), self.owner)
         self.arrays = self.manifest.located(folder, self.own)
@@ -105,18 +107,33 @@ class Files:
         Raises:
             FileError: A file has changed, or cannot be read.
         """
-        ends = list(itertools.accumulate(self.sizes))
-        shape = (len(numbers), *self.manifest.event_shape)
-        out = torch.empty(shape, dtype=self.dtype, device="cpu")
-        held = out.view(-1).view(torch.uint8).numpy().reshape(len(out), self.row_bytes)
-        for place, number in sorted(enumerate(numbers.tolist()), key=lambda pair: pair[1]):
-            i = bisect.bisect(ends, number)
-            self._expect_unchanged(i)
-            if not self._trusted[i]:
-                self._compare(i, self._checksum(i, lambda rows: None))
-            row = number - ends[i] + self.sizes[i]
-            rows.read(self.arrays[i], row, row + 1, held[place])
-        return out
+        distinct, place = numbers.cpu().unique(return_inverse=True)
+        files = torch.searchsorted(self._ends, distinct, right=True)
+        shape = (0, *self.manifest.event_shape)
+        found = [torch.empty(shape, dtype=self.dtype, device="cpu")]
+        for i in files.unique().tolist():
+            found.append(self.gather(i, distinct[files == i] - self.starts[i]))
+        return torch.cat(found)[place]
+
+    def gather(self, i: int, numbers: Tensor) -> Tensor:
+        """Rows of a file by their numbers in it, int64 [n], rising, -> [n, *E]. A file of another
+        time than in the manifest is read whole once, for its checksum.
+
+        Raises:
+            FileError: The file has changed, or cannot be read.
+        """
+        self._expect_unchanged(i)
+        if not self._trusted[i]:
+            self._compare(i, self._checksum(i, lambda rows: None))
+        return rows.gather(self.arrays[i], numbers)
+
+    def refuse(self, i: int, crc: int) -> NoReturn:
+        """Raises FileError for a file that has this checksum, and had another one."""
+        expected = self.manifest.shards[i].crc32
+        raise FileError(
+            f"{self.arrays[i].path}: has changed since {_manifest.NAME} was written: its "
+            f"checksum is {crc}, not {expected}"
+        )
 
     def rows_of_all(self, numbers: Tensor) -> Tensor:
         """The same by whichever rank, in float64.
@@ -183,12 +200,8 @@ class Files:
             raise FileError(f"{path}: has changed since the cloud was opened: open it anew")
 
     def _compare(self, i: int, crc: int) -> None:
-        expected = self.manifest.shards[i].crc32
-        if crc != expected:
-            raise FileError(
-                f"{self.arrays[i].path}: has changed since {_manifest.NAME} was written: its "
-                f"checksum is {crc}, not {expected}"
-            )
+        if crc != self.manifest.shards[i].crc32:
+            self.refuse(i, crc)
         self._trusted[i] = True
 
 
