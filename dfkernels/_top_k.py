@@ -69,10 +69,12 @@ def top_k(
             empty = fisher.x.new_empty(0, k)
             return TopK(empty.to(torch.int64), empty)
         diagnosis.diagnose({name: getattr(fisher, name) for name in ("x", "alpha", "sigma")}, None)
-        if tolerance is None:
-            index, log_weight = cloud._k_heaviest(fisher.x, fisher.alpha, fisher.sigma, k)
+        queries = (fisher.x, fisher.alpha, fisher.sigma, k)
+        if fisher.tolerance is None:
+            index, log_weight = cloud._k_heaviest(*queries)
         else:
-            index, log_weight = _of_some(fisher, k)
+            found = cloud._k_heaviest_within(*queries, fisher.tolerance)
+            index, log_weight = _of_some(fisher, k) if found is None else found
         if not bool(log_weight.isfinite().any(1).all()):
             raise ValueError(
                 "x, alpha, sigma: expected distances that float64 can hold, got an overflow"

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import ops
 from ._torch import check, diagnosis
 from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
+from .certified.certificate import Certificate
 from .certified.select_atoms import op as select_atoms
 from .cloud import PointCloud
 from .law import Law, checked_law
@@ -164,7 +165,7 @@ class DiffusionFisher(FisherOperator):
             raise ValueError(
                 f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}"
             )
-        self.cloud, self.tolerance = cloud, _tolerance(tolerance, cloud)
+        self.cloud, self.tolerance = cloud, checked_tolerance(tolerance, cloud)
 
     def _unchanged(self) -> None:
         super()._unchanged()
@@ -188,8 +189,20 @@ class DiffusionFisher(FisherOperator):
         return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
     @cached_without_graph
+    def _certificate(self) -> Certificate | None:
+        """What is certain, where the cloud itself finds the atoms that count, as a `ShardedCloud`
+        does; None where `_selected` does.
+        """
+        if self.tolerance is None or len(self.x) == 0:
+            return None
+        x, alpha, sigma = (t.detach() for t in (self.x, self.alpha, self.sigma))
+        return self.cloud._certificate(x, alpha, sigma, self.tolerance)
+
+    @cached_without_graph
     def _selected(self) -> tuple[list[_Part], Tensor]:
         """The parts of the batch, and the bound on what their lists leave out, [B]."""
+        if self._certificate is not None:
+            return [_Part(slice(None), None)], self._certificate.dropped_mass()
         if self.tolerance is None or len(self.x) == 0 or _is_small(self._points):
             return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
         atoms, counts, dropped = select(
@@ -208,8 +221,10 @@ class DiffusionFisher(FisherOperator):
             x, alpha, sigma, *vectors = (self.x, self.alpha, self.sigma, *v)
             if lists is not None or len(parts) > 1:
                 x, alpha, sigma, *vectors = (t[queries] for t in (x, alpha, sigma, *vectors))
-            listed = {} if lists is None else dict(zip(("atoms", "counts"), lists, strict=True))
-            out = method(x, *vectors, alpha, sigma, **listed)
+            given = {} if lists is None else dict(zip(("atoms", "counts"), lists, strict=True))
+            if self._certificate is not None:
+                given = {"tolerance": self.tolerance}
+            out = method(x, *vectors, alpha, sigma, **given)
             outs.append((out,) if isinstance(out, Tensor) else tuple(out))
         if len(parts) == 1:
             return outs[0]
@@ -230,6 +245,8 @@ class DiffusionFisher(FisherOperator):
     @property
     def atoms_read(self) -> Tensor:
         """How many atoms each query's results were computed from, int64 [B]."""
+        if self._certificate is not None:
+            return self._certificate.selected.clone()
         read = self.x.new_full((len(self.x),), len(self.cloud), dtype=torch.int64)
         for queries, lists in self._selected[0]:
             if lists is not None:
@@ -250,6 +267,8 @@ class DiffusionFisher(FisherOperator):
         """
         if self.tolerance is None:
             return self.dropped_mass
+        if self._certificate is not None:
+            return self._certificate.reach(self._posterior.mean.detach())
         mean = self._posterior.mean.detach().flatten(1).double()
         found = self._points.index()
         return (mean - found.centre).norm(dim=1) + found.named_limits.radius
@@ -267,7 +286,11 @@ class DiffusionFisher(FisherOperator):
         (alpha^2/sigma^4) dropped_mass R^2, R as in `mean_error`; beside rounding.
         """
         ratio = self.alpha.detach().double() / self.sigma.detach().double() ** 2
-        return ratio**2 * self.dropped_mass * self._radius**2
+        size = (ratio * self._radius) ** 2
+        if self._certificate is not None:  # its R is that of the atoms left out alone
+            trace = self._posterior.fisher_trace.detach().double()
+            size = torch.maximum(size, self.d / self.sigma.detach().double() ** 2 - trace)
+        return self.dropped_mass * size
 
     @property
     def log_prob(self) -> Tensor:
@@ -341,7 +364,8 @@ def _is_small(cloud: PointCloud) -> bool:
     return cloud.y.numel() < _NUMBERS or cloud.d < _LENGTH
 
 
-def _tolerance(tolerance: float | None, cloud: Law) -> float | None:
+def checked_tolerance(tolerance: float | None, cloud: Law) -> float | None:
+    """Refuses what is no tolerance, or cannot be had of this law."""
     if tolerance is None:
         return None
     value = check.constant("tolerance", tolerance)

@@ -16,6 +16,7 @@ from . import ops
 from ._torch import check
 from ._torch.errors import Unsupported
 from ._torch.objects import Object, Watched, plain
+from .certified.certificate import Certificate
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
 
@@ -113,19 +114,21 @@ class Law(Object, abc.ABC):
     def fisher_diagonal(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """diag F, [B, *E]."""
 
-    def fisher_dense(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-        """F as [B, d, d]."""
-        return torch.cat([rows for _, rows in self._rows(x, alpha, sigma)], 1)
+    def fisher_dense(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **given: Any
+    ) -> Tensor:
+        """F as [B, d, d]; `given`: what `fisher_matvec` takes beside these."""
+        return torch.cat([rows for _, rows in self._rows(x, alpha, sigma, **given)], 1)
 
     def _rows(
-        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **given: Any
     ) -> Iterator[tuple[int, Tensor]]:
         """(i, rows i, i + 1, ... of F as [B, k, d]), block by block."""
         eye, start = torch.eye(self.d, dtype=x.dtype, device=x.device), 0
         for rows in eye.split(max(1, _NUMBERS // max(1, x.numel()))):
             k = len(rows)
             v = rows.reshape(1, k, *self.event_shape).expand(len(x), k, *self.event_shape)
-            yield start, self.fisher_matvec(x, v, alpha, sigma).reshape(len(x), k, self.d)
+            yield start, self.fisher_matvec(x, v, alpha, sigma, **given).reshape(len(x), k, self.d)
             start += k
 
     @abc.abstractmethod
@@ -185,6 +188,14 @@ class Law(Object, abc.ABC):
         their log weights in float64, each [B, k]. Levels are [B].
         """
 
+    def _k_heaviest_within(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int, tolerance: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `_k_heaviest`, for a law with a `_certificate`: the same components, whose normaliser
+        may miss that part of the mass. None for all others.
+        """
+        return None
+
     def _chain(
         self,
         x: Tensor,
@@ -232,6 +243,14 @@ class Law(Object, abc.ABC):
     @abc.abstractmethod
     def _no_index(self) -> str | None:
         """Why `tolerance=` cannot be had, after the argument's name; None where it can."""
+
+    def _certificate(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, tolerance: float
+    ) -> Certificate | None:
+        """What is certain of results with a tolerance, for a law whose methods take one; None for
+        a law that has lists of atoms found by `certified.select_atoms`.
+        """
+        return None
 
     def _log_pi(self, dtype: torch.dtype) -> Tensor | None:
         """The log weights, normalised in float64 and then rounded to a dtype: a constant that all

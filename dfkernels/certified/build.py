@@ -42,13 +42,17 @@ def independent_of_torch_state(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @independent_of_torch_state
 def build_index(
-    y: Tensor, scale: float, offset: float, seed: int = 0, masked: Tensor | None = None
+    y: Tensor,
+    scale: float | Tensor,
+    offset: float | Tensor,
+    seed: int = 0,
+    masked: Tensor | None = None,
 ) -> CloudIndex:
     """Returns the index of the atoms scale * y + offset.
 
     Args:
         y: [N, d] on the CPU.
-        scale, offset: map the stored numbers to the data.
+        scale, offset: map the stored numbers to the data: numbers, or float64 tensors [d].
         seed: for the sample and the random projection that find the principal axes.
         masked: bool [N] on the CPU: atoms that may hold anything and have no influence on the
             index. A query for which such an atom counts after all takes all atoms.
@@ -85,7 +89,9 @@ def principal_axes(t: Tensor, K: int, generator: torch.Generator) -> Tensor:
 class _Atoms:
     """The atoms scale * y + offset in float64, some at a time, and which of them get codes."""
 
-    def __init__(self, y: Tensor, scale: float, offset: float, masked: Tensor | None) -> None:
+    def __init__(
+        self, y: Tensor, scale: float | Tensor, offset: float | Tensor, masked: Tensor | None
+    ) -> None:
         self.y, self.scale, self.offset = y, scale, offset
         self.N, self.d = y.shape
         step = max(1, _BLOCK_NUMBERS // self.d)
@@ -102,6 +108,8 @@ class _Atoms:
         self.centre = (middle + total / max(1, int(self.coded.sum()))).float()
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(self.scale, Tensor) or isinstance(self.offset, Tensor):
+            return self.y[rows].double() * self.scale + self.offset
         return load(self.y[rows], torch.float64, self.scale, self.offset)
 
     def _median(self, known: Tensor) -> Tensor:

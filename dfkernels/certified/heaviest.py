@@ -141,6 +141,31 @@ def heaviest(
     return Heaviest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
+def all_logits(
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    atoms: Atoms,
+    distances: Distances,
+    accuracy: float,
+    depth: float,
+) -> Tensor:
+    """The logits of all atoms, [B, N] in float64: right to `accuracy` where they are at most
+    `depth` below a query's largest, and elsewhere certainly below that.
+
+    Args:
+        x, alpha, sigma, atoms, distances: as in `heaviest`.
+    """
+    search = _Search(x, alpha, sigma, atoms, distances, 1, torch.ones_like(alpha))
+    estimate, delta = search._estimate(slice(0, len(atoms.y)))
+    estimate = estimate + search.shared
+    rough = ~(delta[:, 0] <= accuracy)
+    needed = (estimate - delta).amax(1, keepdim=True) - depth
+    query, atom = ((estimate + delta >= needed) & rough[:, None]).nonzero().unbind(1)
+    estimate[query, atom] = logits(x, alpha, sigma, atoms, query, atom)
+    return estimate
+
+
 def error_bound(
     x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, distances: Distances
 ) -> Tensor:

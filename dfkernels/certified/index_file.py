@@ -18,11 +18,11 @@ FORMAT = "dfkernels index 4"
 
 def fingerprint(y: Tensor, scale: float, offset: float) -> str:
     """Text that tells the cloud of atoms scale * y + offset apart from others."""
-    return described(tuple(y.shape), y.dtype, scale, offset, files.checksum(y.cpu()))
+    return described((len(y), y.shape[1]), y.dtype, scale, offset, files.checksum(y.cpu()))
 
 
 def described(
-    shape: tuple[int, int], dtype: torch.dtype, scale: float, offset: float, crc32: int
+    shape: tuple[int, int], dtype: torch.dtype, scale: object, offset: object, crc32: int
 ) -> str:
     """The fingerprint of a cloud whose stored numbers have this checksum."""
     return f"{list(shape)} {dtype} scale={scale!r} offset={offset!r} crc32={crc32}"

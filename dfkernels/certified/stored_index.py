@@ -89,8 +89,8 @@ class StoredIndex:
                 crc = zlib.crc32(buffer.data[: last - first], crc)
             if crc != self._crc32.get(name):
                 raise index_file.wrong(
-                    self.path, f"damaged: the checksum of {name} is {crc}, not "
-                    f"{self._crc32.get(name)}"
+                    self.path,
+                    f"damaged: the checksum of {name} is {crc}, not {self._crc32.get(name)}",
                 )
 
     def without_atoms(self) -> CloudIndex:
@@ -112,7 +112,9 @@ class StoredIndex:
         """The first level of the atoms from `first`, a multiple of CODE_TILE, to last - 1."""
         K = self._places["basis"].shape[0]
         tiles = slice(first // CODE_TILE, -(-last // CODE_TILE))
-        held = self._numbers("coarse_codes", tiles.start * K * CODE_TILE, tiles.stop * K * CODE_TILE)
+        held = self._numbers(
+            "coarse_codes", tiles.start * K * CODE_TILE, tiles.stop * K * CODE_TILE
+        )
         codes = held.view(-1, K, CODE_TILE).transpose(1, 2).reshape(-1, K)[: last - first]
         return AtomCodes(codes, *self._of_atoms(0, slice(first, last)))
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..._torch import diagnosis
+from ..._torch.errors import Unsupported
 from ...certified.certificate import Certificate
 from ...partial import Partial, merge
+from .._reporting import reporting
 from ._index import Indexes
+from ._pass import Pass
 from ._search import Left, Run, Search, Sparse
 
-__all__ = ["Chunk", "chunks", "find", "partial_of_some"]
+__all__ = ["Found", "Searches", "chunks", "find", "partial_within"]
 
 _QUERIES = 256  # that are searched for together
-_MUCH = 0.5  # a query that counts more than this part of the atoms read counts all of them
 _PER_QUERY = ("log_mass", "mean", "variance", "weight_square")
 _IF_ASKED = ("covariance_product", "covariance_diagonal")
 
@@ -36,26 +39,62 @@ class Found(NamedTuple):
     """What a search has found."""
 
     left: list[dict[int, Left]]  # by file, of one group of queries after the other
-    log_heaviest: Tensor  # [B], as in Certificate
-    log_dropped: Tensor
+    certificate: Certificate  # on the queries' device
+
+
+class Searches:
+    """The searches through the indexes of a cloud. The last one is kept: a solver asks for product
+    after product at the same queries.
+    """
+
+    def __init__(self, indexes: Indexes) -> None:
+        self.indexes = indexes
+        self._asked: tuple[Tensor, ...] = ()
+        self._how: object = None
+        self._found: Found | None = None
+
+    def found(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, numbers: Sequence[int], tolerance: float
+    ) -> Found:
+        """As `find`."""
+        asked, how = (x.detach(), alpha.detach(), sigma.detach()), (list(numbers), tolerance)
+        if self._found is None or self._how != how or not _same(asked, self._asked):
+            diagnosis.diagnose(dict(zip(("x", "alpha", "sigma"), asked, strict=True)), None)
+            self._found = find(self.indexes, *asked, numbers, tolerance)
+            self._asked, self._how = tuple(t.clone() for t in asked), how
+        return self._found
 
 
 def find(
-    held: Indexes, part: Partial, numbers: Sequence[int], tolerance: float, k: int = 1
+    held: Indexes,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    numbers: Sequence[int],
+    tolerance: float,
+    k: int = 1,
 ) -> Found:
-    """The atoms of some files that may be among the k heaviest of a Partial's queries, and those
-    without which more than `tolerance` of the mass might be missing.
+    """The atoms of some files that may be among the k heaviest of queries x ``[B, *E]``, or without
+    which more than `tolerance` of the mass might be missing. Levels are [B].
     """
-    x, alpha, sigma = (t.detach().cpu().double() for t in (part.x, part.alpha, part.sigma))
+    device, event = x.device, x.shape[1:]
+    x, alpha, sigma = (t.detach().cpu().double() for t in (x.flatten(1), alpha, sigma))
     gap = math.log(sum(held.sizes) / tolerance) + 1e-6  # for the rounding of sums
-    found = []
+    left, bounds = [], []
     for q in range(0, max(1, len(x)), _QUERIES):
         some = slice(q, q + _QUERIES)
-        search = Search(x[some].flatten(1), alpha[some], sigma[some], held, numbers, gap, k)
-        left = {i: _moved(of_file, q) for i, of_file in search.run().items()}
-        found.append((left, search.lower[:, 0], search.log_dropped))
-    left, heaviest, dropped = zip(*found, strict=True)
-    return Found(list(left), torch.cat(heaviest), torch.cat(dropped))
+        search = Search(x[some], alpha[some], sigma[some], held, numbers, gap, k)
+        left.append({i: _moved(of_file, q) for i, of_file in search.run().items()})
+        bounds.append((search.lower[:, 0], search.log_dropped))
+    selected = torch.zeros(len(x), dtype=torch.int64, device="cpu")
+    for runs, sparse in (of_file for group in left for of_file in group.values()):
+        selected += sparse.query.bincount(minlength=len(x))
+        for run in runs:
+            selected[run.queries] += run.last - run.first
+    heaviest, dropped = (torch.cat(t) for t in zip(*bounds, strict=True))
+    centre, radius = held.ball()
+    parts = (heaviest, dropped, selected, centre.view(event), radius)
+    return Found(left, Certificate(*(t.to(device) for t in parts)))
 
 
 def chunks(found: Found, i: int, count: int) -> Iterator[Chunk]:
@@ -70,53 +109,63 @@ def chunks(found: Found, i: int, count: int) -> Iterator[Chunk]:
             yield from _sparse_chunks(i, left[i].sparse, count)
 
 
-def partial_of_some(
-    held: Indexes,
-    nothing: Partial,
-    of: Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None], Partial],
-    numbers: Sequence[int],
+def partial_within(
+    over: Pass,
+    searches: Searches,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    v: Tensor | None,
     tolerance: float,
-    count: int,
-    report: Callable[[int, int], None],
 ) -> Partial:
-    """The Partial of some files, with its certificate.
+    """The Partial of the atoms that count, with its certificate."""
+    given = [t for t in (x, alpha, sigma, v) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        raise Unsupported(
+            "tolerance: expected None where x, alpha, sigma or v requires a gradient, got "
+            f"{tolerance}: a search has no derivatives"
+        )
+    with torch.no_grad():
+        over.nothing(x, alpha, sigma, v)  # checks their shapes
+        found = searches.found(x, alpha, sigma, over.numbers, tolerance)
+        return _partial_of_some(over, found, x, alpha, sigma, v)
 
-    Args:
-        held: the indexes.
-        nothing: the Partial of no atoms.
-        of: (queries, stored atoms, lists) -> the Partial of some queries.
-        numbers: of the files.
-        tolerance: of the mass, which may be left out.
-        count: how many atoms are read together.
-        report: (rows, all rows) after each file, read or not.
-    """
-    found = find(held, nothing, numbers, tolerance)
-    total, selected = nothing, torch.zeros(len(nothing.x), dtype=torch.int64, device="cpu")
-    done, rows = 0, sum(held.sizes[i] for i in numbers)
-    for i in numbers:
-        part = nothing
-        for chunk in chunks(found, i, count):
-            of_some = of(chunk.queries, held.rows(i, chunk.atoms), chunk.lists)
-            part = merge([part, _among_all(nothing, of_some, chunk.queries)])
-            selected[chunk.queries] += len(chunk.atoms) if chunk.lists is None else chunk.lists[1]
-        total = merge([total, part])
-        done += held.sizes[i]
-        report(done, rows)
-    x = nothing.x
-    centre, radius = held.ball()
-    bounds = found.log_heaviest, found.log_dropped, selected
-    bounds = [t.to(x.device) for t in (*bounds, centre.view(x.shape[1:]), radius)]
-    log_weight = torch.full_like(nothing.log_weight, math.log(rows) if rows else -math.inf)
-    return replace(total, log_weight=log_weight, certificate=Certificate(*bounds))
+
+def _partial_of_some(
+    over: Pass, found: Found, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None
+) -> Partial:
+    """The Partial of those atoms that a search has found, without a graph. Levels are [B]."""
+    total = nothing = over.nothing(x, alpha, sigma, v)
+    done, rows = 0, sum(over.files.sizes[i] for i in over.numbers)
+    with reporting("atoms", over.callback, over.progress, rows) as report:
+        for i in over.numbers:
+            part = nothing
+            for chunk in chunks(found, i, over.count):
+                y, q = over.files.gather(i, chunk.atoms), chunk.queries.to(x.device)
+                given = x[q], alpha[q], sigma[q], None if v is None else v[q]
+                part = merge([part, _among_all(nothing, over.block(y, *given, chunk.lists), q)])
+            total = merge([total, part])
+            done += over.files.sizes[i]
+            report(done, rows)
+    log_weight = torch.full_like(total.log_weight, math.log(rows) if rows else -math.inf)
+    return replace(total, log_weight=log_weight, certificate=found.certificate)
 
 
 def _among_all(nothing: Partial, part: Partial, queries: Tensor) -> Partial:
     """The Partial of all queries, from that of some."""
-    queries, moments = queries.to(nothing.x.device), {}
+    moments: dict[str, Any] = {}
     for name in (*_PER_QUERY, *_IF_ASKED):
         whole, some = getattr(nothing, name), getattr(part, name)
         moments[name] = None if whole is None else whole.index_copy(0, queries, some)
     return replace(nothing, log_weight=part.log_weight, **moments)
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether these are tensors of the same numbers on the same devices."""
+    return all(
+        s.dtype == t.dtype and s.device == t.device and torch.equal(s, t)
+        for s, t in zip(a, b, strict=True)
+    )
 
 
 def _moved(left: Left, by: int) -> Left:
@@ -149,9 +198,4 @@ def _sparse_chunks(i: int, pairs: Sparse, count: int) -> Iterator[Chunk]:
         order = (query * len(atoms) + place).argsort()
         query, place = query[order], place[order]
         queries, counts = query.unique_consecutive(return_counts=True)
-        much = counts > _MUCH * len(atoms)
-        if bool(much.any()):
-            yield Chunk(i, atoms, queries[much], None)
-        if not bool(much.all()):
-            few = ~much.repeat_interleave(counts)
-            yield Chunk(i, atoms, queries[~much], (place[few], counts[~much]))
+        yield Chunk(i, atoms, queries, (place, counts))

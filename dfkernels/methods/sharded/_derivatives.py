@@ -32,7 +32,8 @@ from ._pass import Pass
 __all__ = ["folded", "gradients", "moments_of", "names", "restored", "tangents", "unfolded"]
 
 _QUERIES = ("x", "alpha", "sigma", "v")
-_MOMENTS = tuple(f.name for f in fields(Partial) if f.name not in (*_QUERIES, "value_mean"))
+_OTHERS = (*_QUERIES, "value_mean", "certificate")
+_MOMENTS = tuple(f.name for f in fields(Partial) if f.name not in _OTHERS)
 
 
 def names(v: Tensor | None, diagonal: bool) -> list[str]:
@@ -50,7 +51,8 @@ def moments_of(part: Partial) -> list[Tensor]:
 def restored(queries: Sequence[Any], moments: Sequence[Tensor], diagonal: bool) -> Partial:
     """The Partial of x, alpha, sigma and v, and the moments in the order of `names`."""
     x, alpha, sigma, v = queries
-    return Partial(x, alpha, sigma, v, **dict(zip(names(v, diagonal), moments, strict=True)))
+    named: dict[str, Any] = dict(zip(names(v, diagonal), moments, strict=True))
+    return Partial(x, alpha, sigma, v, **named)
 
 
 def gradients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from ..._io.files import FileError
 from ...certified import build, index_file
 from ...certified.rounding import FEW_ROUNDINGS
 from ...certified.stored_index import StoredIndex
-from ...ops.common.moments import load
 from .._shards import stamp
 from ._files import Files
+from ._manifest import Numbers
 
-__all__ = ["Indexes", "path_of", "write_indexes"]
+__all__ = ["Indexes", "path_of", "too_short", "write_indexes"]
 
 _LEAST_BYTES = 32  # of an atom: shorter ones are read as fast as an index
 
@@ -30,7 +30,9 @@ def path_of(held: Files, i: int) -> Path:
     return path.with_name(f"{path.name}.index")
 
 
-def write_indexes(held: Files, seed: int, report: Callable[[int, int], None]) -> None:
+def write_indexes(
+    held: Files, scale: Numbers, offset: Numbers, seed: int, report: Callable[[int, int], None]
+) -> None:
     """Builds the indexes that are missing, and checks the others. report(rows, all rows).
 
     Raises:
@@ -38,19 +40,21 @@ def write_indexes(held: Files, seed: int, report: Callable[[int, int], None]) ->
             written; or an index cannot be written.
         ValueError: Atoms that cannot have an index.
     """
-    check_row(held)
+    if (why := too_short(held)) is not None:
+        raise ValueError(f"index: {why}")
+    event = held.arrays[0].shape[1:]
+    by, plus = _of_numbers(scale, event), _of_numbers(offset, event)
     done, count = 0, sum(held.sizes)
     for i, at in enumerate(held.arrays):
-        path, atoms = path_of(held, i), _fingerprint(held, i)
+        path, atoms = path_of(held, i), _fingerprint(held, i, scale, offset)
         if path.exists():
             index_file.load_index(path, atoms)
         else:
             flat = arrays.load(at.name).reshape(at.shape[0], -1)  # a memory map
             if (crc := files.checksum(flat)) != held.manifest.shards[i].crc32:
                 held.refuse(i, crc)
-            scale, offset = held.manifest.scale, held.manifest.offset
             try:
-                made = build.build_index(flat, scale, offset, seed)
+                made = build.build_index(flat, by, plus, seed)
             except ValueError as error:
                 raise FileError(f"{at.name}: {error}") from None
             index_file.save_index(path, made, atoms)
@@ -58,31 +62,32 @@ def write_indexes(held: Files, seed: int, report: Callable[[int, int], None]) ->
         report(done, count)
 
 
-def check_row(held: Files) -> None:
-    """Raises ValueError where the rows are too short for an index."""
-    if held.row_bytes < _LEAST_BYTES:
-        d = math.prod(held.manifest.event_shape)
-        raise ValueError(
-            f"index: expected atoms of at least {_LEAST_BYTES} bytes, got {held.row_bytes} "
-            f"(d = {d}, {held.arrays[0].dtype}): these are read as fast as an index"
-        )
+def too_short(held: Files) -> str | None:
+    """Why rows are too short for an index; None where they are not."""
+    if held.row_bytes >= _LEAST_BYTES:
+        return None
+    d = math.prod(held.manifest.event_shape)
+    return (
+        f"expected atoms of at least {_LEAST_BYTES} bytes, got {held.row_bytes} (d = {d}, "
+        f"{held.arrays[0].dtype}): these are read as fast as an index"
+    )
 
 
 class Indexes:
-    """The indexes of all files, opened when they are first asked for."""
+    """The indexes of all files, opened when they are first asked for, of atoms that are
+    scale * row + offset.
+    """
 
-    def __init__(self, held: Files) -> None:
-        self._held = held
-        self.sizes = held.sizes
-        ends = list(itertools.accumulate(held.sizes))
-        self.starts = [0, *ends[:-1]]  # the numbers of the files' first atoms in all files
+    def __init__(self, held: Files, scale: Numbers, offset: Numbers) -> None:
+        self.files, self.sizes, self.starts = held, held.sizes, held.starts
+        self._numbers = scale, offset
         self._opened: dict[int, tuple[StoredIndex, tuple[int, int]]] = {}
         self._checked: set[int] = set()
         self._ball: tuple[Tensor, Tensor] | None = None
 
     def missing(self) -> Path | None:
         """The first index that is not there; None where all are."""
-        paths = (path_of(self._held, i) for i in range(len(self._held.arrays)))
+        paths = (path_of(self.files, i) for i in range(len(self.files.arrays)))
         return next((path for path in paths if not path.exists()), None)
 
     def of(self, i: int) -> StoredIndex:
@@ -91,10 +96,10 @@ class Indexes:
         Raises:
             FileError: It is damaged, of other rows, or has changed since it was opened.
         """
-        path = path_of(self._held, i)
+        path = path_of(self.files, i)
         seen = stamp(path)
         if i not in self._opened:
-            self._opened[i] = StoredIndex(path, _fingerprint(self._held, i)), seen
+            self._opened[i] = StoredIndex(path, _fingerprint(self.files, i, *self._numbers)), seen
         index, before = self._opened[i]
         if seen != before:
             raise FileError(f"{path}: has changed since the cloud was opened: open it anew")
@@ -103,27 +108,20 @@ class Indexes:
             self._checked.add(i)
         return index
 
-    def rows(self, i: int, atoms: Tensor) -> Tensor:
-        """Atoms of a file as they are stored, int64 [m], rising, -> [m, *E]."""
-        return self._held.gather(i, atoms)
-
     def values(self, numbers: Tensor) -> Tensor:
-        """Atoms by their numbers in all files, int64 [m], rising, -> [m, d] in float64."""
-        manifest = self._held.manifest
-        starts = torch.tensor(self.starts, dtype=torch.int64, device="cpu")
-        of = torch.searchsorted(starts, numbers, right=True) - 1
-        found = [
-            self.rows(i, numbers[of == i] - self.starts[i]).flatten(1) for i in of.unique().tolist()
-        ]
-        return load(torch.cat(found), torch.float64, manifest.scale, manifest.offset)
+        """Atoms by their numbers in all files, int64 [m], -> [m, d] in float64."""
+        y = self.files.rows(numbers).flatten(1).double()
+        event = self.files.arrays[0].shape[1:]
+        scale, offset = (_of_numbers(n, event) for n in self._numbers)
+        return y * scale + offset
 
     def ball(self) -> tuple[Tensor, Tensor]:
         """A centre [d] and a radius: a ball with all atoms in it but for remote ones, which are
         counted as in docs/certified.md."""
         if self._ball is None:
-            numbers = range(len(self._held.arrays))
-            total = sum(self.of(i).without_atoms().centre.double() for i in numbers)
-            centre = torch.as_tensor(total) / len(numbers)
+            numbers = range(len(self.files.arrays))
+            centres = [self.of(i).without_atoms().centre.double() / len(numbers) for i in numbers]
+            centre = functools.reduce(torch.add, centres)
             radius = centre.new_zeros(())
             for i in numbers:
                 index = self.of(i).without_atoms()
@@ -133,8 +131,15 @@ class Indexes:
         return self._ball
 
 
-def _fingerprint(held: Files, i: int) -> str:
-    at, manifest = held.arrays[i], held.manifest
+def _fingerprint(held: Files, i: int, scale: Numbers, offset: Numbers) -> str:
+    at = held.arrays[i]
     shape = at.shape[0], math.prod(at.shape[1:])
-    crc = manifest.shards[i].crc32
-    return index_file.described(shape, at.dtype, manifest.scale, manifest.offset, crc)
+    return index_file.described(shape, at.dtype, scale, offset, held.manifest.shards[i].crc32)
+
+
+def _of_numbers(numbers: Numbers, event: torch.Size) -> float | Tensor:
+    """A number, or those of the channels for each number of an atom, [d] in float64."""
+    if isinstance(numbers, float):
+        return numbers
+    each = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    return each.repeat_interleave(math.prod(event[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,22 +80,43 @@ class Pass:
                     made = nothing
 
     def block(
-        self, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None
+        self,
+        y: Tensor,
+        x: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        v: Tensor | None,
+        lists: tuple[Tensor, Tensor] | None = None,
     ) -> Partial:
-        """The Partial of rows, which are overwritten where there are numbers for each channel."""
-        y, given = y.to(x.device), {"v": v, "diagonal": self.diagonal}
+        """The Partial of rows, which are overwritten where there are numbers for each channel;
+        lists (atoms, counts) as in `Partial.of`.
+        """
+        y, scale, offset = self.stored(y, x)
+        given: dict[str, Any] = {"v": v, "diagonal": self.diagonal}
+        if lists is not None:
+            given |= {"atoms": lists[0].to(x.device), "counts": lists[1].to(x.device)}
+        return Partial.of(x, y, alpha, sigma, scale=scale, offset=offset, **given)
+
+    def stored(self, y: Tensor, x: Tensor) -> tuple[Tensor, float, float]:
+        """Rows, scale and offset as the ops take them with queries x. Where there are numbers for
+        each channel, the rows are overwritten, by values in x's dtype.
+        """
+        y = y.to(x.device)
         if isinstance(self.scale, float) and isinstance(self.offset, float):
-            return Partial.of(x, y, alpha, sigma, scale=self.scale, offset=self.offset, **given)
+            return y, self.scale, self.offset
         y, scale, offset = y.to(x.dtype), *(stacked(n) for n in (self.scale, self.offset))
-        y = y.mul_(per_channel(scale, y)).add_(per_channel(offset, y))
-        return Partial.of(x, y, alpha, sigma, **given)
+        return y.mul_(per_channel(scale, y)).add_(per_channel(offset, y)), 1.0, 0.0
+
+    def nothing(self, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None) -> Partial:
+        """The Partial of no rows."""
+        shape = (0, *self.files.manifest.event_shape)
+        like = torch.empty(shape, dtype=self.files.dtype, device="cpu")
+        return self.block(like, x, alpha, sigma, v)
 
     def whole(self, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None) -> Partial:
         """The Partial of all rows."""
-        shape = (0, *self.files.manifest.event_shape)
         with self.files.ranks.telling():
-            like = torch.empty(shape, dtype=self.files.dtype, device="cpu")
-            nothing = self.block(like, x, alpha, sigma, v)
+            nothing = self.nothing(x, alpha, sigma, v)
         given = {"x": x, "alpha": alpha, "sigma": sigma, "v": v}
         add = lambda part, y: merge([part, self.block(y, x, alpha, sigma, v)])
         total = nothing

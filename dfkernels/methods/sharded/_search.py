@@ -217,7 +217,7 @@ class Search:
     def _blocks(self, i: int) -> Iterator[tuple[int, AtomCodes]]:
         """The first level of a file, block by block, with the number of the first atom."""
         index = self.held.of(i)
-        n = max(1, _PAIRS // len(self.x) // CODE_TILE) * CODE_TILE
+        n = max(1, _PAIRS // max(1, len(self.x)) // CODE_TILE) * CODE_TILE
         for first in range(0, index.N, n):
             yield first, index.coarse(first, min(first + n, index.N))
 
