@@ -201,26 +201,14 @@ class PointCloud(Law):
         return different_points(self, count, generator)
 
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        found = self._heaviest(x, alpha, sigma, k)
-        return found.index, found.logit - found.log_total[:, None]
+        def log_total() -> Tensor:
+            whole = self.posterior(x, alpha, sigma).log_prob.detach()
+            return whole + self.d * (sigma.log() + 0.5 * math.log(2 * math.pi))
 
-    def _heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> heaviest.Heaviest:
-        """The k atoms with the largest logits. Levels are [B]."""
         given = (x.double().reshape(len(x), -1), alpha.double(), sigma.double())
-        half = torch.full_like(given[1], torch.finfo(x.dtype).eps / 2)  # goes unseen
         search = (*given, self._atoms(), self._distances(), k)
-        if x.dtype == torch.float32:
-            return heaviest.heaviest(*search, half)
-        # in float64 no estimate is as good. Where estimates are rough, few atoms weigh anything,
-        # and they are evaluated; elsewhere logits are small enough for the density, which the
-        # kernel computes
-        smooth = heaviest.error_bound(*search[:-1]) < torch.finfo(torch.float32).eps
-        found = heaviest.heaviest(*search, torch.where(smooth, math.inf, half))
-        if not bool(smooth.any()):
-            return found
-        whole = self.posterior(x, alpha, sigma).log_prob.detach()
-        whole = whole + self.d * (sigma.log() + 0.5 * math.log(2 * math.pi))
-        return found._replace(log_total=torch.where(smooth, whole, found.log_total))
+        found = heaviest.heaviest_for(x.dtype, *search, log_total)
+        return found.index, found.logit - found.log_total[:, None]
 
     def _chain(
         self,

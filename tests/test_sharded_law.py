@@ -389,7 +389,8 @@ def test_refusals(cloud):
     )
     refused(
         ValueError,
-        "tolerance: a ShardedCloud has no index, and reads all atoms: leave tolerance out",
+        f"tolerance: {cloud.folder / 'part0.npy.index'} is missing: `dfkernels index "
+        f"{cloud.folder}` or cloud.index() writes the indexes",
         lambda: DiffusionFisher(X, cloud, 1.0, 0.7, tolerance=1e-6),
     )
     refused(

@@ -15,15 +15,16 @@ __all__ = ["Certificate"]
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """Bounds on what a pass over a part of a data set left out. Logits are those of
-    shard_bounds.py, so that the certificates of parts of one data set can be put together.
+    """Bounds on what a pass over a part of a data set left out. A logit is
+    -|x - alpha y|^2/(2 sigma^2), in nats, so that the certificates of parts of one data set can be
+    put together.
 
     Attributes:
         log_heaviest: a lower bound of the largest logit among the atoms that were counted, [B] in
             float64.
         log_dropped: an upper bound of the log-sum of the logits of all others, [B].
         selected: how many atoms were counted, int64 [B].
-        centre, radius: a ball that has every atom in it that was left out, `[*E]` and [].
+        centre, radius: a ball that has every atom in it that was left out, ``[*E]`` and [].
     """
 
     log_heaviest: Tensor
@@ -49,5 +50,5 @@ class Certificate:
         return (self.log_dropped - self.log_heaviest).exp() * FEW_ROUNDINGS
 
     def reach(self, mean: Tensor) -> Tensor:
-        """How far any atom left out is from a mean `[B, *E]`, at most: [B]."""
+        """How far any atom left out is from a mean ``[B, *E]``, at most: [B]."""
         return (mean.double() - self.centre).flatten(1).norm(dim=1) + self.radius

@@ -26,6 +26,7 @@ Those that can are evaluated by differences.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +140,35 @@ def heaviest(
             search.look_at(slice(start, min(start + n, N)))
         found.append(search.result())
     return Heaviest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def heaviest_for(
+    dtype: torch.dtype,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    atoms: Atoms,
+    distances: Distances,
+    k: int,
+    log_total: Callable[[], Tensor],
+) -> Heaviest:
+    """As `heaviest`, with a log_total as good as a result of this dtype can be.
+
+    Args:
+        dtype: float32 or float64.
+        log_total: what a kernel finds in float64. It is called where no estimate is as good.
+    """
+    half = torch.full_like(alpha, torch.finfo(dtype).eps / 2)  # goes unseen
+    search = (x, alpha, sigma, atoms, distances, k)
+    if dtype == torch.float32:
+        return heaviest(*search, half)
+    # in float64 no estimate is as good. Where estimates are rough, few atoms weigh anything, and
+    # they are evaluated; elsewhere logits are small enough for the density of the kernel
+    smooth = error_bound(*search[:-1]) < torch.finfo(torch.float32).eps
+    found = heaviest(*search, torch.where(smooth, math.inf, half))
+    if bool(smooth.any()):
+        return found._replace(log_total=torch.where(smooth, log_total(), found.log_total))
+    return found
 
 
 def all_logits(

@@ -17,7 +17,7 @@ from ..._torch.errors import Unsupported
 from ..._torch.objects import plain
 from ..._torch.types import Level
 from ...certified.certificate import Certificate
-from ...fisher import checked_tolerance
+from ...fisher import DiffusionFisher, checked_tolerance
 from ...law import Drawn, Law, different_points, per_channel
 from ...ops import Posterior
 from ...partial import Partial
@@ -342,10 +342,10 @@ class ShardedCloud(Law):
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
         """
-        check.query("x", x)
+        fisher = DiffusionFisher(x, self, alpha, sigma)  # checks the arguments
         seed = check.integer("seed", seed, 0, 2**63 - 1)
         with torch.no_grad(), plain(x.device):
-            levels = check.alpha(alpha, x), check.sigma(sigma, x)
+            levels = fisher.alpha, fisher.sigma
             diagnosis.diagnose({"x": x, "alpha": levels[0], "sigma": levels[1]}, None)
             rows = draw(self._over(x), x, *levels, seed)
             return Drawn(rows, self.rows(rows).to(x))
@@ -371,14 +371,15 @@ class ShardedCloud(Law):
         return different_points(self, count, generator)
 
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return k_heaviest(x, alpha, sigma, of_all(self._over(x), x), k)
+        over = self._over(x)
+        return k_heaviest(over, x, alpha, sigma, of_all(over, x), k)
 
     def _k_heaviest_within(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int, tolerance: float
     ) -> tuple[Tensor, Tensor]:
         over = self._over(x)
         found = find(self._searches.indexes, x, alpha, sigma, over.numbers, tolerance, k)
-        return k_heaviest(x, alpha, sigma, of_found(over, x, found), k)
+        return k_heaviest(over, x, alpha, sigma, of_found(over, found), k)
 
     def _certificate(
         self, x: Tensor, alpha: Tensor, sigma: Tensor, tolerance: float
