@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ def _over_files(
     if isinstance(work, Elsewhere) or cloud._files.ranks.size > 1:
         return cloud.partial(x, alpha, sigma, callback=callback)
     read, kept = work.step()
-    total = replace(cloud.partial(x, alpha, sigma, files=[]), **kept)
+    moments: dict[str, Any] = dict(kept)
+    total = replace(cloud.partial(x, alpha, sigma, files=[]), **moments)
     done = sum(cloud._files.sizes[:read])
     callback(done, len(cloud))
     last = time.monotonic()

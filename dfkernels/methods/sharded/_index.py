@@ -42,10 +42,10 @@ def write_indexes(
     """
     if (why := too_short(held)) is not None:
         raise ValueError(f"index: {why}")
-    event = held.arrays[0].shape[1:]
+    event = torch.Size(held.manifest.event_shape)
     by, plus = _of_numbers(scale, event), _of_numbers(offset, event)
     done, count = 0, sum(held.sizes)
-    for i, at in enumerate(held.arrays):
+    for i, at in held.arrays.items():
         path, atoms = path_of(held, i), _fingerprint(held, i, scale, offset)
         if path.exists():
             index_file.load_index(path, atoms)
@@ -69,7 +69,7 @@ def too_short(held: Files) -> str | None:
     d = math.prod(held.manifest.event_shape)
     return (
         f"expected atoms of at least {_LEAST_BYTES} bytes, got {held.row_bytes} (d = {d}, "
-        f"{held.arrays[0].dtype}): these are read as fast as an index"
+        f"{held.dtype}): these are read as fast as an index"
     )
 
 
@@ -87,7 +87,7 @@ class Indexes:
 
     def missing(self) -> Path | None:
         """The first index that is not there; None where all are."""
-        paths = (path_of(self.files, i) for i in range(len(self.files.arrays)))
+        paths = (path_of(self.files, i) for i in range(len(self.sizes)))
         return next((path for path in paths if not path.exists()), None)
 
     def of(self, i: int) -> StoredIndex:
@@ -111,7 +111,7 @@ class Indexes:
     def values(self, numbers: Tensor) -> Tensor:
         """Atoms by their numbers in all files, int64 [m], -> [m, d] in float64."""
         y = self.files.rows(numbers).flatten(1).double()
-        event = self.files.arrays[0].shape[1:]
+        event = torch.Size(self.files.manifest.event_shape)
         scale, offset = (_of_numbers(n, event) for n in self._numbers)
         return y * scale + offset
 
@@ -119,7 +119,7 @@ class Indexes:
         """A centre [d] and a radius: a ball with all atoms in it but for remote ones, which are
         counted as in docs/certified.md."""
         if self._ball is None:
-            numbers = range(len(self.files.arrays))
+            numbers = range(len(self.sizes))
             centres = [self.of(i).without_atoms().centre.double() / len(numbers) for i in numbers]
             centre = functools.reduce(torch.add, centres)
             radius = centre.new_zeros(())

@@ -13,29 +13,27 @@ import torch
 from torch import Tensor, distributed
 
 from ..._torch import check, diagnosis
-from ..._torch.errors import Unsupported
 from ..._torch.objects import plain
 from ..._torch.types import Level
-from ...certified.certificate import Certificate
 from ...fisher import DiffusionFisher, checked_tolerance
-from ...law import Drawn, Law, different_points, per_channel
+from ...law import Drawn, different_points, per_channel
 from ...ops import Posterior
 from ...partial import Partial
 from .._ranks import Ranks
 from .._reporting import Callback, reporting
-from ._certified import Searches, find, partial_within
+from ._certified import partial_within
 from ._draw import draw
 from ._files import Files, numbers_of
-from ._heaviest import k_heaviest, of_all, of_found
-from ._index import Indexes, too_short, write_indexes
+from ._index import write_indexes
 from ._manifest import Numbers
 from ._moments import partial_of
 from ._pass import Pass, stacked
+from ._searched import Searched
 
 __all__ = ["ShardedCloud"]
 
 
-class ShardedCloud(Law):
+class ShardedCloud(Searched):
     """A data set in many files: a `PointCloud` for what is too large to be one. Results are exact,
     one pass over all files for each call, and one more for a derivative.
 
@@ -331,6 +329,7 @@ class ShardedCloud(Law):
                 bytes, and are read as fast as any index.
             TypeError: seed is no integer.
         """
+        self._expect_one_rank("index")
         seed = check.integer("seed", seed)
         with plain(self.device), reporting("index", callback, progress, len(self)) as report:
             write_indexes(self._files, self.scale, self.offset, seed, report)
@@ -342,6 +341,7 @@ class ShardedCloud(Law):
         Raises:
             TypeError, ValueError: An argument is wrong; the message names it.
         """
+        self._expect_one_rank("draw")
         fisher = DiffusionFisher(x, self, alpha, sigma)  # checks the arguments
         seed = check.integer("seed", seed, 0, 2**63 - 1)
         with torch.no_grad(), plain(x.device):
@@ -370,29 +370,6 @@ class ShardedCloud(Law):
     def _without_repeats(self, count: int, generator: torch.Generator) -> Tensor:
         return different_points(self, count, generator)
 
-    def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        over = self._over(x)
-        return k_heaviest(over, x, alpha, sigma, of_all(over, x), k)
-
-    def _k_heaviest_within(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int, tolerance: float
-    ) -> tuple[Tensor, Tensor]:
-        over = self._over(x)
-        found = find(self._searches.indexes, x, alpha, sigma, over.numbers, tolerance, k)
-        return k_heaviest(over, x, alpha, sigma, of_found(over, found), k)
-
-    def _certificate(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor, tolerance: float
-    ) -> Certificate:
-        return self._searches.found(x, alpha, sigma, self._over(x).numbers, tolerance).certificate
-
-    @property
-    def _searches(self) -> Searches:
-        results = vars(self).setdefault("_results", {})
-        if "searches" not in results:
-            results["searches"] = Searches(Indexes(self._files, self.scale, self.offset))
-        return results["searches"]
-
     def _over(self, x: Tensor, files: Iterable[int] | None = None) -> Pass:
         """A pass over some files, or all of them."""
         numbers, count = numbers_of(files, len(self.files)), max(1, self.memory // self._row_cost)
@@ -414,13 +391,3 @@ class ShardedCloud(Law):
         rows = zlib.crc32(str([(s.rows, s.crc32) for s in self._files.manifest.shards]).encode())
         event, mapped = list(self.event_shape), f"scale={self.scale!r} offset={self.offset!r}"
         return f"shards N={len(self)} {event} {self.dtype} {mapped} crc32={rows}"
-
-    def _no_index(self) -> str | None:
-        if (why := too_short(self._files)) is not None:
-            return why
-        if (missing := self._searches.indexes.missing()) is None:
-            return None
-        return (
-            f"{missing} is missing: `dfkernels index {self.folder}` or cloud.index() writes the "
-            "indexes"
-        )
