@@ -14,6 +14,7 @@ process may be killed, or the power fail, at any moment.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -121,7 +122,8 @@ class Unfinished:
                 with suppress(FileError):  # of a full disk, which another error speaks of
                     self.save()
             if self.folder is None or (self._fresh and not self.kept):
-                self._remove()
+                with suppress(OSError):
+                    self._remove()
         finally:
             for array in self._arrays.values():
                 array.close()
@@ -198,6 +200,9 @@ class Unfinished:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileError(f"{self._at}: another process works on it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise  # else the file system has no locks
         for left in self._at.glob(files.TEMPORARY):  # of a run that was killed
             left.unlink()
         self._arrays = {
@@ -293,7 +298,15 @@ def folder_of(out: Path, archive: bool) -> Path | None:
     """
     if archive:
         return out.with_name(f"{out.name}.unfinished") if files.is_replaced(out) else None
-    return out if (out / JOB).exists() else out.with_name(f"{out.name}.unfinished")
+    return out if _is_result(out) else out.with_name(f"{out.name}.unfinished")
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a folder is one that `Unfinished` has put into its place."""
+    try:
+        return json.loads((folder / JOB).read_bytes())["format"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def prepare(out: Path, archive: bool) -> None:
@@ -310,5 +323,5 @@ def prepare(out: Path, archive: bool) -> None:
     files.folder(out.absolute().parent)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise FileError(f"{out}: is there already, and no folder: name another one")
-    if out.is_dir() and any(out.iterdir()) and not (out / JOB).exists():
+    if out.is_dir() and any(out.iterdir()) and not _is_result(out):
         raise FileError(f"{out}: is there already, with something else in it: name another folder")
