@@ -87,30 +87,34 @@ def kept(out: str) -> int:
     return json.loads(path.read_bytes())["rows"] if path.exists() else 0
 
 
-def killed(child: subprocess.Popen[bytes], draw: random.Random) -> bool:
-    """Waits for a random moment and kills the process; False if it had ended before."""
+def killed(child: subprocess.Popen[bytes], draw: random.Random, duration: float) -> bool:
+    """Waits for a random moment, of an undisturbed run's duration, and kills the process; False if
+    it had ended before.
+    """
     if draw.random() < 0.8:  # else while it starts
-        before = Path("log").stat().st_size if Path("log").exists() else 0
-        while child.poll() is None and (
-            not Path("log").exists() or Path("log").stat().st_size == before
-        ):
-            time.sleep(0.01)
-    time.sleep(draw.uniform(0, 1.5))
+        await_line(child)
+    time.sleep(draw.uniform(0, duration))
     child.kill()
     return child.wait() < 0
 
 
-def remove(out: str) -> None:
-    shutil.rmtree(out) if Path(out).is_dir() else Path(out).unlink()
+def await_line(child: subprocess.Popen[bytes]) -> None:
+    """Waits until the process logs something, or ends."""
+    size = lambda: Path("log").stat().st_size if Path("log").exists() else 0
+    before = size()
+    while child.poll() is None and size() == before:
+        time.sleep(0.01)
 
 
-def run_through(data: str, out: str, times: int, draw: random.Random) -> tuple[int, dict]:
+def run_through(
+    data: str, out: str, times: int, draw: random.Random, duration: float = 0.0
+) -> tuple[int, dict[str, bytes]]:
     """Runs a command to its end through at most `times` kills, and removes the result. Returns how
     many kills there were, and its bytes."""
     kills = 0
     while True:
         child = start(data, out)
-        if kills < times and killed(child, draw):
+        if kills < times and killed(child, draw, duration):
             kills += 1
             print(f"{data} {out}: killed with {done()} of {QUERIES} queries done", flush=True)
             if kept(out) < done():
@@ -138,11 +142,14 @@ def main() -> None:
         os.chdir(folder)
         make_inputs()
         commands = [(data, out) for data in ("latents", "y.npy") for out in ("a.npz", "a/")]
-        whole = {command: run_through(*command, 0, draw)[1] for command in commands}
+        whole, begin = {}, time.monotonic()
+        for command in commands:
+            whole[command] = run_through(*command, 0, draw)[1]
+        duration = (time.monotonic() - begin) / len(commands)
         for command in itertools.cycle(commands):
             if kills == args.times:
                 break
-            more, found = run_through(*command, args.times - kills, draw)
+            more, found = run_through(*command, args.times - kills, draw, duration)
             if found != whole[command]:
                 sys.exit(f"{' '.join(command)}: other bytes than those of an undisturbed run")
             kills, results = kills + more, results + 1
