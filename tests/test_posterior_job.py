@@ -26,6 +26,9 @@ JOB = "latents x.npy --sigma 0.7 --chunk 2 --memory 1K"
 OUTS = ["out.npz", "out/"]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with the inputs, in which the command runs."""
