@@ -445,7 +445,7 @@ def test_what_is_left_of_other_kills_is_cleared(eager):
     whole = expected("out.npz")
     folder = Path("out.npz.unfinished")
     folder.mkdir()
-    for name in ("mean.npy", "step.safetensors", ".dfkernels-0123.tmp"):
+    for name in ("mean.npy", "step.safetensors", ".dfkernels-0123.tmp", ".tmpqZS9Kw"):
         (folder / name).write_bytes(b"half")
     run(JOB)
     assert content("out.npz") == whole and not others()

@@ -33,7 +33,8 @@ class FileError(ValueError):
 # ---- writing
 
 
-TEMPORARY = ".dfkernels-*.tmp"  # what a process that was killed leaves of a file
+_TEMPORARY = ".dfkernels-*.tmp"
+LEFT_BEHIND = (_TEMPORARY, ".tmp??????")  # by a process that was killed; the other is safetensors'
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object], workspace: Path | None = None) -> None:
@@ -181,7 +182,7 @@ def _replace(
 ) -> None:
     """Write a file in `workspace`, then give it the name `target`."""
     # short, since names have a limit
-    temporary = workspace / TEMPORARY.replace("*", secrets.token_hex(8))
+    temporary = workspace / _TEMPORARY.replace("*", secrets.token_hex(8))
     with _unwinding():
         try:
             # A new file gets the rights that the umask leaves; one with rights to keep is private

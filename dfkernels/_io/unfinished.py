@@ -203,8 +203,9 @@ class Unfinished:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise  # else the file system has no locks
-        for left in self._at.glob(files.TEMPORARY):  # of a run that was killed
-            left.unlink()
+        for pattern in files.LEFT_BEHIND:
+            for left in self._at.glob(pattern):
+                left.unlink()
         self._arrays = {
             name: ReservedArray(self._at / f"{name}.npy", *kind)
             for name, kind in self._kinds.items()
