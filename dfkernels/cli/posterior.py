@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -125,7 +126,7 @@ def _begun(
         if ranks.rank == 0:
             work = stack.enter_context(given.work(out, archive))
             rows = work.rows
-    ranks.agree("dfkernels posterior", given.configuration())
+    ranks.agree("dfkernels posterior", given.configuration)
     rows = ranks.first(rows)
     return given, Elsewhere(rows, len(given.queries)) if work is None else work
 
@@ -214,10 +215,11 @@ class _Given:
         kinds = {name: (asked if name in VECTORS else asked[:1], like) for name in FIELDS}
         many = isinstance(self.cloud, ShardedCloud)
         step = step_bytes(self.chunk, math.prod(asked[1:])) if many else 0
-        return Unfinished(out, archive, kinds, self.configuration(), step)
+        return Unfinished(out, archive, kinds, self.configuration, step)
 
+    @functools.cached_property
     def configuration(self) -> dict[str, object]:
-        """What decides the results."""
+        """What decides the results. To make it reads all inputs but shards."""
         named = ("sigma", "alpha", "dtype")
         memory = self.cloud.memory if isinstance(self.cloud, ShardedCloud) else None
         return {
