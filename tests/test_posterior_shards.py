@@ -50,6 +50,7 @@ def test_options_that_a_manifest_decides_are_refused(here, capsys):
         ("--memory 47", "--memory: expected at least two rows, 48 bytes, got 47"),
     ):
         assert refused(capsys, f"latents x.npy --sigma 1 {options}") == message
+    assert refused(capsys, "latent x.npy --sigma 1") == "latent: no such file or folder"
     assert refused(capsys, "y.npy x.npy --sigma 1 --memory 1M") == (
         "--memory: expected it with a folder of shards only, and DATA is a file"
     )

@@ -69,8 +69,14 @@ def cloud(
 
 
 def manifest_folder(data: str) -> Path | None:
-    """The folder of shards that `data` names, itself or by its manifest; None for a single file."""
+    """The folder of shards that `data` names, itself or by its manifest; None for a single file.
+
+    Raises:
+        FileError: There is neither.
+    """
     path = Path(data)
+    if not path.suffix and ":" not in data and not path.exists():
+        raise FileError(f"{data}: no such file or folder")
     if path.is_dir():
         return path
     return path.parent if path.name == "manifest.json" else None
