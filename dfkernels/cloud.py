@@ -18,7 +18,7 @@ from ._torch import check
 from ._torch.objects import Watched, plain
 from .certified import build, heaviest, index_file
 from .certified.index import CloudIndex
-from .law import Drawn, Law, different_points, per_channel
+from .law import Drawn, Law, checked_rows, different_points, per_channel
 from .ops.transport_chain import Chain
 
 __all__ = ["PointCloud"]
@@ -185,6 +185,23 @@ class PointCloud(Law):
         """`ops.fisher_dense` over the atoms."""
         return ops.fisher_dense(x, self.y, alpha, sigma, **self._given(x, lists))
 
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some atoms: values, scale and offset applied.
+
+        Args:
+            numbers: Of the atoms, int64 [n], from 0 to N - 1.
+
+        Returns:
+            [n, *E] in float64 on the cloud's device.
+
+        Raises:
+            TypeError: They are no int64 tensor [n].
+            ValueError: There is no such atom.
+        """
+        numbers = checked_rows(numbers, len(self)).to(self.device)
+        with plain(self.device):
+            return self.y[numbers].double() * self.scale + self.offset
+
     def draw(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, *, seed: int) -> Drawn:
         rows = ops.draw(x, self.y, alpha, sigma, seed=seed, **self._given(x, {}))
         return Drawn(rows, self.y[rows].to(x.dtype) * self.scale + self.offset)
@@ -195,7 +212,7 @@ class PointCloud(Law):
         return {"log_prior": self._log_pi(x.dtype), **shared, **lists}
 
     def _sampled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        return self.y[rows].double() * self.scale + self.offset
+        return self.rows(rows)
 
     def _without_repeats(self, count: int, generator: torch.Generator) -> Tensor:
         return different_points(self, count, generator)

@@ -20,7 +20,7 @@ from .certified.certificate import Certificate
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
 
-__all__ = ["Drawn", "Law", "checked_law", "different_points", "per_channel"]
+__all__ = ["Drawn", "Law", "checked_law", "checked_rows", "different_points", "per_channel"]
 
 _NUMBERS = 1 << 22  # of the vectors that are multiplied together
 _SHUFFLED = 1 << 22  # points, in whose order a permutation is drawn
@@ -295,6 +295,18 @@ def different_points(law: Law, count: int, generator: torch.Generator) -> Tensor
         return law.sample(count, generator)
     rows = torch.randperm(len(law), generator=generator, dtype=torch.int64, device="cpu")
     return law._sampled(rows[:count].to(law.device), generator)
+
+
+def checked_rows(numbers: Tensor, count: int) -> Tensor:
+    """Refuses what are no numbers of points, int64 [n], of a law of `count` points."""
+    check.tensor("numbers", numbers)
+    if numbers.dtype != torch.int64 or numbers.dim() != 1:
+        got = f"{numbers.dtype} {list(numbers.shape)}"
+        raise TypeError(f"numbers: expected an int64 tensor [n], got {got}")
+    outside = numbers[(numbers < 0) | (numbers >= count)]
+    if len(outside):
+        raise check.mismatch("numbers", f"atoms from 0 to {count - 1}", outside[0].item())
+    return numbers
 
 
 def per_channel(numbers: Tensor, like: Tensor) -> Tensor:

@@ -614,7 +614,7 @@ def test_data_that_no_check_fits_are_audited_without():
     ("change", "message"),
     [
         ({"train": None, "held_out": None}, "train, held_out: expected data of at least one kind"),
-        ({"train": TRAIN.y}, "train: expected a PointCloud or None, got Tensor"),
+        ({"train": TRAIN.y}, "train: expected a PointCloud, a ShardedCloud or None, got Tensor"),
         ({"held_out": df.PointCloud(data(3))}, "held_out: expected at least 4 points, got 3"),
         ({"held_out": df.PointCloud(normal(9, 2))}, r"held_out: expected points of shape \[6\]"),
         ({"train": df.PointCloud(torch.ones(9, D))}, "expected points that differ"),

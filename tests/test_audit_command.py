@@ -336,6 +336,8 @@ def test_the_page_wants_the_data_of_the_audit(finished, tmp_path):
             write_page(report, tmp_path / "p.html", train)
     with pytest.raises(TypeError, match="^report: expected an AuditReport, got str"):
         write_page(report.to_json(), tmp_path / "p.html")
-    with pytest.raises(TypeError, match="^train: expected a PointCloud or None, got Tensor"):
+    with pytest.raises(
+        TypeError, match="^train: expected a PointCloud, a ShardedCloud or None, got Tensor"
+    ):
         write_page(report, tmp_path / "p.html", torch.zeros(64, 4))
     assert not (tmp_path / "p.html").exists()

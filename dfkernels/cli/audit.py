@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .._io import files
 from .._io.files import FileError
 from .._page import extra
-from ..cloud import PointCloud
 from ..methods.audit import AuditReport, audit
+from ..methods.audit.task import Points
 from ..methods.audit_page import write_page
 from ..methods.denoiser import PREDICTION_TYPES, Denoiser
+from ..methods.sharded import ShardedCloud
 from . import arguments, inputs, networks, schedules
 from .progress import progress
 
@@ -57,7 +57,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    files_read = "[N, *E], in a file as for posterior"
+    files_read = "[N, *E], in a file as for posterior, or a folder with a manifest.json"
     parser.add_argument(
         "--train", metavar="FILE", help=f"the training data, or a random part of them: {files_read}"
     )
@@ -136,12 +136,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace) -> tuple[PointCloud | None, PointCloud | None]:
+def _data(args: argparse.Namespace) -> tuple[Points | None, Points | None]:
     """The training and the held-out data, of one shape."""
     if args.train is None and args.held_out is None:
         raise FileError("--train, --held-out: expected at least one of them")
     train, held_out = (
-        None if name is None else _moved(args, inputs.cloud(name, None, args.scale, args.offset))
+        None if name is None else _moved(args, _opened(args, name))
         for name in (args.train, args.held_out)
     )
     if train is not None and held_out is not None and train.event_shape != held_out.event_shape:
@@ -152,19 +152,26 @@ def _data(args: argparse.Namespace) -> tuple[PointCloud | None, PointCloud | Non
     return train, held_out
 
 
-def _moved(args: argparse.Namespace, cloud: PointCloud) -> PointCloud:
+def _opened(args: argparse.Namespace, name: str) -> Points:
+    folder = inputs.manifest_folder(name)
+    if folder is None:
+        return inputs.cloud(name, None, args.scale, args.offset)
+    return ShardedCloud(folder)
+
+
+def _moved(args: argparse.Namespace, cloud: Points) -> Points:
     try:
         return cloud.to(args.device)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch has no CUDA
         raise FileError(f"--device {args.device}: {files.first_sentence(error)}") from None
 
 
-def _denoiser(args: argparse.Namespace, cloud: PointCloud) -> Denoiser:
+def _denoiser(args: argparse.Namespace, cloud: Points) -> Denoiser:
     """The network on the device, called once on states like those of the audit."""
     denoiser = networks.load(args.network, args.schedule, args.prediction_type, args.clock)
     denoiser = denoiser.to(args.device)
     dtype = torch.float64 if cloud.dtype == torch.float64 else torch.float32
-    atoms: Tensor = cloud.y[:3].to(dtype) * cloud.scale + cloud.offset
+    atoms = cloud.rows(torch.arange(min(3, len(cloud)), dtype=torch.int64, device="cpu")).to(dtype)
     networks.try_out(args.network, denoiser, atoms)
     return denoiser
 
@@ -172,8 +179,8 @@ def _denoiser(args: argparse.Namespace, cloud: PointCloud) -> Denoiser:
 def _audited(
     args: argparse.Namespace,
     denoiser: Denoiser,
-    train: PointCloud | None,
-    held_out: PointCloud | None,
+    train: Points | None,
+    held_out: Points | None,
 ) -> AuditReport:
     names = {"train": args.train, "held_out": args.held_out, "network": args.network}
     with progress("audit", "parts") as step:

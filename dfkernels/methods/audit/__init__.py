@@ -18,13 +18,14 @@ from .._reporting import Callback, reporting
 from ..convention import CheckReport, check
 from ..convention.queries import Rng, data_mean, data_std
 from ..denoiser import Denoiser
+from ..sharded import ShardedCloud
 from . import level, likelihoods, samples, verdict
 from .checkpoint import Parts
 from .configuration import configuration
 from .levels import FEWEST, Level, Range, range_of, times
 from .parts import LevelAudit, LikelihoodAudit, SampleAudit
 from .report import AuditReport, Settings
-from .task import Task
+from .task import Points, Task
 
 __all__ = ["AuditReport", "audit"]
 
@@ -34,8 +35,8 @@ _MOST, _LEAST, _NUMBERS = 256, 32, 1 << 17  # queries of a level, where they are
 @torch.no_grad()
 def audit(
     denoiser: Denoiser,
-    train: PointCloud | None,
-    held_out: PointCloud | None,
+    train: PointCloud | ShardedCloud | None,
+    held_out: PointCloud | ShardedCloud | None,
     *,
     noise: tuple[float, float] | None = None,
     levels: int = 8,
@@ -72,7 +73,8 @@ def audit(
 
     Args:
         denoiser: the network as you use it.
-        train: its training data, or a random part of them; None if you do not have them.
+        train: its training data, or a random part of them; None if you do not have them. Of a
+            `ShardedCloud` all files are read some 30 times, and twice more for each level.
         held_out: data of the same law that it was not trained on; None if there are none. Of the
             two at least one is needed, and each is given what it takes: without `train` there are
             no exact means and no samples, without either no signs of memorisation.
@@ -223,9 +225,7 @@ def _number(name: str, value: int) -> int:
     return value
 
 
-def _checked(
-    denoiser: Denoiser, train: PointCloud | None, held_out: PointCloud | None
-) -> list[PointCloud]:
+def _checked(denoiser: Denoiser, train: Points | None, held_out: Points | None) -> list[Points]:
     """The clouds that were given, the training data first.
 
     Raises:
@@ -238,17 +238,17 @@ def _checked(
         )
     given = {"train": train, "held_out": held_out}
     for name, cloud in given.items():
-        if isinstance(cloud, Law) and not isinstance(cloud, PointCloud):
-            raise TypeError(
-                f"{name}: expected a PointCloud or None, got {type(cloud).__name__}: an audit asks "
-                "which data points a network has learnt by heart; give a sample of the mixture, "
-                "PointCloud(mixture.sample(n, generator)), or compare with it by df.check"
+        if cloud is not None and not isinstance(cloud, Points):
+            wrong = (
+                f"{name}: expected a PointCloud, a ShardedCloud or None, got {type(cloud).__name__}"
             )
-        if cloud is not None and not isinstance(cloud, PointCloud):
-            raise TypeError(
-                f"{name}: expected a PointCloud or None, got {type(cloud).__name__}; wrap it: "
-                "PointCloud(y)"
-            )
+            if isinstance(cloud, Law):
+                raise TypeError(
+                    f"{wrong}: an audit asks which data points a network has learnt by heart; give "
+                    "a sample of the mixture, PointCloud(mixture.sample(n, generator)), or compare "
+                    "with it by df.check"
+                )
+            raise TypeError(f"{wrong}; wrap it: PointCloud(y)")
         if cloud is not None and len(cloud) < FEWEST:
             raise argument.mismatch(name, f"at least {FEWEST} points", f"{len(cloud)}")
     clouds = [cloud for cloud in given.values() if cloud is not None]

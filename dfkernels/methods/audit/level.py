@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...cloud import PointCloud
 from ...fisher import DiffusionFisher
 from .._shapes import flat
 from ..convention.queries import Rng
 from . import estimates, jacobian
 from .levels import Level
 from .parts import Calibration, Errors, Estimate, LevelAudit
-from .task import Task
+from .task import Points, Task
 from .thresholds import CLEAR
 
 __all__ = ["measured"]
@@ -55,7 +54,7 @@ def measured(task: Task, part: int, level: Level) -> LevelAudit:
     )
 
 
-def _answers(task: Task, cloud: PointCloud, level: Level, noise: Tensor, rng: Rng) -> _Answers:
+def _answers(task: Task, cloud: Points, level: Level, noise: Tensor, rng: Rng) -> _Answers:
     y = rng.different(cloud, task.groups).repeat_interleave(task.repeats, 0)
     x = (level.alpha * y + level.sigma * noise).to(task.dtype)
     mean = task.in_batches(lambda x: task.denoiser(x, level.t), x)

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...cloud import PointCloud
 from ..likelihood import Likelihood, log_prob
 from ..traces import Hutchinson
 from . import estimates
 from .parts import Estimate, LikelihoodAudit
-from .task import Task
+from .task import Points, Task
 
 __all__ = ["PointLikelihoods", "compared", "measured"]
 
@@ -30,7 +29,7 @@ class PointLikelihoods(NamedTuple):
     errors: tuple[float, ...]
 
 
-def measured(task: Task, part: int, cloud: PointCloud) -> PointLikelihoods:
+def measured(task: Task, part: int, cloud: Points) -> PointLikelihoods:
     """The likelihoods of points at the lowest level: each noisy, or spread over its bin where a
     width is given. Points of the other kind get the same noise and the same random probes.
     """

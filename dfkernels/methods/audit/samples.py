@@ -15,7 +15,7 @@ from ..samplers import sample
 from . import estimates
 from .levels import times
 from .parts import Estimate, SampleAudit
-from .task import Task
+from .task import Points, Task
 
 __all__ = ["measured"]
 
@@ -71,7 +71,7 @@ def _sampled(task: Task, rng: Rng) -> Tensor:
 
 
 def _beside_held_out(
-    task: Task, train: PointCloud, x: Tensor, nearest: _Nearest, rng: Rng
+    task: Task, train: Points, x: Tensor, nearest: _Nearest, rng: Rng
 ) -> dict[str, Any]:
     """The shares that need held-out data, and what chance makes of them."""
     if task.held_out is None:
@@ -98,7 +98,7 @@ def _beside_held_out(
     }
 
 
-def _train_side(task: Task, clouds: list[PointCloud], x: Tensor, rng: Rng) -> Estimate:
+def _train_side(task: Task, clouds: list[Points], x: Tensor, rng: Rng) -> Estimate:
     """The share of samples whose nearest point is one of the first cloud, of as many of either. Had
     each point been assigned to a cloud by chance, the share would be one half with the error
     sqrt(sum_j c_j^2)/(2 n), for points j that are the nearest one of c_j samples.
@@ -110,11 +110,11 @@ def _train_side(task: Task, clouds: list[PointCloud], x: Tensor, rng: Rng) -> Es
     return Estimate((rows < side).double().mean().item(), error)
 
 
-def _nearest(task: Task, x: Tensor, cloud: PointCloud, itself: bool = False) -> _Nearest:
+def _nearest(task: Task, x: Tensor, cloud: Points, itself: bool = False) -> _Nearest:
     """The nearest atoms of points; `itself`: the first one, the point itself, left out."""
     first = int(itself)
     rows = top_k(x, cloud, 1.0, _NEAR * task.std, 2 + first).index[:, first:]
-    atoms = cloud.y[rows].double() * cloud.scale + cloud.offset
+    atoms = cloud.rows(rows.flatten()).unflatten(0, rows.shape)
     distance = (x.double()[:, None] - atoms).flatten(2).square().mean(2).sqrt().cpu()
     ratio = distance[:, 0] / distance[:, 1].clamp_min(torch.finfo(torch.float64).tiny)
     return _Nearest(rows[:, 0].cpu(), distance[:, 0], ratio)

@@ -11,9 +11,12 @@ from torch import Tensor
 from ...cloud import PointCloud
 from ..convention.queries import Rng
 from ..denoiser import Denoiser
+from ..sharded import ShardedCloud
 from .levels import Level
 
-__all__ = ["Task"]
+__all__ = ["Points", "Task"]
+
+Points = PointCloud | ShardedCloud  # data whose points can be told apart
 
 _NUMBERS = 1 << 17  # of a batch of the network
 
@@ -22,8 +25,8 @@ class Task(NamedTuple):
     """The denoiser with its conditions, the data, and how much of what is done."""
 
     denoiser: Denoiser
-    train: PointCloud | None
-    held_out: PointCloud | None
+    train: Points | None
+    held_out: Points | None
     noise: tuple[float, float]
     levels: tuple[Level, ...]  # noise rising
     groups: int  # data points behind the queries of a level and kind
@@ -36,13 +39,13 @@ class Task(NamedTuple):
     seed: int
 
     @property
-    def clouds(self) -> dict[str, PointCloud]:
+    def clouds(self) -> dict[str, Points]:
         """The data that were given, by kind, the held-out last."""
         both = {"train": self.train, "held_out": self.held_out}
         return {kind: cloud for kind, cloud in both.items() if cloud is not None}
 
     @property
-    def reference(self) -> PointCloud:
+    def reference(self) -> Points:
         """The training data, or the held-out where no others are given."""
         return next(iter(self.clouds.values()))
 

@@ -8,11 +8,14 @@ from ..._io import files
 from ..._page import extra
 from ...cloud import PointCloud
 from ..audit.report import AuditReport
+from ..sharded import ShardedCloud
 
 __all__ = ["write_page"]
 
 
-def write_page(report: AuditReport, path: str | Path, train: PointCloud | None = None) -> None:
+def write_page(
+    report: AuditReport, path: str | Path, train: PointCloud | ShardedCloud | None = None
+) -> None:
     """Write an audit as one HTML file that refers to nothing outside, light or dark as the reader's
     system asks.
 
@@ -35,8 +38,10 @@ def write_page(report: AuditReport, path: str | Path, train: PointCloud | None =
     """
     if not isinstance(report, AuditReport):
         raise TypeError(f"report: expected an AuditReport, got {type(report).__name__}")
-    if train is not None and not isinstance(train, PointCloud):
-        raise TypeError(f"train: expected a PointCloud or None, got {type(train).__name__}")
+    if train is not None and not isinstance(train, PointCloud | ShardedCloud):
+        raise TypeError(
+            f"train: expected a PointCloud, a ShardedCloud or None, got {type(train).__name__}"
+        )
     audited = report.settings
     if train is not None and (len(train), *train.event_shape) != (
         audited.train,

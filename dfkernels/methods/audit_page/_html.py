@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from ..._page.html import render
 from ..._page.machine import machine
 from ..._page.theme import DARK, LIGHT, Theme, png
-from ...cloud import PointCloud
 from ..audit.report import AuditReport
+from ..audit.task import Points
 from . import _levels, _samples, _tables
 
 _DPI = 150
@@ -26,7 +26,7 @@ class _Picture(NamedTuple):
     draw: Callable[[Theme], Figure]
 
 
-def html(report: AuditReport, train: PointCloud | None) -> str:
+def html(report: AuditReport, train: Points | None) -> str:
     """The whole page."""
     figures = []
     for picture in (*_of_levels(report), *_of_points(report, train)):
@@ -98,7 +98,7 @@ def _gap(report: AuditReport) -> list[_Picture]:
     ]
 
 
-def _of_points(report: AuditReport, train: PointCloud | None) -> list[_Picture]:
+def _of_points(report: AuditReport, train: Points | None) -> list[_Picture]:
     found = []
     if report.likelihood is not None:
         found.append(
@@ -121,7 +121,7 @@ def _of_points(report: AuditReport, train: PointCloud | None) -> list[_Picture]:
     )
     if train is not None and len(train.event_shape) == 3 and train.event_shape[0] in (1, 3):
         rows = report.samples.rows.to(train.device)
-        atoms = (train.y[rows].double() * train.scale + train.offset).cpu()
+        atoms = train.rows(rows).cpu()
         found.append(
             _Picture(
                 "The samples nearest to the training data",

@@ -16,7 +16,7 @@ from ..._torch import check, diagnosis
 from ..._torch.objects import plain
 from ..._torch.types import Level
 from ...fisher import DiffusionFisher, checked_tolerance
-from ...law import Drawn, different_points, per_channel
+from ...law import Drawn, checked_rows, different_points, per_channel
 from ...ops import Posterior
 from ...partial import Partial
 from .._ranks import Ranks
@@ -279,14 +279,7 @@ class ShardedCloud(Searched):
                 `FileError`).
         """
         with self._files.ranks.telling():
-            check.tensor("numbers", numbers)
-            if numbers.dtype != torch.int64 or numbers.dim() != 1:
-                got = f"{numbers.dtype} {list(numbers.shape)}"
-                raise TypeError(f"numbers: expected an int64 tensor [n], got {got}")
-            outside = numbers[(numbers < 0) | (numbers >= len(self))]
-            if len(outside):
-                expected = f"atoms from 0 to {len(self) - 1}"
-                raise check.mismatch("numbers", expected, outside[0].item())
+            checked_rows(numbers, len(self))
         y = self._files.rows_of_all(numbers.cpu())
         y = y * per_channel(stacked(self.scale), y) + per_channel(stacked(self.offset), y)
         return y.to(self.device)
