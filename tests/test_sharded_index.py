@@ -372,6 +372,18 @@ def test_bad_arguments(tmp_path):
     refused(lambda: short.posterior(X[:, :7], 1.0, 1.0, tolerance=EPS), f"tolerance: {why}")
 
 
+def test_ranks_have_no_searches(tmp_path, monkeypatch):
+    cloud = indexed(tmp_path, [normal(100, 160, rng(0))])
+    monkeypatch.setattr(cloud._files.ranks, "size", 2)
+    assert cloud._no_index() == (
+        "ranks search no indexes: leave it out, or open the cloud without group"
+    )
+    message = "{}: expected a cloud of one rank, got one of 2: open it without group"
+    refused(cloud.index, message.format("index"))
+    refused(lambda: cloud.draw(X, 1.0, 1.0, seed=0), message.format("draw"))
+    refused(lambda: df.top_k(X, cloud, 1.0, 1.0, 1), message.format("top_k"))
+
+
 def test_global_state_changes_nothing(tmp_path):
     parts = [normal(100, 160, rng(i)) for i in range(2)]
     expected = indexed(tmp_path / "a", parts).partial(X, 1.0, 3.0, tolerance=EPS)

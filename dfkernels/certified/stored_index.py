@@ -81,7 +81,7 @@ class StoredIndex:
             FileError: The file is damaged or cannot be read.
         """
         for name in _FIRST_LEVEL:
-            at, crc = self._in_bytes(name, 0, None), 0
+            at, crc = self._in_bytes(name), 0
             buffer = np.empty(min(_CHECKED, at.shape[0]), np.uint8)
             for first in range(0, at.shape[0], _CHECKED):
                 last = min(first + _CHECKED, at.shape[0])
@@ -138,7 +138,7 @@ class StoredIndex:
         into = np.empty((last - first) * at.dtype.itemsize, np.uint8)
         return rows.read(flat, first, last, into)
 
-    def _in_bytes(self, name: str, first: int, last: int | None) -> Located:
+    def _in_bytes(self, name: str) -> Located:
         at = self._places[name]
         size = math.prod(at.shape) * at.dtype.itemsize
         return at._replace(shape=torch.Size([size]), dtype=torch.uint8)

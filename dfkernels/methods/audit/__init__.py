@@ -74,7 +74,7 @@ def audit(
     Args:
         denoiser: the network as you use it.
         train: its training data, or a random part of them; None if you do not have them. Of a
-            `ShardedCloud` all files are read some 30 times, and twice more for each level.
+            `ShardedCloud` all files are read some 30 times, and once or twice for each level.
         held_out: data of the same law that it was not trained on; None if there are none. Of the
             two at least one is needed, and each is given what it takes: without `train` there are
             no exact means and no samples, without either no signs of memorisation.

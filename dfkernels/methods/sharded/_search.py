@@ -26,7 +26,7 @@ __all__ = ["Left", "Run", "Search", "Sparse"]
 _PAIRS = 1 << 18  # pairs of a query and an atom whose bounds are computed together
 _CODES = 1 << 22  # numbers of the second level that are read together
 _SAMPLE = 64  # atoms on which the second level is tried out
-_MUCH = 0.5  # where more than this part of the pairs is left, all atoms are taken
+_MUCH = 0.25  # a query that may need more than this part of a block takes all of it
 
 
 class Run(NamedTuple):
