@@ -15,6 +15,7 @@ from test_global_state import STATES
 import dfkernels as df
 from dfkernels import ShardedCloud, cli
 from dfkernels._io import rows
+from dfkernels.certified.certificate import Certificate
 from dfkernels.methods.sharded import _certified, _search, write_manifest
 
 EPS = 1e-6
@@ -202,6 +203,32 @@ def test_parts_of_the_files_merge_with_their_bounds(tmp_path):
     assert bool((plain.dropped_mass <= by_file[0].dropped_mass * (1 + 1e-9)).all())
     assert bool((cloud.partial(x, 1.0, 0.5).dropped_mass == 0).all())
     assert bool((cloud.partial(x, 1.0, 0.5).mean_error == 0).all())
+
+
+def test_what_two_parts_left_out_adds_up():
+    def of(heaviest, dropped, centre, radius):
+        numbers = (torch.tensor([t], dtype=torch.float64) for t in (heaviest, dropped))
+        ball = torch.full((4,), centre, dtype=torch.float64), torch.tensor(radius).double()
+        return Certificate(*numbers, torch.tensor([3]), *ball)
+
+    both = of(-2.0, -9.0, 0.0, 5.0).with_other(of(-1.0, -8.0, 1.0, 4.0))
+    expected = (math.exp(-9) + math.exp(-8)) / math.exp(-1)
+    assert both.dropped_mass().item() == pytest.approx(expected, rel=1e-8)
+    assert both.dropped_mass().item() >= expected and both.selected.tolist() == [6]
+    assert both.radius.item() == pytest.approx(6)  # |centre| of the second is 2
+    assert both.reach(torch.full((1, 4), 2.0)).item() == pytest.approx(4 + 6)
+
+
+def test_pairs_that_a_better_atom_rules_out_are_counted_as_dropped():
+    x, one = torch.zeros(2, 4, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    search = _search.Search(x, one, one, None, [], 5.0, 1)
+    search.lower[:] = torch.tensor([[-1.0], [0.0]])
+    upper = torch.tensor([-6.5, -5.5, -7.0, -1.0, -7.0], dtype=torch.float64)
+    kept = search._pruned(_search.Sparse(torch.tensor([0, 0, 0, 1, 1]), torch.arange(5), upper))
+    assert kept.atom.tolist() == [1, 3] and kept.upper.tolist() == [-5.5, -1.0]
+    expected = torch.tensor([math.log(math.exp(-6.5) + math.exp(-7)), -7.0], dtype=torch.float64)
+    torch.testing.assert_close(search.log_dropped, expected, rtol=1e-8, atol=0)
+    assert bool((search.log_dropped >= expected).all())
 
 
 def test_remote_atoms_are_dropped_with_a_bound_or_counted(tmp_path):
