@@ -169,6 +169,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; writes nothing")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.gib < 1 or args.threads < 1:
+        parser.error("--gib and --threads: expected at least 1")
+    if args.folder and not args.folder.is_dir():
+        parser.error(f"--folder: {args.folder} is no folder")
+    if args.out_of_core:
+        shards.expect_room(args.folder or Path(tempfile.gettempdir()), args.gib << 30)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended: its files are removed"))
     isa = machine.hold(None)
     torch.set_num_threads(args.threads)

@@ -19,14 +19,18 @@ READ = 1 << 20  # bytes that are read together: they stay in the cache of a core
 HIGHEST = 256  # uint8 atoms are uniform on 1 to 255
 
 
+def expect_room(folder: Path, size: int) -> None:
+    """Ends the program where the disk has not so many bytes, and another GiB, left."""
+    free, needed = shutil.disk_usage(folder).free, size + (1 << 30)
+    if free < needed:
+        sys.exit(f"{folder}: needs {needed:,} bytes, and {free:,} are free")
+
+
 def make(folder: Path, N: int, d: int, files: int, dtype: str = "uint8") -> list[Path]:
     """Writes N atoms of d numbers into `files` files as equal as can be, with a manifest."""
     itemsize = np.dtype(dtype).itemsize
-    size = N * d * itemsize
     folder.mkdir(exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size + (1 << 30):
-        sys.exit(f"{folder}: needs {size + (1 << 30):,} bytes, and {free:,} are free")
+    expect_room(folder, N * d * itemsize)
     generator, paths = np.random.default_rng(0), []
     for i in range(files):
         rows = (i + 1) * N // files - i * N // files
