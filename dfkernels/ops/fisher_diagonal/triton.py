@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.triton.device import device_of
 from ..common.triton.launch import (
     SplitMoments,
     accumulate,
@@ -21,12 +22,13 @@ from ..common.triton.problem import Problem
 def _merge(p: Problem, moments: SplitMoments, fisher: bool, mean: Tensor | None, out: Tensor):
     """Writes diag F, or diag C, and the mean."""
     B, d = p.x.shape
-    grid, sizes = merge_grid(B, d)
+    grid, sizes = merge_grid(B, d, device_of(p.x))
     merge_squares_kernel[grid](
         scalars=moments.scalars,
         vectors=moments.vectors,
         alpha=p.alpha if fisher else None,
         sigma=p.sigma if fisher else None,
+        shift=None,
         mean=mean,
         out=out,
         log_prob=None,

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton import fused
 from ..common.triton.device import device_of
 from ..common.triton.launch import (
     SplitMoments,
@@ -41,6 +42,13 @@ def _product(p: Problem, fisher: bool, out: Tensor) -> tuple[SplitMoments, Tenso
     else:
         weights = moments = accumulate(p)
         mean = merged_mean(moments, targets, d)
+    _finish(p, moments, mean, fisher, out)
+    return weights, mean
+
+
+def _finish(p: Problem, moments: SplitMoments, mean: Tensor, fisher: bool, out: Tensor) -> None:
+    """Writes F v, or C v, from the moments of the targets and their means."""
+    targets, (B, d) = p.targets, p.x.shape
     reference_projections = mean.new_empty(moments.splits, targets)
     reference_projections_kernel[(moments.splits * targets,)](
         scalars=moments.scalars,
@@ -52,7 +60,7 @@ def _product(p: Problem, fisher: bool, out: Tensor) -> tuple[SplitMoments, Tenso
         d=d,
         D=min(triton.next_power_of_2(d), 1024),
     )
-    grid, sizes = merge_grid(targets, d)
+    grid, sizes = merge_grid(targets, d, device_of(p.x))
     merge_matvec_kernel[grid](
         scalars=moments.scalars,
         vectors=moments.vectors,
@@ -69,13 +77,21 @@ def _product(p: Problem, fisher: bool, out: Tensor) -> tuple[SplitMoments, Tenso
         FISHER=fisher,
         **sizes,
     )
-    return weights, mean
 
 
 def _launch(p: Problem, fisher: bool) -> Tensor:
+    """C v alone takes the moments about the mean, F v, of which the identity is a part, need
+    not."""
     out = torch.empty_like(p.v)
-    _product(p, fisher, out)
-    return out
+    one = fused.prepared(p) if fisher else None
+    if one is None:
+        _product(p, fisher, out)
+        return out
+    moments = fused.accumulate(one)
+    _finish(
+        one.problem, moments, merged_mean(moments, *one.problem.v.flatten(0, 1).shape), True, out
+    )
+    return out[one.back]
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:
@@ -99,4 +115,5 @@ def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher: bool):
     if v.numel() == 0:
         return v.new_empty(v.shape)
     run = lambda p: _launch(p, fisher)
-    return in_query_groups(run, x, y, v, alpha, sigma, log_prior, scale, offset)
+    room = fused.room(x, y, v) if fisher else None
+    return in_query_groups(run, x, y, v, alpha, sigma, log_prior, scale, offset, scratch=room)

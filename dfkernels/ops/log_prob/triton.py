@@ -1,24 +1,29 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
-"""log_prob on CUDA: the logits and the sum of their exponentials, no moments."""
+"""log_prob on CUDA: the sum of the exponentials of the logits, no moments."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ..common.triton import fused
 from ..common.triton.density import density, log_density, scratch
-from ..common.triton.launch import in_query_groups
+from ..common.triton.launch import in_query_groups, merged_weights
 from ..common.triton.problem import Problem
 
 
 def _launch(p: Problem) -> Tensor:
-    return log_density(p, density(p, keep=False).log_sum)
+    one = fused.prepared(p)
+    if one is None:
+        return log_density(p, density(p, keep=False).log_sum)
+    log_sum, _ = merged_weights(fused.accumulate(one, weights_only=True))
+    return log_density(one.problem, log_sum + one.shift)[one.back]
 
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0)
-    room = scratch(x, y.shape[0], keep=False)
+    room = fused.room(x, y, None) or scratch(x, y.shape[0], keep=False)
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
     return in_query_groups(_launch, *given, scratch=room)

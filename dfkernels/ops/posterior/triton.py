@@ -8,15 +8,31 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.triton.launch import accumulate, in_query_groups, merge_grid, merged_weights
+from ..common.triton import fused
+from ..common.triton.device import device_of
+from ..common.triton.launch import (
+    SplitMoments,
+    accumulate,
+    in_query_groups,
+    merge_grid,
+    merged_weights,
+)
 from ..common.triton.merge import finish_trace_kernel, merge_squares_kernel
 from ..common.triton.problem import Problem
 
 
-def _launch(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _launch(p: Problem) -> tuple[Tensor, ...]:
+    one = fused.prepared(p)
+    if one is None:
+        return _results(p, accumulate(p, trace_only=True), None)
+    outs = _results(one.problem, fused.accumulate(one), one.shift)
+    return tuple(t[one.back] for t in outs)
+
+
+def _results(p: Problem, moments: SplitMoments, shift: Tensor | None) -> tuple[Tensor, ...]:
+    """log_prob, mean, trace, ess; shift: what the logits lack."""
     B, d = p.x.shape
-    moments = accumulate(p, trace_only=True)
-    grid, sizes = merge_grid(B, d)
+    grid, sizes = merge_grid(B, d, device_of(p.x))
     blocks = triton.cdiv(d, sizes["D"])
     log_prob, trace, ess = (p.x.new_empty(B) for _ in range(3))
     mean = p.x.new_empty(B, d)
@@ -26,6 +42,7 @@ def _launch(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         vectors=moments.vectors,
         alpha=p.alpha,
         sigma=p.sigma,
+        shift=shift,
         mean=mean,
         out=parts,
         log_prob=log_prob,
@@ -54,14 +71,16 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
-    return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
+    room = fused.room(x, y, None)
+    given = (x, y, None, alpha, sigma, log_prior, scale, offset)
+    return in_query_groups(_launch, *given, scratch=room)
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:
     """What `moments_about_mean` returns for the kind."""
     B, d = p.x.shape
     moments = accumulate(p, trace_only=True)
-    grid, sizes = merge_grid(B, d)
+    grid, sizes = merge_grid(B, d, device_of(p.x))
     mean = p.x.new_empty(B, d, dtype=torch.float64)
     parts = mean.new_empty(B, triton.cdiv(d, sizes["D"]))
     merge_squares_kernel[grid](
@@ -69,6 +88,7 @@ def about_mean(p: Problem) -> tuple[Tensor, ...]:
         vectors=moments.vectors,
         alpha=None,
         sigma=None,
+        shift=None,
         mean=mean,
         out=parts,
         log_prob=None,

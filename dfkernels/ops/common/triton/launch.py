@@ -121,6 +121,12 @@ def tile_for(targets: int, d: int, itemsize: int, device: Device) -> Tile:
     return next(rule.tile(shape) for rule in TILE_RULES if rule.applies(shape))
 
 
+def tile_by_differences(targets: int, d: int, itemsize: int, device: Device) -> Tile:
+    """A tile for which the sweep computes the logits itself, with whole rows."""
+    shape = Shape(targets, d, itemsize, device)
+    return _target_per_thread(shape) if TILE_RULES[0].applies(shape) else _whole_rows(shape)
+
+
 def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
     """How many splits of N atoms the sweep has, for so many blocks of targets."""
     return _split_count(triton.cdiv(N, tile.ATOMS), blocks, device, tile.strip)
@@ -280,6 +286,7 @@ def accumulate(
         alpha=p.alpha,
         sigma=p.sigma,
         logits=None if logits is None else logits.value,
+        bounds=None,
         floor=floor,
         projections=projections,
         reference=reference,
@@ -289,6 +296,7 @@ def accumulate(
         vectors_per_query=targets // B,
         splits=count,
         span=span,
+        row_strips=1,
         gap=p.gap,
         MATVEC=matvec,
         GIVEN=tile.logits_given,
@@ -345,16 +353,22 @@ def _add_products(
     )
 
 
-def merge_grid(targets: int, d: int) -> tuple[tuple[int], dict[str, int]]:
-    """(programs, sizes) of a merge: one program per target and block of coordinates."""
-    D = min(triton.next_power_of_2(d), 128)
-    return (targets * triton.cdiv(d, D),), {"SPLITS": 16, "D": D, "num_warps": 4}
+def merge_grid(targets: int, d: int, device: Device) -> tuple[tuple[int], dict[str, int]]:
+    """(programs, sizes) of a merge: one program per target and block of coordinates.
+
+    For few targets the blocks are narrow, down to the 32 bytes that memory moves at once, so that
+    all multiprocessors have some; a program then takes as many more splits at a time.
+    """
+    widest = D = min(triton.next_power_of_2(d), 128)
+    while D > 8 and targets * triton.cdiv(d, D) < 2 * device.multiprocessors:
+        D //= 2
+    return (targets * triton.cdiv(d, D),), {"SPLITS": 16 * widest // D, "D": D, "num_warps": 4}
 
 
 def merged_mean(moments: SplitMoments, targets: int, d: int) -> Tensor:
     """The posterior mean, [targets, d] in double."""
     mean = moments.vectors.new_empty(targets, d, dtype=torch.float64)
-    grid, sizes = merge_grid(targets, d)
+    grid, sizes = merge_grid(targets, d, device_of(moments.scalars))
     merge_mean_kernel[grid](
         scalars=moments.scalars,
         vectors=moments.vectors,

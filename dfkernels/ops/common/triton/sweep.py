@@ -13,7 +13,8 @@ A tile is three-dimensional: coordinates along COORD_AXIS, atoms along axis 1, t
 third axis. COORD_AXIS = 2: a thread holds columns of a few rows, and targets share them.
 COORD_AXIS = 0, for small d: a thread holds whole targets, so that every sum stays inside it. Where
 d is too large for registers, logits and projections are GIVEN (differences.py, filter.py), and a
-program has a block of the coordinates.
+program has a block of the coordinates. Where strips of tiles are bounded (fused.py), those in which
+nothing matters are left out.
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ def sweep_kernel(
     sigma,  # [B]
     log_pi,  # [N], or None
     logits,  # [B, N], base 2, or None; where less than floor - gap, only upper bounds
+    bounds,  # [B, row_strips]: no logit of the strip is larger, or None; less a constant, as floor
     floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
     projections,  # [targets, N]: <y - reference, v>, right where the logit matters, or None
     reference,  # [targets, d], or None: chosen here
@@ -189,6 +191,7 @@ def sweep_kernel(
     vectors_per_query,
     splits,
     span,  # atoms of a split
+    row_strips,  # strips of a row of bounds
     gap,  # an atom lighter than 2^-gap of the heaviest is negligible
     scale,
     offset,
@@ -201,7 +204,7 @@ def sweep_kernel(
     TARGETS: tl.constexpr,
     COORD_AXIS: tl.constexpr,
     STAGES: tl.constexpr,
-    STRIP: tl.constexpr,  # GIVEN: tiles whose logits are looked at together
+    STRIP: tl.constexpr,  # tiles whose logits or bounds are looked at together
 ):
     """Accumulates the moments of the module's docstring: one program has TARGETS targets, D
     coordinates and one split of the atoms.
@@ -233,11 +236,14 @@ def sweep_kernel(
     begin = split * span
     i = index_along(ATOMS, 1)
     tiles = tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS)
-    strip = STRIP if GIVEN else tiles
-    strips = tl.cdiv(tiles, strip) if GIVEN else 1
-    if GIVEN:
-        least = tl.load(floor + i_query, mask=active, other=float("inf"))
-        active = active & (least < float("inf"))
+    BOUNDED: tl.constexpr = bounds is not None
+    strip = STRIP if GIVEN or BOUNDED else tiles
+    strips = tl.cdiv(tiles, strip) if GIVEN or BOUNDED else 1
+    if GIVEN or BOUNDED:
+        b_floor = tl.load(floor + i_query, mask=active, other=float("inf"))
+        active = active & (b_floor < float("inf"))
+    if GIVEN:  # bounds lack what all logits of a query share, and so does their floor
+        least = b_floor
     for j in range(strips):
         end = tl.minimum(tiles, (j + 1) * strip)
         if GIVEN:  # most of the time nothing in a strip matters
@@ -245,6 +251,10 @@ def sweep_kernel(
             ahead = tl.load(logits + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
             any_matters = (ahead > tl.maximum(m.max_logit, least) - gap) | (ahead != ahead)
             end = tl.where(any_true(any_matters), end, j * strip)
+        if BOUNDED:
+            p_bound = bounds + i_query * row_strips + begin // (STRIP * ATOMS) + j
+            ahead = tl.load(p_bound, mask=active, other=-float("inf"))
+            end = tl.where(any_true(ahead > b_floor - gap), end, j * strip)
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
             exists = i < N - start

@@ -1,0 +1,298 @@
+# Triton's language has no types, and pyrefly takes its integers for constants:
+# pyrefly: ignore-errors
+"""One pass over the atoms for many float32 queries in at most 64 dimensions.
+
+A query takes products of t = y - centre if no term of a logit is large: with R = max |t|,
+
+    (|alpha| |x'| R + alpha^2 R^2/2)/sigma^2 <= d + SPARE.
+
+Rounding then changes a logit by at most (d + 2) 2^-24 times the left side; that of differences, by
+as many roundings of |x - alpha y|^2/(2 sigma^2), which is about d/2 for the atoms that count. The
+other queries, those at low noise, get bounds of their logits by one product, and then the sweep
+(sweep.py) on the strips of atoms in which some atom may matter. Nothing waits for the device: the
+queries are put in order, those that take products last, and each kernel skips what is not its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import launch
+from .device import Device, device_of
+from .functions import LOG2E
+from .fused_kernels import bound_tiles_kernel, fused_moments_kernel, small_moments_kernel
+from .fused_prepare import prepare_atoms_kernel, prepare_rows_kernel
+from .logits import centre_of
+from .problem import Problem
+from .sweep import sweep_kernel
+
+MOST_D = 64  # beyond, the sums of a tile and those so far do not fit registers together
+SMALL_D = 8  # without tensor cores, whose products have sixteen coordinates at least
+LEAST_QUERIES = 32  # fewer leave most of a tensor core's tile empty
+SPARE = 8
+MOST_TILES = 256  # tiles of a split: chains of float32 additions stay short
+BOUND_ATOMS = 64
+
+
+class Pass(NamedTuple):
+    """How a pass is cut: the tile of the kernel for products, and that of the sweep."""
+
+    sizes: dict[str, int]  # D, ATOMS, TARGETS, STAGES, num_warps
+    small: bool
+    sweep: launch.Tile
+    strip: int  # atoms whose bounds are looked at together
+
+    @property
+    def D(self) -> int:
+        """Coordinates of a row of bfloat16 numbers."""
+        return max(16, self.sizes["D"])
+
+
+def _tile(D: int, matvec: bool, device: Device) -> dict[str, int] | None:
+    """The tile of `fused_moments_kernel`: the parts of queries and vectors stay, those of atoms are
+    loaded a tile ahead. Tensor cores that read their operands from registers leave room for half as
+    many numbers, and with vectors for few coordinates only."""
+    from_shared = device.cc // 10 in (9, 10)
+    if matvec and D > 16 and not from_shared:
+        return None
+    targets, atoms, warps = (128, 64, 8) if from_shared else (64, 32, 4)
+    sizes = {"D": D, "ATOMS": atoms, "TARGETS": targets, "STAGES": 2}
+    return {**sizes, "num_warps": warps}
+
+
+def plan(
+    B: int, K: int, N: int, d: int, itemsize: int, matvec: bool, device: Device
+) -> Pass | None:
+    """The pass for such a call, or None where others are better."""
+    if itemsize != 4 or d > MOST_D or B < LEAST_QUERIES or N * d > launch.SCRATCH:
+        return None
+    targets = B * K
+    if d <= SMALL_D:
+        D = max(2, triton.next_power_of_2(d))
+        atoms, wide = max(4, 16 // D), 2 if D <= 4 else 1  # targets of a thread
+        sizes = {"D": D, "ATOMS": atoms, "TARGETS": 128 * wide, "STAGES": 1, "num_warps": 4}
+    else:
+        sizes = _tile(max(16, triton.next_power_of_2(d)), matvec, device)
+        if sizes is None:
+            return None
+    tile = launch.tile_by_differences(targets, d, itemsize, device)
+    tile = tile._replace(ATOMS=min(tile.ATOMS, BOUND_ATOMS))
+    strip = 16 if tile.COORD_AXIS == 0 else BOUND_ATOMS
+    return Pass(sizes, d <= SMALL_D, tile._replace(strip=strip // tile.ATOMS), strip)
+
+
+def product_splits(N: int, targets: int, sizes: dict[str, int], device: Device) -> tuple[int, int]:
+    """(atoms of a split, splits) of the kernel for products."""
+    blocks, tiles = triton.cdiv(targets, sizes["TARGETS"]), triton.cdiv(N, sizes["ATOMS"])
+    fill = triton.cdiv(2 * device.multiprocessors, blocks)
+    splits = max(triton.cdiv(tiles, MOST_TILES), min(fill, triton.cdiv(tiles, 4)))
+    return launch.even_splits(N, splits, sizes["ATOMS"])
+
+
+def sweep_splits(N: int, targets: int, plan: Pass, device: Device) -> tuple[int, int]:
+    """(atoms of a split, splits) of the sweep."""
+    blocks = triton.cdiv(targets, plan.sweep.TARGETS)
+    splits = launch.splits_for(N, blocks, plan.sweep, device)
+    return launch.even_splits(N, splits, plan.strip)
+
+
+def scratch(N: int, d: int, K: int, targets: int, plan: Pass, device: Device) -> int:
+    """Numbers of scratch memory for each query."""
+    splits = product_splits(N, targets, plan.sizes, device)[1]
+    splits += sweep_splits(N, targets, plan, device)[1]
+    return K * (3 * splits * d + 4 * splits + 2 * plan.D) + triton.cdiv(N, plan.strip) + 4 * plan.D
+
+
+def _plan_of(x: Tensor, y: Tensor, v: Tensor | None) -> Pass | None:
+    (B, d), K = x.shape, 1 if v is None else v.shape[1]
+    return plan(B, K, y.shape[0], d, x.element_size(), v is not None, device_of(x))
+
+
+def room(x: Tensor, y: Tensor, v: Tensor | None) -> int | None:
+    """Numbers of scratch memory that a call needs for each query, or None where it has no pass."""
+    found = _plan_of(x, y, v)
+    if found is None:
+        return None
+    K = 1 if v is None else v.shape[1]
+    return scratch(*y.shape, K, len(x) * K, found, device_of(x))
+
+
+class Prepared(NamedTuple):
+    """A call whose queries are in order, and what the kernels read of it."""
+
+    plan: Pass
+    problem: Problem
+    back: Tensor  # [B]: where each query of the call is in the problem
+    shift: Tensor  # [B], double: -|x'|^2/(2 sigma^2), which the logits lack, or 0
+    by_products: Tensor  # [B]: 1 for the queries that take products
+    centre: Tensor  # [d]
+    half: Tensor  # [B]
+    q_norm: Tensor  # [B]
+    q: Tensor  # [3 or 1, B, D] bfloat16
+    q_whole: Tensor | None  # [B, D] where small
+    y: Tensor  # [3 or 1, rows, D] bfloat16
+    y_whole: Tensor | None
+    weights: Tensor  # [rows, 2]
+    biased: bool
+
+
+def _rows(x: Tensor, factor: Tensor | None, plan: Pass) -> tuple[Tensor, Tensor | None]:
+    """Parts of factor x, and factor x itself where small."""
+    rows, d = x.shape
+    parts = 1 if plan.small else 3
+    out = torch.empty(parts, rows, plan.D, dtype=torch.bfloat16, device=x.device)
+    W = plan.sizes["D"]
+    whole = torch.empty(rows, W, device=x.device, dtype=torch.float32) if plan.small else None
+    ROWS = max(1, 2048 // plan.D)
+    prepare_rows_kernel[(triton.cdiv(rows, ROWS),)](
+        x=x, factor=factor, parts=out, whole=whole, rows=rows, d=d, PARTS=parts, W=W, D=plan.D,
+        ROWS=ROWS, num_warps=4,
+    )  # fmt: skip
+    return out, whole
+
+
+def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Parts of t, t itself where small, and the weights of the atoms."""
+    N = p.y.shape[0]
+    least = max(plan.sizes["ATOMS"], BOUND_ATOMS)
+    rows, parts, W = triton.cdiv(N, least) * least, 1 if plan.small else 3, plan.sizes["D"]
+    out = torch.empty(parts, rows, plan.D, dtype=torch.bfloat16, device=p.x.device)
+    whole = p.x.new_empty(rows, W) if plan.small else None
+    weights = p.x.new_empty(rows, 2)
+    ROWS = max(1, 2048 // plan.D)
+    prepare_atoms_kernel[(triton.cdiv(rows, ROWS),)](
+        **p.atom_arguments, centre=centre, parts=out, whole=whole, weights=weights, rows=rows,
+        PARTS=parts, W=W, D=plan.D, ROWS=ROWS, num_warps=4,
+    )  # fmt: skip
+    return out, whole, weights
+
+
+def prepared(p: Problem) -> Prepared | None:
+    """The call with its queries in order and everything split into parts, or None where there is
+    no pass for it."""
+    plan = _plan_of(p.x, p.y, p.v)
+    if plan is None:
+        return None
+    centre, d = centre_of(p), p.x.shape[1]
+    y, y_whole, weights = _atoms(p, centre, plan)
+    alpha, sigma = p.alpha.double(), p.sigma.double()
+    x = p.x.double() - alpha[:, None] * centre
+    x_square = x.square().sum(1)
+    ratio, largest = alpha / sigma.square(), weights[:, 0].amax().double()
+    size = ratio.abs() * (x_square * largest).sqrt() + alpha * ratio * largest / 2
+    takes = size <= d + SPARE
+    by_products, order = takes.to(torch.int32).sort(stable=True)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+    x, ratio, alpha, x_square = (t[order] for t in (x, ratio, alpha, x_square))
+    moved = p._replace(x=p.x[order], alpha=p.alpha[order], sigma=p.sigma[order])
+    moved = moved._replace(v=None if p.v is None else p.v[order])
+    factor = ratio * LOG2E.value
+    shift = torch.where(by_products > 0, -x_square / (2 * moved.sigma.double().square()), 0)
+    q, q_whole = _rows(x, factor, plan)
+    return Prepared(
+        plan,
+        moved,
+        back,
+        shift,
+        by_products,
+        centre,
+        (factor * alpha / 2).to(p.x.dtype),
+        (factor.abs() * x_square.sqrt()).to(p.x.dtype),
+        q,
+        q_whole,
+        y,
+        y_whole,
+        weights,
+        p.log_pi is not None or len(weights) != p.y.shape[0],
+    )
+
+
+def _bounds(a: Prepared, device: Device) -> tuple[Tensor, Tensor]:
+    """(upper bounds of strips [B, strips], lower bounds of the largest logits [B])."""
+    plan = a.plan
+    B, rows = a.problem.x.shape[0], len(a.weights)
+    upper = a.weights.new_empty(B, rows // plan.strip)
+    queries, ATOMS = 64, BOUND_ATOMS
+    span, splits = product_splits(rows, B, {"TARGETS": queries, "ATOMS": ATOMS}, device)
+    lower = a.weights.new_empty(splits, B)
+    bound_tiles_kernel[(triton.cdiv(B, queries) * splits,)](
+        q=a.q, y=a.y, weights=a.weights, half=a.half, q_norm=a.q_norm, by_products=a.by_products,
+        upper=upper, lower=lower, B=B, rows=rows, d=a.problem.x.shape[1], splits=splits, span=span,
+        BIASED=a.biased, STRIP=plan.strip, D=plan.D, ATOMS=ATOMS, QUERIES=queries, STAGES=2,
+        num_warps=4,
+    )  # fmt: skip
+    return upper, lower.amax(0)
+
+
+def _sweep(
+    a: Prepared, moments: launch.SplitMoments, span: int, splits: int, device: Device
+) -> None:
+    """The moments of the queries that need differences."""
+    p, tile = a.problem, a.plan.sweep
+    targets, matvec = p.targets, p.v is not None
+    upper, floor = _bounds(a, device)
+    sweep_kernel[(triton.cdiv(targets, tile.TARGETS) * splits,)](
+        **p.atom_arguments,
+        x=p.x,
+        v=p.v,
+        alpha=p.alpha,
+        sigma=p.sigma,
+        logits=None,
+        bounds=upper,
+        floor=torch.where(a.by_products > 0, math.inf, floor),
+        projections=None,
+        reference=None,
+        scalars=moments.scalars,
+        vectors=moments.vectors,
+        targets=targets,
+        vectors_per_query=targets // p.x.shape[0],
+        splits=moments.splits,
+        span=span,
+        row_strips=upper.shape[1],
+        gap=p.gap,
+        MATVEC=matvec,
+        GIVEN=False,
+        D=tile.D,
+        ATOMS=tile.ATOMS,
+        TARGETS=tile.TARGETS,
+        COORD_AXIS=tile.COORD_AXIS,
+        STAGES=tile.STAGES,
+        STRIP=tile.strip,
+        num_warps=tile.warps,
+    )
+
+
+def accumulate(a: Prepared, *, weights_only: bool = False) -> launch.SplitMoments:
+    """The moments of all splits, those of the sweep first.
+
+    The second moment is that of the vectors v where the problem has them, else only its sum over
+    the coordinates is right. weights_only: neither, nor the first.
+    """
+    p, plan, device = a.problem, a.plan, device_of(a.problem.x)
+    (B, d), N, targets = p.x.shape, p.y.shape[0], p.targets
+    swept_span, swept = sweep_splits(N, targets, plan, device)
+    span, splits = product_splits(N, targets, plan.sizes, device)
+    count = swept + splits
+    scalars, vectors = p.x.new_empty(4, count, targets), p.x.new_empty(3, count, targets, d)
+    moments = launch.SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1)
+    _sweep(a, moments, swept_span, swept, device)
+    v = v_whole = None
+    if p.v is not None:
+        v, v_whole = _rows(p.v.flatten(0, 1), None, plan)
+    kernel, q, y, weights = fused_moments_kernel, a.q, a.y, a.weights
+    if plan.small:
+        kernel, q, v = small_moments_kernel, a.q_whole, v_whole
+        y, weights = a.y_whole.view(torch.int64), a.weights.view(torch.int64)
+    blocks = triton.cdiv(targets, plan.sizes["TARGETS"])
+    kernel[(blocks * splits,)](
+        q=q, v=v, y=y, weights=weights, half=a.half, by_products=a.by_products, centre=a.centre,
+        scalars=scalars, vectors=None if weights_only else vectors, B=B, rows=len(a.weights), d=d,
+        targets=targets, vectors_per_query=targets // B, splits=count, begin_split=swept,
+        span=span, MATVEC=v is not None, BIASED=a.biased, **plan.sizes,
+    )  # fmt: skip
+    return moments
