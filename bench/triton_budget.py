@@ -43,7 +43,10 @@ SINGLE, DOUBLE = torch.float32, torch.float64
 CLOUDS = [
     ((1, 100_000, 3072, 1), SINGLE, SINGLE, False),
     ((4, 1_280_000, 4096, 1), SINGLE, torch.bfloat16, False),
+    ((16, 1_280_000, 4096, 1), SINGLE, torch.float16, False),
     ((64, 50_000, 784, 1), SINGLE, torch.uint8, True),
+    ((64, 50_000, 3072, 1), SINGLE, SINGLE, False),
+    ((4096, 262_144, 1024, 1), SINGLE, torch.bfloat16, False),
     ((4096, 50_000, 64, 1), SINGLE, SINGLE, True),
     ((65_536, 65_536, 16, 1), SINGLE, SINGLE, False),
     ((65_536, 65_536, 2, 1), SINGLE, SINGLE, True),

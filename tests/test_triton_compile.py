@@ -89,12 +89,12 @@ def test_a_change_of_a_kernel_or_of_how_it_is_specialised_changes_its_digest():
 
 def test_no_float_argument_of_a_kernel_has_to_be_exact():
     """It is a float32 on a GPU, in float64 kernels too: log N lost digits that way. `gap` and
-    `one` may be rounded, scale and offset go with float32 alone. What must be exact goes in as an
-    integer.
+    `one` may be rounded, scale (which is `factor` too) and offset go with float32 alone. What must
+    be exact goes in as an integer.
     """
     for (_, name), launch in budget.launches(90).items():
         floats = {k for k, kind in launch.signature.items() if kind in ("fp32", "fp64")}
-        assert floats <= {"gap", "one", "scale", "offset"}, name
+        assert floats <= {"gap", "one", "scale", "offset", "factor"}, name
         assert "*fp64" not in launch.signature.get("x", "") or not launch.constants.get("AFFINE"), (
             name
         )

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from dfkernels.ops.common.triton import device as _triton
-from dfkernels.ops.common.triton import launch, logits, pair, pair_problem
+from dfkernels.ops.common.triton import launch, logits, pair, pair_problem, products
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -57,7 +57,8 @@ def test_splits(device, N):
         t = launch.tile_for(targets, d, 4, device)
         blocks, tiles = -(-targets // t.TARGETS), -(-N // t.ATOMS)
         splits = launch.splits_for(N, blocks, t, device)
-        assert 1 <= splits <= tiles and tiles <= launch.MAX_TILES * splits
+        most = launch.MAX_TILES * (4 if t.logits_given else 1)
+        assert 1 <= splits <= tiles and tiles <= most * splits
         assert blocks * splits >= 4 * device.multiprocessors or splits >= tiles // (4 * t.strip)
 
 
@@ -65,22 +66,52 @@ def test_splits(device, N):
 def test_scratch_is_bounded(device):
     """Partial sums and given logits of the queries in flight: at most SCRATCH numbers, or of one
     query."""
-    for B, K, N, d in itertools.product((1, 100, 10**5), (1, 7), (10, 10**6), SIZES):
-        step = launch.queries_at_once(B, K, N, d, 4, device)
+    cases = itertools.product((1, 100, 10**5), (1, 7), (10, 10**6), SIZES, (False, True))
+    for B, K, N, d, matvec in cases:
+        step = launch.queries_at_once(B, K, N, d, 4, matvec, device)
         t = launch.tile_for(B * K, d, 4, device)
         splits = launch.splits_for(N, -(-B * K // t.TARGETS), t, device)
-        assert step == 1 or step * K * (3 * splits * d + 2 * N * t.logits_given) <= launch.SCRATCH
+        pairs = N * (1 + K * matvec) * t.logits_given
+        assert step == 1 or step * (3 * K * splits * d + pairs) <= launch.SCRATCH
+
+
+@pytest.mark.parametrize(
+    "rows, row_parts, atom_bytes, in_registers, tile",
+    [
+        (4, 3, 2, False, (128, 4, 3, True)),  # bfloat16 atoms, one read: bandwidth
+        (16, 3, 2, False, (128, 16, 3, True)),
+        (64, 3, 4, True, (32, 64, 3, False)),  # float32 atoms, split in registers
+        (4096, 3, 2, False, (64, 128, 3, False)),  # parts from memory
+        (4096, 3, 6, False, (64, 128, 2, False)),
+        (4096, 1, 2, False, (64, 128, 3, False)),  # the filter
+    ],
+)
+def test_tile_of_the_expanded_form(rows, row_parts, atom_bytes, in_registers, tile):
+    t = logits.tiling(rows, row_parts, atom_bytes, in_registers, H200)
+    assert (t.sizes["D"], t.sizes["ROWS"], t.sizes["STAGES"], t.stacked) == tile
 
 
 @DEVICES
-def test_products_fit(device):
-    for B, precise in itertools.product((2, 16, 17, 10**4), (False, True)):
-        sizes = logits.filter_sizes(B, precise, device)
-        assert sizes["QUERIES"] >= 16 and sizes["QUERIES"] <= 2 * max(B, 8)
-        held = sizes["ATOMS"] * sizes["QUERIES"] // (32 * 8)
-        assert held <= 64  # registers a thread for the product
-        stages = sizes["STAGES"] - 1
-        assert stages * 4 * sizes["D"] * (sizes["ATOMS"] + sizes["QUERIES"]) <= device.shared
+def test_tiles_of_products_fit(device):
+    """Shared memory for what is prefetched, and at most 64 registers a thread for the product."""
+    atoms = ((4, True), (2, False), (1, False), (2, True), (4, False), (6, False))
+    for rows, (size, in_registers) in itertools.product((2, 4, 5, 16, 17, 64, 65, 10**4), atoms):
+        for row_parts in (1, 3):
+            t = logits.tiling(rows, row_parts, size, in_registers, device)
+            s = t.sizes
+            columns = s["ROWS"] * (4 if t.stacked else row_parts)
+            assert s["ROWS"] >= min(rows, 128) and t.stacked == (rows <= 16)
+            assert s["D"] >= 16 and s["ATOMS"] * s["ROWS"] <= 64 * 32 * t.warps
+            moved = s["D"] * (s["ATOMS"] * size + 2 * columns)
+            assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
+        if size > 2 and not in_registers:  # parts of atoms, which the library multiplies
+            continue
+        t = products.sum_tiling(rows, size, in_registers, device)
+        s = t.sizes
+        columns = s["ROWS"] * (4 if t.stacked else 3)
+        assert s["ROWS"] * (4 if t.stacked else 1) * s["D"] <= 64 * 32 * t.warps
+        moved = s["ATOMS"] * (s["D"] * size + 2 * columns)
+        assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
 
 
 @pytest.mark.parametrize(

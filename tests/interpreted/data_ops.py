@@ -13,8 +13,6 @@ from difference import difference_form, errors, far, in_batches
 
 from dfkernels._torch import check
 from dfkernels.ops.common.triton import launch
-from dfkernels.ops.common.triton import logits as logits_of
-from dfkernels.ops.common.triton.problem import make_problem
 from dfkernels.ops.fisher_matvec import triton as matvec
 from tools.op_table import TABLE
 
@@ -207,53 +205,6 @@ def test_nan_in_nan_out(B, N, d, name, value):
     assert bool(
         got[1][0].isnan().any() if name != "sigma" or value != math.inf else got[0][0].isinf()
     )
-
-
-@pytest.mark.parametrize("offset", [0.0, 10.0])
-@pytest.mark.parametrize("sigma", [1e-2, 1.0, 1e2])
-def test_the_filter_bounds_every_logit(sigma, offset, monkeypatch):
-    """With operands in bfloat16, as on a GPU; its products are exact in float32."""
-    p = inputs(20, 150, 40, sigma, offset)
-    a = make_problem(
-        *[p[k] for k in ("x", "y")], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0
-    )
-    rounded = a._replace(y=a.y.bfloat16().float())
-    exact = torch.log_softmax(p["log_prior"].double(), 0) - 0.5 * (
-        ((p["x"][:, None] - p["alpha"][:, None, None] * rounded.y) / p["sigma"][:, None, None])
-        .double()
-        .square()
-        .sum(-1)
-    )
-    exact = exact / math.log(2)
-    monkeypatch.setattr(logits_of, "PRODUCTS_LIMIT", 0)
-    upper, floor = bounds(rounded)
-    assert bool((upper >= exact - 1e-5 * exact.abs()).all())
-    top = exact.max(1).values
-    assert bool((floor <= top + 1e-5 * top.abs()).all())
-    logits = logits_of.filtered(rounded).value
-    matters = exact >= (top - a.gap)[:, None]
-    assert bool(matters.any(1).all())
-    assert float((logits - exact)[matters].abs().max()) <= 1e-5 * float(exact[matters].abs().max())
-
-
-def bounds(p):
-    """What the filter writes, before anything is computed anew: (upper [B, N], floor [B])."""
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            logits_of, "by_differences", lambda p, bounds, floor: seen.append(floor) or bounds
-        )
-        return logits_of.filtered(p).value, seen[0]
-
-
-@pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_queries_in_large_noise_take_products(offset):
-    """At sigma = 3 times the data's spread all of them; at a tenth none."""
-    for sigma, expected in ((3.0, 1), (0.1, 0)):
-        p = inputs(20, 150, 40, sigma, offset)
-        p["x"] = p["sigma"][:, None] * _normal(5)(20, 40).float() + p["alpha"][:, None] * offset
-        a = make_problem(p["x"], p["y"], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
-        assert set(logits_of.filtered(a).by_products.tolist()) == {expected}
 
 
 def test_rows_of_y_may_be_far_apart():

@@ -56,7 +56,7 @@ def outer_products_kernel(
     """out = sum e t t^T and weight_sum = sum e over one split, t = y - reference.
 
     One program has one block of D x D entries. The factor `one` is explained in
-    ../common/triton/filter.py.
+    ../common/triton/expanded.py.
     """
     parts = tl.cdiv(d, D)
     i_column = tl.program_id(0) % parts
@@ -106,7 +106,7 @@ def _covariance(p: Problem) -> tuple[SplitMoments, Tensor, Tensor]:
     """The moments of the queries, their means and C, in double."""
     (B, d), N = p.x.shape, p.y.shape[0]
     logits = compute_logits(p)
-    moments = accumulate(p, logits)
+    moments = accumulate(p, logits, trace_only=True)
     mean = merged_mean(moments, B, d)
     reference = mean.to(p.x.dtype)
     blocks = B * triton.cdiv(d, D) ** 2

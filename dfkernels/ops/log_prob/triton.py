@@ -17,7 +17,7 @@ def _launch(p: Problem) -> Tensor:
     if one is None:
         return log_density(p, density(p, keep=False).log_sum)
     log_sum, _ = merged_weights(fused.accumulate(one, weights_only=True))
-    return log_density(one.problem, log_sum + one.shift)[one.back]
+    return log_density(one.problem, log_sum)[one.back]
 
 
 def launch(x, y, alpha, sigma, log_prior, scale, offset):

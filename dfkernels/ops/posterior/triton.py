@@ -24,13 +24,13 @@ from ..common.triton.problem import Problem
 def _launch(p: Problem) -> tuple[Tensor, ...]:
     one = fused.prepared(p)
     if one is None:
-        return _results(p, accumulate(p, trace_only=True), None)
-    outs = _results(one.problem, fused.accumulate(one), one.shift)
+        return _results(p, accumulate(p, trace_only=True))
+    outs = _results(one.problem, fused.accumulate(one))
     return tuple(t[one.back] for t in outs)
 
 
-def _results(p: Problem, moments: SplitMoments, shift: Tensor | None) -> tuple[Tensor, ...]:
-    """log_prob, mean, trace, ess; shift: what the logits lack."""
+def _results(p: Problem, moments: SplitMoments) -> tuple[Tensor, ...]:
+    """log_prob, mean, trace, ess."""
     B, d = p.x.shape
     grid, sizes = merge_grid(B, d, device_of(p.x))
     blocks = triton.cdiv(d, sizes["D"])
@@ -42,7 +42,7 @@ def _results(p: Problem, moments: SplitMoments, shift: Tensor | None) -> tuple[T
         vectors=moments.vectors,
         alpha=p.alpha,
         sigma=p.sigma,
-        shift=shift,
+        common=moments.common,
         mean=mean,
         out=parts,
         log_prob=log_prob,
@@ -88,7 +88,7 @@ def about_mean(p: Problem) -> tuple[Tensor, ...]:
         vectors=moments.vectors,
         alpha=None,
         sigma=None,
-        shift=None,
+        common=None,
         mean=mean,
         out=parts,
         log_prob=None,

@@ -104,7 +104,8 @@ class Density(NamedTuple):
 
     log_sum: Tensor  # [B], double: log sum_i pi_i exp(-|u_i|^2/2)
     max_logit: Tensor  # [B], base 2
-    logits: Tensor | None  # [B, N], base 2; below max_logit - gap only upper bounds
+    logits: Tensor | None  # [B, N], base 2, less what all atoms share; below max_logit - gap only
+    # upper bounds
 
 
 def density_sizes(B: int, d: int, itemsize: int, given: bool) -> dict[str, int]:
@@ -132,9 +133,12 @@ def density(p: Problem, *, keep: bool) -> Density:
     (B, d), N = p.x.shape, p.y.shape[0]
     fused = is_fused(B, d, p.x.element_size())
     if fused:
-        logits = p.x.new_empty(B, N) if keep else None
+        logits, common = p.x.new_empty(B, N) if keep else None, 0.0
+    elif d <= SMALL_D:
+        logits, common = by_differences(p), p.queries.common
     else:
-        logits = by_differences(p) if d <= SMALL_D else compute_logits(p).value
+        found = compute_logits(p)
+        logits, common = found.value, found.common
     sizes = density_sizes(B, d, p.x.element_size(), not fused)
     blocks = triton.cdiv(B, sizes["QUERIES"])
     span, splits = launch.spans(N, blocks, sizes["ATOMS"], device_of(p.x))
@@ -155,7 +159,7 @@ def density(p: Problem, *, keep: bool) -> Density:
     )
     largest = max_logit.amax(0)
     total = (torch.exp2((max_logit - largest).double()) * weight_sum).sum(0)
-    log_sum = math.log(2) * largest.double() + torch.log(total)
+    log_sum = math.log(2) * largest.double() + torch.log(total) + common
     if p.log_pi is None:
         log_sum = log_sum - math.log(N)
     return Density(log_sum, largest, logits if keep else None)

@@ -12,7 +12,8 @@ from .functions import LOG2E, any_true, index_along, load_atoms, valid_atoms
 
 @triton.jit
 def differences_kernel(
-    x,  # [B, d]; PROJECT: the reference of every target, [targets, d]
+    point,  # [B, d]: the anchor; PROJECT: the reference of every target, [targets, d]
+    rest,  # [B, d]: x = anchor + rest; None if PROJECT
     y,  # [N, d], rows y_stride apart
     v,  # [targets, d], or None
     alpha,  # [B]
@@ -38,24 +39,26 @@ def differences_kernel(
     TARGETS: tl.constexpr,
     STRIP: tl.constexpr,  # tiles of one program
 ):
-    """out = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), or, with PROJECT, <y - reference, v>.
+    """out = log2 pi - log2(e) (|x - alpha y|^2 - |rest|^2)/(2 sigma^2), or, with PROJECT,
+    <y - reference, v>.
 
     One program has TARGETS targets and STRIP tiles of atoms. FILTERED skips a tile in which no atom
     of these targets can matter; out is then not written there.
     """
-    T = x.dtype.element_ty
+    T = point.dtype.element_ty
     target_blocks = tl.cdiv(targets, TARGETS)
     begin = (tl.program_id(0) // target_blocks).to(tl.int64) * ATOMS * STRIP
     i_block = (tl.program_id(0) % target_blocks).to(tl.int64)
     i_target = i_block * TARGETS + index_along(TARGETS, 0)
     active = i_target < targets
     i_query = i_target // vectors_per_query
-    i_row = i_target if PROJECT else i_query  # of x
+    i_row = i_target if PROJECT else i_query  # of point
     b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
     i = index_along(ATOMS, 1)
     tiles = tl.cdiv(tl.minimum(STRIP * ATOMS, N - begin).to(tl.int32), ATOMS)
     if FILTERED:
         least = tl.load(floor + i_query, mask=active, other=float("inf")) - gap
+        active = active & (least != float("inf"))
         n = begin + index_along(STRIP * ATOMS, 1)
         ahead = tl.load(bounds + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
         tiles = tl.where(any_true((ahead >= least) | (ahead != ahead)), tiles, 0)
@@ -74,12 +77,13 @@ def differences_kernel(
             k = c * D + index_along(D, 2)
             mask = active & (k < d)
             b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
-            b_x = tl.load(x + i_row * d + k, mask=mask, other=0.0)
+            b_point = tl.load(point + i_row * d + k, mask=mask, other=0.0)
             if PROJECT:
-                total += (b_y - b_x) * tl.load(v + i_target * d + k, mask=mask, other=0.0)
+                total += (b_y - b_point) * tl.load(v + i_target * d + k, mask=mask, other=0.0)
             else:
-                u = b_x - b_alpha * b_y
-                total += u * u
+                a = b_point - b_alpha * b_y
+                b_rest = tl.load(rest + i_row * d + k, mask=mask, other=0.0)
+                total += a * (a + 2 * b_rest)
         value = tl.sum(total, 2, keep_dims=True)
         if not PROJECT:
             b_sigma = tl.load(sigma + i_query, mask=active, other=1.0)
@@ -90,8 +94,8 @@ def differences_kernel(
                 for c in range(chunks):
                     k = c * D + index_along(D, 2)
                     b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
-                    b_x = tl.load(x + i_row * d + k, mask=active & (k < d), other=0.0)
-                    taint += tl.sum(0.0 * b_x + 0.0 * b_y, 2, keep_dims=True)
+                    b_point = tl.load(point + i_row * d + k, mask=active & (k < d), other=0.0)
+                    taint += tl.sum(0.0 * b_point + 0.0 * b_y, 2, keep_dims=True)
                 value += taint
             if PRIOR:
                 value += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)

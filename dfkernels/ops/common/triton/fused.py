@@ -27,7 +27,6 @@ from .device import Device, device_of
 from .functions import LOG2E
 from .fused_kernels import bound_tiles_kernel, fused_moments_kernel, small_moments_kernel
 from .fused_prepare import prepare_atoms_kernel, prepare_rows_kernel
-from .logits import centre_of
 from .problem import Problem
 from .sweep import sweep_kernel
 
@@ -128,7 +127,7 @@ class Prepared(NamedTuple):
     plan: Pass
     problem: Problem
     back: Tensor  # [B]: where each query of the call is in the problem
-    shift: Tensor  # [B], double: -|x'|^2/(2 sigma^2), which the logits lack, or 0
+    common: Tensor  # [B], double: what the logits leave out
     by_products: Tensor  # [B]: 1 for the queries that take products
     centre: Tensor  # [d]
     half: Tensor  # [B]
@@ -178,7 +177,7 @@ def prepared(p: Problem) -> Prepared | None:
     plan = _plan_of(p.x, p.y, p.v)
     if plan is None:
         return None
-    centre, d = centre_of(p), p.x.shape[1]
+    centre, d = p.queries.centre, p.x.shape[1]
     y, y_whole, weights = _atoms(p, centre, plan)
     alpha, sigma = p.alpha.double(), p.sigma.double()
     x = p.x.double() - alpha[:, None] * centre
@@ -189,16 +188,16 @@ def prepared(p: Problem) -> Prepared | None:
     by_products, order = takes.to(torch.int32).sort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     x, ratio, alpha, x_square = (t[order] for t in (x, ratio, alpha, x_square))
-    moved = p._replace(x=p.x[order], alpha=p.alpha[order], sigma=p.sigma[order])
-    moved = moved._replace(v=None if p.v is None else p.v[order])
+    moved = p.rows(order)
     factor = ratio * LOG2E.value
-    shift = torch.where(by_products > 0, -x_square / (2 * moved.sigma.double().square()), 0)
+    lacking = -x_square / (2 * moved.sigma.double().square())
+    common = torch.where(by_products > 0, lacking, moved.queries.common)
     q, q_whole = _rows(x, factor, plan)
     return Prepared(
         plan,
         moved,
         back,
-        shift,
+        common,
         by_products,
         centre,
         (factor * alpha / 2).to(p.x.dtype),
@@ -238,7 +237,8 @@ def _sweep(
     upper, floor = _bounds(a, device)
     sweep_kernel[(triton.cdiv(targets, tile.TARGETS) * splits,)](
         **p.atom_arguments,
-        x=p.x,
+        anchor=p.queries.anchor,
+        rest=p.queries.rest,
         v=p.v,
         alpha=p.alpha,
         sigma=p.sigma,
@@ -279,7 +279,7 @@ def accumulate(a: Prepared, *, weights_only: bool = False) -> launch.SplitMoment
     span, splits = product_splits(N, targets, plan.sizes, device)
     count = swept + splits
     scalars, vectors = p.x.new_empty(4, count, targets), p.x.new_empty(3, count, targets, d)
-    moments = launch.SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1)
+    moments = launch.SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1, a.common)
     _sweep(a, moments, swept_span, swept, device)
     v = v_whole = None
     if p.v is not None:

@@ -8,7 +8,7 @@ With x' = x - alpha centre and t = y - centre,
     logit = log2 pi + log2(e) (alpha <x', t>/sigma^2 - alpha^2 |t|^2/(2 sigma^2))
 
 lacks -|x'|^2/(2 sigma^2), which all atoms share: it is large at high noise, and rounding would cost
-every weight as many digits. It is added to log_prob at the end, in double (`shift`).
+every weight as many digits. It is added to log_prob at the end, in double (`common`).
 
 `fused_moments_kernel` forms its products on tensor cores, of three bfloat16 parts of every float32:
 the six largest of nine, whose sum is that of float32. `small_moments_kernel` is for a few

@@ -16,11 +16,11 @@ from .device import Device, device_of
 from .logits import Logits, compute_logits
 from .merge import merge_mean_kernel
 from .problem import Problem, make_problem
-from .products import product_moments_kernel
+from .products import weighted_sums
 from .sweep import sweep_kernel
 
 MAX_TILES = 128  # tiles of a split: chains of additions stay short
-SCRATCH = 2**28  # numbers of scratch memory
+SCRATCH = 2**29  # numbers of scratch memory, 2 GiB in float32
 
 
 class Tile(NamedTuple):
@@ -128,28 +128,22 @@ def tile_by_differences(targets: int, d: int, itemsize: int, device: Device) -> 
 
 
 def splits_for(N: int, blocks: int, tile: Tile, device: Device) -> int:
-    """How many splits of N atoms the sweep has, for so many blocks of targets."""
-    return _split_count(triton.cdiv(N, tile.ATOMS), blocks, device, tile.strip)
+    """How many splits of N atoms the sweep has, for so many blocks of targets. Where logits are
+    given, most tiles are passed over, and four times as many make a split."""
+    most = MAX_TILES * (4 if tile.logits_given else 1)
+    return _split_count(triton.cdiv(N, tile.ATOMS), blocks, device, most, tile.strip)
 
 
 def spans(N: int, blocks: int, atoms: int, device: Device) -> tuple[int, int]:
     """(atoms of a split, number of splits), for tiles of so many atoms that are looked at one by
     one."""
-    return even_splits(N, _split_count(triton.cdiv(N, atoms), blocks, device), atoms)
+    return even_splits(N, _split_count(triton.cdiv(N, atoms), blocks, device, MAX_TILES), atoms)
 
 
-def _split_count(tiles: int, blocks: int, device: Device, strip: int = 1) -> int:
-    """How many splits give every multiprocessor work, none of them with more than MAX_TILES
-    tiles."""
+def _split_count(tiles: int, blocks: int, device: Device, most: int, strip: int = 1) -> int:
+    """How many splits give every multiprocessor work, none of them with more tiles than `most`."""
     fill = triton.cdiv(4 * device.multiprocessors, blocks)
-    return max(triton.cdiv(tiles, MAX_TILES), min(fill, triton.cdiv(tiles, 4 * strip)))
-
-
-def product_sizes(targets: int, one_sum: bool) -> dict[str, int]:
-    """The tile of `product_moments_kernel`: two sums of 64 x 32 numbers, or one of 64 x 64, do not
-    spill."""
-    queries = max(16, min(64, triton.next_power_of_2(targets)))
-    return {"D": 64 if one_sum else 32, "ATOMS": 32, "QUERIES": queries, "STAGES": 3}
+    return max(triton.cdiv(tiles, most), min(fill, triton.cdiv(tiles, 4 * strip)))
 
 
 def product_splits_for(N: int, programs: int, atoms: int, device: Device) -> int:
@@ -166,11 +160,15 @@ def even_splits(N: int, splits: int, atoms: int) -> tuple[int, int]:
     return span, triton.cdiv(N, span)
 
 
-def queries_at_once(B: int, K: int, N: int, d: int, itemsize: int, device: Device) -> int:
-    """How many queries SCRATCH has room for, at least one."""
+def queries_at_once(
+    B: int, K: int, N: int, d: int, itemsize: int, matvec: bool, device: Device
+) -> int:
+    """How many queries SCRATCH has room for, at least one: their moments, and where logits are
+    given, these and the projections of the vectors."""
     tile = tile_for(B * K, d, itemsize, device)
     splits = splits_for(N, triton.cdiv(B * K, tile.TARGETS), tile, device)
-    return whole_tiles(SCRATCH // (K * (3 * splits * d + 2 * N * tile.logits_given)))
+    pairs = N * (1 + K * matvec) * tile.logits_given
+    return whole_tiles(SCRATCH // (3 * K * (splits + 1) * d + pairs))
 
 
 def whole_tiles(queries: int) -> int:
@@ -203,7 +201,8 @@ def in_query_groups(
     B, K = x.shape[0], 1 if v is None else v.shape[1]
     p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised)
     if scratch is None:
-        step = queries_at_once(B, K, *p.y.shape, x.element_size(), device_of(x))
+        matvec = v is not None
+        step = queries_at_once(B, K, *p.y.shape, x.element_size(), matvec, device_of(x))
     else:
         step = whole_tiles(SCRATCH // scratch)
     with torch.cuda.device_of(x):
@@ -211,9 +210,7 @@ def in_query_groups(
             return launch(p)
         outs = []
         for b in range(0, B, step):
-            s = slice(b, b + step)
-            part = p._replace(x=p.x[s], alpha=p.alpha[s], sigma=p.sigma[s])
-            outs.append(launch(part._replace(v=None if p.v is None else p.v[s])))
+            outs.append(launch(p.rows(slice(b, b + step))))
     if isinstance(outs[0], Tensor):
         return torch.cat(outs)
     return tuple(torch.cat(o) for o in zip(*outs, strict=True))
@@ -228,22 +225,7 @@ class SplitMoments(NamedTuple):
     vectors: Tensor  # [3, splits, targets, d]: reference, first_moment, second_moment
     splits: int
     prior_count: int  # N if no log_pi was added and every atom has prior 1/N, else 1
-
-
-class _ProductPlan(NamedTuple):
-    """How `product_moments_kernel` is launched."""
-
-    sizes: dict[str, int]
-    programs: int  # per split
-    span: int
-    splits: int
-
-
-def _product_plan(N: int, d: int, targets: int, one_sum: bool, device: Device) -> _ProductPlan:
-    sizes = product_sizes(targets, one_sum)
-    programs = triton.cdiv(d, sizes["D"]) * triton.cdiv(targets, sizes["QUERIES"])
-    splits = product_splits_for(N, programs, sizes["ATOMS"], device)
-    return _ProductPlan(sizes, programs, *even_splits(N, splits, sizes["ATOMS"]))
+    common: Tensor  # [B], double: what the logits leave out, in natural logarithms
 
 
 def accumulate(
@@ -271,17 +253,16 @@ def accumulate(
     programs = triton.cdiv(d, tile.D) * triton.cdiv(targets, tile.TARGETS)
     span, splits = even_splits(N, splits_for(N, programs, tile, device), tile.ATOMS)
     matvec = p.v is not None and (projections is not None or not tile.logits_given)
-    products = None
-    if tile.logits_given and logits.by_products is not None:
-        products = _product_plan(N, d, targets, trace_only or matvec, device)
-    count = splits + (0 if products is None else products.splits)
+    products = tile.logits_given and logits.by_products is not None
+    count = splits + products
     scalars, vectors = p.x.new_empty(4, count, targets), p.x.new_empty(3, count, targets, d)
     floor = None if logits is None else logits.max_logit
-    if products is not None:
+    if products:
         floor = torch.where(logits.by_products > 0, math.inf, floor)
     sweep_kernel[(programs * splits,)](
         **p.atom_arguments,
-        x=p.x,
+        anchor=p.queries.anchor,
+        rest=p.queries.rest,
         v=p.v,
         alpha=p.alpha,
         sigma=p.sigma,
@@ -308,11 +289,10 @@ def accumulate(
         STRIP=tile.strip,
         num_warps=tile.warps,
     )
-    moments = SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1)
-    if products is not None:
-        _add_products(
-            p, logits, projections, reference, moments, splits, products, matvec, trace_only
-        )
+    common = p.queries.common if logits is None else logits.common
+    moments = SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1, common)
+    if products:
+        _add_products(p, logits, projections, reference, moments, trace_only)
     return moments
 
 
@@ -322,35 +302,27 @@ def _add_products(
     projections: Tensor | None,
     reference: Tensor | None,
     moments: SplitMoments,
-    begin_split: int,
-    plan: _ProductPlan,
-    matvec: bool,
     trace_only: bool,
 ) -> None:
-    """Fills the splits of the queries that take products."""
-    targets = p.targets
-    product_moments_kernel[(plan.programs * plan.splits,)](
-        **p.atom_arguments,
-        logits=logits.value,
-        max_logit=logits.max_logit,
-        by_products=logits.by_products,
-        centre=logits.centre,
-        y_square=logits.y_square,
-        projections=projections,
-        reference=reference,
-        scalars=moments.scalars,
-        vectors=moments.vectors,
-        targets=targets,
-        vectors_per_query=targets // p.x.shape[0],
-        splits=moments.splits,
-        begin_split=begin_split,
-        span=plan.span,
-        one=1.0,
-        MATVEC=matvec,
-        TRACE_ONLY=trace_only,
-        **plan.sizes,
-        num_warps=8 if plan.sizes["QUERIES"] > 16 else 4,
+    """Fills the last split with the moments of the queries that take products."""
+    scalars, vectors, centre = moments.scalars[:, -1], moments.vectors[:, -1], p.queries.centre
+    K = scalars.shape[1] // p.x.shape[0]
+    sums = weighted_sums(p, logits, projections)
+    chosen = torch.where(logits.by_products > 0, logits.max_logit, -math.inf)
+    scalars[0], scalars[1], scalars[2] = (
+        chosen.repeat_interleave(K),
+        sums.weight,
+        sums.weight_square,
     )
+    if projections is not None:  # about the mean, where the first moment vanishes
+        scalars[3], vectors[0], vectors[1] = sums.projection, reference, 0.0
+        vectors[2] = sums.vector - sums.projection[:, None] * (reference - centre)
+        return
+    vectors[0], vectors[1] = centre, sums.vector
+    if trace_only:
+        vectors[2] = (sums.square_moment / p.x.shape[1])[:, None]
+    else:
+        vectors[2] = weighted_sums(p, logits, squared=True).vector
 
 
 def merge_grid(targets: int, d: int, device: Device) -> tuple[tuple[int], dict[str, int]]:
@@ -388,4 +360,5 @@ def merged_weights(moments: SplitMoments) -> tuple[Tensor, Tensor]:
     w = torch.exp2(max_logit - largest)
     total = (w * weight_sum).sum(0)
     log_sum = math.log(2) * largest + torch.log(total) - math.log(moments.prior_count)
+    log_sum += moments.common.repeat_interleave(len(log_sum) // len(moments.common))
     return log_sum, (w * w * weight_square_sum).sum(0) / (total * total)

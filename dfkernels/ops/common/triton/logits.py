@@ -1,44 +1,44 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
-"""Computes the logits of all pairs (query, atom): by differences, or by the filter first.
+"""Computes the logits of all pairs (query, atom): by differences, or in the expanded form.
 
-The filter bounds every logit by a matrix product; then the atoms that may matter are computed again
-by differences, or, for the queries whose expanded logits are accurate enough, all of them by a
-more precise product.
+Near the cloud, for its noise, a query's expanded logits are as accurate as differences: it is one
+of those that take products. For the others expanded logits are a filter: they bound every logit,
+and the atoms that may matter are computed again by differences.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ..moments import load
 from .device import Device, device_of
 from .differences import differences_kernel
-from .filter import filter_kernel
-from .problem import Problem
-from .products import product_projections_kernel
+from .expanded import expanded_kernel
+from .operands import Operand, operand, prepared
+from .parts import split
+from .problem import NEAR, Problem
 
-# A query takes products if |x'|^2 + alpha^2 max |y'|^2 <= PRODUCTS_LIMIT d sigma^2
-PRODUCTS_LIMIT = 2
-SAMPLED = 64  # atoms whose mean is the centre
+FEW = 64  # up to so many rows share one read of the atoms, which bandwidth bounds
+PREPARED = 2**30  # bytes of scratch memory for the parts of atoms and of weights
+U = 2.0**-8  # what rounding to bfloat16 changes, relatively
+EPS = 2.0**-23  # what a truncated float32 addition does
+
+
+def few(rows: int) -> bool:
+    """Whether products of so many rows read the atoms as they are stored, by one program each."""
+    return rows <= FEW
 
 
 def difference_sizes(targets: int) -> dict[str, int]:
     """The tile of `differences_kernel`: TARGETS share a tile of y."""
     shared = {"D": 512, "TARGETS": 1} if targets == 1 else {"D": 128, "TARGETS": 4}
     return {**shared, "ATOMS": 16, "STRIP": 16}
-
-
-def filter_sizes(B: int, precise: bool, device: Device) -> dict[str, int]:
-    """The tile of the filter: as many QUERIES as do not spill in the loop and fit shared memory."""
-    largest = 64 if precise or device.cc >= 100 else 128
-    queries = max(16, min(largest, triton.next_power_of_2(B)))
-    return {"D": 32 if precise else 64, "ATOMS": 128, "QUERIES": queries, "STAGES": 3}
 
 
 def by_differences(
@@ -51,14 +51,15 @@ def by_differences(
 
     With bounds, only those that may matter; logits then take the place of their bounds.
     """
-    N = p.y.shape[0]
+    N, q = p.y.shape[0], p.queries
     targets = p.x.shape[0] if reference is None else p.targets
     out = p.x.new_empty(targets, N) if bounds is None or reference is not None else bounds
     sizes = difference_sizes(targets)
     tiles = triton.cdiv(N, sizes["ATOMS"] * sizes["STRIP"])
     differences_kernel[(tiles * triton.cdiv(targets, sizes["TARGETS"]),)](
         **p.atom_arguments,
-        x=p.x if reference is None else reference,
+        point=q.anchor if reference is None else reference,
+        rest=q.rest if reference is None else None,
         v=p.v,
         alpha=p.alpha,
         sigma=p.sigma,
@@ -79,69 +80,189 @@ def by_differences(
 class Logits(NamedTuple):
     """Logits of all pairs, and what the kernels that use matrix products need beside them."""
 
-    value: Tensor  # [B, N], base 2, exact where they matter
+    value: Tensor  # [B, N], base 2, exact where they matter, less what all atoms share
     max_logit: Tensor  # [B]
-    by_products: Tensor | None = None  # [B]: 1 for the queries that take products, else 0
-    centre: Tensor | None = None  # [d]
+    common: Tensor  # [B], double: what all atoms share, in natural logarithms
+    by_products: Tensor | None = None  # [B], int32: 1 for the queries that take products, else 0
     y_square: Tensor | None = None  # [N]: |y - centre|^2
 
 
-def centre_of(p: Problem) -> Tensor:
-    """The mean of some atoms that are not masked, [d]; any point would do, a close one costs the
-    fewest digits."""
-    some = slice(None, None, max(1, p.y.shape[0] // SAMPLED))
-    atoms = load(p.y[some], p.x.dtype, p.scale, p.offset)
-    if p.log_pi is None:
-        return atoms.mean(0)
-    valid = (p.log_pi[some] > -math.inf)[:, None]
-    return torch.where(valid, atoms, 0).sum(0) / valid.sum().clamp_min(1)
+class Tiling(NamedTuple):
+    """How a kernel of products goes through rows, atoms and coordinates."""
+
+    sizes: dict[str, int]
+    stacked: bool
+    warps: int
 
 
-def filtered(p: Problem) -> Logits:
-    """Logits by the filter: an upper bound of each, then those that may matter, computed again."""
+def tiling(
+    rows: int, row_parts: int, atom_bytes: int, in_registers: bool, device: Device
+) -> Tiling:
+    """The tile of `expanded_kernel`. A few rows are stacked, so that one product serves all parts
+    of them; D and STAGES are what shared memory has room for.
+
+    Args:
+        rows, row_parts: of the rows, and the parts of each that are read.
+        atom_bytes: of all parts of one number of an atom, in memory.
+        in_registers: whether atoms are split in registers, which then hold smaller tiles.
+        device: the GPU.
+    """
+    stacked = few(rows) and rows <= 16
+    ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
+    width = 4 * ROWS if stacked else row_parts * ROWS
+    D, stages = 32 if in_registers else 128 if stacked else 64, 3
+    while stages * D * (128 * atom_bytes + 2 * width) > device.shared - 2**13:
+        D, stages = (D // 2, 3) if stages == 2 else (D, 2)
+    return Tiling({"D": D, "ATOMS": 128, "ROWS": ROWS, "STAGES": stages}, stacked, 8)
+
+
+def expand(
+    z: Operand,
+    log_pi: Tensor | None,
+    rows: Tensor,
+    coefficients: Tensor,
+    out: Tensor,
+    exact: Tensor | None = None,
+    y_square: Tensor | None = None,
+    lower: Tensor | None = None,
+    *,
+    serve: tuple[bool, bool] = (False, True),
+    squares: bool = False,
+    row_parts: int = 3,
+) -> None:
+    """Launches `expanded_kernel`; serve: (BOUNDS, EXACT)."""
+    (_, R, d), N = rows.shape, z.atoms.shape[-2]
+    t = tiling(R, row_parts, z.bytes, z.in_registers, device_of(rows))
+    expanded_kernel[(triton.cdiv(N, t.sizes["ATOMS"]) * triton.cdiv(R, t.sizes["ROWS"]),)](
+        **z.arguments,
+        rows=rows,
+        coefficients=coefficients,
+        exact=exact,
+        residue=z.residue if squares else None,
+        log_pi=log_pi,
+        y_square=y_square,
+        out=out,
+        lower=lower,
+        N=N,
+        d=d,
+        R=R,
+        out_stride=out.stride(0),
+        lower_stride=0 if lower is None else lower.stride(0),
+        one=1.0,
+        factor=z.factor,
+        BOUNDS=serve[0],
+        EXACT=serve[1],
+        SQUARES=squares,
+        ROW_PARTS=row_parts,
+        STACKED=t.stacked,
+        PRIOR=log_pi is not None,
+        SCALED=squares and z.factor != 1.0,
+        **t.sizes,
+        num_warps=t.warps,
+    )
+
+
+class Chunk(NamedTuple):
+    """Some atoms of a call as an operand, and where they lie."""
+
+    z: Operand
+    log_pi: Tensor | None
+    at: slice
+
+
+def chunks(p: Problem, z: Operand, row_bytes: int = 0, **prepare) -> Iterator[Chunk]:
+    """All atoms, prepared for products of many rows, as many at a time as PREPARED has room for.
+
+    Args:
+        p: the call.
+        z: its atoms.
+        row_bytes: of further scratch memory for each atom.
+        prepare: for `prepared`.
+    """
+    N, d = p.y.shape
+    step = max(4096, PREPARED // (row_bytes + 6 * d) // 4096 * 4096)
+    for begin in range(0, N, step):
+        at = slice(begin, min(begin + step, N))
+        log_pi = None if p.log_pi is None else p.log_pi[at]
+        more = {k: v[at] if isinstance(v, Tensor) else v for k, v in prepare.items()}
+        yield Chunk(prepared(z._replace(atoms=z.atoms[at]), log_pi, **more), log_pi, at)
+
+
+def _levels(p: Problem, z: Operand) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x' [B, d], which queries take products, `common` of all queries, and for the kernel slope,
+    curve, level and the norms [4, B] that the bound is made of, in double."""
+    q, d = p.queries, p.x.shape[1]
+    x = p.x - p.alpha[:, None] * q.centre
+    alpha, variance = p.alpha.double(), p.sigma.double().square()
+    wide = x.double()
+    half_square = 0.5 * wide.square().sum(1) / variance
+    exact, cross, far = q.near, torch.zeros_like(alpha), torch.zeros_like(alpha[:1])
+    if z.residue is not None:
+        residue = z.residue.double()
+        cross, far = alpha * (wide * residue).sum(1) / variance, residue.norm()[None]
+        exact = exact & ((alpha * far).square() <= NEAR * d * variance)
+    level = torch.where(exact, 0, cross - torch.where(q.near, 0, half_square))
+    common = q.common + torch.where(exact, cross, 0)
+    slope, curve = alpha * z.factor / variance, 0.5 * alpha.square() / variance
+    # the roundings of x' and of y, of which the centre is a part
+    blur = 2 * EPS * alpha.abs() * q.centre.double().norm()
+    reach = alpha.abs() * wide.norm(dim=1) / variance
+    blurred = blur * torch.stack([alpha.abs(), wide.norm(dim=1)]) / variance
+    slack = (
+        blurred[1] + (2e-6 + d * 2e-9) * torch.where(q.near, 0, half_square) + 1e-6 * level.abs()
+    )
+    bound = torch.stack([reach, blurred[0], slack, far.expand_as(reach)])
+    return x, exact, common, (torch.stack([slope, curve, level]), bound)
+
+
+def _coefficients(levels: tuple[Tensor, Tensor], relative: float) -> Tensor:
+    """What `expanded_kernel` takes, in base 2, where products are right to `relative` of the
+    product of the norms."""
+    line, (reach, blurred, slack, far) = levels
+    reach = relative * reach + blurred
+    out = torch.cat([line, reach[None], (slack + reach * far)[None]])
+    return (out / math.log(2)).float().contiguous()
+
+
+def expanded(p: Problem) -> Logits:
+    """Logits in the expanded form: those of the queries that take products, upper bounds for the
+    others, of which those that may matter are computed again."""
     (B, d), N = p.x.shape, p.y.shape[0]
-    centre = centre_of(p)
-    x = p.x - p.alpha[:, None] * centre
-    x_square = x.square().sum(1)
-    tiles = triton.cdiv(N, 128)
-    upper, lower, y_square = x.new_empty(B, N), x.new_empty(B, tiles), x.new_empty(N)
-
-    def launch(x: Tensor, by_products: Tensor | None) -> None:
-        sizes = filter_sizes(B, by_products is not None, device_of(x))
-        filter_kernel[(tiles * triton.cdiv(B, sizes["QUERIES"]),)](
-            **p.atom_arguments,
-            x=x,
-            centre=centre,
-            x_square=x_square,
-            by_products=by_products,
-            alpha=p.alpha,
-            sigma=p.sigma,
-            upper=upper,
-            lower=lower,
-            y_square=y_square,
-            B=B,
-            one=1.0,
-            PRECISE=by_products is not None,
-            **sizes,
-            num_warps=8,
-        )
-
-    launch(x.to(x.dtype if x.device.type == "cpu" else torch.bfloat16), None)
-    size = x_square + p.alpha.square() * y_square.amax()
-    accurate = size <= PRODUCTS_LIMIT * d * p.sigma.square()
-    by_products = accurate.to(x.dtype)
-    launch(x, by_products)
-    floor = torch.where(accurate, math.inf, lower.amax(1))
-    value = by_differences(p, bounds=upper, floor=floor)
-    return Logits(value, value.amax(1), by_products, centre, y_square)
+    z = operand(p)
+    x, exact, common, levels = _levels(p, z)
+    rows, by_products = split(x), exact.to(torch.int32)
+    out, y_square = p.x.new_empty(B, N), p.x.new_empty(N)
+    lower = p.x.new_empty(B, triton.cdiv(N, 128))
+    # at most D additions in a tile for each part, and one for each tile
+    sums = lambda parts: EPS * (128 * parts + triton.cdiv(d, 32))
+    by_three = _coefficients(levels, 2 * U**3 + sums(3))
+    if few(B):
+        expand(
+            z, p.log_pi, rows, by_three, out, by_products, y_square, lower,
+            serve=(True, True), squares=True,
+        )  # fmt: skip
+    else:
+        by_one = _coefficients(levels, (U if z.parts == 1 else 2 * U + U * U) + sums(1))
+        for c in chunks(p, z, y_square=y_square):
+            given = (out[:, c.at], by_products, y_square[c.at])
+            first = c.z._replace(parts=1)
+            tiles = lower[:, c.at.start // 128 :]
+            expand(
+                first, c.log_pi, rows, by_one, *given, tiles,
+                serve=(True, False), row_parts=1,
+            )  # fmt: skip
+            expand(c.z, c.log_pi, rows, by_three, *given)
+    floor = torch.where(exact, math.inf, lower.amax(1))
+    value = by_differences(p, bounds=out, floor=floor)
+    return Logits(value, value.amax(1), common, by_products, y_square)
 
 
 def compute_logits(p: Problem) -> Logits:
     """The logits of a call, by whichever way is faster."""
     if p.x.dtype == torch.float32 and p.x.shape[0] > 1:
-        return filtered(p)
+        return expanded(p)
     value = by_differences(p)
-    return Logits(value, value.amax(1))
+    return Logits(value, value.amax(1), p.queries.common)
 
 
 def compute_projections(p: Problem, logits: Logits, reference: Tensor) -> Tensor:
@@ -150,20 +271,17 @@ def compute_projections(p: Problem, logits: Logits, reference: Tensor) -> Tensor
         return by_differences(p, reference, logits.value, logits.max_logit)
     floor = torch.where(logits.by_products > 0, math.inf, logits.max_logit)
     out = by_differences(p, reference, logits.value, floor)
-    N, targets = p.y.shape[0], p.targets
-    sizes = filter_sizes(targets, True, device_of(p.x))
-    grid = (triton.cdiv(N, sizes["ATOMS"]) * triton.cdiv(targets, sizes["QUERIES"]),)
-    product_projections_kernel[grid](
-        **p.atom_arguments,
-        v=p.v,
-        centre=logits.centre,
-        shift=((reference - logits.centre) * p.v.flatten(0, 1)).sum(1),
-        by_products=logits.by_products,
-        out=out,
-        targets=targets,
-        vectors_per_query=targets // p.x.shape[0],
-        one=1.0,
-        **sizes,
-        num_warps=8,
-    )
+    z, v, targets = operand(p), p.v.flatten(0, 1), p.targets
+    origin = p.queries.centre if z.residue is None else p.queries.centre + z.residue
+    level = ((origin - reference).double() * v).sum(1)
+    slope = torch.full_like(level, z.factor)
+    coefficients = torch.stack([slope, *[torch.zeros_like(level)] * 4])
+    coefficients[2] = level
+    coefficients, rows = coefficients.float(), split(v)
+    exact = logits.by_products.repeat_interleave(targets // p.x.shape[0])
+    if few(targets):
+        expand(z, None, rows, coefficients, out, exact)  # a masked atom's is not read
+        return out
+    for c in chunks(p, z):
+        expand(c.z, None, rows, coefficients, out[:, c.at], exact)
     return out

@@ -73,7 +73,7 @@ def merge_squares_kernel(
     vectors,
     alpha,  # [B]; None, with sigma: diag C instead of diag F
     sigma,  # [B], or None
-    shift,  # [B], double: what all logits of a query lack, in natural logarithms; or None
+    common,  # [B], double: what the logits leave out; None, with log_prob
     mean,  # out [B, d], or None
     out,  # out: diag F or diag C [B, d], or tr C in parts [B, blocks of d], double
     log_prob,  # out [B], or None
@@ -128,9 +128,9 @@ def merge_squares_kernel(
         log_norm = (0.9189385332046727 + tl.log(b_sigma)) * d  # (d/2) log(2 pi sigma^2)
         # atoms is an integer: a float argument would be a float32
         share = total / tl.full((), atoms, tl.float64)
-        b_log_prob = max_logit.to(tl.float64) * LN2 + tl.log(share) - log_norm
-        if shift is not None:
-            b_log_prob += tl.load(shift + i_target)
+        b_log_prob = (
+            max_logit.to(tl.float64) * LN2 + tl.load(common + i_target) + tl.log(share) - log_norm
+        )
         tl.store(log_prob + i_target, b_log_prob.to(T))
         tl.store(ess + i_target, (total * total / weight_square_sum).to(T))
 

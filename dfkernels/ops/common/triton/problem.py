@@ -12,6 +12,26 @@ from torch import Tensor
 
 from ..moments import load
 
+NEAR = 2  # a query is near the cloud, for its noise, if |x - alpha centre|^2 <= NEAR d sigma^2
+SAMPLED = 64  # atoms whose mean is the centre
+
+
+class Anchored(NamedTuple):
+    """Every query as x = anchor + rest, so that with a = anchor - alpha y
+
+        |x - alpha y|^2 = |rest|^2 + <a, a + 2 rest>
+
+    where |rest|^2, the same for all atoms, is left out of the logits. Near the cloud the anchor is
+    alpha times its centre; elsewhere it is x, and the rest is 0.
+    """
+
+    stored_centre: Tensor  # [d]: the centre as atoms are stored; the centre is scale * it + offset
+    centre: Tensor  # [d]: roughly the middle of the cloud
+    anchor: Tensor  # [B, d]
+    rest: Tensor  # [B, d]
+    near: Tensor  # [B], bool
+    common: Tensor  # [B], double: -|rest|^2/(2 sigma^2), what the logits leave out
+
 
 class Problem(NamedTuple):
     """One call of a data-set op: contiguous tensors (except for the rows of y), log pi normalised.
@@ -27,6 +47,15 @@ class Problem(NamedTuple):
     log_pi: Tensor | None  # [N], natural logarithms; None: uniform
     scale: float
     offset: float
+    queries: Anchored | None = None  # what logits are computed from
+
+    def rows(self, s: slice | Tensor) -> Problem:
+        """The call for some of the queries, or for all in another order."""
+        q = self.queries
+        if q is not None:
+            q = q._replace(anchor=q.anchor[s], rest=q.rest[s], near=q.near[s], common=q.common[s])
+        v = None if self.v is None else self.v[s]
+        return self._replace(x=self.x[s], v=v, alpha=self.alpha[s], sigma=self.sigma[s], queries=q)
 
     @property
     def targets(self) -> int:
@@ -64,6 +93,32 @@ def stored_atoms(x: Tensor, y: Tensor, scale: float, offset: float) -> tuple[Ten
     return y, scale, offset
 
 
+def centre_of(y: Tensor, log_pi: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The mean of some stored atoms that are not masked, [d]; any point would do, a close one costs
+    the fewest digits. Of whole numbers it is a whole number."""
+    some = slice(None, None, max(1, y.shape[0] // SAMPLED))
+    atoms = y[some].to(dtype)
+    if log_pi is None:
+        centre = atoms.mean(0)
+    else:
+        valid = (log_pi[some] > -math.inf)[:, None]
+        centre = torch.where(valid, atoms, 0).sum(0) / valid.sum().clamp_min(1)
+    return centre.round() if y.dtype == torch.uint8 else centre
+
+
+def anchored(p: Problem) -> Anchored:
+    """The queries of a call, and the centre of its atoms."""
+    stored = centre_of(p.y, p.log_pi, p.x.dtype)
+    centre = load(stored, p.x.dtype, p.scale, p.offset)
+    anchor = p.alpha[:, None] * centre
+    rest = p.x - anchor
+    square, variance = rest.double().square().sum(1), p.sigma.double().square()
+    near = square <= NEAR * p.x.shape[1] * variance
+    common = torch.where(near, -square / (2 * variance), 0)
+    anchor, rest = (torch.where(near[:, None], *t) for t in ((anchor, p.x), (rest, 0.0)))
+    return Anchored(stored, centre, anchor, rest, near, common)
+
+
 def make_problem(
     x: Tensor,
     y: Tensor,
@@ -81,6 +136,7 @@ def make_problem(
     if log_prior is not None:
         log_prior = log_prior.contiguous() if normalised else torch.log_softmax(log_prior, 0)
     v = None if v is None else v.contiguous()
-    return Problem(
+    p = Problem(
         x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_prior, scale, offset
     )
+    return p._replace(queries=anchored(p))

@@ -171,7 +171,8 @@ def store_moments(
 
 @triton.jit
 def sweep_kernel(
-    x,  # [B, d]
+    anchor,  # [B, d]
+    rest,  # [B, d]: x = anchor + rest
     y,  # [N, d], rows y_stride apart; the atoms are scale * y + offset
     v,  # [targets, d], or None
     alpha,  # [B]
@@ -209,10 +210,10 @@ def sweep_kernel(
     """Accumulates the moments of the module's docstring: one program has TARGETS targets, D
     coordinates and one split of the atoms.
 
-    Logits are in base 2: logit = log2 pi - log2(e) |x - alpha y|^2/(2 sigma^2), computed here by
-    differences, unless they are GIVEN.
+    Logits are in base 2, log2 pi - log2(e) (|x - alpha y|^2 - |rest|^2)/(2 sigma^2), computed here
+    by differences, unless they are GIVEN.
     """
-    T = x.dtype.element_ty
+    T = anchor.dtype.element_ty
     target_blocks = tl.cdiv(targets, TARGETS)
     parts = tl.cdiv(d, D)  # 1 unless GIVEN
     part = tl.program_id(0) % parts
@@ -226,9 +227,10 @@ def sweep_kernel(
     b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
     b_sigma = tl.load(sigma + i_query, mask=active, other=1.0)
     factor = -0.5 * LOG2E / (b_sigma * b_sigma)
-    b_x = tl.load(x + i_query * d + k, mask=mask, other=0.0)
-    b_v = tl.load(v + i_target * d + k, mask=mask, other=0.0) if MATVEC else b_x
-    b_reference = tl.zeros_like(b_x)
+    b_anchor = tl.load(anchor + i_query * d + k, mask=mask, other=0.0)
+    b_rest = tl.load(rest + i_query * d + k, mask=mask, other=0.0)
+    b_v = tl.load(v + i_target * d + k, mask=mask, other=0.0) if MATVEC else b_anchor
+    b_reference = tl.zeros_like(b_anchor)
     if GIVEN and MATVEC:
         b_reference = tl.load(reference + i_target * d + k, mask=mask, other=0.0)
     m = no_moments(factor, b_reference)
@@ -265,8 +267,8 @@ def sweep_kernel(
                 taint = tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
                 b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
-                u = b_x - b_alpha * b_y
-                distance = tl.sum(u * u, COORD_AXIS, keep_dims=True)
+                a = b_anchor - b_alpha * b_y
+                distance = tl.sum(a * (a + 2 * b_rest), COORD_AXIS, keep_dims=True)
                 taint = tl.sum(distance, 1, keep_dims=True)
                 logit = factor * distance
                 if PRIOR:
