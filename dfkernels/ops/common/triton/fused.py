@@ -186,7 +186,9 @@ def prepared(p: Problem) -> Prepared | None:
     size = ratio.abs() * (x_square * largest).sqrt() + alpha * ratio * largest / 2
     takes = size <= d + SPARE
     by_products, order = takes.to(torch.int32).sort(stable=True)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+    back = torch.empty_like(order).scatter_(
+        0, order, torch.arange(len(order), dtype=order.dtype, device=x.device)
+    )
     x, ratio, alpha, x_square = (t[order] for t in (x, ratio, alpha, x_square))
     moved = p.rows(order)
     factor = ratio * LOG2E.value
