@@ -158,7 +158,8 @@ def test_error_at_every_level(way, name):
         y = y.to(dtype)
         p["y"] = scale * y.float() + offset
         narrow = {"scale": scale, "offset": offset}
-        got = by_launchers(p, 4, DATA_OPS[:3], y=y, **narrow)
+        ops = DATA_OPS[:3] if sigma in (0.1, 3.0, 30.0) else DATA_OPS[:1]
+        got = by_launchers(p, 4, ops, y=y, **narrow)
         exact = difference_form(**p)
         plain = difference_form(**p, dtype=torch.float32)
         unit = {
