@@ -238,8 +238,8 @@ def sum_tiling(rows: int, atom_bytes: int, in_registers: bool, device: Device) -
     stacked = rows <= 16
     ROWS = 4 if rows <= 4 else 16 if stacked else 64
     D = 256 if rows <= 4 else 128
-    if in_registers:  # and operands of tensor cores there too, but on Hopper and Blackwell
-        D = 64 if device.cc // 10 in (9, 10) else 32
+    if in_registers:  # Hopper's tensor cores leave room there: they read operands from memory
+        D = 64 if device.cc // 10 == 9 else 32
     stages = 3
     width = 4 * ROWS if stacked else 3 * ROWS
     while stages * 64 * (D * atom_bytes + 2 * width) > device.shared - 2**13:
