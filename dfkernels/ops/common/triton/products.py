@@ -244,8 +244,8 @@ def sum_tiling(rows: int, atom_bytes: int, in_registers: bool, device: Device) -
     width = 4 * ROWS if stacked else 3 * ROWS
     while stages * 64 * (D * atom_bytes + 2 * width) > device.shared - 2**13:
         stages -= 1
-    warps = 4 if stacked or not in_registers else 8
-    return Tiling({"D": D, "ATOMS": 64, "ROWS": ROWS, "STAGES": stages}, stacked, warps)
+    sizes = {"D": D, "ATOMS": 64, "ROWS": ROWS, "STAGES": stages}
+    return Tiling(sizes, stacked, 4 if ROWS == 4 else 8)
 
 
 def _few_sums(p: Problem, weights: Tensor, chosen: Tensor, at: slice, squared: bool) -> Tensor:
