@@ -113,6 +113,8 @@ def tiling(
     D, stages = 32 if in_registers else 128 if stacked else 64, 3
     while stages * D * (128 * atom_bytes + 2 * width) > device.shared - 2**13:
         D, stages = (D // 2, 3) if stages == 2 else (D, 2)
+    if device.cc // 10 == 10 and atom_bytes > 4:  # of three parts Triton holds copies there
+        D, stages = 32, 2
     return Tiling({"D": D, "ATOMS": 128, "ROWS": ROWS, "STAGES": stages}, stacked, 8)
 
 
