@@ -118,7 +118,7 @@ def images(study: Study, theme: Theme) -> Figure:
     rows = study.samples
     square = lambda x: x.view(-1, study.side, study.side)
     framed = [nn.functional.pad(square(x), (1, 1, 1, 1), value=-1) for x in rows.values()]
-    mosaic = torch.cat([x.permute(1, 0, 2).reshape(10, -1) for x in framed])
+    mosaic = torch.cat([x.permute(1, 0, 2).reshape(study.side + 2, -1) for x in framed])
     figure = Figure(figsize=(6.8, 0.45 * len(rows)))
     axis = figure.add_axes((0.33, 0.01, 0.66, 0.98), anchor="W")
     axis.imshow(mosaic, cmap="gray_r", vmin=-1, vmax=1)
