@@ -25,6 +25,7 @@ from .nsgf_networks import BATCH, Effort, fitted, straight_denoiser, straight_lo
 __all__ = ["BLUR", "ETA", "PLUS", "SAMPLES", "STEPS", "Row", "Study", "Times", "study"]
 
 BLUR, ETA, STEPS = 1.0, 0.4, 5  # of the first phase; an image is 10 to 20 from noise
+TRAINING, FLOWS, FLOWN = 1200, 40, 256  # at most: steps; flows of the pool, and their points
 SAMPLES = 1500
 COUNTS = (5, 15, 55)  # steps of the second phase
 PLUS = ("NSGF++, trained time", "NSGF++, exact time")
@@ -154,8 +155,8 @@ def _networks(
             noise,
             image,
             BLUR,
-            batches=budget.batches,
-            n=BATCH,
+            batches=min(budget.batches, FLOWS),
+            n=FLOWN,
             steps=STEPS,
             eta=ETA,
             generator=torch.Generator().manual_seed(1),
@@ -173,8 +174,9 @@ def _networks(
         return nsgf.time_loss(network, Pairs(x_0, y), generator)
 
     def kept(network: nn.Module, name: str, loss) -> nn.Module:
-        about = {"network": name, "blur": BLUR, "eta": ETA, "pool": budget.batches}
-        return fitted(network, loss, out / f"nsgf-{data.lower()}-{name}.pt", budget.training, about)
+        about = {"network": name, "blur": BLUR, "eta": ETA, "pool": min(budget.batches, FLOWS)}
+        path, steps = out / f"nsgf-{data.lower()}-{name}.pt", min(budget.training, TRAINING)
+        return fitted(network, loss, path, steps, about)
 
     event = VectorNet(d, width=budget.width, depth=3)
     v = kept(event, "velocity", velocity)

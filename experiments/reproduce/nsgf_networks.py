@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 ETA, STEPS = 0.4, 10  # of the 2-D flows
-BATCH = 256  # of training, and the points of a flow in the pool
+BATCH = 256  # of training
 _ROWS = 2048  # points sampled together, which fit a cache
 METHODS = ("NSGF", "FM", "OT-CFM")
 
@@ -44,7 +44,8 @@ class Effort:
 
     width: int
     training: int  # steps
-    batches: int  # of the pool
+    batches: int  # flows of the pool
+    flown: int  # points of a flow
     coupled: int  # points of either kind, of OT-CFM's plan
     seeds: int  # of the tests
     points: int  # of an assignment
@@ -54,8 +55,8 @@ class Effort:
 
 def effort(quick: bool) -> Effort:
     if quick:
-        return Effort(32, 12, 1, 300, 2, 128, 1000, 2000)
-    return Effort(256, 1200, 40, 4096, 8, 1024, 20_000, 100_000)
+        return Effort(32, 12, 1, 256, 300, 2, 128, 1000, 2000)
+    return Effort(256, 3600, 80, 512, 4096, 8, 1024, 20_000, 100_000)
 
 
 def trained(method: str, name: str, task: Set, budget: Effort, out: Path) -> nn.Module:
@@ -67,7 +68,14 @@ def trained(method: str, name: str, task: Set, budget: Effort, out: Path) -> nn.
         lambda: loss(task, budget),
         out / f"nsgf-{name}-{method.lower()}.pt",
         budget.training,
-        {"method": method, "set": name, "blur": task.blur, "eta": ETA, "pool": budget.batches},
+        {
+            "method": method,
+            "set": name,
+            "blur": task.blur,
+            "eta": ETA,
+            "pool": budget.batches,
+            "flown": budget.flown,
+        },
     )
 
 
@@ -126,7 +134,7 @@ def _nsgf(task: Set, budget: Effort) -> Callable[[nn.Module, torch.Generator], T
         task.target,
         task.blur,
         batches=budget.batches,
-        n=BATCH,
+        n=budget.flown,
         steps=STEPS,
         eta=ETA,
         generator=torch.Generator().manual_seed(1),

@@ -69,9 +69,8 @@ def planar_tables(found: dict[str, Found], budget: Effort) -> list[Table]:
             f" {scales}. All networks: the same MLP, 3 x {budget.width}, {budget.training:,} steps"
             f" of Adam on batches of 256. NSGF: blur a quarter of the standard"
             " deviation of a coordinate of the target (1.1 for scurve, 2.0 to 2.3 elsewhere), η ="
-            f" {ETA:g}, a pool of"
-            f" {budget.batches} flows of 256 points. OT-CFM: pairs drawn from one plan between"
-            f" {budget.coupled:,} points.",
+            f" {ETA:g}, a pool of {budget.batches} flows of {budget.flown} points. OT-CFM: pairs"
+            f" drawn from one plan between {budget.coupled:,} points.",
         ),
         Table(
             f"Energy distance x 1000, {STEPS} steps",
