@@ -295,8 +295,8 @@ def bound_tiles_kernel(
     QUERIES: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Bounds of the logits by one product of bfloat16 numbers, which changes <q, t> by at most
-    2^-8 |q| |t|."""
+    """Bounds of the logits by one product of bfloat16 numbers: a rounding of 2^-8 of each operand
+    changes <q, t> by about 2^-7 |q| |t| at most."""
     blocks = tl.cdiv(B, QUERIES)
     split = (tl.program_id(0) // blocks).to(tl.int64)
     i_query = (tl.program_id(0) % blocks).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
@@ -318,10 +318,10 @@ def bound_tiles_kernel(
         b_y = tl.load(y + start * D + n[:, None] * D + k)
         y_square = tl.load(weights + 2 * (start + n))[None, :]
         product = tl.dot(b_q, b_y.T, input_precision="ieee")
-        # 2^-8 and 2^-18 for the roundings of the operands, d 2^-23 for the sum of products; the
+        # 2^-7 and 2^-16 for the roundings of the operands, d 2^-23 for the sum of products; the
         # rest for |t|^2, q and what is added to the product
         size = b_norm * tl.sqrt(y_square)
-        error = size * (0.00392 + d * 1.2e-7) + (4e-6 + d * 2e-9) * (size + b_half * y_square)
+        error = size * (0.00785 + d * 1.2e-7) + (4e-6 + d * 2e-9) * (size + b_half * y_square)
         logit = product - b_half * y_square
         if BIASED:
             bias = tl.load(weights + 2 * (start + n) + 1)[None, :]
