@@ -60,7 +60,7 @@ def test_every_shape(device, matvec):
     for B, K, N, d in itertools.product(BATCHES, (1, 3), (1, 77, 65_536, 10**6), DIMENSIONS):
         plan = fused.plan(B, K, N, d, 4, matvec, device)
         if plan is None:
-            assert (matvec and d > 16 and device.cc in (80, 120)) or (d > 8 and device.cc == 100)
+            assert matvec and d > 16 and device.cc != 90
             continue
         sizes, tile = plan.sizes, plan.sweep
         assert all(n > 0 and n & (n - 1) == 0 for n in sizes.values())

@@ -55,9 +55,8 @@ class Pass(NamedTuple):
 def _tile(D: int, matvec: bool, device: Device) -> dict[str, int] | None:
     """The tile of `fused_moments_kernel`: the parts of queries and vectors stay, those of atoms are
     loaded a tile ahead. Tensor cores that read their operands from registers leave room for half as
-    many numbers, and with vectors for few coordinates only."""
-    if device.cc // 10 == 10:
-        return None  # Triton 3.7 makes a trap of the kernel there
+    many numbers, and with vectors for few coordinates only; so does the tensor memory of Blackwell,
+    where Triton 3.7 makes a trap of a kernel that needs more of it than there is."""
     from_shared = device.cc // 10 == 9
     if matvec and D > 16 and not from_shared:
         return None
