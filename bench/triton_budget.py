@@ -306,7 +306,10 @@ def resources(kernel) -> dict[str, int]:
         # a cubin may hold functions that the kernel calls: the most of any
         said = re.findall(r"REG:(\d+) STACK:(\d+)", tool("cuobjdump", "-res-usage", file.name))
         registers, stack = (max(map(int, numbers)) for numbers in zip(*said, strict=True))
-        spills = loop_spills(tool("cuobjdump", "-sass", file.name)) if stack else 0
+        sass = tool("cuobjdump", "-sass", file.name) if stack or registers < 16 else ""
+    if sass and not re.search(r"\bEXIT\b", sass):
+        raise RuntimeError("the compiler has made a trap of the kernel")
+    spills = loop_spills(sass) if stack else 0
     shared = kernel.metadata.shared
     return {"registers": registers, "stack": stack, "loop_spills": spills, "shared": shared}
 
