@@ -109,11 +109,14 @@ def tiling(
     """
     stacked = few(rows) and rows <= 16
     ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
+    blackwell = device.cc // 10 == 10
+    if blackwell and atom_bytes > 4:  # six sums of 128 x 128 are more than tensor memory holds
+        ROWS = min(ROWS, 64)
     width = 4 * ROWS if stacked else row_parts * ROWS
     D, stages = 32 if in_registers else 128 if stacked else 64, 3
     while stages * D * (128 * atom_bytes + 2 * width) > device.shared - 2**13:
         D, stages = (D // 2, 3) if stages == 2 else (D, 2)
-    if device.cc // 10 == 10 and atom_bytes > 4:  # of three parts Triton holds copies there
+    if blackwell and atom_bytes > 4:  # of three parts Triton holds copies in shared memory
         D, stages = 32, 2
     return Tiling({"D": D, "ATOMS": 128, "ROWS": ROWS, "STAGES": stages}, stacked, 8)
 
