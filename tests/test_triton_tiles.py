@@ -100,7 +100,10 @@ def test_tiles_of_products_fit(device):
             t = logits.tiling(rows, row_parts, size, in_registers, device)
             s = t.sizes
             columns = s["ROWS"] * (4 if t.stacked else row_parts)
-            assert s["ROWS"] >= min(rows, 128) and t.stacked == (rows <= 16)
+            # tensor memory of Blackwell: 512 numbers for each of 128 rows, for six sums
+            most = 64 if device.cc // 10 == 10 and size == 6 else 128
+            assert s["ROWS"] >= min(rows, most) and t.stacked == (rows <= 16)
+            assert most == 128 or 6 * s["ROWS"] <= 512
             assert s["D"] >= 16 and s["ATOMS"] * s["ROWS"] <= 64 * 32 * t.warps
             moved = s["D"] * (s["ATOMS"] * size + 2 * columns)
             assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
