@@ -50,8 +50,8 @@ MUTANTS = [
     ),
     Mutant(
         "fisher_error: R, not R^2",
-        "self.dropped_mass * self._radius**2",
-        "self.dropped_mass * self._radius",
+        "size = (ratio * self._radius) ** 2",
+        "size = ratio**2 * self._radius",
         SHARP,
     ),
     Mutant(
@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     Mutant(
         "fields: layout unchecked in a file",
-        '        check_layout(index, _shape(cloud), torch.device("cpu"))\n',
+        '        check_layout(index, shape_of(cloud), torch.device("cpu"))\n',
         "",
         FIELDS,
     ),
@@ -273,7 +273,7 @@ MUTANTS = [
     ),
     Mutant(
         "ShardedCloud: trusts a file whose time is another one",
-        "seen[0] == shard.mtime_ns",
+        "seen[0] == self.manifest.shards[i].mtime_ns",
         "True",
         "tests/test_sharded.py",
     ),

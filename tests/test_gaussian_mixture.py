@@ -353,7 +353,7 @@ def test_what_asks_for_points_says_so():
     ideal = df.Denoiser.exact(mixture, df.schedule.EDM())
     with pytest.raises(ValueError, match="^tolerance: expected None with a GaussianMixture"):
         df.DiffusionFisher(MEANS, mixture, 1, 1, tolerance=1e-6)
-    with pytest.raises(TypeError, match=r"^train: expected a PointCloud .* learnt by heart"):
+    with pytest.raises(TypeError, match=r"^train: expected a PointCloud, .* learnt by heart"):
         df.audit(ideal, mixture, None)
     points = df.PointCloud(mixture.sample(64, torch.Generator().manual_seed(0)))
     report = df.audit(ideal, points, None, levels=2, points=0, samples=0, queries=8)
