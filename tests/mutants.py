@@ -44,8 +44,8 @@ MUTANTS = [
     # the formulas of the results' bounds
     Mutant(
         "fisher_error: alpha/sigma^2, not its square",
-        "return ratio**2 * self.dropped_mass",
-        "return ratio * self.dropped_mass",
+        "size = (ratio * self._radius) ** 2",
+        "size = ratio * self._radius**2",
         SHARP,
     ),
     Mutant(
