@@ -15,11 +15,14 @@ import pytest
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
 FILES = sorted(p for p in (HERE / "interpreted").glob("*.py") if p.stem != "conftest")
+LONG = ("data_ops", "expanded", "one_pass")  # a process each; the others share one, and its start
+GROUPS = {name: [HERE / "interpreted" / f"{name}.py"] for name in LONG}
+GROUPS["others"] = [p for p in FILES if p.stem not in LONG]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_interpreted(path):
+@pytest.mark.parametrize("paths", GROUPS.values(), ids=GROUPS.keys())
+def test_interpreted(paths):
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
@@ -32,7 +35,7 @@ def test_interpreted(path):
         "-p",
         "no:cacheprovider",
         "--durations=5",
-        str(path),
+        *map(str, paths),
     ]
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]

@@ -74,7 +74,7 @@ def test_every_case_in_float64(case):
 # offset).
 LOW, FAR, MIDDLE, HIGH, VAST = (1e-3, 0.0), (0.3, 10.0), (1.0, 0.0), (3.0, 10.0), (1e3, 0.0)
 TILES = {
-    "one target": (10, 1, 200, 40, [FAR, VAST]),
+    "one target": (5, 1, 200, 40, [FAR, VAST]),
     "few, behind the filter": (12, 12, 40, 20, [LOW, FAR, HIGH]),
     "few and wide": (
         10,
@@ -122,7 +122,7 @@ def test_float32_error_of_large_logits(together, d):
     """Of 1e4 and more, whose rounding goes into 1/sum w^2; sixteen blocks of coordinates, or,
     without the filter, a row that no program holds.
     """
-    p = inputs(10, 6, d, 0.3, 10.0)
+    p = inputs(4, 6, d, 0.3, 10.0)
     assert far(p, by_launchers(p, together, ["posterior"])) == {}
 
 
@@ -136,7 +136,7 @@ def test_a_row_that_no_program_holds_in_float64():
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("B, together, N, d", [(10, 1, 50, 20), (10, 10, 50, 20)])
+@pytest.mark.parametrize("B, together, N, d", [(4, 1, 50, 20), (10, 10, 50, 20)])
 def test_storage(storage, B, together, N, d):
     p = inputs(B, N, d, 0.5, 0.0) | {"log_prior": None}
     y = (40 * p["y"] + 100).clamp(0, 255).to(storage)
