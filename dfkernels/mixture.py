@@ -60,8 +60,9 @@ class GaussianMixture(Law):
         log_prior: [N], as in `PointCloud`; for example the logarithms of importance weights.
         scale, offset: the means are scale * means + offset.
 
-    A component costs about what an atom costs; with a covariance, queries and results are turned
-    into its axes and back, d^2 operations each. There is no index, and so no `tolerance=`.
+    A component costs about what an atom costs, one with a diagonal of its own several times as
+    much; with a covariance, queries and results are turned into its axes and back, d^2 operations
+    each. There is no index, and so no `tolerance=`.
 
     Raises:
         TypeError: A type, layout or dtype is wrong.
