@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from dfkernels._io import arrays, files
+from dfkernels._io import arrays, files, tensor_files
 from dfkernels._io.files import FileError
 
 ATOMS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -68,7 +68,7 @@ def test_capital_extensions(name):
         with open(name, "wb") as file:
             np.savez(file, a=ATOMS)
     elif name.lower().endswith("safetensors"):
-        files.save_tensors(Path(name), {"a": torch.from_numpy(ATOMS)}, {})
+        tensor_files.save(Path(name), {"a": torch.from_numpy(ATOMS)}, {})
     else:
         torch.save(torch.from_numpy(ATOMS), name)
     assert arrays.load(name).tolist() == ATOMS.tolist()
@@ -119,7 +119,7 @@ def test_large_files_stay_on_disk(suffix):
     elif suffix == "pt":
         torch.save(torch.from_numpy(a), "a.pt")
     else:
-        files.save_tensors(Path("a.safetensors"), {"a": torch.from_numpy(a)}, {})
+        tensor_files.save(Path("a.safetensors"), {"a": torch.from_numpy(a)}, {})
     t = arrays.load(f"a.{suffix}")
     data = Path(f"a.{suffix}").read_bytes()
     with open(f"a.{suffix}", "r+b") as file:
@@ -148,7 +148,7 @@ def test_torch_files_of_the_old_format():
 def test_loading_does_not_depend_on_global_state(monkeypatch):
     np.savez("a.npz", a=ATOMS)
     torch.save(torch.from_numpy(ATOMS), "a.pt")
-    files.save_tensors(
+    tensor_files.save(
         Path("a.safetensors"), {"a": torch.from_numpy(ATOMS), "none": torch.ones(0)}, {}
     )
     before = torch.get_default_dtype()
@@ -313,7 +313,7 @@ def test_safetensors_headers_that_lie(header, message):
     write_safetensors("l.safetensors", header, bytes(48))
     for read in (
         lambda: arrays.load("l.safetensors:y"),
-        lambda: files.read_tensors(Path("l.safetensors")),
+        lambda: tensor_files.read(Path("l.safetensors")),
     ):
         with pytest.raises(FileError, match=message) as error:
             read()
@@ -422,7 +422,7 @@ def test_any_file_cut_or_damaged(suffix):
     elif suffix == "pt":
         torch.save({"a": torch.from_numpy(ATOMS)}, path)
     else:
-        files.save_tensors(path, {"a": torch.from_numpy(ATOMS)}, {})
+        tensor_files.save(path, {"a": torch.from_numpy(ATOMS)}, {})
     whole = path.read_bytes()
     draw = np.random.default_rng(0)
     for at in sorted({0, 1, 7, 9, len(whole) - 1, *draw.integers(0, len(whole), 25).tolist()}):

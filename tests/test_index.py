@@ -15,7 +15,7 @@ import torch
 from test_certified import gaussian, no_cloud_is_small, queries  # noqa: F401
 
 import dfkernels as df
-from dfkernels._io import files
+from dfkernels._io import files, tensor_files
 from dfkernels.certified.index import has_fine_level
 from dfkernels.certified.index_file import FORMAT
 from dfkernels.certified.reference import logits
@@ -152,7 +152,7 @@ def test_of_another_version_or_kind(tmp_path):
     path = tmp_path / "a.safetensors"
     of_cloud = cloud().index()._asdict()
     for metadata in ({"format": "dfkernels index 3", "cloud": "x"}, {"cloud": "x"}):
-        files.save_tensors(path, of_cloud, metadata)
+        tensor_files.save(path, of_cloud, metadata)
         with pytest.raises(
             files.FileError,
             match="expected 'dfkernels index 4', got '(dfkernels index 3|another).*: remove it and",

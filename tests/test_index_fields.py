@@ -13,7 +13,7 @@ import torch
 from test_certified import gaussian, queries
 
 import dfkernels as df
-from dfkernels._io import files
+from dfkernels._io import tensor_files
 from dfkernels._io.files import FileError
 from dfkernels._torch import native
 from dfkernels.certified import select_atoms
@@ -146,7 +146,7 @@ def test_tensors_that_are_not_dense_or_elsewhere(path, y, index):
 
 
 def written(path: Path, index: dict, of: str) -> None:
-    files.save_tensors(path, index, {"format": FORMAT, "cloud": of})
+    tensor_files.save(path, index, {"format": FORMAT, "cloud": of})
 
 
 def of_file(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from test_certified import gaussian, queries
 from torch_state import default_dtype, deterministic
 
-from dfkernels._io import files
+from dfkernels._io import tensor_files
 from dfkernels._torch import native
 from dfkernels.certified import index_file, select_atoms
 from dfkernels.certified.build import build_index
@@ -77,7 +77,7 @@ def test_saved_and_loaded_under_another_state(state, tmp_path):
     with STATES[state]():
         index_file.save_index(tmp_path / "b.safetensors", right, of)
         loaded = index_file.load_index(tmp_path / "a.safetensors", of)
-    first, second = (files.read_tensors(tmp_path / f"{n}.safetensors") for n in "ab")
+    first, second = (tensor_files.read(tmp_path / f"{n}.safetensors") for n in "ab")
     assert first[1] == second[1] and first[0].keys() == second[0].keys()
     assert same(first[0].values(), second[0].values())
     assert same(right, loaded) and not any(t.is_inference() for t in loaded)

@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on_with_the_same_result(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FileError, match=f"{re.escape(str(path))}: truncated or unreadable"):
         pool_of(size=17, checkpoint=path)
-    df._io.files.save_tensors(path, {"a": torch.ones(1)}, {})
+    df._io.tensor_files.save(path, {"a": torch.ones(1)}, {})
     with pytest.raises(FileError, match="no checkpoint of a pool .*configuration.*: delete it"):
         pool_of(checkpoint=path)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import dfkernels as df
-from dfkernels._io import files
+from dfkernels._io import tensor_files
 from dfkernels._io.files import FileError
 from dfkernels.methods import reflow
 from dfkernels.methods.reflow import Pairs
@@ -432,7 +432,7 @@ def test_files_of_another_configuration_are_refused_by_name(tmp_path):
     file.unlink()
     said = "round-2.pt: checkpoint of another configuration: "
     assert refused(seed=1) == f"{said}seed: 0 there, 1 here{end}"
-    files.save_tensors(file, {"noise": torch.zeros(2, 1)}, {})
+    tensor_files.save(file, {"noise": torch.zeros(2, 1)}, {})
     assert refused() == f"{file.name}: no pairs of reflow: name another folder"
 
 

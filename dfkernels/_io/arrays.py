@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, tensor_files
 from .files import FileError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt", ".pth")
@@ -132,7 +132,7 @@ def _npz(path: Path) -> _Held:
 
 
 def _safetensors(path: Path) -> _Held:
-    held, _ = files.open_tensors(path, mode="r")
+    held, _ = tensor_files.opened(path, mode="r")
     return {**held}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
+from . import files, tensor_files
 from .files import FileError
 
 __all__ = ["DTYPES", "Located", "gather", "locate", "read"]
@@ -147,7 +147,7 @@ def _npy(path: Path) -> Located:
 
 
 def _safetensors(path: Path, key: str | None) -> Located:
-    held, _ = files.locate_tensors(path)
+    held, _ = tensor_files.locate(path)
     if key is None and len(held) == 1:
         (key,) = held
     if key is None or key not in held:

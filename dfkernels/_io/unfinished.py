@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from . import files
+from . import files, tensor_files
 from .files import FileError
 from .reserved import ReservedArray
 
@@ -164,7 +164,7 @@ class Unfinished:
         """
         said = {"rows": str(self.rows), "parts": str(parts)}
         with self._writing():
-            files.save_tensors(self._at / STEP, tensors, said)
+            tensor_files.save(self._at / STEP, tensors, said)
 
     def step(self) -> tuple[int, dict[str, Tensor]]:
         """What `keep_step` kept for the next rows, or 0 and nothing. To be asked for once."""
@@ -245,7 +245,7 @@ class Unfinished:
         return done
 
     def _read_step(self) -> tuple[int, dict[str, Tensor]]:
-        tensors, said = files.read_tensors(self._at / STEP)
+        tensors, said = tensor_files.read(self._at / STEP)
         if said.get("rows") != str(self.rows):
             return 0, {}  # of rows that are done
         return int(said["parts"]), {name: t.clone() for name, t in tensors.items()}

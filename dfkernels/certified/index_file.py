@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._io import files
+from .._io import files, tensor_files
 from .build import independent_of_torch_state
 from .index import CloudIndex, check_layout, check_values
 
@@ -31,7 +31,7 @@ def described(
 @independent_of_torch_state
 def save_index(path: Path, index: CloudIndex, cloud: str) -> None:
     """Writes the index of the cloud with fingerprint `cloud`. Raises FileError."""
-    files.save_tensors(path, index._asdict(), {"format": FORMAT, "cloud": cloud})
+    tensor_files.save(path, index._asdict(), {"format": FORMAT, "cloud": cloud})
 
 
 @independent_of_torch_state
@@ -46,7 +46,7 @@ def load_index(path: Path, cloud: str) -> CloudIndex:
             says what to do.
     """
     try:
-        tensors, metadata = files.read_tensors(path)
+        tensors, metadata = tensor_files.read(path)
     except files.FileError as error:
         raise files.FileError(f"{error}; remove it and index anew") from None
     _expect(path, tensors, metadata, cloud)
@@ -59,7 +59,7 @@ def load_index(path: Path, cloud: str) -> CloudIndex:
     return index
 
 
-def read_header(path: Path, cloud: str) -> tuple[dict[str, files.Place], dict[str, int]]:
+def read_header(path: Path, cloud: str) -> tuple[dict[str, tensor_files.Place], dict[str, int]]:
     """Where the tensors of an index stand in its file, and their checksums, for the cloud with
     fingerprint `cloud`. Nothing else is read.
 
@@ -67,7 +67,7 @@ def read_header(path: Path, cloud: str) -> tuple[dict[str, files.Place], dict[st
         FileError: as `load_index` does.
     """
     try:
-        places, metadata = files.locate_tensors(path)
+        places, metadata = tensor_files.locate(path)
         checksums = dict(json.loads(metadata["crc32"]))
     except OSError as error:
         raise files.FileError(f"{path}: cannot read: {error.strerror or error}") from None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._io import arrays, files
+from .._io import arrays, tensor_files
 from .._io.files import FileError
 from .._torch import check
 from .._torch.objects import plain
@@ -219,7 +219,7 @@ def _labels(found: list[Path], parts: list[_Part]) -> Tensor | None:
     with_labels, without = [], []
     for file in found:
         shard = file.suffix.lower() == ".safetensors"
-        has = shard and "labels" in files.open_tensors(file, mode="r")[0]
+        has = shard and "labels" in tensor_files.opened(file, mode="r")[0]
         (with_labels if has else without).append(file)
     if not with_labels:
         return None

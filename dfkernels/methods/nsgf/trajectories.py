@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..._io import files
+from ..._io import files, tensor_files
 from ..._torch import check
 from ..._torch.objects import plain
 from .._reporting import Callback, reporting
@@ -166,14 +166,14 @@ def _save(
 ) -> None:
     tensors = {"x": pool.x, "t": pool.t, "v": pool.v, "generator": generator.get_state()}
     about = {"configuration": json.dumps(run), "done": str(done), "added": str(pool.added)}
-    files.save_tensors(path, tensors, about)
+    tensor_files.save(path, tensors, about)
 
 
 def _resume(
     path: Path, run: dict[str, object], generator: torch.Generator
 ) -> tuple[TrajectoryPool, int]:
     """The pool as far as it came, on the generator's device, and how many batches it took."""
-    held, about = files.read_tensors(path)
+    held, about = tensor_files.read(path)
     try:
         saved = dict(json.loads(about["configuration"]))
         done, added = int(about["done"]), int(about["added"])

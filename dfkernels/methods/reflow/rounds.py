@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..._io import files
+from ..._io import files, tensor_files
 from ..._torch import check
 from .._reporting import Callback, reporting
 from ..denoiser import Denoiser, expect_denoiser
@@ -140,7 +140,7 @@ class _Stored:
 
     def _read(self) -> Pairs:
         assert self.file is not None
-        tensors, metadata = files.read_tensors(self.file)
+        tensors, metadata = tensor_files.read(self.file)
         try:
             saved = dict(json.loads(metadata["configuration"]))
             device = next(_network_of(self.current).parameters()).device
@@ -159,7 +159,7 @@ class _Stored:
         if self.file is not None:
             parts = {"noise": made.noise, "sample": made.sample}
             said = {"configuration": json.dumps(self.configuration)}
-            files.save_tensors(self.file, parts, said)
+            tensor_files.save(self.file, parts, said)
         return made
 
 
