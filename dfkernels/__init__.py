@@ -9,9 +9,11 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from . import adapt, methods, ops, schedule
+from ._fisher_operator import FisherOperator
+from ._merge import merge
 from ._top_k import TopK, top_k
 from .cloud import PointCloud
-from .fisher import DiffusionFisher, FisherOperator
+from .fisher import DiffusionFisher
 from .law import Drawn, Law
 from .linalg.operator import LinearOperator
 from .methods.adjoint import guide
@@ -29,7 +31,7 @@ from .methods.trace_matching import MatchedTrace, denoising_loss, trace_loss
 from .methods.traces import Divergence, Hutchinson
 from .methods.transport import transport_test
 from .mixture import GaussianMixture
-from .partial import Partial, merge
+from .partial import Partial
 
 __all__ = [
     "AuditReport",

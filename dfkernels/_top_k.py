@@ -14,7 +14,7 @@ from ._torch import check, diagnosis
 from ._torch.objects import plain
 from .certified.heaviest import heaviest, k_largest, logits
 from .cloud import PointCloud
-from .fisher import DiffusionFisher, select
+from .fisher import DiffusionFisher
 from .law import Law
 
 __all__ = ["TopK", "top_k"]
@@ -88,7 +88,7 @@ def _of_some(fisher: DiffusionFisher, k: int) -> tuple[Tensor, Tensor]:
     """
     cloud, levels = fisher._points, (fisher.alpha, fisher.sigma)
     assert fisher.tolerance is not None
-    atom, counts, _ = select(fisher.x, cloud, *levels, fisher.tolerance, k)
+    atom, counts, _ = cloud._select(fisher.x, *levels, fisher.tolerance, k)
     x, alpha, sigma = _in_double(fisher)
     query = torch.arange(len(x), dtype=torch.int64, device=x.device).repeat_interleave(
         counts.clamp_min(0)

@@ -14,10 +14,11 @@ from torch import Tensor
 from . import ops
 from ._atoms import checked_log_prior, checked_stored, finite, masked
 from ._io import files
-from ._torch import check
+from ._torch import check, diagnosis
 from ._torch.objects import Watched, plain
 from .certified import build, heaviest, index_file
 from .certified.index import CloudIndex
+from .certified.select_atoms import op as select_atoms
 from .law import Drawn, Law, checked_rows, different_points, per_channel
 from .ops.transport_chain import Chain
 
@@ -149,6 +150,31 @@ class PointCloud(Law):
                 )
                 index_file.save_index(path, found, cloud)
         return CloudIndex(*[t.to(self.device) for t in found])
+
+    @torch.no_grad()
+    def _select(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, tolerance: float, k: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The atoms that can carry weight, found through the index: with a tolerance all but that
+        part of the mass, with k only those that can be among the k heaviest. Levels are [B].
+
+        Returns:
+            (atoms [M], counts [B], dropped [B]): the atoms of one query after another, a count of
+            -1 where all should be taken, and a bound on what is left out.
+        """
+        x, y = x.detach().reshape(len(x), -1), self.y.reshape(len(self), -1)
+        prior = self._log_pi(x.dtype)
+        if k is None:
+            gap = math.log(len(self) / tolerance)
+        else:
+            # logits in float64 and with the priors in float64 may come in another order, by two
+            # roundings of a prior
+            largest = math.log(len(self))
+            if prior is not None:
+                largest = prior[prior > -math.inf].abs().max().item()
+            gap = 2 * torch.finfo(x.dtype).eps * largest
+        queries = (x, y, alpha.detach(), sigma.detach(), prior, self.scale, self.offset)
+        return diagnosis.call(select_atoms, (*queries, *self.index(), gap, k or 1), x=x, y=y)
 
     def posterior(
         self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, **lists: Tensor

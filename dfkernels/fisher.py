@@ -1,10 +1,9 @@
-"""The Fisher information F = -Hessian of log q_t at the queries, as a batch of linear operators,
-with what else one pass over the atoms gives.
+"""The Fisher information of a law of data at the queries, with what else one pass over the atoms
+gives.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._torch import check, diagnosis
-from ._torch.objects import Object, Watched, cached, cached_without_graph, ordinary, plain
+from ._fisher_operator import FisherOperator
+from ._torch.objects import cached, cached_without_graph, ordinary
 from .certified.certificate import Certificate
-from .certified.select_atoms import op as select_atoms
 from .cloud import PointCloud
-from .law import Law, checked_law
-from .linalg.cg import power_of_two
-from .linalg.operator import LinearOperator
+from .law import Law, checked_law, checked_tolerance
 
-__all__ = ["DiffusionFisher", "FisherOperator"]
+__all__ = ["DiffusionFisher"]
 
 # a cloud of fewer numbers, or of shorter atoms, is read as fast as it is searched
 _NUMBERS, _LENGTH = 1 << 21, 512
@@ -34,83 +30,6 @@ class _Part(NamedTuple):
 
     queries: slice | Tensor
     lists: tuple[Tensor, Tensor] | None
-
-
-class FisherOperator(Object, LinearOperator):
-    """A Fisher information F [d, d] for each query x at noise level sigma: the base of all its
-    forms, `DiffusionFisher` and those of `methods.endpoint`.
-
-    A subclass defines `apply`, and `parameters` and `rebuild` for derivatives of `solve`, as for
-    any `LinearOperator`. Vectors have the shape of the queries, and 1/sigma^2 is taken for the size
-    of F.
-
-    Args:
-        x: [B, *E], float32 or float64; the computation follows its dtype.
-        alpha, sigma: float, 0-d or [B]; sigma > 0.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong; the message names it.
-    """
-
-    x, alpha, sigma = Watched[Tensor](), Watched[Tensor](), Watched[Tensor]()
-    _symbol, _element = "F", "query"
-
-    def __init__(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> None:
-        check.query("x", x)
-        self.x = x
-        # with its graph also under no_grad: results may be differentiated later
-        with plain(x.device), torch.set_grad_enabled(True):
-            self.alpha, self.sigma = check.alpha(alpha, x), check.sigma(sigma, x)
-
-    @property
-    def _x(self) -> Tensor:
-        """x for its shape, dtype and device, which a change in place leaves."""
-        return FisherOperator.x.peek(self)
-
-    @property
-    def shape(self) -> torch.Size:  # pyrefly: ignore[bad-override]  # follows from x
-        """(B, d, d)."""
-        return torch.Size((self._x.shape[0], self.d, self.d))
-
-    @property
-    def d(self) -> int:
-        """prod(E)."""
-        return self._x.shape[1:].numel()
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """E."""
-        return self._x.shape[1:]
-
-    @property
-    def dtype(self) -> torch.dtype:  # pyrefly: ignore[bad-override]  # follows from x
-        return self._x.dtype
-
-    @property
-    def device(self) -> torch.device:  # pyrefly: ignore[bad-override]  # follows from x
-        return self._x.device
-
-    @property
-    def T(self) -> FisherOperator:
-        """The transpose: F itself."""
-        return self
-
-    @property
-    def _like(self) -> tuple[str, Tensor]:
-        return "x", self.x
-
-    @property
-    def _width(self) -> Tensor:
-        """The deviation w [B] with which F <= I/w^2."""
-        return self.sigma.detach()
-
-    @property
-    def _unit(self) -> Tensor:
-        return power_of_two(self._width)[:, None]
-
-    @property
-    def _size_in_units(self) -> Tensor:
-        return (self._unit / self._width[:, None]).square()
 
 
 class DiffusionFisher(FisherOperator):
@@ -205,9 +124,8 @@ class DiffusionFisher(FisherOperator):
             return [_Part(slice(None), None)], self._certificate.dropped_mass()
         if self.tolerance is None or len(self.x) == 0 or _is_small(self._points):
             return [_Part(slice(None), None)], self.x.new_zeros(len(self.x), dtype=torch.float64)
-        atoms, counts, dropped = select(
-            self.x, self._points, self.alpha, self.sigma, self.tolerance
-        )
+        levels = (self.alpha, self.sigma)
+        atoms, counts, dropped = self._points._select(self.x, *levels, self.tolerance)
         found = counts >= 0
         if not bool(found.all()) and bool(found.any()):
             sparse, dense = found.nonzero()[:, 0], (~found).nonzero()[:, 0]
@@ -362,57 +280,3 @@ class DiffusionFisher(FisherOperator):
 
 def _is_small(cloud: PointCloud) -> bool:
     return cloud.y.numel() < _NUMBERS or cloud.d < _LENGTH
-
-
-def checked_tolerance(tolerance: float | None, cloud: Law) -> float | None:
-    """Refuses what is no tolerance, or cannot be had of this law."""
-    if tolerance is None:
-        return None
-    value = check.constant("tolerance", tolerance)
-    if not 0 < value < 1:
-        raise check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
-    if (reason := cloud._no_index()) is not None:
-        raise ValueError(f"tolerance: {reason}")
-    return value
-
-
-@torch.no_grad()
-def select(
-    x: Tensor,
-    cloud: PointCloud,
-    alpha: Tensor,
-    sigma: Tensor,
-    tolerance: float,
-    k: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Finds the atoms that can carry weight through the cloud's index.
-
-    Returns (atoms [M], counts [B], dropped [B]): the atoms of one query after another, a count of
-    -1 where all should be taken, and a bound on what is left out. With k only those atoms that can
-    be among the k heaviest.
-    """
-    x = x.detach().reshape(len(x), -1)
-    y = cloud.y.reshape(len(cloud), -1)
-    prior = cloud._log_pi(x.dtype)
-    if k is None:
-        gap = math.log(len(cloud) / tolerance)
-    else:
-        # logits in float64 and with the priors in float64 may come in another order, by two
-        # roundings of a prior
-        largest = (
-            math.log(len(cloud)) if prior is None else prior[prior > -math.inf].abs().max().item()
-        )
-        gap = 2 * torch.finfo(x.dtype).eps * largest
-    args = (
-        x,
-        y,
-        alpha.detach(),
-        sigma.detach(),
-        prior,
-        cloud.scale,
-        cloud.offset,
-        *cloud.index(),
-        gap,
-        k or 1,
-    )
-    return diagnosis.call(select_atoms, args, x=x, y=y)

@@ -20,7 +20,15 @@ from .certified.certificate import Certificate
 from .ops.transport_chain import Chain
 from .ops.transport_chain.reference import advance, coefficients, normalised
 
-__all__ = ["Drawn", "Law", "checked_law", "checked_rows", "different_points", "per_channel"]
+__all__ = [
+    "Drawn",
+    "Law",
+    "checked_law",
+    "checked_rows",
+    "checked_tolerance",
+    "different_points",
+    "per_channel",
+]
 
 _NUMBERS = 1 << 22  # of the vectors that are multiplied together
 _SHUFFLED = 1 << 22  # points, in whose order a permutation is drawn
@@ -322,4 +330,16 @@ def checked_law(name: str, value: object) -> Law:
             f"{name}: expected a PointCloud or a GaussianMixture, got {type(value).__name__}; "
             "wrap it: PointCloud(y)"
         )
+    return value
+
+
+def checked_tolerance(tolerance: float | None, law: Law) -> float | None:
+    """Refuses what is no tolerance, or cannot be had of this law."""
+    if tolerance is None:
+        return None
+    value = check.constant("tolerance", tolerance)
+    if not 0 < value < 1:
+        raise check.mismatch("tolerance", "a number in (0, 1), or None for all atoms", tolerance)
+    if (reason := law._no_index()) is not None:
+        raise ValueError(f"tolerance: {reason}")
     return value

@@ -43,7 +43,7 @@ def test_a_search_for_the_heaviest_atom_keeps_it(N, path):
 def test_log_weights_that_float32_rounds_to_the_same(k, path, monkeypatch):
     """The order is that of the float64 weights, which a search in float32 does not see."""
     monkeypatch.setattr(
-        "dfkernels.fisher.select_atoms", op if path == "compiled" else in_pytorch(path)
+        "dfkernels.cloud.select_atoms", op if path == "compiled" else in_pytorch(path)
     )
     y = normal(1, 40) + 1e-5 * normal(200, 40, seed=1)
     prior = -10 + 1e-7 * normal(200, seed=2, dtype=torch.float64)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._torch import check
+from .._torch.shapes import column
 from ..fisher import DiffusionFisher
 from ..law import Law, checked_law
 from ..methods._posterior_mean import DataSet
-from ..methods._shapes import column
 from ..schedule._base import as_tensor
 
 __all__ = ["Exact", "ExactNetwork", "column", "positive", "times"]

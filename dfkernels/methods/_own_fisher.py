@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .._fisher_operator import FisherOperator
 from .._torch import check
-from ..fisher import DiffusionFisher, FisherOperator
+from ..fisher import DiffusionFisher
 from . import endpoint
 from ._posterior_mean import PosteriorMean
 from .denoiser import Denoiser, expect_denoiser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .._io.elsewhere import Elsewhere
 from .._io.unfinished import Unfinished
+from .._merge import merge
 from ..cloud import PointCloud
 from ..fisher import DiffusionFisher
-from ..partial import Partial, merge
+from ..partial import Partial
 from ._reporting import Callback
 from .sharded import ShardedCloud
 
@@ -23,7 +24,6 @@ __all__ = ["FIELDS", "VECTORS", "posterior_sums", "step_bytes"]
 FIELDS = ("log_prob", "mean", "score", "fisher_trace", "ess")
 VECTORS = ("mean", "score")  # those that have the shape of the queries
 SECONDS = 30.0  # between two Partials that are kept
-_GIVEN = ("x", "alpha", "sigma", "v")  # of a Partial
 
 
 @torch.no_grad()
@@ -88,12 +88,6 @@ def _over_files(
         part = cloud.partial(x, alpha, sigma, files=[i], callback=report)
         total, done = merge([total, part]), done + cloud._files.sizes[i]
         if time.monotonic() - last >= SECONDS and i + 1 < len(cloud.files):
-            work.keep_step(i + 1, _moments(total))
+            work.keep_step(i + 1, total._moments())
             last = time.monotonic()
     return total
-
-
-def _moments(part: Partial) -> dict[str, Tensor]:
-    """What a Partial holds beside its queries."""
-    held = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {name: t for name, t in held.items() if name not in _GIVEN and t is not None}

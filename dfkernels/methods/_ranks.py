@@ -20,7 +20,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -36,8 +36,6 @@ __all__ = ["RankError", "Ranks", "owners"]
 _NOTE = 4096  # bytes in which a rank says something
 _MOST = 500  # letters of an error that travel
 T = TypeVar("T", Partial, tuple[Tensor, ...])
-
-_QUERIES = ("x", "alpha", "sigma", "v")  # of a Partial: all ranks have them
 
 
 class RankError(RuntimeError):
@@ -268,15 +266,9 @@ def _unpacked(row: Tensor) -> dict[str, str]:
     return json.loads(row.cpu().numpy().tobytes())
 
 
-def _moments(part: Partial) -> list[str]:
-    """The names of what is there of a Partial besides the queries."""
-    names = (field.name for field in fields(part))
-    return [name for name in names if name not in _QUERIES and getattr(part, name) is not None]
-
-
 def _tensors(made: Partial | tuple[Tensor, ...]) -> Sequence[Tensor]:
     """What of it is sent."""
-    return [getattr(made, n) for n in _moments(made)] if isinstance(made, Partial) else made
+    return list(made._moments().values()) if isinstance(made, Partial) else made
 
 
 def _like(made: T, flat: Tensor, shapes: Sequence[torch.Size]) -> T:
@@ -284,5 +276,5 @@ def _like(made: T, flat: Tensor, shapes: Sequence[torch.Size]) -> T:
     pieces = flat.split([shape.numel() for shape in shapes])
     tensors = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
     if isinstance(made, Partial):
-        return replace(made, **dict(zip(_moments(made), tensors, strict=True)))
+        return replace(made, **dict(zip(made._moments(), tensors, strict=True)))
     return tuple(tensors)  # pyrefly: ignore[bad-return]  # T is this tuple

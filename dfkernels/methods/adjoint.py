@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._fisher_operator import FisherOperator
 from .._torch import check, diagnosis
-from ..fisher import FisherOperator
+from .._torch.shapes import column
 from ..law import Law
 from ._reporting import Callback, reporting
-from ._shapes import column
 from .denoiser import Denoiser
 from .endpoint import FORMS, fisher
 from .grid import Trajectory, nodes

@@ -25,14 +25,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._fisher_operator import FisherOperator
 from .._torch import check
 from .._torch.objects import ordinary, plain
-from ..fisher import FisherOperator
+from .._torch.shapes import column, flat
 from ..linalg.function import function_product
 from ._drawn import normal
 from ._own_fisher import MODES, data_set_of, in_units, own_fisher
 from ._reporting import Callback, reporting
-from ._shapes import column, flat
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
 

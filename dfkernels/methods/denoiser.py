@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import check
+from .._torch.shapes import column
 from ..law import Law
 from ..schedule import Schedule
 from ._calls import call, checked, dtype_of, random_layers
 from ._posterior_mean import PosteriorMean
-from ._shapes import column
 
 __all__ = ["PREDICTION_TYPES", "Denoiser", "expect_denoiser"]
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._fisher_operator import FisherOperator
 from .._torch import check
 from .._torch.objects import Watched
-from ..fisher import DiffusionFisher, FisherOperator
+from .._torch.shapes import column
+from ..fisher import DiffusionFisher
 from ..law import Law
 from ..schedule._base import as_tensor
 from ._calls import checked
 from ._derivatives import explained
-from ._shapes import column
 from .denoiser import Denoiser, expect_denoiser
 from .trace_matching import MatchedTrace
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from .._torch import check
+from .._torch.shapes import flat
 from . import solvers
 from ._calls import checked
 from ._reporting import Callback, reporting
-from ._shapes import flat
 from .denoiser import Denoiser
 from .grid import noise_range, time_grid
 from .traces import Divergence, Hutchinson, Source, Trace, exact, source_of

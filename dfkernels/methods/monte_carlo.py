@@ -29,10 +29,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._merge import merge
 from .._torch import check
 from .._torch.objects import plain
+from .._torch.shapes import column
 from .._torch.types import Level
-from ..partial import Partial, merge
+from ..partial import Partial
 from ._reporting import Callback, reporting
 from .degenerate import DegenerateWeights
 
@@ -262,7 +264,7 @@ def _estimate(groups: list[Partial], draws: int, state: Tensor) -> Estimate:
 
     def times(factor: Tensor, error: Tensor) -> Tensor:
         """Where alpha is 0 nothing depends on the draws, whatever their error."""
-        found = factor.reshape(-1, *[1] * (error.dim() - 1)) * error
+        found = column(factor, error) * error
         return torch.where(error == math.inf, torch.nan_to_num(found, posinf=math.inf), found)
 
     return Estimate(

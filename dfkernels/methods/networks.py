@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import check
+from .._torch.shapes import column, flat
 from ..schedule import Schedule
-from ._shapes import column, flat
 from .denoiser import Denoiser
 
 __all__ = ["PREDICTS", "ImageNet", "Preconditioned", "VectorNet", "gaussian_power"]

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from .. import ops
 from .._torch import check
+from .._torch.shapes import column, flat
 from ..schedule import Schedule
 from ..schedule._base import as_tensor
 from ._calls import call, checked
-from ._shapes import column, flat
 from .denoiser import Denoiser
 from .grid import noise_range
 from .networks import gaussian_power

@@ -205,7 +205,7 @@ def _resume(path: Path, run: dict[str, object], whole: _State, generator: torch.
         saved = state["configuration"]
         missing = {*parts, "done", "generator"} - state.keys()
     except (*unreadable, TypeError, IndexError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        why = files.first_sentence(error)
         raise files.FileError(
             f"{path}: no checkpoint, or a truncated one ({why}): delete it"
         ) from None

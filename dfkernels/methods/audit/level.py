@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..._torch.shapes import flat
 from ...fisher import DiffusionFisher
-from .._shapes import flat
 from ..convention.queries import Rng
 from . import estimates, jacobian
 from .levels import Level

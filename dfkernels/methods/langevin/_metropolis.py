@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._shapes import flat
+from ..._torch.shapes import flat
 from ..denoiser import Denoiser
 from ._proposals import Krylov, Proposal
 from ._step import Settings, at

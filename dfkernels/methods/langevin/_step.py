@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._fisher_operator import FisherOperator
 from ..._torch import check
-from ...fisher import DiffusionFisher, FisherOperator
+from ..._torch.shapes import flat
+from ...fisher import DiffusionFisher
 from .._own_fisher import in_units, own_fisher
-from .._shapes import flat
 from ..denoiser import Denoiser
 from ._proposals import Isotropic, Krylov, Proposal, RankOne, Spectral, of_spectrum
 from .printed_correction import printed_correction

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..._torch import check
 from ..._torch.objects import ordinary, plain
+from ..._torch.shapes import column
 from .._drawn import normal
 from .._own_fisher import data_set_of
 from .._reporting import Callback, reporting
-from .._shapes import column
 from ..denoiser import Denoiser
 
 __all__ = ["gibbs"]

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..._torch import check, diagnosis
 from ..._torch.errors import UnusableValue
 from ..._torch.objects import ordinary, plain
+from ..._torch.shapes import flat
 from .._drawn import normal, uniform
 from .._own_fisher import MODES, data_set_of
 from .._reporting import Callback, reporting
-from .._shapes import flat
 from ..denoiser import Denoiser
 from ._metropolis import accepts, chosen, linked
 from ._step import Settings, at

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..._torch import check
+from ..._torch.shapes import flat
 from .._calls import call, checked
 from .._reporting import Callback, reporting
-from .._shapes import flat
 from ..grid import Trajectory
 from .flow import step_size
 from .pool import TrajectoryPool

@@ -28,8 +28,8 @@ from torch import Tensor
 from ... import ops
 from ..._torch import check, diagnosis
 from ..._torch.objects import plain
+from ..._torch.shapes import flat
 from ...cloud import PointCloud
-from .._shapes import flat
 
 __all__ = ["TimePosterior", "time_posterior"]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._torch.shapes import column
 from ...schedule import Schedule
-from .._shapes import column
 from ..denoiser import Denoiser, expect_denoiser
 from ..grid import checked_times
 from ..solvers import EULER, HEUN, Tableau, advanced, slopes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._torch import check
-from .._shapes import column, flat
+from ..._torch.shapes import column, flat
 from ..denoiser import Denoiser, expect_denoiser
 from ._straight import time_at, velocity
 from .pairs import Pairs

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ..._torch import check
-from .._shapes import flat
+from ..._torch.shapes import flat
 from ..denoiser import Denoiser, expect_denoiser
 from .loss import residual, stratified
 from .pairs import Pairs

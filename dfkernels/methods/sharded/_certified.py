@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._merge import merge
 from ..._torch import diagnosis
 from ..._torch.errors import Unsupported
 from ...certified.certificate import Certificate
-from ...partial import Partial, merge
+from ...partial import Partial
 from .._reporting import reporting
 from ._index import Indexes
 from ._pass import Pass

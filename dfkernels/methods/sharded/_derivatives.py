@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 
 from ..._torch import check, private
 from ..._torch.errors import Unsupported
+from ..._torch.shapes import column
 from ...partial import Partial
 from ._pass import Pass
 
@@ -138,11 +139,10 @@ def _terms(part: Partial, total: Partial) -> dict[str, Tensor]:
     delta = part.mean - total.mean
     B, d = len(share), math.prod(part.x.shape[1:])
     flat = delta.reshape(B, d)
-    beside = lambda t: share.reshape(-1, *[1] * (t.dim() - 1))
     square = (flat * flat).sum(1)
     terms = {
         "log_mass": share,
-        "mean": beside(delta) * delta,
+        "mean": column(share, delta) * delta,
         "variance": share * (part.variance + square - total.variance),
         "weight_square": share**2 * part.weight_square - 2 * total.weight_square * share,
     }
@@ -151,10 +151,10 @@ def _terms(part: Partial, total: Partial) -> dict[str, Tensor]:
         rows = check.vectors("v", part.v, "x", part.x, d).double()
         along = (flat[:, None] * rows).sum(-1, keepdim=True)
         product = product + (flat[:, None] * along).reshape(part.v.shape)
-        terms["covariance_product"] = beside(product) * (product - of_all)
+        terms["covariance_product"] = column(share, product) * (product - of_all)
     spread, of_all = part.covariance_diagonal, total.covariance_diagonal
     if spread is not None and of_all is not None:
-        terms["covariance_diagonal"] = beside(spread) * (spread + delta * delta - of_all)
+        terms["covariance_diagonal"] = column(share, spread) * (spread + delta * delta - of_all)
     return terms
 
 

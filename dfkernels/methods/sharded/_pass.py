@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..._merge import merge
 from ...law import per_channel
-from ...partial import Partial, merge
+from ...partial import Partial
 from .._reporting import Callback, reporting
 from ._files import Files
 from ._manifest import Numbers

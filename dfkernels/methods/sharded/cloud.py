@@ -15,8 +15,8 @@ from torch import Tensor, distributed
 from ..._torch import check, diagnosis
 from ..._torch.objects import plain
 from ..._torch.types import Level
-from ...fisher import DiffusionFisher, checked_tolerance
-from ...law import Drawn, checked_rows, different_points, per_channel
+from ...fisher import DiffusionFisher
+from ...law import Drawn, checked_rows, checked_tolerance, different_points, per_channel
 from ...ops import Posterior
 from ...partial import Partial
 from .._ranks import Ranks
