@@ -12,11 +12,10 @@ import torch
 from numpy import ma
 from torch import Tensor
 
-from ._torch import check
+from ._torch import check, dtypes
 
-__all__ = ["STORED", "as_tensor", "checked_log_prior", "checked_stored", "finite", "masked"]
+__all__ = ["as_tensor", "checked_log_prior", "checked_stored", "finite", "masked"]
 
-STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 # elements looked at together; bounds the memory of a check on a memory-mapped array
 _BLOCK = 1 << 22
 
@@ -24,8 +23,8 @@ _BLOCK = 1 << 22
 def checked_stored(name: str, value: Tensor | np.ndarray) -> Tensor:
     """Atoms [N, *E] in a dtype in which they may be stored, with N >= 1 and E not empty."""
     y = as_tensor(name, value)
-    if y.dtype not in STORED:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in STORED)
+    if y.dtype not in dtypes.STORED:
+        names = ", ".join(dtypes.STORED_BY_NAME)
         raise TypeError(f"{name}: expected dtype {names}, got {y.dtype}")
     if y.ndim < 1 or y.numel() == 0:
         raise ValueError(

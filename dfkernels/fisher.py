@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import ops
 from ._fisher_operator import FisherOperator
+from ._torch import check, words
 from ._torch.objects import cached, cached_without_graph, ordinary
 from .certified.certificate import Certificate
 from .cloud import PointCloud
@@ -80,10 +81,8 @@ class DiffusionFisher(FisherOperator):
         checked_law("cloud", cloud)
         super().__init__(x, alpha, sigma)
         if x.shape[1:] != cloud.event_shape:
-            expected = ", ".join(map(str, ("B", *cloud.event_shape)))
-            raise ValueError(
-                f"x: expected shape [{expected}] to match the cloud, got {list(x.shape)}"
-            )
+            expected = words.shape(["B", *cloud.event_shape])
+            raise check.mismatch("x", f"shape {expected} to match the cloud", list(x.shape))
         self.cloud, self.tolerance = cloud, checked_tolerance(tolerance, cloud)
 
     def _unchanged(self) -> None:

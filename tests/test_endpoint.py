@@ -533,7 +533,8 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: fisher("vjp", p.x, p.t, p.cloud),
             TypeError,
-            "denoiser: expected a Denoiser, got PointCloud",
+            "denoiser: expected a Denoiser, got PointCloud; wrap it: Denoiser.exact(cloud, "
+            "schedule)",
         ),
         (
             lambda p: p.fisher("vjp", x=p.x.half()),

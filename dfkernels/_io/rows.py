@@ -15,19 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._torch import dtypes, words
 from . import files, tensor_files
 from .files import FileError
 
-__all__ = ["DTYPES", "Located", "gather", "locate", "read"]
+__all__ = ["Located", "gather", "locate", "read"]
 
-DTYPES = {  # by name, those that atoms can have
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "uint8": torch.uint8,
+_NPY = {
+    np.dtype(name): dtype
+    for name, dtype in dtypes.STORED_BY_NAME.items()
+    if dtype != torch.bfloat16
 }
-_NPY = {np.dtype(name): DTYPES[name] for name in ("float64", "float32", "float16", "uint8")}
 
 
 class Located(NamedTuple):
@@ -51,7 +49,7 @@ class Located(NamedTuple):
     @property
     def kind(self) -> str:
         """What one row is, for a message."""
-        return f"rows {list(self.shape[1:])} in {str(self.dtype).removeprefix('torch.')}"
+        return f"rows {list(self.shape[1:])} in {words.dtype(self.dtype)}"
 
 
 def locate(path: Path, key: str | None) -> Located:
@@ -76,10 +74,10 @@ def locate(path: Path, key: str | None) -> Located:
         raise FileError(f"{path}: cannot read: {error.strerror or error}") from None
     except Exception as error:  # parsers of damaged files raise whatever comes to their mind
         raise FileError(f"{path}: truncated or unreadable: {files.first_sentence(error)}") from None
-    if found.dtype not in DTYPES.values():
+    if found.dtype not in dtypes.STORED:
         raise FileError(
             f"{found.name}: expected float64, float32, float16, bfloat16 or uint8, got "
-            f"{str(found.dtype).removeprefix('torch.')}"
+            f"{words.dtype(found.dtype)}"
         )
     if len(found.shape) < 1 or not math.prod(found.shape):
         raise FileError(

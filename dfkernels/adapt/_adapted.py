@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from .._torch import check
+
 __all__ = ["Adapted"]
 
 
@@ -22,8 +24,7 @@ class Adapted(nn.Module):
         Raises:
             TypeError: The network is not callable.
         """
-        if not callable(network):
-            raise TypeError(f"{name}: expected a callable, got {type(network).__name__}")
+        check.function(name, network, "a callable")
         super().__init__()
         self.network = network
         self.training = getattr(network, "training", False)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._torch import check
 from ..law import Law
 from ..methods.denoiser import Denoiser
 from ._adapted import Adapted
@@ -96,11 +97,7 @@ class ExactAzula(ExactNetwork):
         schedule: Callable[[Tensor], tuple[Tensor, Tensor]],
         tolerance: float | None,
     ) -> None:
-        if not callable(schedule):
-            raise TypeError(
-                f"schedule: expected a callable schedule(t) -> (alpha, sigma), got "
-                f"{type(schedule).__name__}"
-            )
+        check.function("schedule", schedule, "a callable schedule(t) -> (alpha, sigma)")
         super().__init__(cloud, tolerance)
         self.schedule = schedule
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .._constants import CODE_TILE, MOST_AXES
+from .._torch import words
 
 
 class CloudIndex(NamedTuple):
@@ -105,7 +106,7 @@ def check_layout(index: CloudIndex, shape: Sequence[int], device: torch.device) 
         if t.layout != torch.strided:
             raise RuntimeError(f"{name}: expected a dense tensor, got {t.layout}")
         if t.dtype != FIELDS[name].dtype:
-            expected, got = (str(a).removeprefix("torch.") for a in (FIELDS[name].dtype, t.dtype))
+            expected, got = (words.dtype(a) for a in (FIELDS[name].dtype, t.dtype))
             raise RuntimeError(f"{name}: expected {expected}, got {got}")
         if t.device != device:
             raise RuntimeError(f"{name}: expected device {device}, got {t.device}")

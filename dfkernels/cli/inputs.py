@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from .._io import arrays
 from .._io.files import FileError
+from .._torch import words
 from ..cloud import PointCloud
 from ..methods.sharded import ShardedCloud
 
@@ -108,7 +109,9 @@ def sharded(
     except ValueError as error:
         raise FileError(f"--{error}") from None  # memory: ...
     if cloud.dtype == torch.float64 != dtype:
-        raise FileError(f"{folder}: holds float64: expected --dtype float64, got {short(dtype)}")
+        raise FileError(
+            f"{folder}: holds float64: expected --dtype float64, got {words.dtype(dtype)}"
+        )
     return cloud
 
 
@@ -126,9 +129,9 @@ def queries(name: str, data: str, event_shape: torch.Size, dtype: torch.dtype) -
     """
     found = arrays.load(name)
     if found.ndim < 1 or found.shape[1:] != event_shape or not len(found):
-        expected = ", ".join(["B", *map(str, event_shape)])
+        expected = words.shape(["B", *event_shape])
         raise FileError(
-            f"{name}: expected shape [{expected}] with B >= 1 to match {data}, got"
+            f"{name}: expected shape {expected} with B >= 1 to match {data}, got"
             f" {list(found.shape)}"
         )
     for start, block in _blocks(found):
@@ -143,7 +146,7 @@ def described(t: Tensor | None) -> str:
     crc = 0
     for _, block in _blocks(t):
         crc = zlib.crc32(block.contiguous().flatten().view(torch.uint8).numpy().data, crc)
-    return f"{short(t.dtype)} {list(t.shape)}, checksum {crc}"
+    return f"{words.dtype(t)} {list(t.shape)}, checksum {crc}"
 
 
 def _blocks(t: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -184,14 +187,10 @@ def converted(
                 "; --dtype float64 computes with more digits" if dtype == torch.float32 else ""
             )
             raise FileError(
-                f"{name}: expected numbers that {short(dtype)} can hold, got"
+                f"{name}: expected numbers that {words.dtype(dtype)} can hold, got"
                 f" {block[tuple(index)].item()} at index {place}{way_out}"
             )
     return out
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def check_finite(name: str, x: Tensor, first: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from .._torch import words
+
 __all__ = ["KINDS", "with_given"]
 
 KINDS = (RuntimeError, IndexError, TypeError)  # themselves: no kind of theirs, such as of memory
@@ -77,4 +79,4 @@ def _is_own(error: Exception) -> bool:
 
 
 def _described(t: Tensor) -> str:
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+    return f"{list(t.shape)} {words.dtype(t)} on {t.device}"

@@ -28,7 +28,7 @@ from torch import Tensor, distributed
 
 from .. import __version__
 from .._io import files
-from .._torch import native
+from .._torch import native, words
 from ..partial import Partial
 
 __all__ = ["RankError", "Ranks", "owners"]
@@ -244,9 +244,9 @@ def _versions() -> str:
 def _described(value: object) -> str:
     """A short text that tells a value apart from others."""
     if isinstance(value, Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
         crc = files.checksum(value.detach().cpu().contiguous())
-        return f"{dtype} {list(value.shape)} on {value.device.type} (checksum {crc})"
+        kind = f"{words.dtype(value)} {list(value.shape)}"
+        return f"{kind} on {value.device.type} (checksum {crc})"
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 100 else f"{text[:60]}... (checksum {zlib.crc32(text.encode())})"
 

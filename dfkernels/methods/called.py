@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .._torch import check
+
 __all__ = ["Called"]
 
 
@@ -30,12 +32,8 @@ class Called(nn.Module):
     """
 
     def __init__(self, model: nn.Module, call: Callable[..., object]) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-        if not callable(call):
-            raise TypeError(
-                f"call: expected a callable call(model, x, t), got {type(call).__name__}"
-            )
+        check.instance("model", model, nn.Module, "an nn.Module")
+        check.function("call", call, "a callable call(model, x, t)")
         super().__init__()
         self.model, self.call = model, call
         self.training = model.training

@@ -56,10 +56,7 @@ class ClassifierFreeGuidance(nn.Module):
         self, network: Callable[..., object], scale: float, null: Mapping[str, object]
     ) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(
-                f"network: expected a callable network(x, t), got {type(network).__name__}"
-            )
+        check.function("network", network, "a callable network(x, t)")
         if not isinstance(null, Mapping) or not null:
             raise TypeError(f"null: expected a dict of keyword arguments, got {null!r:.80}")
         self.network, self.scale = network, check.constant("scale", scale)

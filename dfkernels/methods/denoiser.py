@@ -104,17 +104,11 @@ class Denoiser(nn.Module):
         *,
         clock: Clock | None = None,
     ) -> None:
-        if not callable(network):
-            raise TypeError(
-                f"network: expected a callable network(x, t), got {type(network).__name__}"
-            )
-        if not isinstance(schedule, Schedule):
-            raise TypeError(
-                f"schedule: expected a dfkernels.schedule, got {type(schedule).__name__}"
-            )
+        check.function("network", network, "a callable network(x, t)")
+        check.instance("schedule", schedule, Schedule, "a dfkernels.schedule")
         check.choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        if clock is not None and not callable(clock):
-            raise TypeError(f"clock: expected a callable clock(t), got {type(clock).__name__}")
+        if clock is not None:
+            check.function("clock", clock, "a callable clock(t)")
         super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
         self.clock, self.conditions, self._shared = clock, {}, _Shared()
@@ -301,7 +295,12 @@ class _Shared:
 def expect_denoiser(denoiser: object) -> None:
     """Refuses what is no Denoiser, such as a network or a data set that is not wrapped in one."""
     if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"denoiser: expected a Denoiser, got {type(denoiser).__name__}")
+        way = "(network, schedule, prediction_type)"
+        if isinstance(denoiser, Law):
+            way = ".exact(cloud, schedule)"
+        raise TypeError(
+            f"denoiser: expected a Denoiser, got {type(denoiser).__name__}; wrap it: Denoiser{way}"
+        )
 
 
 def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:

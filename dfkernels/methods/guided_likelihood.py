@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import check
+from .._torch import check, words
 from . import _results, likelihood, samplers
 from ._reporting import Callback, reporting
 from .denoiser import Denoiser
@@ -227,7 +227,7 @@ class _Settings:
             "method": self.method,
             "steps": self.steps if equal else 0,
             "data_std": self.data_std,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": words.dtype(self.dtype),
         }
 
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from .._io import arrays, tensor_files
 from .._io.files import FileError
-from .._torch import check
+from .._torch import check, dtypes, words
 from .._torch.objects import plain
 from ._shards import of_folder, stamp, written
 
 __all__ = ["Latents"]
 
-_STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _STATISTICS = "latents_stats.pt"
 _BLOCK = 1 << 22  # numbers that are converted together
 PerChannel = float | Sequence[float] | np.ndarray | Tensor
@@ -158,8 +157,8 @@ class _Part(NamedTuple):
         name = str(file) if key is None else f"{file}:{key}"
         seen = stamp(file)
         array = _mapped(name, seen)
-        if array.dtype not in _STORED:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STORED)
+        if array.dtype not in dtypes.STORED:
+            names = ", ".join(dtypes.STORED_BY_NAME)
             raise FileError(f"{name}: expected dtype {names}, got {array.dtype}")
         if array.ndim < 2 or not array.numel():
             raise FileError(
@@ -175,8 +174,7 @@ class _Part(NamedTuple):
 
     @property
     def kind(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"rows {list(self.event_shape)} in {dtype}"
+        return f"rows {list(self.event_shape)} in {words.dtype(self.dtype)}"
 
     def array(self) -> Tensor:
         """The array, memory-mapped. Raises FileError."""

@@ -141,10 +141,7 @@ def estimate(
     n = check.integer("n", n, 1)
     wanted = -math.inf if tol is None else check.positive("tol", tol)
     seed = check.integer("seed", seed, 0, 2**63 - 1)
-    if not callable(sampler):
-        raise TypeError(
-            f"sampler: expected a function (n, generator) -> y, got {type(sampler).__name__}"
-        )
+    check.function("sampler", sampler, "a function (n, generator) -> y")
     batch = min(_LARGEST_BATCH, -(-n // GROUPS)) if batch is None else batch
     batch = check.integer("batch", batch, 1)
     check.query("x", x)
@@ -173,8 +170,7 @@ def estimate(
 
 def _groups_of(start: Estimate, nothing: Partial) -> list[Partial]:
     """The groups of an earlier result, which is for these queries."""
-    if not isinstance(start, Estimate):
-        raise TypeError(f"start: expected an Estimate, got {type(start).__name__}")
+    check.instance("start", start, Estimate, "an Estimate")
     try:
         merge([nothing, start.groups[0]])
     except ValueError as error:

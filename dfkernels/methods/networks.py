@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .._torch import check
+from .._torch import check, words
 from .._torch.shapes import column, flat
 from ..schedule import Schedule
 from .denoiser import Denoiser
@@ -264,7 +264,7 @@ class ImageNet(_Stage):
             self.event,
             self.event[1:] if self.event[0] == 1 else self.event,
         ):
-            raise check.mismatch("x", f"shape {['B', *self.event]}".replace("'", ""), list(x.shape))
+            raise check.mismatch("x", f"shape {words.shape(['B', *self.event])}", list(x.shape))
         start = self.first(x.view(-1, *self.event)) + self.position
         features = self._features(start, _code(level))
         if self.output == "scalar":

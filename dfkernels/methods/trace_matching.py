@@ -216,10 +216,7 @@ class MatchedTrace:
     """
 
     def __init__(self, network: TraceNetwork, denoiser: Denoiser, form: str = "residual") -> None:
-        if not callable(network):
-            raise TypeError(
-                f"network: expected a callable network(x, t), got {type(network).__name__}"
-            )
+        check.function("network", network, "a callable network(x, t)")
         check.choice("form", form, FORMS)
         self.network, self.denoiser, self.form = network, denoiser, form
 

@@ -69,10 +69,7 @@ class Function(Source):
     trace: Trace
 
     def __post_init__(self) -> None:
-        if not callable(self.trace):
-            raise TypeError(
-                f"trace: expected a callable trace(x, t), got {type(self.trace).__name__}"
-            )
+        check.function("trace", self.trace, "a callable trace(x, t)")
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,17 +15,19 @@ Who checks what:
 from __future__ import annotations
 
 from ._data_set import lists, narrow, points, values, variance, vectors
+from ._errors import function, instance, mismatch
 from ._levels import alpha, given_levels, per_query, sigma
 from ._numbers import choice, constant, generator, integer, of_numpy, positive
 from ._tensors import like, query, same, stored, tensor, unmasked, values_hidden
-from ._words import mismatch
 
 __all__ = [
     "alpha",
     "choice",
     "constant",
+    "function",
     "generator",
     "given_levels",
+    "instance",
     "integer",
     "like",
     "lists",

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dtypes, words
 from ..types import Level
-from . import _words as words
+from ._errors import mismatch, wrong_type
 from ._levels import alpha, sigma
 from ._numbers import choice, constant, in_range
 from ._tensors import query, same, tensor
-from ._words import mismatch, wrong_type
-
-_NARROW = (torch.float16, torch.bfloat16, torch.uint8)
 
 
 def points(
@@ -83,15 +81,13 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
 
 def narrow(name: str, a: Tensor, x: Tensor) -> None:
     """Refuses a dtype in which atoms cannot be stored beside queries x."""
-    if a.dtype == x.dtype or a.dtype in _NARROW:
-        return
-    if a.dtype == torch.float64:
+    if a.dtype not in dtypes.STORED:
+        raise wrong_type(name, "float64, float32, float16, bfloat16 or uint8", words.dtype(a))
+    if a.dtype == torch.float64 != x.dtype:
         raise TypeError(
             f"{name}: expected float32 or narrower to go with float32 x, got float64: convert x "
             f"or {name}"
         )
-    if not (a.dtype == torch.float32 and x.dtype == torch.float64):
-        raise wrong_type(name, "float64, float32, float16, bfloat16 or uint8", words.dtype(a))
 
 
 def values(a: Tensor, x: Tensor, y: Tensor) -> Tensor:

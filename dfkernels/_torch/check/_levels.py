@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import words
 from ..types import Level
-from . import _words as words
+from ._errors import mismatch, wrong_type
 from ._numbers import in_range, of_numpy
 from ._tensors import tensor
-from ._words import mismatch, wrong_type
 
 
 def alpha(value: Level, x: Tensor, batched: bool = False) -> Tensor:

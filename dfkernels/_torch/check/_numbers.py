@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import private
-from . import _words as words
+from .. import private, words
+from ._errors import mismatch, wrong_type
 from ._tensors import unmasked
-from ._words import mismatch, wrong_type
 
 
 def constant(name: str, a: Any) -> float:

@@ -8,11 +8,8 @@ import sys
 import torch
 from torch import Tensor
 
-from .. import private
-from . import _words as words
-from ._words import mismatch, wrong_type
-
-_COMPUTE = (torch.float32, torch.float64)
+from .. import dtypes, private, words
+from ._errors import mismatch, wrong_type
 
 
 def tensor(name: str, t: object) -> None:
@@ -72,7 +69,7 @@ def unmasked(name: str, a: object) -> None:
 def query(name: str, x: Tensor) -> Tensor:
     """Queries [B, *E] in a compute dtype, as flat [B, d]."""
     tensor(name, x)
-    if x.dtype not in _COMPUTE:
+    if x.dtype not in dtypes.COMPUTED:
         raise wrong_type(name, "float32 or float64", words.dtype(x))
     if x.dim() == 2:
         return x

@@ -17,7 +17,7 @@ from ...law import Law
 from .._reporting import Callback, reporting
 from ..convention import CheckReport, check
 from ..convention.queries import Rng, data_mean, data_std
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 from ..sharded import ShardedCloud
 from . import level, likelihoods, samples, verdict
 from .checkpoint import Parts
@@ -231,11 +231,7 @@ def _checked(denoiser: Denoiser, train: Points | None, held_out: Points | None) 
     Raises:
         TypeError, ValueError: One of the arguments is wrong.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(
-            f"denoiser: expected a Denoiser, got {type(denoiser).__name__}; wrap it: "
-            "Denoiser(network, schedule, prediction_type)"
-        )
+    expect_denoiser(denoiser)
     given = {"train": train, "held_out": held_out}
     for name, cloud in given.items():
         if cloud is not None and not isinstance(cloud, Points):

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from ..._torch import words
+
 __all__ = ["dumps", "loads", "plain", "typed"]
 
 FORMAT = "dfkernels audit 1"
@@ -38,8 +40,8 @@ def loads(kind: type, text: str) -> Any:
 def plain(value: object) -> Any:
     """A value in what JSON has: tensors and named fields become dicts."""
     if isinstance(value, Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return {"dtype": dtype, "shape": list(value.shape), "values": value.flatten().tolist()}
+        values = value.flatten().tolist()
+        return {"dtype": words.dtype(value), "shape": list(value.shape), "values": values}
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..._io import files
 from ..._page import extra
+from ..._torch import check
 from ...cloud import PointCloud
 from ..audit.report import AuditReport
 from ..sharded import ShardedCloud
@@ -36,11 +37,10 @@ def write_page(
         TypeError, ValueError: report is no `AuditReport`, or train is not what it was made of; or
             the file cannot be written (a `FileError` that names it).
     """
-    if not isinstance(report, AuditReport):
-        raise TypeError(f"report: expected an AuditReport, got {type(report).__name__}")
-    if train is not None and not isinstance(train, PointCloud | ShardedCloud):
-        raise TypeError(
-            f"train: expected a PointCloud, a ShardedCloud or None, got {type(train).__name__}"
+    check.instance("report", report, AuditReport, "an AuditReport")
+    if train is not None:
+        check.instance(
+            "train", train, (PointCloud, ShardedCloud), "a PointCloud, a ShardedCloud or None"
         )
     audited = report.settings
     if train is not None and (len(train), *train.event_shape) != (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..._torch import check as argument
 from ...law import Law, checked_law
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, expect_denoiser
 from ..grid import noise_range
 from .explain import explanations
 from .outputs import output, read
@@ -95,11 +95,7 @@ def check(
             the cloud has fewer than 4 atoms, or all the same, or the schedule has no noise as high
             as is needed; the message names it.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(
-            f"denoiser: expected a Denoiser, got {type(denoiser).__name__}; wrap it: "
-            "Denoiser(network, schedule, prediction_type)"
-        )
+    expect_denoiser(denoiser)
     checked_law("cloud", cloud)
     rng, before = Rng(generator), denoiser.evaluations
     count = None if queries is None else argument.integer("queries", queries, 1)

@@ -40,8 +40,7 @@ def velocity_loss(
     Raises:
         TypeError, ValueError: An argument or the network's output is wrong; the message names it.
     """
-    if not isinstance(pool, TrajectoryPool):
-        raise TypeError(f"pool: expected a TrajectoryPool, got {type(pool).__name__}")
+    check.instance("pool", pool, TrajectoryPool, "a TrajectoryPool")
     x, t, v = pool.draw(batch, generator)
     out = checked("network", call(network, x, t, {}), x, t)
     return flat(out - v).square().mean()

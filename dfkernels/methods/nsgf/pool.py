@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._torch import check
+from ..._torch import check, words
 
 __all__ = ["STORED", "TrajectoryPool"]
 
@@ -53,10 +53,9 @@ class TrajectoryPool:
         return min(self.added, self.size)
 
     def __repr__(self) -> str:
-        kind = str(self.x.dtype).removeprefix("torch.")
         return (
             f"TrajectoryPool({len(self)} of {self.size} points of shape {[*self.x.shape[1:]]}, "
-            f"{kind}, {self.x.device})"
+            f"{words.dtype(self.x)}, {self.x.device})"
         )
 
     def add(self, x: Tensor, t: float, v: Tensor) -> None:
@@ -85,15 +84,14 @@ class TrajectoryPool:
     def _row(self, name: str, a: Tensor) -> Tensor:
         check.tensor(name, a)
         if a.shape[1:] != self.x.shape[1:] or not a.dim():
-            want = f"shape {['n', *self.x.shape[1:]]}".replace("'", "")
-            raise check.mismatch(name, want, [*a.shape])
+            want = words.shape(["n", *self.x.shape[1:]])
+            raise check.mismatch(name, f"shape {want}", [*a.shape])
         if a.device != self.x.device:
             raise check.mismatch(name, f"device {self.x.device} like the pool", a.device)
         out = a.detach().to(self.x.dtype)
         if not bool(out.isfinite().all()):
-            kind = str(self.x.dtype).removeprefix("torch.")
             worst = a.detach().abs().max().item()
-            raise check.mismatch(name, f"finite values in {kind}", f"{worst:g}")
+            raise check.mismatch(name, f"finite values in {words.dtype(self.x)}", f"{worst:g}")
         return out
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..._torch import check, diagnosis
+from ..._torch import check, diagnosis, words
 from ..._torch.objects import plain
 from ..._torch.shapes import flat
 from ...cloud import PointCloud
@@ -70,11 +70,10 @@ def time_posterior(x: Tensor, cloud: PointCloud, *, end: float = 1e-3) -> TimePo
         TypeError, ValueError: An argument is wrong; the message names it.
     """
     check.query("x", x)
-    if not isinstance(cloud, PointCloud):
-        raise TypeError(f"cloud: expected a PointCloud, got {type(cloud).__name__}")
+    check.instance("cloud", cloud, PointCloud, "a PointCloud")
     if x.shape[1:] != cloud.event_shape:
-        want = f"shape {['B', *cloud.event_shape]} to go with the cloud".replace("'", "")
-        raise check.mismatch("x", want, [*x.shape])
+        want = words.shape(["B", *cloud.event_shape])
+        raise check.mismatch("x", f"shape {want} to go with the cloud", [*x.shape])
     diagnosis.finite("x", x.detach())
     end = check.positive("end", end)
     if end >= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..._torch import check
 from ..reflow import Pairs
 from ..reflow.loss import stratified
 
@@ -42,8 +43,7 @@ def time_loss(predictor: nn.Module, pairs: Pairs, generator: torch.Generator) ->
     Raises:
         TypeError, ValueError: An argument or the predictor's output is wrong; the message names it.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check.instance("pairs", pairs, Pairs, "Pairs")
     t = stratified(pairs, generator)
     out = predictor(pairs.at(t))
     if not isinstance(out, Tensor) or out.shape != t.shape:

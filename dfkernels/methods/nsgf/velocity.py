@@ -72,8 +72,8 @@ def velocity(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
     """
-    if start is not None and not isinstance(start, Velocity):
-        raise TypeError(f"start: expected a Velocity, got {type(start).__name__}")
+    if start is not None:
+        check.instance("start", start, Velocity, "a Velocity")
     out = found(x, y, blur, a, b, tol, max_iter, start)
     warn("velocity", [out.marginal_error], tol, stacklevel=3)
     return out

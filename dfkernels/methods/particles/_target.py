@@ -25,8 +25,8 @@ class Target:
 
     def __init__(self, log_target: Function | None, grad_log_target: Function | None) -> None:
         for name, given in (("log_target", log_target), ("grad_log_target", grad_log_target)):
-            if given is not None and not callable(given):
-                raise TypeError(f"{name}: expected a callable, got {type(given).__name__}")
+            if given is not None:
+                check.function(name, given, "a callable")
         if log_target is None and grad_log_target is None:
             raise TypeError("log_target: expected it or grad_log_target, got None for both")
         self.log_target, self.grad_log_target = log_target, grad_log_target

@@ -68,8 +68,7 @@ def evolve(
         TypeError, ValueError: An argument is wrong, or what a function of the target returns, or
             step_size is too large for the flow to be stable; the message names it.
     """
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow: expected a Flow, got {type(flow).__name__}")
+    check.instance("flow", flow, Flow, "a Flow")
     steps = check.integer("steps", steps, 0)
     flow._check(particles, generator)
     ess, energy, warned = [], [], False

@@ -58,9 +58,7 @@ class Flow:
     copy_noise: float | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.functional):
-            got = type(self.functional).__name__
-            raise TypeError(f"functional: expected a function of Particles, got {got}")
+        check.function("functional", self.functional, "a function of Particles")
         if not isinstance(self.metric, Metric):
             raise TypeError(
                 "metric: expected Wasserstein(), Kalman() or Stein(), got "
@@ -103,8 +101,7 @@ class Flow:
             return self._moved(particles, self._variation(particles), generator)
 
     def _check(self, particles: Particles, generator: torch.Generator | None) -> None:
-        if not isinstance(particles, Particles):
-            raise TypeError(f"particles: expected Particles, got {type(particles).__name__}")
+        check.instance("particles", particles, Particles, "Particles")
         if self.weights == "duplicate-kill" and not isinstance(generator, torch.Generator):
             raise TypeError(
                 "generator: expected a torch.Generator for weights='duplicate-kill', got "
@@ -113,10 +110,7 @@ class Flow:
 
     def _variation(self, particles: Particles) -> Variation:
         found = self.functional(particles)
-        if not isinstance(found, Variation):
-            raise TypeError(
-                f"functional: expected it to return a Variation, got {type(found).__name__}"
-            )
+        check.instance("functional", found, Variation, "it to return a Variation")
         check.like("functional: gradient", found.gradient, "x", particles.x)
         if found.value is None and self.weights is not None:
             raise check.mismatch(

@@ -61,8 +61,7 @@ def exact(pairs: Pairs, bandwidth: float) -> Denoiser:
     Raises:
         TypeError, ValueError: An argument is wrong.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check.instance("pairs", pairs, Pairs, "Pairs")
     if not len(pairs):
         raise check.mismatch("pairs", "at least one pair", "none")
     network = PairVelocity(pairs, check.positive("bandwidth", bandwidth))

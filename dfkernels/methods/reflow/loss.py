@@ -33,8 +33,7 @@ def loss(denoiser: Denoiser, pairs: Pairs, generator: torch.Generator) -> Tensor
     Raises:
         TypeError, ValueError: An argument or the network's output is wrong; the message names it.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check.instance("pairs", pairs, Pairs, "Pairs")
     expect_denoiser(denoiser)
     square = residual(denoiser, pairs, stratified(pairs, generator))
     return square.mean() / pairs.noise.shape[1:].numel() if len(pairs) else square.sum()

@@ -222,8 +222,7 @@ def mix(made: Pairs, real: Pairs, ratio: float, generator: torch.Generator) -> P
         TypeError, ValueError: An argument is wrong, or there are no real pairs to take.
     """
     for name, given in (("made", made), ("real", real)):
-        if not isinstance(given, Pairs):
-            raise TypeError(f"{name}: expected Pairs, got {type(given).__name__}")
+        check.instance(name, given, Pairs, "Pairs")
     check.like("real.noise", real.noise[:0], "made.noise", made.noise[:0])
     check.generator(generator)
     ratio = check.constant("ratio", ratio)

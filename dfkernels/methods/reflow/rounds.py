@@ -79,9 +79,7 @@ def rounds(
         FloatingPointError: A loss or a gradient is not finite.
     """
     _network_of(denoiser)
-    if not callable(recipe):
-        got = type(recipe).__name__
-        raise TypeError(f"recipe: expected a callable recipe(current, generator), got {got}")
+    check.function("recipe", recipe, "a callable recipe(current, generator)")
     count, steps = check.integer("count", count, 1), check.integer("steps", steps, 1)
     batch, seed = check.integer("batch", batch, 1), check.integer("seed", seed)
     folder = None if folder is None else files.folder(Path(folder))
@@ -152,8 +150,7 @@ class _Stored:
 
     def _make(self) -> Pairs:
         made = self.recipe(self.current, self.generator(0))
-        if not isinstance(made, Pairs):
-            raise TypeError(f"recipe: expected Pairs from it, got {type(made).__name__}")
+        check.instance("recipe", made, Pairs, "Pairs from it")
         if not len(made):
             raise check.mismatch("recipe", "at least one pair from it", "none")
         if self.file is not None:

@@ -50,8 +50,7 @@ def straightness(
     Raises:
         TypeError, ValueError: An argument or the network's output is wrong; the message names it.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check.instance("pairs", pairs, Pairs, "Pairs")
     times = check.integer("times", times, 1)
     expect_denoiser(denoiser)
     denoiser.warn_in_training("straightness")
@@ -84,8 +83,7 @@ def straightness_of_pairs(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
     """
-    if not isinstance(pairs, Pairs):
-        raise TypeError(f"pairs: expected Pairs, got {type(pairs).__name__}")
+    check.instance("pairs", pairs, Pairs, "Pairs")
     if not len(pairs):
         raise check.mismatch("pairs", "at least one pair", "none")
     check.generator(generator)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..._io import rows
 from ..._io.files import FileError
-from ..._torch import check
+from ..._torch import check, dtypes
 from .._ranks import Ranks, owners
 from .._shards import stamp
 from . import _manifest
@@ -65,7 +65,7 @@ class Files:
     @property
     def dtype(self) -> torch.dtype:
         """Of the rows."""
-        return rows.DTYPES[self.manifest.dtype]
+        return dtypes.STORED_BY_NAME[self.manifest.dtype]
 
     @property
     def row_bytes(self) -> int:

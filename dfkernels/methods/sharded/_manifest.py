@@ -14,7 +14,7 @@ import torch
 from ..._io import files, rows
 from ..._io.files import FileError
 from ..._io.rows import Located
-from ..._torch import check
+from ..._torch import check, dtypes, words
 from .._shards import of_folder, stamp
 
 __all__ = ["NAME", "Manifest", "Numbers", "Shard", "blocks", "load", "make", "numbers"]
@@ -127,8 +127,7 @@ def make(
         if stamp(path) != (mtime_ns, size):
             raise FileError(f"{path}: has changed while it was read")
         shards.append(Shard(path.name, at.key, at.shape[0], size, mtime_ns, crc))
-    dtype = str(first.dtype).removeprefix("torch.")
-    return Manifest(event, dtype, scale, offset, tuple(shards))
+    return Manifest(event, words.dtype(first.dtype), scale, offset, tuple(shards))
 
 
 def blocks(at: Located) -> Iterator[tuple[int, torch.Tensor, int]]:
@@ -168,7 +167,7 @@ def load(path: Path) -> Manifest:
             raise ValueError("no shards")
         event = tuple(check.integer("event_shape", n, 1) for n in state["event_shape"])
         scale, offset = (numbers(name, state[name], event) for name in ("scale", "offset"))
-        check.choice("dtype", state["dtype"], tuple(rows.DTYPES))
+        check.choice("dtype", state["dtype"], tuple(dtypes.STORED_BY_NAME))
         return Manifest(event, state["dtype"], scale, offset, shards)
     except FileNotFoundError:
         raise FileError(

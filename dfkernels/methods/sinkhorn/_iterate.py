@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._torch import words
 from ._anderson import Anderson
 from ._problem import Problem
 from .not_converged import NotConverged
@@ -160,9 +161,8 @@ def warn(state: State, tol: float, dtype: torch.dtype) -> None:
     worst = int(torch.where(left, state.error, -1).argmax())
     why = f"after {int(state.iterations[worst])} iterations; raise max_iter, blur or tol"
     if state.stopped[worst] == _ROUNDING:
-        kind = str(dtype).removeprefix("torch.")
         more = "give x and y in float64, or " if dtype == torch.float32 else ""
-        why = f"where rounding in {kind} hides the rest; {more}raise blur or tol"
+        why = f"where rounding in {words.dtype(dtype)} hides the rest; {more}raise blur or tol"
     of = f"{int(left.sum())} of {len(left)} problems " if len(left) > 1 else ""
     at = f"{of}stopped at a marginal error of {'up to ' * bool(of)}{float(state.error[worst]):.1e}"
     warnings.warn(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..._torch import check
+from ..._torch import check, words
 from ._iterate import State
 from ._points import Points, checked_points
 from ._problem import Problem
@@ -134,7 +134,7 @@ class Coupling:
         check.narrow("matrix", matrix, p.x.rows)
         lead = p.y.weights.shape[0 if self._batched else 1 :]
         if matrix.shape[: len(lead)] != lead:
-            want = f"shape {[*lead, '*K']}, a row for each y".replace("'", "")
+            want = f"shape {words.shape([*lead, '*K'])}, a row for each y"
             raise check.mismatch("matrix", want, [*matrix.shape])
         given = matrix if self._batched else matrix[None]
         y, prior = p.atoms(g)
@@ -188,8 +188,8 @@ class Coupling:
         rows, G = checked_points("x", x, self._batched), len(own.rows)
         if rows.shape[2:] != own.shape or len(rows) != G:
             lead = [G, "B"] if self._batched else ["B"]
-            shape = f"shape {[*lead, *own.shape]}".replace("'", "")
-            raise check.mismatch("x", shape, [*x.shape])
+            want = f"shape {words.shape([*lead, *own.shape])}"
+            raise check.mismatch("x", want, [*x.shape])
         if x.dtype != own.dtype or x.device != own.rows.device:
             found = f"{x.dtype} on {x.device}"
             want = f"{own.dtype} on {own.rows.device}, as the points solved for"

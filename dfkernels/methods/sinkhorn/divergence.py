@@ -78,8 +78,8 @@ def divergence(
     """
     check.positive("tol", tol)
     check.integer("max_iter", max_iter, 1)
-    if start is not None and not isinstance(start, Divergence):
-        raise TypeError(f"start: expected a Divergence, got {type(start).__name__}")
+    if start is not None:
+        check.instance("start", start, Divergence, "a Divergence")
     before = (None, None, None) if start is None else start[1:]
     check.query("x", x)
     with torch.no_grad(), plain(x.device):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..._torch import check
+from ..._torch import check, words
 from ..._torch.objects import plain
 from .._reporting import Callback, reporting
 from ._iterate import iterate, warn
@@ -128,8 +128,8 @@ def problem_of(
     far = None if reach is None else check.positive("reach", reach)
     if others.shape[2:] != points.shape[2:] or len(others) != len(points):
         lead = [len(x), "m"] if batched else ["m"]
-        want = f"shape {[*lead, *points.shape[2:]]} to go with x of shape {[*x.shape]}"
-        raise check.mismatch("y", want.replace("'", ""), [*y.shape])
+        want = f"shape {words.shape([*lead, *points.shape[2:]])} to go with x of shape {[*x.shape]}"
+        raise check.mismatch("y", want, [*y.shape])
     check.same("y", y, "x", x)
     first = checked_weights("a", a, "x", points, batched)
     second = first if itself else checked_weights("b", b, "y", others, batched)

@@ -1,4 +1,4 @@
-"""How an error says what was expected and what came."""
+"""Shapes, dtypes and types as an error or a summary says them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def mismatch(name: str, expected: str, got: object) -> ValueError:
-    """The error for an argument of the right type whose shape, device or value is wrong."""
-    return ValueError(f"{name}: expected {expected}, got {got}")
-
-
-def wrong_type(name: str, expected: str, got: object) -> TypeError:
-    """The error for an argument of the wrong type or dtype."""
-    return TypeError(f"{name}: expected {expected}, got {got}")
+__all__ = ["dtype", "kind", "shape"]
 
 
 def shape(sizes: Sequence[object]) -> str:
@@ -24,7 +16,7 @@ def shape(sizes: Sequence[object]) -> str:
 
 
 def dtype(of: Tensor | torch.dtype) -> str:
-    """A dtype in words, that of a tensor or one by itself."""
+    """The name of a dtype, that of a tensor or one by itself: float32."""
     given = of.dtype if isinstance(of, Tensor) else of
     return str(given).removeprefix("torch.")
 

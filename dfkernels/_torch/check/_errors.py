@@ -1,0 +1,26 @@
+"""The errors of the checks, in one style."""
+
+from __future__ import annotations
+
+
+def mismatch(name: str, expected: str, got: object) -> ValueError:
+    """The error for an argument of the right type whose shape, device or value is wrong."""
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def wrong_type(name: str, expected: str, got: object) -> TypeError:
+    """The error for an argument of the wrong type or dtype."""
+    return TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuses what is not of this type; `expected` says it in words."""
+    if not isinstance(value, kind):
+        raise wrong_type(name, expected, type(value).__name__)
+
+
+def function(name: str, value: object, expected: str) -> None:
+    """Refuses what cannot be called; `expected` says how it would be, such as "a callable
+    network(x, t)"."""
+    if not callable(value):
+        raise wrong_type(name, expected, type(value).__name__)
