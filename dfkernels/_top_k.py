@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ._torch import check, diagnosis
 from ._torch.objects import plain
-from .certified.heaviest import heaviest, k_largest, logits
+from .certified.heaviest import heaviest, k_largest, logits, refuse_overflow
 from .cloud import PointCloud
 from .fisher import DiffusionFisher
 from .law import Law
+from .ops.common.about_mean import log_norm
 
 __all__ = ["TopK", "top_k"]
 
@@ -75,10 +76,7 @@ def top_k(
         else:
             found = cloud._k_heaviest_within(*queries, fisher.tolerance)
             index, log_weight = _of_some(fisher, k) if found is None else found
-        if not bool(log_weight.isfinite().any(1).all()):
-            raise ValueError(
-                "x, alpha, sigma: expected distances that float64 can hold, got an overflow"
-            )
+        refuse_overflow(log_weight[:, 0])
         return TopK(index, log_weight.exp().to(fisher.dtype))
 
 
@@ -144,6 +142,4 @@ def _in_double(fisher: DiffusionFisher) -> tuple[Tensor, Tensor, Tensor]:
 
 def _log_total(fisher: DiffusionFisher) -> Tensor:
     """The logarithm of the sum of weights, log sum_i pi_i exp(-|u_i|^2/2), [B]."""
-    return fisher.log_prob.detach() + fisher.d * (
-        fisher.sigma.detach().log() + 0.5 * math.log(2 * math.pi)
-    )
+    return fisher.log_prob.detach() + log_norm(fisher.sigma.detach(), fisher.d)

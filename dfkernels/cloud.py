@@ -17,9 +17,10 @@ from ._io import files
 from ._torch import check, diagnosis
 from ._torch.objects import Watched, plain
 from .certified import build, heaviest, index_file
-from .certified.index import CloudIndex
+from .certified.index import CloudIndex, unindexable
 from .certified.select_atoms import op as select_atoms
 from .law import Drawn, Law, checked_rows, different_points, per_channel
+from .ops.common.about_mean import log_norm
 from .ops.transport_chain import Chain
 
 __all__ = ["PointCloud"]
@@ -118,12 +119,8 @@ class PointCloud(Law):
                 written (a `FileError`); the atoms have less than 32 bytes, and are read as fast as
                 any index; or float32 cannot hold their distances.
         """
-        if self.y.element_size() * self.d < 32:
-            raise ValueError(
-                "index: expected atoms of at least 32 bytes, got "
-                f"{self.y.element_size() * self.d} (d = {self.d}, {self.dtype}): "
-                "these are read as fast as an index"
-            )
+        if (why := unindexable(self.d, self.dtype)) is not None:
+            raise ValueError(f"index: {why}")
         seed = check.integer("seed", seed)
         found = self._index
         if found is None or path is not None:
@@ -246,7 +243,7 @@ class PointCloud(Law):
     def _k_heaviest(self, x: Tensor, alpha: Tensor, sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
         def log_total() -> Tensor:
             whole = self.posterior(x, alpha, sigma).log_prob.detach()
-            return whole + self.d * (sigma.log() + 0.5 * math.log(2 * math.pi))
+            return whole + log_norm(sigma, self.d)
 
         given = (x.double().reshape(len(x), -1), alpha.double(), sigma.double())
         search = (*given, self._atoms(), self._distances(), k)

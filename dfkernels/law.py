@@ -167,8 +167,7 @@ class Law(Object, abc.ABC):
             TypeError, ValueError: An argument is wrong; the message names it.
         """
         count = check.integer("count", count, 0)
-        if check.generator(generator).device.type != "cpu":
-            raise check.mismatch("generator", "a generator on the CPU", generator.device)
+        check.cpu_generator(generator)
         return self._sampled(self._drawn_rows(count, generator), generator)
 
     def _drawn_rows(self, count: int, generator: torch.Generator) -> Tensor:

@@ -345,9 +345,7 @@ def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.devi
 def _checked_variance(value: float | Tensor | np.ndarray | None, means: Tensor) -> Tensor:
     """Variances as [1], [N], [1, *E] or [N, *E]."""
     if not isinstance(value, (Tensor, np.ndarray)) or not value.ndim:
-        number = check.constant("variance", value)
-        if number < 0:
-            raise check.mismatch("variance", "a finite value >= 0", number)
+        number = check.nonnegative("variance", value)
         return torch.full((1,), number, dtype=torch.float64, device=means.device)
     variance = _floating("variance", value, means)
     N, event = means.shape[0], means.shape[1:]

@@ -273,7 +273,7 @@ def test_a_directory_is_no_file_of_results(tmp_path):
         (dict(seeds=(-1,)), ValueError, "seeds: expected an integer of at least 0, got -1"),
         (dict(seeds=(0.5,)), TypeError, "seeds: expected an integer, got float"),
         (dict(under="w"), ValueError, "under: expected 'model' or 'guided', got 'w'"),
-        (dict(data_std=-1), ValueError, "data_std: expected at least 0, got -1.0"),
+        (dict(data_std=-1), ValueError, "data_std: expected a finite value >= 0, got -1.0"),
         (dict(shape=(0,)), ValueError, "shape: expected an integer of at least 1, got 0"),
         (dict(batch=0), ValueError, "batch: expected an integer of at least 1, got 0"),
         (dict(noise=(2, 1)), ValueError, "noise: expected 0 < noise[0] < noise[1]"),

@@ -495,7 +495,7 @@ def test_networks_and_traces_that_fail_are_named():
         ),
         ({"method": "euler"}, "method: expected 'heun' or 'rk4' or 'dopri5', got 'euler'"),
         ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
-        ({"data_std": -1.0}, "data_std: expected at least 0, got -1.0"),
+        ({"data_std": -1.0}, "data_std: expected a finite value >= 0, got -1.0"),
         ({"width": 0.0}, "width: expected a finite value > 0, got 0.0"),
         ({"rtol": 0.0}, "rtol: expected a finite value > 0, got 0.0"),
         ({"rtol": 1e-15}, "rtol: expected at least 1.8e-15 with x in torch.float64, got 1e-15"),

@@ -663,7 +663,7 @@ REFUSED = [
     (
         lambda: Flow(KL(mixture), 0.5, copy_noise=-1),
         ValueError,
-        "copy_noise: expected None or a finite value >= 0, got -1",
+        "copy_noise: expected a finite value >= 0, got -1",
     ),
     (
         lambda: Flow(KL(mixture), 0.5).step(X),

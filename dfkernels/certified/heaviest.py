@@ -235,6 +235,14 @@ def k_largest(
     return query[among], atom[order[among]], logit[order[among]]
 
 
+def refuse_overflow(largest: Tensor) -> None:
+    """Raises ValueError where the largest logit of a query is not finite."""
+    if not bool(largest.isfinite().all()):
+        raise ValueError(
+            "x, alpha, sigma: expected distances that float64 can hold, got an overflow"
+        )
+
+
 def _logsumexp(t: Tensor, largest: Tensor) -> Tensor:
     """Over dimension 1, with `largest` [Q, 1] known.
 

@@ -71,6 +71,7 @@ class Field(NamedTuple):
     minimum: float | None = None  # the smallest number it may hold; None: any finite number
 
 
+_LEAST_BYTES = 32  # of an atom: shorter ones are read as fast as an index
 FIELDS = {
     "centre": Field(torch.float32, ("d",)),
     "basis": Field(torch.float32, ("K", "d")),
@@ -83,6 +84,16 @@ FIELDS = {
     "axis_error": Field(torch.float32, ("levels", "N"), 0.0),
     "limits": Field(torch.float64, (5,), 0.0),
 }
+
+
+def unindexable(d: int, dtype: torch.dtype) -> str | None:
+    """Why atoms of d numbers are too short for an index; None where they are not."""
+    if d * dtype.itemsize >= _LEAST_BYTES:
+        return None
+    return (
+        f"expected atoms of at least {_LEAST_BYTES} bytes, got {d * dtype.itemsize} (d = {d}, "
+        f"{dtype}): these are read as fast as an index"
+    )
 
 
 def has_fine_level(d: int, itemsize: int) -> bool:

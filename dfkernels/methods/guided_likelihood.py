@@ -204,8 +204,7 @@ class _Settings:
     def __post_init__(self) -> None:
         check.choice("under", self.under, UNDER)
         check.choice("method", self.method, likelihood.METHODS)
-        if self.data_std < 0:
-            raise check.mismatch("data_std", "at least 0", self.data_std)
+        check.nonnegative("data_std", self.data_std)
         check.choice("dtype", self.dtype, (torch.float32, torch.float64))
 
     @property

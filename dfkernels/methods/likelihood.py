@@ -165,9 +165,7 @@ def log_prob(
     time_grid(denoiser.schedule, 1, noise)  # raises for a range out of the schedule's reach
     steps = check.integer("steps", steps, 1)
     max_evaluations = check.integer("max_evaluations", max_evaluations, 1)
-    data_std = check.constant("data_std", data_std)
-    if data_std < 0:
-        raise check.mismatch("data_std", "at least 0", data_std)
+    data_std = check.nonnegative("data_std", data_std)
     width, rtol = check.positive("width", width), check.positive("rtol", rtol)
     atol = check.positive("atol", atol)
     denoiser.warn_in_training("log_prob")

@@ -17,13 +17,23 @@ from __future__ import annotations
 from ._data_set import lists, narrow, points, values, variance, vectors
 from ._errors import function, instance, mismatch
 from ._levels import alpha, given_levels, per_query, sigma
-from ._numbers import choice, constant, generator, integer, of_numpy, positive
+from ._numbers import (
+    choice,
+    constant,
+    cpu_generator,
+    generator,
+    integer,
+    nonnegative,
+    of_numpy,
+    positive,
+)
 from ._tensors import like, query, same, stored, tensor, unmasked, values_hidden
 
 __all__ = [
     "alpha",
     "choice",
     "constant",
+    "cpu_generator",
     "function",
     "generator",
     "given_levels",
@@ -33,6 +43,7 @@ __all__ = [
     "lists",
     "mismatch",
     "narrow",
+    "nonnegative",
     "of_numpy",
     "per_query",
     "points",

@@ -59,6 +59,14 @@ def positive(name: str, a: Any) -> float:
     return value
 
 
+def nonnegative(name: str, a: Any) -> float:
+    """As `constant`, for a number that may be 0 but not less."""
+    value = constant(name, a)
+    if value < 0:
+        raise mismatch(name, "a finite value >= 0", value)
+    return value
+
+
 def integer(name: str, a: Any, least: int | None = None, most: int | None = None) -> int:
     """A whole number of any library (whatever has `__index__`) from least to most, as a Python
     int.
@@ -113,6 +121,14 @@ def generator(given: object) -> torch.Generator:
     if not isinstance(given, torch.Generator):
         raise wrong_type("generator", "a torch.Generator", type(given).__name__)
     return given
+
+
+def cpu_generator(given: object) -> torch.Generator:
+    """As `generator`, for one on the CPU, whose draws are the same whatever device they are for."""
+    found = generator(given)
+    if found.device.type != "cpu":
+        raise mismatch("generator", "a generator on the CPU", found.device)
+    return found
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -132,9 +132,7 @@ class Rng:
     def __init__(self, generator: torch.Generator | None) -> None:
         if generator is None:
             generator = torch.Generator().manual_seed(0)
-        if generator.device.type != "cpu":
-            raise argument.mismatch("generator", "a generator on the CPU", generator.device)
-        self.generator = generator
+        self.generator = argument.cpu_generator(generator)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")

@@ -75,10 +75,7 @@ class Flow:
                 )
             object.__setattr__(self, "friction", friction)
         if self.copy_noise is not None:
-            noise = check.constant("copy_noise", self.copy_noise)
-            if noise < 0:
-                raise check.mismatch("copy_noise", "None or a finite value >= 0", noise)
-            object.__setattr__(self, "copy_noise", noise)
+            object.__setattr__(self, "copy_noise", check.nonnegative("copy_noise", self.copy_noise))
 
     def step(self, particles: Particles, generator: torch.Generator | None = None) -> Particles:
         """One step.

@@ -65,10 +65,7 @@ class Kalman(Metric):
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        ridge = check.constant("ridge", self.ridge)
-        if ridge < 0:
-            raise check.mismatch("ridge", "a finite value >= 0", ridge)
-        object.__setattr__(self, "ridge", ridge)
+        object.__setattr__(self, "ridge", check.nonnegative("ridge", self.ridge))
 
     def position_rate(self, particles: Particles, v: Tensor) -> Tensor:
         """C v + lambda v; by the smaller of the two Gram matrices, [d, d] or [M, M]."""

@@ -35,15 +35,10 @@ def draw(over: Pass, x: Tensor, alpha: Tensor, sigma: Tensor, seed: int) -> Tens
     most = max(1, _PAIRS // max(1, len(x)) // DRAW_BLOCK) * DRAW_BLOCK
     blocks = (y for _, y in over.files.blocks(over.numbers, over.count, over.pinned))
     for first, part in _whole_blocks(blocks, most):
-        y, scale, offset = over.stored(part, x)
-        atoms = heaviest.Atoms(y.flatten(1), wide[0].new_zeros(()).expand(len(y)), scale, offset)
-        score, rows = _of_some(*wide, atoms, first, seed)
+        score, rows = _of_some(*wide, over.atoms(part, x), first, seed)
         better = score > best
         best, drawn = torch.where(better, score, best), torch.where(better, rows, drawn)
-    if not bool(best.isfinite().all()):
-        raise ValueError(
-            "x, alpha, sigma: expected distances that float64 can hold, got an overflow"
-        )
+    heaviest.refuse_overflow(best)
     return drawn
 
 

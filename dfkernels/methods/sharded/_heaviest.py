@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...certified import heaviest
+from ...ops.common.about_mean import log_norm
 from ...partial import Partial
 from ._certified import Found, chunks
 from ._pass import Pass
@@ -66,13 +67,13 @@ def k_heaviest(
 def _of_part(
     over: Pass, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, k: int
 ) -> heaviest.Heaviest:
-    y, scale, offset = over.stored(y, x)
-    wide = x.double().flatten(1), alpha.double(), sigma.double()
-    atoms = heaviest.Atoms(y.flatten(1), wide[1].new_zeros(()).expand(len(y)), scale, offset)
+    x, atoms = x.flatten(1), over.atoms(y, x)
+    wide = x.double(), alpha.double(), sigma.double()
 
     def log_total() -> Tensor:
-        mass = Partial.of(x, y, alpha, sigma, scale=scale, offset=offset).log_mass
-        return mass + atoms.y.shape[1] * (wide[2].log() + 0.5 * math.log(2 * math.pi))
+        how = {"scale": atoms.scale, "offset": atoms.offset}
+        mass = Partial.of(x, atoms.y, alpha, sigma, **how).log_mass
+        return mass + log_norm(wide[2], x.shape[1])
 
     search = (*wide, atoms, heaviest.distances(atoms), k)
     return heaviest.heaviest_for(x.dtype, *search, log_total)

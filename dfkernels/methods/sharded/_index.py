@@ -13,6 +13,7 @@ from torch import Tensor
 from ..._io import arrays, files
 from ..._io.files import FileError
 from ...certified import build, index_file
+from ...certified.index import unindexable
 from ...certified.rounding import FEW_ROUNDINGS
 from ...certified.stored_index import StoredIndex
 from .._shards import stamp
@@ -20,8 +21,6 @@ from ._files import Files
 from ._manifest import Numbers
 
 __all__ = ["Indexes", "path_of", "too_short", "write_indexes"]
-
-_LEAST_BYTES = 32  # of an atom: shorter ones are read as fast as an index
 
 
 def path_of(held: Files, i: int) -> Path:
@@ -64,13 +63,7 @@ def write_indexes(
 
 def too_short(held: Files) -> str | None:
     """Why rows are too short for an index; None where they are not."""
-    if held.row_bytes >= _LEAST_BYTES:
-        return None
-    d = math.prod(held.manifest.event_shape)
-    return (
-        f"expected atoms of at least {_LEAST_BYTES} bytes, got {held.row_bytes} (d = {d}, "
-        f"{held.dtype}): these are read as fast as an index"
-    )
+    return unindexable(math.prod(held.manifest.event_shape), held.dtype)
 
 
 class Indexes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._merge import merge
+from ...certified import heaviest
 from ...law import per_channel
 from ...partial import Partial
 from .._reporting import Callback, reporting
@@ -107,6 +108,12 @@ class Pass:
             return y, self.scale, self.offset
         y, scale, offset = y.to(x.dtype), *(stacked(n) for n in (self.scale, self.offset))
         return y.mul_(per_channel(scale, y)).add_(per_channel(offset, y)), 1.0, 0.0
+
+    def atoms(self, y: Tensor, x: Tensor) -> heaviest.Atoms:
+        """Rows as a search for the heaviest takes them, all of the same weight; see `stored`."""
+        y, scale, offset = self.stored(y, x)
+        log_pi = torch.zeros((), dtype=torch.float64, device=y.device).expand(len(y))
+        return heaviest.Atoms(y.flatten(1), log_pi, scale, offset)
 
     def nothing(self, x: Tensor, alpha: Tensor, sigma: Tensor, v: Tensor | None) -> Partial:
         """The Partial of no rows."""
