@@ -106,9 +106,9 @@ def predicted(work: Pass, machine: Machine, seconds_a_number: float) -> float:
     return _with_files(work, machine, seconds_a_number * work.numbers / work.ranks)
 
 
-def compute_bound_from(itemsize: int, rate: float, peak: float, K: int = 0) -> float:
+def compute_bound_from(itemsize: int, rate: float, peak: float) -> float:
     """The number of queries from which operations take longer than reading at `rate`."""
-    return itemsize * peak / (4 * (1 + K) * rate)
+    return itemsize * peak / (4 * rate)
 
 
 def _with_files(work: Pass, machine: Machine, computing: float) -> float:

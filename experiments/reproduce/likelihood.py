@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from dfkernels.methods.trace_matching import MatchedTrace
 
 from . import digits
 from . import likelihood_figures as figures
-from .section import Claim, Picture, Section, Table, progress
+from . import likelihood_tables as tables
+from .likelihood_tables import Level, Row, number, signed
+from .section import Claim, Picture, Section, progress
 
 _TRUTH = 10 * ["exact divergence"]
 _LEVELS = 5 * ["density at each noise level"]
@@ -39,37 +40,6 @@ STAGES = [
 _PROBES = (1, 4, 16)
 _S = (0.03, 0.1, 0.3, 1.0, 3.0)  # noise levels at which network and data set are compared
 _COPIES = 8  # dequantised copies of every training image in the data set's own law
-
-
-@dataclass(frozen=True)
-class Row:
-    """One source of the trace: bits/dim [n] of each image, the time of all, and what was
-    evaluated."""
-
-    name: str
-    bits: Tensor
-    seconds: float
-    evaluations: int
-    products: int
-
-    def error(self, truth: Row) -> Tensor:
-        return self.bits - truth.bits
-
-
-@dataclass(frozen=True)
-class Level:
-    """Mean bits/dim of q_s, at images with noise s: by the network for held-out ones; by the
-    training set for held-out and for its own, and its effective number of atoms. DF-TM: mean
-    |error| of either form from s on.
-    """
-
-    s: float
-    network: float
-    held: float
-    own: float
-    ess: float
-    residual: float
-    paper: float
 
 
 def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
@@ -111,9 +81,9 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
         title="Likelihood: bits per dimension of held-out digits",
         text=_text(rows, levels),
         tables=[
-            _traces(rows, len(images), steps),
-            _solver_table(solvers, steps),
-            _level_table(levels),
+            tables.traces(rows, len(images), steps),
+            tables.solvers(solvers),
+            tables.by_level(levels, _COPIES),
         ],
         pictures=[
             Picture(
@@ -231,101 +201,13 @@ def _identity(data: digits.Digits) -> float:
     return (result.log_prob - result.latent_log_prob + there - here).abs().max().item()
 
 
-# ---- what is shown
-
-
-def _signed(value: float, places: int = 3) -> str:
-    return f"{value:+.{places}f}".replace("-", "−")
-
-
-def _number(value: float, places: int = 3) -> str:
-    return f"{value:.{places}f}".replace("-", "−")
-
-
-def _traces(rows: list[Row], n: int, steps: int) -> Table:
-    truth = rows[0]
-    cells = [
-        [
-            row.name,
-            _number(row.bits.mean().item()),
-            "" if row is truth else _number(row.error(truth).abs().mean().item()),
-            "" if row is truth else _signed(row.error(truth).mean().item()),
-            str(row.evaluations),
-            str(row.products),
-            f"{row.seconds:.2f} s",
-        ]
-        for row in rows
-    ]
-    return Table(
-        "Bits per dimension of held-out digits by each trace",
-        ["trace", "bits/dim", "mean |error|", "bias", "network calls", "Jacobian products", "time"],
-        cells,
-        f"{n} images that no network saw, dequantised once; RK4, {steps} steps in ln(σ/α) from"
-        f" {digits.NOISE[0]:g} to {digits.NOISE[1]:g}. Errors in bits/dim, per image, against the"
-        " exact divergence of the same network, the only definition of this flow's likelihood;"
-        " bias is their mean. Calls are on all images at once; products are per image; the calls"
-        " of the trace network, one for each of the noise network's, are not listed. Time: for all"
-        " images. 1 bit/dim = 44.4 nats per image.",
-    )
-
-
-def _solver_table(rows: list[Row], steps: int) -> Table:
-    truth = rows[-1]
-    cells = [
-        [
-            row.name,
-            _number(row.bits.mean().item(), 4),
-            "" if row is truth else f"{row.error(truth).abs().max().item():.1e}",
-            str(row.evaluations),
-            f"{row.seconds:.2f} s",
-        ]
-        for row in rows
-    ]
-    return Table(
-        "The same by each solver",
-        ["solver", "bits/dim", "largest |error|", "network calls", "time"],
-        cells,
-        "Hutchinson's trace with the same K = 4 probes everywhere, so that only the solver differs."
-        " Errors in bits/dim against the last row; adaptive: tolerances 1e-5.",
-    )
-
-
-def _level_table(levels: list[Level]) -> Table:
-    cells = [
-        [
-            f"{level.s:g}",
-            *(_number(value, 2) for value in (level.network, level.held, level.own)),
-            _signed(level.held - level.own, 2),
-            _number(level.ess, 1),
-            *(_number(value) for value in (level.residual, level.paper)),
-        ]
-        for level in levels
-    ]
-    return Table(
-        "By the noise level at which the density is asked for",
-        [
-            "σ/α",
-            "network, held out",
-            "data set, held out",
-            "data set, its own",
-            "gap",
-            "ESS",
-            "DF-TM, residual: |error|",
-            "DF-TM, paper's: |error|",
-        ],
-        cells,
-        "Mean bits/dim of q at images with noise σ/α, the network's by the exact divergence; the"
-        f" data set: the mixture over {_COPIES} dequantised copies of the 1500 training images,"
-        " exactly. Gap: held out minus own, 0 for a law that does not memorise. ESS: median"
-        " effective number of atoms at the held-out images. |error|: mean, against the exact"
-        " divergence, of paths that begin at this level.",
-    )
+# ---- what is said
 
 
 def _text(rows: list[Row], levels: list[Level]) -> list[str]:
     truth, one, four, _, residual, paper, of_set = rows
-    size = {row.name: _number(row.error(truth).abs().mean().item()) for row in rows}
-    spread = _number(residual.error(truth).std().item())
+    size = {row.name: number(row.error(truth).abs().mean().item()) for row in rows}
+    spread = number(residual.error(truth).std().item())
     share = truth.seconds / residual.seconds
     low, unit, high = levels[0], levels[-2], levels[-1]
     return [
@@ -345,7 +227,7 @@ def _text(rows: list[Row], levels: list[Level]) -> list[str]:
             f" {four.seconds / residual.seconds:.1f} times DF-TM's time, err by {size[four.name]}."
             " The errors also differ in kind. Hutchinson's is random: it vanishes as 1/√K, and in"
             " the mean over images. DF-TM's has a bias"
-            f" ({_signed(residual.error(truth).mean().item())}; spread {spread}) that no averaging"
+            f" ({signed(residual.error(truth).mean().item())}; spread {spread}) that no averaging"
             " removes: it learned the trace of the law that the images come from, the divergence"
             " is that of the network's own field, and the two agree only as far as both networks"
             " are right."
@@ -355,17 +237,17 @@ def _text(rows: list[Row], levels: list[Level]) -> list[str]:
             " eq. 17 multiplies the trace network's error by α²d/σ⁴, of which d/s² is left in the"
             " integrand, and the network starts from a Gaussian's answer here (Table 2 shows a"
             " better start). Where the noise is of the order of the data's standard deviation it"
-            f" is as good as the other form, as the last table shows: {_number(unit.paper)} against"
-            f" {_number(unit.residual)} from s = {unit.s:g} on."
+            f" is as good as the other form, as the last table shows: {number(unit.paper)} against"
+            f" {number(unit.residual)} from s = {unit.s:g} on."
         ),
         (
             "The exact trace of the data set is exact for another law: the mixture of the training"
             " images' own Gaussians. Along the network's flow at low noise it means nothing (mean"
             f" |error| {size[of_set.name]}). On its own flow it gives that mixture's density to"
             f" rounding, and whether this is worth having depends on the noise: at s = {low.s:g}"
-            f" the set gives held-out images {_number(low.held, 1)} bits/dim and its own"
-            f" {_number(low.own, 1)}, pure memory; at s = {high.s:g} it gives"
-            f" {_number(high.held, 2)} and the network, {_number(high.network, 2)}. It can be"
+            f" the set gives held-out images {number(low.held, 1)} bits/dim and its own"
+            f" {number(low.own, 1)}, pure memory; at s = {high.s:g} it gives"
+            f" {number(high.held, 2)} and the network, {number(high.network, 2)}. It can be"
             " trusted where the effective number of atoms is well above one."
         ),
     ]

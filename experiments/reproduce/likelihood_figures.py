@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from dfkernels._page.theme import Theme
 
-if TYPE_CHECKING:
-    from .likelihood import Level, Row
+from .likelihood_tables import Level, Row
 
 
 def error(rows: list[Row], theme: Theme) -> Figure:
@@ -66,9 +63,8 @@ def levels(found: list[Level], theme: Theme) -> Figure:
         axis.plot(s, [getattr(level, name) for level in found], mark, color=colour, label=label)
     axis.set(xscale="log", xlabel="noise level σ/α", ylabel="bits/dim of q at that level")
     top = max(max(level.network, level.own) for level in found)
-    axis.set_ylim(
-        min(0, *(level.own for level in found)), 1.5 * top
-    )  # where it memorises, it leaves
+    # where it memorises, it leaves
+    axis.set_ylim(min(0, *(level.own for level in found)), 1.5 * top)
     axis.set_title(
         "The data set's own law describes new images only where the noise joins its atoms"
     )

@@ -63,7 +63,7 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     return Section(
         "nsgf",
         "NSGF: the Sinkhorn gradient flow",
-        text(found, runs, rows, studies),
+        text(found, rows, studies),
         [
             *planar_tables(found, budget),
             *errata_tables(runs, rows, signs, batches, n),

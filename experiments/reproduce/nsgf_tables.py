@@ -188,10 +188,7 @@ def time_tables(study: nsgf_images.Study) -> list[Table]:
 
 
 def text(
-    found: dict[str, Found],
-    runs: list[Steps],
-    rows: list[Unconverged],
-    studies: list[nsgf_images.Study],
+    found: dict[str, Found], rows: list[Unconverged], studies: list[nsgf_images.Study]
 ) -> list[str]:
     below = sum(
         PAPER[name]["NSGF"] <= statistics.fmean(f.near["floor"]) for name, f in found.items()

@@ -24,10 +24,11 @@ from .section import Claim, Section, Table, progress
 from .table2_figures import pictures
 
 SCHEDULE = VE()
+# the geometric VE of score_sde; its least level also stands for t = 0 of sigma = sqrt t
 NOISE = (
     0.01,
     50.0,
-)  # the geometric VE of score_sde; its least level also stands for t = 0 of sigma = sqrt t
+)
 # Half of each batch, with three times the weight: the noise at small sigma would drown these levels
 MIDDLE = (0.3, 3.0)
 TIMES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
@@ -35,9 +36,8 @@ CLOCKS = {
     "σ = √t": lambda t: max(math.sqrt(t), NOISE[0]),
     "σ = 0.01 · 5000^t": lambda t: NOISE[0] * (NOISE[1] / NOISE[0]) ** t,
 }
-TARGETS = dict(
-    zip(TIMES, (3.41, 4.56, 4.13, 4.28, 5.33, 5.81), strict=True)
-)  # DF-TM, Table 2, per cent
+# DF-TM, Table 2, per cent
+TARGETS = dict(zip(TIMES, (3.41, 4.56, 4.13, 4.28, 5.33, 5.81), strict=True))
 METHODS = {
     "vjp": "VJP",
     "hutchinson": "Hutchinson",
@@ -204,7 +204,7 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     return Section(
         name="table2",
         title="Table 2: the trace of the Fisher information on the chessboard",
-        text=_text(rows, curve),
+        text=_text(rows),
         tables=[_table(name, of, quick) for name, of in rows.items()],
         pictures=pictures(networks, curve, METHODS, TARGETS, quick),
         claims=_claims(rows["σ = √t"], gap),
@@ -285,7 +285,7 @@ def _claims(rows: dict[float, Row], gap: float) -> list[Claim]:
     ]
 
 
-def _text(rows: dict[str, dict[float, Row]], curve: list[Row]) -> list[str]:
+def _text(rows: dict[str, dict[float, Row]]) -> list[str]:
     root = rows["σ = √t"]
 
     def at(form: str) -> str:

@@ -94,11 +94,12 @@ def atoms(axis: Axes, rows: list[dict], theme: Theme, width: float, last: bool) 
     missed = [(sigma, float(r["faiss_missing_mass"])) for sigma, r in zip(sigma, rows, strict=True)]
     missed = [(sigma, share) for sigma, share in missed if share > SHOWN]
     if last and missed:
+        # the grid does not run through
         box = {
             "facecolor": theme.paper,
             "edgecolor": "none",
             "pad": 1,
-        }  # the grid does not run through
+        }
         place = {
             "xycoords": ("data", "axes fraction"),
             "color": nearest,

@@ -6,7 +6,7 @@ import math
 
 from experiments.text import markdown_table
 
-from . import machine
+from .. import machine
 
 
 def power(value: float) -> str:
