@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_MIN = (2, 10)
 TORCH_TARGET = f"0x{TORCH_MIN[0]:02x}{TORCH_MIN[1]:02x}000000000000"
+# never -ffast-math: its start-up code sets flush-to-zero for the whole process
 FLAGS = [
     "-O3",
     "-std=c++20",
@@ -33,7 +34,7 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
-]  # never -ffast-math: its start-up code sets flush-to-zero for the whole process
+]
 ISAS = {
     "base": [],
     "v3": ["-march=x86-64-v3"],

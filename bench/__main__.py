@@ -171,9 +171,8 @@ def main() -> None:
     rows, about = [], machine.columns(args.threads, rates)
     with torch.no_grad():
         for case in cases(args.sizes):
-            rounds = (
-                min(args.rounds, 3) if case.op == "transport_chain" else args.rounds
-            )  # its peer takes seconds
+            # its peer takes seconds
+            rounds = min(args.rounds, 3) if case.op == "transport_chain" else args.rounds
             row = measure_case(case, contenders(case.op), rates, rounds)
             rows.append({**row, **about})
             print(

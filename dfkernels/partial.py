@@ -35,7 +35,9 @@ from .ops.common.about_mean import about_mean, log_density_in_double
 from .ops.common.derivatives import Stored
 from .ops.common.moments import KINDS
 
-__all__ = ["Partial"]
+__all__ = ["QUERIES", "Partial"]
+
+QUERIES = ("x", "alpha", "sigma", "v")  # the attributes of a Partial that it was made for
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,8 +154,7 @@ class Partial:
     def _moments(self) -> dict[str, Tensor]:
         """All that it holds beside its queries, by name."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
-        queries = ("x", "alpha", "sigma", "v")
-        return {name: t for name, t in held.items() if name not in queries and t is not None}
+        return {name: t for name, t in held.items() if name not in QUERIES and t is not None}
 
     def posterior(self) -> Posterior:
         """log_prob [B], mean ``[B, *E]``, fisher_trace [B] and ess [B] in x's dtype, as

@@ -65,9 +65,8 @@ if __name__ == "__main__":
             main(Path(place), None)
         else:
             distributed.init_process_group("gloo", timeout=timedelta(minutes=5))
-            folder = [
-                place
-            ]  # the first rank's; on several machines it has to be one that they share
+            # the first rank's; on several machines it has to be one that they share
+            folder = [place]
             distributed.broadcast_object_list(folder)
             main(Path(folder[0]), distributed.group.WORLD)
             distributed.destroy_process_group()

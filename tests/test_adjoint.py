@@ -136,9 +136,8 @@ def test_order_of_the_adjoint_equation_on_gaussian_data(sch):
             t = time_grid(sch, steps, (0.05, 5.0))
             path = nodes(sch, t)
             spread = (path.alpha[:, None] ** 2 * variance + path.sigma[:, None] ** 2).sqrt()
-            states = [
-                row.expand(2, 3) for row in spread
-            ]  # an exact solution: x is proportional to its spread
+            # an exact solution: x is proportional to its spread
+            states = [row.expand(2, 3) for row in spread]
             got = adjoint(Trajectory(t, states), end, denoiser, "jvp", order=order).x[0]
             errors.append(float((got - spread[-1] / spread[0] * end).abs().max()))
         slopes[order] = math.log2(errors[0] / errors[1])
@@ -174,9 +173,8 @@ def test_endpoint_forms_call_no_network_and_equal_the_step_by_hand(form):
     assert denoiser.evaluations == before
     path = nodes(VP, t)
     eps = denoiser.eps(trajectory.x[-2], t[-2])
-    x0 = (trajectory.x[-1] - path.sigma[-1] * eps) / path.alpha[
-        -1
-    ]  # the last step, extended to sigma = 0
+    # the last step, extended to sigma = 0
+    x0 = (trajectory.x[-1] - path.sigma[-1] * eps) / path.alpha[-1]
     lam = end
     for i in reversed(range(5)):
         f = fisher(form, trajectory.x[i], t[i], denoiser, x0=x0,

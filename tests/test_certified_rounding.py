@@ -188,9 +188,8 @@ def test_what_is_left_of_a_query(truth):
         assert float(error.code_error[q]) >= float(truth.of.named_limits.axis_skew) * float(
             error.query_on_axes[q]
         )
-        most = (
-            8 * (1 + K / d) * worst
-        )  # the table's: that of a sum in any order, of each of its roundings
+        # the table's: that of a sum in any order, of each of its roundings
+        most = 8 * (1 + K / d) * worst
         assert float(s.fine_error(a).code_error[q]) >= 4 * most * (1 - 1e-9)
         assert float(error.query_remainder[q]) ** 2 >= float(left) + worst * math.sqrt(square(z))
 
@@ -305,6 +304,5 @@ def test_sums_that_cancel_in_the_coarse_level():
         sums = 8 * float(U) * (d + K) * K**0.5 * (size + code)
         assert sums > float(square(truth.left[i]))
         allowed = float(square(truth.left[i])) + skew * code + sums
-        assert (
-            float(truth.of.remainder_norm[0, i]) ** 2 >= 0.99 * allowed
-        )  # the sums themselves have lost a little
+        # the sums themselves have lost a little
+        assert float(truth.of.remainder_norm[0, i]) ** 2 >= 0.99 * allowed

@@ -33,9 +33,8 @@ def test_samples_fill_the_eight_squares_evenly():
     assert bool(((cell[:, 0] + cell[:, 1]) % 2 == 0).all())
     counts = torch.bincount(4 * cell[:, 0] + cell[:, 1], minlength=16)
     assert int((counts > 0).sum()) == 8
-    assert (counts[counts > 0] - 10_000).abs().max() < 5 * math.sqrt(
-        10_000
-    )  # five standard deviations
+    # five standard deviations
+    assert (counts[counts > 0] - 10_000).abs().max() < 5 * math.sqrt(10_000)
     assert x.std(0).sub(chessboard.STD).abs().max() < 0.02
     assert torch.equal(x, sample(80_000, generator(), torch.float64))
 

@@ -272,9 +272,8 @@ TENSORS = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning"
-)  # of torch, on its prototypes and on quantization
+# torch warns of its prototypes and of quantization
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
 def test_tensors_of_another_kind_are_refused_by_name(make):
     with pytest.raises((TypeError, ValueError), match="^y: expected "):

@@ -71,9 +71,8 @@ def test_files(finished):
         assert (out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     page = (out / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2 * len(FIGURES)
-    assert not re.search(
-        r"(?:src|href|srcset)=['\"](?!data:)", page
-    )  # nothing outside is referred to
+    # nothing outside is referred to
+    assert not re.search(r"(?:src|href|srcset)=['\"](?!data:)", page)
     assert "prefers-color-scheme:dark" in page and page.count("<tr>") == 8 + 6 + 5
 
 

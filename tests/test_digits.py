@@ -34,9 +34,8 @@ def test_dequantised_images_stay_in_their_bins_and_have_the_stated_deviation():
     x = digits.dequantised(data.train, torch.Generator().manual_seed(0))
     assert x.min() >= -1 and x.max() <= 1
     centred = (x - data.train) / digits.WIDTH
-    assert (
-        centred.abs().max() <= 0.5 + 1e-5 and abs(centred.mean()) < 2e-3
-    )  # 0.29/sqrt(96000) = 9e-4
+    # 0.29/sqrt(96000) = 9e-4
+    assert centred.abs().max() <= 0.5 + 1e-5 and abs(centred.mean()) < 2e-3
     assert x.std().item() == pytest.approx(data.std, rel=1e-3)
 
 

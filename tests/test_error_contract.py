@@ -173,9 +173,8 @@ def _jagged():
 def _distributed():
     from torch.distributed.tensor import DTensor
 
-    return torch.Tensor._make_subclass(
-        DTensor, y
-    )  # without a process group: only its type is looked at
+    # without a process group: only its type is looked at
+    return torch.Tensor._make_subclass(DTensor, y)
 
 
 CONTAINERS = {

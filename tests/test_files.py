@@ -178,9 +178,8 @@ def unusual(kind):
     return make[kind]()
 
 
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # that quantized, sparse CSR and nested tensors are no final interfaces
+# torch warns that quantized, sparse CSR and nested tensors are no final interfaces
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("kind", "way_out"),
     [

@@ -126,9 +126,8 @@ def test_solve_against_dense(dtype, tol):
         solution.x.double(), expected, rtol=tol, atol=tol * float(expected.abs().max())
     )
     assert solution.iterations.shape == solution.residual.shape == (4, 3)
-    assert (
-        solution.iterations.min() >= 1 and solution.iterations.max() <= 12
-    )  # exact in d = 6 steps, but for rounding
+    # exact in d = 6 steps, but for rounding
+    assert solution.iterations.min() >= 1 and solution.iterations.max() <= 12
     assert solution.residual.max() <= torch.finfo(dtype).eps ** (2 / 3)
     torch.testing.assert_close(fisher.solve(b[:, 0], damping), solution.x[:, 0], rtol=tol, atol=tol)
 

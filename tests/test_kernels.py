@@ -154,9 +154,8 @@ def test_strides_change_no_bit(b, d, dtype):
     expected = outputs(p)
     wide = torch.full((300, d + 5), math.nan, dtype=dtype)
     wide[:, 2 : 2 + d] = p["y"]
-    spread = lambda t: torch.stack([t, torch.full_like(t, math.nan)], -1)[
-        ..., 0
-    ]  # every second number
+    # every second number
+    spread = lambda t: torch.stack([t, torch.full_like(t, math.nan)], -1)[..., 0]
     assert_same_bits(outputs(p | {"y": wide[:, 2 : 2 + d]}), expected)
     assert_same_bits(outputs({k: spread(t) for k, t in p.items()}), expected)
     assert_same_bits(outputs(p | {k: p[k].mT.contiguous().mT for k in ("x", "y", "v")}), expected)

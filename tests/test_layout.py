@@ -80,18 +80,17 @@ def test_imports_run_one_way(path):
 
 
 def test_the_check_sees_every_form_of_import():
-    source = (
-        "import dfkernels.cloud\nfrom dfkernels import fisher, ops\nfrom .. import cli\ndef f():\n "
-        "   from ..schedule import VP\n    from . import reference\n    from ..._torch.library"
-        " import define"
-    )
+    source = """
+import dfkernels.cloud
+from dfkernels import fisher, ops
+from .. import cli
+def f():
+    from ..schedule import VP
+    from . import reference
+    from ..._torch.library import define
+"""
     module = ["dfkernels", "ops", "posterior", "triton"]
-    assert imported_groups(source, module, False) == {
-        "cloud",
-        "fisher",
-        "ops",
-        "_torch",
-    }
+    assert imported_groups(source, module, False) == {"cloud", "fisher", "ops", "_torch"}
     assert violations("ops", {"cloud", "schedule", "fisher", "cli", "_torch", "ops"}) == [
         "cli",
         "cloud",
@@ -192,61 +191,40 @@ def test_private_names_of_torch_are_in_one_file(path):
     assert private_torch_names(path.read_text()) == [] or path.name == "private.py"
 
 
+def marked_lines(source: str) -> set[int]:
+    """Of an example, those that a check has to find: they end in "# found"."""
+    return {i for i, line in enumerate(source.split("\n"), 1) if line.endswith("# found")}
+
+
+def lines(found: list[str]) -> set[int]:
+    """Their numbers, of "NUMBER: what was found"."""
+    return {int(text.partition(":")[0]) for text in found}
+
+
 def test_the_check_sees_private_names():
-    source = (
-        "import torch\nfrom torch.autograd import forward_ad\nfrom torch._guards import"
-        " detect_fake_mode\n"
-        "import torch._dynamo\nfrom torch.autograd.function import _SingleLevelFunction\n"
-        "torch._C._functorch.is_batchedtensor(t)\nforward_ad._current_level\ntorch.__version__\nself._torch"
-    )
-    assert {int(found.partition(":")[0]) for found in private_torch_names(source)} == {
-        3,
-        4,
-        5,
-        6,
-        7,
-    }
+    source = """
+import torch
+from torch.autograd import forward_ad
+from torch._guards import detect_fake_mode  # found
+import torch._dynamo  # found
+from torch.autograd.function import _SingleLevelFunction  # found
+torch._C._functorch.is_batchedtensor(t)  # found
+forward_ad._current_level  # found
+torch.__version__
+self._torch
+"""
+    assert lines(private_torch_names(source)) == marked_lines(source)
 
 
 # Calls that make a tensor in the default dtype or on the default device unless both are given.
-FACTORIES = {
-    "torch." + name
-    for name in (
-        *(
-            "arange",
-            "as_tensor",
-            "asarray",
-            "empty",
-            "empty_strided",
-            "eye",
-            "full",
-            "linspace",
-            "logspace",
-        ),
-        *(
-            "normal",
-            "ones",
-            "rand",
-            "randint",
-            "randn",
-            "randperm",
-            "range",
-            "scalar_tensor",
-            "tensor",
-            "zeros",
-        ),
-        *(
-            "tril_indices",
-            "triu_indices",
-            "hann_window",
-            "Tensor",
-            "FloatTensor",
-            "DoubleTensor",
-            "LongTensor",
-        ),
-        *("fft.fftfreq", "fft.rfftfreq", "sparse_coo_tensor", "sparse_csr_tensor"),
-    )
-}
+FACTORY_NAMES = (
+    "arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace",
+    "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "range", "scalar_tensor",
+    "tensor", "zeros", "tril_indices", "triu_indices", "hann_window", "Tensor", "FloatTensor",
+    "DoubleTensor", "LongTensor", "fft.fftfreq", "fft.rfftfreq", "sparse_coo_tensor",
+    "sparse_csr_tensor",
+)  # fmt: skip
+FACTORIES = {f"torch.{name}" for name in FACTORY_NAMES}
 
 
 def tensors_made_by_default(source: str) -> list[str]:
@@ -292,9 +270,8 @@ def _literal_keys(node) -> set[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        p for p in FILES if "experiments" not in p.parts
-    ],  # those are programs, whose process is their own
+    # the experiments are programs, whose process is their own
+    [p for p in FILES if "experiments" not in p.parts],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_no_tensor_is_made_in_the_default_dtype_or_on_the_default_device(path):
@@ -304,22 +281,22 @@ def test_no_tensor_is_made_in_the_default_dtype_or_on_the_default_device(path):
 
 
 def test_the_check_sees_defaults():
-    source = (
-        "torch.zeros(2)\ntorch.arange(3, device=d)\ntorch.full((2,), 1.0,"
-        " dtype=t)\ntorch.fft.fftfreq(3)\na.to(torch.get_default_dtype())\nlike = {'dtype': t,"
-        " 'device': d}\ntorch.eye(3, **like)\ntorch.ones(1, dtype=t,"
-        " device=d)\ntorch.Generator(device=d)\nx.new_zeros(3)\ntorch.rand(2,"
-        " **other)\ntorch.tensor(1.0, **dict(dtype=t, device=d))\ntorch.as_tensor(a, dtype=t)"
-    )
-    assert {int(found.partition(":")[0]) for found in tensors_made_by_default(source)} == {
-        1,
-        2,
-        3,
-        4,
-        5,
-        11,
-        13,
-    }
+    source = """
+torch.zeros(2)  # found
+torch.arange(3, device=d)  # found
+torch.full((2,), 1.0, dtype=t)  # found
+torch.fft.fftfreq(3)  # found
+a.to(torch.get_default_dtype())  # found
+like = {"dtype": t, "device": d}
+torch.eye(3, **like)
+torch.ones(1, dtype=t, device=d)
+torch.Generator(device=d)
+x.new_zeros(3)
+torch.rand(2, **other)  # found
+torch.tensor(1.0, **dict(dtype=t, device=d))
+torch.as_tensor(a, dtype=t)  # found
+"""
+    assert lines(tensors_made_by_default(source)) == marked_lines(source)
 
 
 def long_functions(source: str) -> dict[str, int]:

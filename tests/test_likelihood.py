@@ -98,9 +98,8 @@ def ideal_traces(sch):
     "sch", [schedule.VP(), schedule.RectifiedFlow()], ids=lambda s: type(s).__name__
 )
 def test_a_gaussian_s_density_by_every_trace(sch, name):
-    assert (
-        gaussian_error(sch, ideal_traces(sch)[name], method="rk4", steps=100) < 1e-5
-    )  # order 4, h = 0.06
+    # order 4, h = 0.06
+    assert gaussian_error(sch, ideal_traces(sch)[name], method="rk4", steps=100) < 1e-5
 
 
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -136,9 +135,8 @@ def test_the_flow_of_a_cloud_carries_the_posterior_s_own_log_prob(sch):
         Denoiser.exact(cloud, sch), x, noise, exact(cloud, sch), method="rk4", steps=100
     )
     last = at(sch, noise[1])[1:]
-    there = (
-        DiffusionFisher(result.latent, cloud, *last).log_prob + 6 * last[0].log()
-    )  # of latent/alpha
+    # of latent/alpha
+    there = DiffusionFisher(result.latent, cloud, *last).log_prob + 6 * last[0].log()
     here = DiffusionFisher(x, cloud, alpha, sigma).log_prob
     assert (with_true_prior(result, there) - here).abs().max() < 1e-4
     plain = log_prob(Denoiser.exact(cloud, sch), x, noise, Divergence(), method="rk4", steps=100)
@@ -260,9 +258,8 @@ def test_hutchinson_is_unbiased_and_rademacher_has_less_variance():
     assert variance["rademacher"] < variance["gaussian"] / 2
     source = Hutchinson(torch.Generator().manual_seed(0), probes=4)
     four = log_prob(denoiser, x, (0.5, 5.0), source, method="heun", steps=5).log_prob.var().item()
-    assert four == pytest.approx(
-        variance["rademacher"] / 4, rel=0.15
-    )  # relative error of a variance: 2 %
+    # relative error of a variance: 2 %
+    assert four == pytest.approx(variance["rademacher"] / 4, rel=0.15)
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
@@ -418,9 +415,8 @@ def test_matched_traces_share_the_flow_s_evaluation():
             and done[-1] == (100, 100)
             and sorted(done[3:]) == done[3:]
         )
-        assert (
-            result.evaluations % 6 == 2
-        )  # the first step's length costs 2; the last slope is used again
+        # the first step's length costs 2; the last slope is used again
+        assert result.evaluations % 6 == 2
 
 
 def test_the_gradient_is_the_score():
@@ -433,9 +429,8 @@ def test_the_gradient_is_the_score():
         result = log_prob(denoiser, x, (0.5, 20.0), source, method="rk4", steps=50)
         there = DiffusionFisher(result.latent, cloud, *last).log_prob
         gradient = torch.autograd.grad(with_true_prior(result, there).sum(), x)[0]
-        assert torch.allclose(
-            gradient, denoiser.score(x, t), rtol=1e-4, atol=1e-4
-        )  # order 4 at h = 0.07
+        # order 4 at h = 0.07
+        assert torch.allclose(gradient, denoiser.score(x, t), rtol=1e-4, atol=1e-4)
 
 
 def test_without_a_graph_the_derivatives_are_still_taken():

@@ -116,9 +116,8 @@ def test_a_velocity_that_is_not_finite_is_not_tried_forever():
 def test_units_change_nothing(unit, how):
     for dtype in (torch.float32, torch.float64):
         plain, scaled = integration(0.3, dtype, **how), integration(0.3, dtype, unit=unit, **how)
-        slack = (
-            1e-9 if dtype == torch.float64 else 1e-2
-        )  # log_prob is 83 off; float32 of that is 1e-5
+        # log_prob is 83 off; float32 of that is 1e-5
+        slack = 1e-9 if dtype == torch.float64 else 1e-2
         assert (scaled[0] - plain[0]).abs().max() < slack
         assert abs(scaled[2] - plain[2]) <= 12
 
@@ -164,9 +163,8 @@ def test_the_adaptive_steps_are_differentiable():
         2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     ).requires_grad_()
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        value, (x, scale), rtol=1e-2, atol=1e-4
-    )  # other steps, other errors
+    # other steps, other errors
+    assert torch.autograd.gradcheck(value, (x, scale), rtol=1e-2, atol=1e-4)
 
 
 def test_one_stiff_sample_is_not_averaged_away():

@@ -114,9 +114,8 @@ def test_more_than_two_to_the_31_elements():
     kind[special] = period + torch.arange(len(special))
     log_prior[special] = -torch.inf
     others = torch.logsumexp(log_prior.double() - distance[kind] / (2 * sigma**2), 0)
-    share = torch.linspace(
-        -3, -1.8, len(special), dtype=torch.float64
-    )  # log weight relative to all others
+    # log weight relative to all others
+    share = torch.linspace(-3, -1.8, len(special), dtype=torch.float64)
     log_prior[special] = (others + distance[kind[special]] / (2 * sigma**2) + share).float()
     logits = torch.log_softmax(log_prior.double(), 0) - distance[kind] / (2 * sigma**2)
     log_q = torch.logsumexp(logits, 0)

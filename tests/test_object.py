@@ -223,9 +223,8 @@ def test_copies_at_any_time(again, asked, found_by_index):
     for new in (make, found_by_index):
         f = new()
         sigma = f.sigma.double().requires_grad_()
-        f = df.DiffusionFisher(
-            f.x.clone(), f.cloud, 0.9, sigma, tolerance=f.tolerance
-        )  # f.sigma is no leaf
+        # f.sigma is no leaf
+        f = df.DiffusionFisher(f.x.clone(), f.cloud, 0.9, sigma, tolerance=f.tolerance)
         if asked.endswith("graph"):
             f.x.requires_grad_()
         if asked != "nothing":

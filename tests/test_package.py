@@ -228,9 +228,8 @@ def test_ninja_text_compiles_the_arithmetic_once_per_instruction_set(native, mon
     assert f"build ops/posterior.o: cxx {tmp_path}/a$ b$$c/csrc/ops/posterior.cpp" in lines
     command = next(line for line in lines if line.startswith("  command"))
     assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command and "-ffast-math" not in command
-    assert not [
-        flag for flag in native.FLAGS if flag.startswith("-march")
-    ]  # a binary runs beyond the machine that built it
+    # a binary runs beyond the machine that built it
+    assert not [flag for flag in native.FLAGS if flag.startswith("-march")]
 
 
 def test_constants_reach_cpp(native, tmp_path):
@@ -474,9 +473,8 @@ def torch_cxx_symbols(library: Path | str) -> list[str]:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 def test_only_the_stable_abi_of_torch_is_used():
     assert torch_cxx_symbols(_native.module.__file__) == []
-    assert (
-        len(torch_cxx_symbols(Path(torch.__file__).parent / "lib/libtorch_python.so")) > 1000
-    )  # the check sees them
+    # the check sees them
+    assert len(torch_cxx_symbols(Path(torch.__file__).parent / "lib/libtorch_python.so")) > 1000
 
 
 @needs_native

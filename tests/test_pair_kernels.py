@@ -304,9 +304,8 @@ def test_no_less_exact_than_plain_float32(kind, d):
             got, peer = fused(kind, p, given), plain(kind, p, given)
             for n, e in exact.items():
                 own = e.reshape(len(e), -1).norm(dim=1)
-                unit = (
-                    torch.maximum(own, own.median() * 0.3) + 1e-4
-                )  # negligible atoms are left out
+                # negligible atoms are left out
+                unit = torch.maximum(own, own.median() * 0.3) + 1e-4
                 assert rms(got[n], e, unit) <= 2 * rms(peer[n], e, unit) + 12 * 2.0**-23, (sigma, n)
 
 

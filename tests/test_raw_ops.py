@@ -147,10 +147,11 @@ def test_another_dtype_is_refused_or_read_as_what_it_is(op, name):
     for dtype in others:
         other = given.to(dtype)
         if dtype not in fine:
+            # the others are then of another dtype
             if name == lead and dtype in (
                 torch.float32,
                 torch.float64,
-            ):  # the others are then of another dtype
+            ):
                 with pytest.raises(
                     RuntimeError, match=r": expected float(32|64), got float(32|64)"
                 ):

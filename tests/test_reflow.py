@@ -106,9 +106,10 @@ def test_the_velocity_of_a_flow_network_is_its_output():
     flow, x = constant(3.0), normal(4, 2)
     for t in (0.0, 0.3, 1.0):
         torch.testing.assert_close(reflow.velocity(flow, x, t), torch.full_like(x, 3.0))
+    # its time runs the other way
     reversed_ = df.Denoiser(
         lambda x, t: torch.full_like(x, 3.0), df.schedule.ReversedRectifiedFlow(), "flow"
-    )  # whose time runs the other way
+    )
     torch.testing.assert_close(reflow.velocity(reversed_, x, 0.3), torch.full_like(x, -3.0))
 
 

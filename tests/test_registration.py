@@ -39,9 +39,8 @@ def calls():
     gradients."""
     for name in (*OPS, "covariance_matvec"):
         for case in table("fisher_matvec" if name == "covariance_matvec" else name):
-            if (
-                case.name == "identical atoms"
-            ):  # no other shapes, dtypes or options than "plain": only other numbers
+            # no other shapes, dtypes or options than "plain": only other numbers
+            if case.name == "identical atoms":
                 continue
             t = case.tensors
             like = t.get("x0", t.get("eps", t.get("x")))

@@ -235,9 +235,8 @@ def test_table_is_monotone_and_close_to_its_continuous_limit():
     assert bool((coarse.log_snr(t).diff() < 0).all()) and bool((coarse.g2(t) > 0).all())
     inside = torch.arange(9, 1000, dtype=torch.float64)
     error = (coarse.log_snr((inside - 9) / 10) - torch.logit(full[9:])).abs()
-    assert (
-        error[:20].max() < 0.05 and error[20:].max() < 1e-3
-    )  # the table starts where log-SNR is a logarithm
+    # the table starts where log-SNR is a logarithm
+    assert error[:20].max() < 0.05 and error[20:].max() < 1e-3
 
 
 def test_linear_log_snr_is_reproduced_exactly():
@@ -436,10 +435,11 @@ def test_torch_s_global_state_changes_nothing(name):
 
 @pytest.mark.parametrize("kind", [S.VP, S.SubVP])
 def test_the_inverse_is_as_good_where_next_to_no_signal_is_left(kind):
+    # log-SNR -18 to -25
     schedule, t = (
         kind(1e-3, 50.0),
         torch.linspace(0.85, 1, 16, dtype=torch.float64),
-    )  # log-SNR -18 to -25
+    )
     torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, rtol=1e-14, atol=0)
 
 

@@ -74,9 +74,8 @@ def gaussian_m(sch, form):
 
     def network(x, t):
         d = x[0].numel()
-        return (
-            net(x.reshape(-1, 1), t.repeat_interleave(d)).view(-1, d).mean(1)
-        )  # a product of d such laws
+        # a product of d such laws
+        return net(x.reshape(-1, 1), t.repeat_interleave(d)).view(-1, d).mean(1)
 
     return network
 

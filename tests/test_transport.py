@@ -74,12 +74,13 @@ def test_authors_numbers():
     want = {"VE": 25.1, "VP": 23.7, "sub-VP": 16.0, "EDM": 25.0}
     got = published("authors")
     assert max(abs(got[name] - want[name]) for name in want) <= 1.5
+    # these chains' own, by either path
     here = {
         "VE": 24.60,
         "VP": 23.41,
         "sub-VP": 15.68,
         "EDM": 24.51,
-    }  # these chains' own, by either path
+    }
     assert max(abs(got[name] - here[name]) for name in here) <= 0.05
 
 
@@ -109,9 +110,8 @@ def test_true_jacobian_is_the_same_for_every_schedule_at_equal_levels():
     first, _ = tests[0]
     assert 0.1 < first.summary().mean < 0.5
     for test, shrink in tests[1:]:
-        assert (
-            largest(test.A, first.A) <= 1e-6
-        )  # rounding, amplified near the borders between basins
+        # rounding, amplified near the borders between basins
+        assert largest(test.A, first.A) <= 1e-6
         assert largest(test.log_norm - shrink.log(), first.log_norm) <= 1e-6
 
 

@@ -56,9 +56,8 @@ def test_values(B, d):
         x, y, alpha, sigma = problem(B, N, d, seed=10 * d + N)
         prior = 3 * normal(N, seed=N)
         if N > 1:
-            prior[:2] = torch.tensor(
-                [-math.inf, 50.0]
-            )  # a mask, and no overflow where one is far above
+            # a mask, and no overflow where one is far above
+            prior[:2] = torch.tensor([-math.inf, 50.0])
             prior[2] += 50
         for options in ({}, {"rates": rates}, {"rates": rates, "transposed": True}):
             for log_prior in (None, prior):

@@ -63,10 +63,8 @@ def scalar(outputs):
 
 def run(op, tensors, reference=False):
     outputs = Case(op, "weightless", tensors).run(reference=reference)
-    if op in (
-        "posterior",
-        "log_prob",
-    ):  # of the atoms' own prior, so that clouds of another total can be compared
+    if op in ("posterior", "log_prob"):
+        # relative to no prior, so that clouds of another total can be compared
         outputs = (outputs[0] + tensors["log_prior"].logsumexp(0), *outputs[1:])
     return outputs
 

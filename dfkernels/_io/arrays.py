@@ -140,15 +140,13 @@ def _torch_file(path: Path) -> _Held:
     """Return what a file of torch.save holds: a tensor, or the tensors of a dict, nested or not."""
     try:
         str(path).encode()
-        can_map = zipfile.is_zipfile(
-            path
-        )  # what torch.save writes; the format before that cannot be mapped
+        # what torch.save writes; the format before that cannot be mapped
+        can_map = zipfile.is_zipfile(path)
     except UnicodeEncodeError:  # torch maps files whose names are UTF-8; any other is read
         can_map = False
     with warnings.catch_warnings(), open(path, "rb") as file:
-        warnings.simplefilter(
-            "ignore"
-        )  # what torch thinks of the format is nothing that the user can change
+        # what torch thinks of the format is nothing that the user can change
+        warnings.simplefilter("ignore")
         found = torch.load(
             path if can_map else file, map_location="cpu", weights_only=True, mmap=can_map
         )
@@ -211,9 +209,8 @@ def _from_numpy(name: str, a: np.ndarray) -> Tensor:
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The given NumPy array is not writable"
-        )  # nobody writes to it
+        # nobody writes to it
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(a)
 
 

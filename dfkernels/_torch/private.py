@@ -104,9 +104,8 @@ class tracked:
                     getattr(DispatchKey, f"Autograd{device}")
                 )
         self.contexts = ExitStack()
-        self.contexts.enter_context(
-            torch.inference_mode(False)
-        )  # inside it nothing can require a gradient
+        # in inference mode nothing can require a gradient
+        self.contexts.enter_context(torch.inference_mode(False))
         excluded = _dispatch_tls_local_exclude_set() - tracked._keys
         self.contexts.enter_context(
             _ForceDispatchKeyGuard(_dispatch_tls_local_include_set(), excluded)

@@ -72,10 +72,8 @@ class Convention:
 
         Timesteps are rounded by some schedulers: of several equal ones the current step counts.
         """
-        steps, sigmas = (
-            getattr(self.scheduler, "timesteps", None),
-            getattr(self.scheduler, "sigmas", None),
-        )
+        steps = getattr(self.scheduler, "timesteps", None)
+        sigmas = getattr(self.scheduler, "sigmas", None)
         if (
             not isinstance(sigmas, Tensor)
             or not isinstance(steps, Tensor)

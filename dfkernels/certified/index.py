@@ -152,10 +152,8 @@ def check_values(index: CloudIndex) -> None:
         minimum = FIELDS[name].minimum
         if t.is_floating_point() and t.numel():
             low, high = (float(end) for end in t.aminmax())  # both are nan if any number is
-            if (
-                not (low > -torch.inf if minimum is None else low >= minimum)
-                or not high < torch.inf
-            ):
+            enough = low > -torch.inf if minimum is None else low >= minimum
+            if not (enough and high < torch.inf):
                 expected = "finite values" + ("" if minimum is None else f" >= {minimum:g}")
                 raise RuntimeError(
                     f"{name}: expected {expected}, got values from {low:g} to {high:g}"

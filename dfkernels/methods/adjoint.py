@@ -219,9 +219,8 @@ def _norm(x: Tensor, p: float = 2) -> Tensor:
 
 def _value_and_gradient(loss: Callable[[Tensor], Tensor], x0: Tensor) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
-        x0 = (
-            x0.detach().clone().requires_grad_()
-        )  # a copy: what inference mode has made cannot require grad
+        # a copy: what inference mode has made cannot require grad
+        x0 = x0.detach().clone().requires_grad_()
         value = loss(x0)
         check.tensor("loss", value)
         if value.shape != x0.shape[:1]:

@@ -337,9 +337,8 @@ def _fixed(
     begin, block = state, []
     for i in range(steps + 1):
         u = flow.low + i * h
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled() and i < steps
-        ):  # the last: for the error alone
+        # the last slope is for the error alone
+        with torch.set_grad_enabled(torch.is_grad_enabled() and i < steps):
             block.append(flow(u, state))
         if i in ends:
             rule = solvers.advanced(begin, h, _RULES[len(block) - 1], block)

@@ -284,11 +284,8 @@ def bound(
     first_order = 2 * radius * eps_error / sigma**2
     if form == "noise":
         return d * trace_error / sigma**2 + first_order + second_order
-    return (
-        (alpha / sigma) ** 2 * d * trace_error / sigma**2
-        + alpha / sigma * first_order
-        + (second_order)
-    )
+    ratio = alpha / sigma
+    return ratio**2 * d * trace_error / sigma**2 + ratio * first_order + second_order
 
 
 def _values(network: TraceNetwork, x: Tensor, t: Tensor, conditions: dict[str, object]) -> Tensor:

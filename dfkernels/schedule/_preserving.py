@@ -73,9 +73,8 @@ class VP(Schedule):
 
     def _t_of_integral(self, integral: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
-        return (
-            2 * integral / (self.beta_min + root)
-        )  # the quadratic's root in the form that does not cancel
+        # the quadratic's root in the form that does not cancel
+        return 2 * integral / (self.beta_min + root)
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,8 @@ class SubVP(VP):
 
     def _log_snr(self, t: Tensor) -> Tensor:
         integral = self._integral(t)
-        return -integral - 2 * torch.log(
-            -torch.expm1(-integral)
-        )  # sigma/alpha = exp(integral/2) sigma
+        # sigma/alpha = exp(integral/2) sigma
+        return -integral - 2 * torch.log(-torch.expm1(-integral))
 
     def _t_of_log_snr(self, lam: Tensor) -> Tensor:
         return self._t_of_integral(2 * torch.asinh(torch.exp(-lam / 2) / 2))

@@ -56,18 +56,15 @@ def images(sweep: Sweep, theme: Theme) -> Figure:
     )  # fmt: skip
     for column, s in enumerate(levels):
         sigma = float(sweep.data.sigma[s])
+        shown = sweep.noisy[s, which] / math.sqrt(1 + sigma**2)  # strong noise would saturate
         tiles: list[tuple[np.ndarray | None, str]] = [
-            (
-                _picture(sweep.noisy[s, which] / math.sqrt(1 + sigma**2)),
-                "",
-            ),  # so that strong noise does not saturate
+            (_picture(shown), ""),
             (_picture(sweep.denoised[s, which]), ""),
         ]
         gaps = [1 - float(v) for v in (*sweep.small[s, 0], sweep.large[s, 0, 0])]
         for j, gap in enumerate(gaps):
-            empty = gaps[0] < _COLLAPSED or (
-                j < PAIRS and gap < _COLLAPSED
-            )  # F = I/sigma^2 there: any vector will do
+            # F = I/sigma^2 there: any vector will do
+            empty = gaps[0] < _COLLAPSED or (j < PAIRS and gap < _COLLAPSED)
             label = "" if empty else _short(sigma * math.sqrt(gap)) if gap > _COLLAPSED else "≈ 0"
             tiles.append((None if empty else _direction(sweep.vectors[s, 0, j], theme), label))
         for row, (picture, label) in enumerate(tiles):

@@ -48,9 +48,8 @@ def sweep(data: Data, step: Callable[[str], None]) -> Sweep:
     """
     levels, q, event = len(data.sigma), len(data.clean), data.clean.shape[1:]
     noise = torch.randn(data.clean.shape, generator=torch.Generator().manual_seed(1))
-    noisy = (
-        data.clean + data.sigma.view(-1, *[1] * data.clean.ndim) * noise
-    )  # the same noise at every level
+    # the same noise at every level
+    noisy = data.clean + data.sigma.view(-1, *[1] * data.clean.ndim) * noise
     fisher = DiffusionFisher(noisy.flatten(0, 1), data.cloud, 1.0, data.sigma.repeat_interleave(q))
     rms = fisher.score.flatten(1).norm(dim=1) * fisher.sigma / math.sqrt(data.cloud.d)
     per_dim = fisher.trace() * fisher.sigma.square() / data.cloud.d

@@ -53,9 +53,8 @@ def truth(x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Truth:
     )
     left = torch.arange(-4, 4, 2, dtype=x.dtype)
     near, far = ((x[..., None] - alpha * (left + shift)) / sigma for shift in (0, 2))  # [B, 2, 4]
-    side = torch.where(
-        near + far > 0, -1, 1
-    )  # the tail in which a difference of Phi does not cancel
+    # the tail in which a difference of Phi does not cancel
+    side = torch.where(near + far > 0, -1, 1)
     mass = side * (torch.special.ndtr(side * near) - torch.special.ndtr(side * far))
     bell = [torch.exp(-z * z / 2) / math.sqrt(2 * math.pi) for z in (near, far)]
     slope = (bell[0] - bell[1]) / sigma

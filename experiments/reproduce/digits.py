@@ -140,9 +140,8 @@ def classifier(
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         x_0, labels = _batch(data, generator)
-        noisy = x_0 + 0.2 * torch.randn(
-            x_0.shape, generator=generator
-        )  # samples are not quite clean
+        # samples are not quite clean
+        noisy = x_0 + 0.2 * torch.randn(x_0.shape, generator=generator)
         return nn.functional.cross_entropy(module(noisy), labels)
 
     return _trained("classifier", network, loss, quick, out, CLASSIFIER[name], step, name)

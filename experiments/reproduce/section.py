@@ -53,9 +53,8 @@ class Section:
     tables: list[Table]
     pictures: list[Picture]
     claims: list[Claim]
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # what took how long, e.g. {"training": 412.0}
+    # what took how long, e.g. {"training": 412.0}
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def progress(stages: list[str], step: Callable[[str], None]) -> Callable[[int, int], None]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...law import Law
+from ...law import Law, per_channel
 from .queries import Queries, exact
 
 __all__ = ["DataMap", "fit", "over"]
@@ -55,7 +55,7 @@ def over(cloud: Law, data: DataMap, q: Queries) -> Queries:
     here.
     """
     mean, std, ess = exact(data.applied(cloud), q.x, q.alpha, q.sigma)
-    a, b = (part.to(mean).view(-1, *[1] * (mean.ndim - 2)) for part in data)
+    a, b = (per_channel(part, mean) for part in data)
     there = q._replace(mean=mean, std=max(std, 1e-30), ess=ess.median().item())
     return there._replace(data_mean=q.data_mean * a + b, lowest=False)
 

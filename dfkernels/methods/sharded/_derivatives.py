@@ -27,13 +27,12 @@ from torch.autograd import forward_ad
 from ..._torch import check, private
 from ..._torch.errors import Unsupported
 from ..._torch.shapes import column
-from ...partial import Partial
+from ...partial import QUERIES, Partial
 from ._pass import Pass
 
 __all__ = ["folded", "gradients", "moments_of", "names", "restored", "tangents", "unfolded"]
 
-_QUERIES = ("x", "alpha", "sigma", "v")
-_OTHERS = (*_QUERIES, "value_mean", "certificate")
+_OTHERS = (*QUERIES, "value_mean", "certificate")
 _MOMENTS = tuple(f.name for f in fields(Partial) if f.name not in _OTHERS)
 
 
@@ -125,7 +124,7 @@ def tangents(over: Pass, total: Partial, given: Sequence[Tensor | None]) -> tupl
 
         nothing = tuple(torch.zeros_like(getattr(fixed, name)) for name in asked)
         total = nothing
-        said = {f"tangent of {_QUERIES[i]}": t for i, t in zip(moved, along, strict=True)}
+        said = {f"tangent of {QUERIES[i]}": t for i, t in zip(moved, along, strict=True)}
         for made in over.by_file("derivative", said, nothing, add):
             total = tuple(a + b for a, b in zip(total, made, strict=True))
         return total

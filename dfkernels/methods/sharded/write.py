@@ -53,8 +53,7 @@ def write_manifest(
         raise FileError(f"{path}: is there already: force replaces it")
     with reporting("manifest", callback, progress, 0) as report:
         made = _manifest.make(folder, key, scale, offset, report)
-    made.located(
-        folder, range(len(made.shards))
-    )  # as it will be opened: two names of one file are refused here
+    # as it will be opened: two names of one file are refused here
+    made.located(folder, range(len(made.shards)))
     made.write(path)
     return path

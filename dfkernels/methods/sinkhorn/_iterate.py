@@ -82,9 +82,8 @@ def iterate(
         Anderson(problem.y.weights),
         _same(problem),
     )
-    whole = torch.arange(
-        len(g), dtype=torch.int64, device=g.device
-    )  # numbers of the problems that still run
+    # numbers of the problems that still run
+    whole = torch.arange(len(g), dtype=torch.int64, device=g.device)
     for k in range(1, max_iter + 1):
         image = now.f if same else now.problem.transposed.half_step(now.f)
         error, rounding = now.problem.marginal_error(now.g, image), now.problem.rounding(image)
