@@ -9,7 +9,6 @@ import torch
 from test_certified import no_cloud_is_small, normal  # noqa: F401
 
 import dfkernels as df
-from dfkernels import fisher
 from dfkernels._torch import native
 from dfkernels.certified.pytorch import search_in_pytorch
 
@@ -20,7 +19,7 @@ N, D, EPS = 700, 512, 1e-3
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     if request.param == "PyTorch":
-        monkeypatch.setattr(fisher, "select_atoms", search_in_pytorch)
+        monkeypatch.setattr("dfkernels.cloud.select_atoms", search_in_pytorch)
 
 
 def shells(alpha, sigma, seed=0):
