@@ -19,21 +19,23 @@ ROOT = Path(__file__).resolve().parent.parent
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
 BATCHES = (32, 64, 1024, 65_536)
-DIMENSIONS = (1, 2, 3, 8, 9, 16, 17, 64)
+DIMENSIONS = (1, 2, 3, 8, 9, 16, 17, 64, 65, 128)
+KINDS = pytest.mark.parametrize("kind", ["log_prob", "posterior", "matvec", "diagonal"])
 
 
 @pytest.mark.parametrize(
-    "B, d, matvec, small, D, ATOMS, TARGETS, warps, strip, tile",
+    "B, d, kind, small, D, ATOMS, TARGETS, warps, strip, tile",
     [
-        (65_536, 2, False, True, 2, 8, 256, 4, 16, 16),  # two queries a thread
-        (65_536, 8, True, True, 8, 4, 128, 4, 16, 4),
-        (65_536, 16, False, False, 16, 64, 128, 8, 16, 2),
-        (1024, 64, True, False, 64, 64, 128, 8, 64, 64),
-        (40, 12, False, False, 16, 64, 128, 8, 64, 64),
+        (65_536, 2, "posterior", True, 2, 8, 256, 4, 16, 16),  # two queries a thread
+        (65_536, 8, "matvec", True, 8, 4, 128, 4, 16, 4),
+        (65_536, 16, "diagonal", False, 16, 64, 128, 8, 16, 2),
+        (1024, 64, "matvec", False, 64, 64, 128, 8, 64, 64),
+        (40, 12, "log_prob", False, 16, 64, 128, 8, 64, 64),
+        (1024, 100, "posterior", False, 128, 64, 128, 8, 64, 32),
     ],
 )
-def test_plan(B, d, matvec, small, D, ATOMS, TARGETS, warps, strip, tile):
-    plan = fused.plan(B, 1, 10_000, d, 4, matvec, H200)
+def test_plan(B, d, kind, small, D, ATOMS, TARGETS, warps, strip, tile):
+    plan = fused.plan(B, 1, 10_000, d, 4, kind, H200)
     sizes = {"D": D, "ATOMS": ATOMS, "TARGETS": TARGETS, "num_warps": warps}
     assert (plan.small, plan.strip, plan.sweep.ATOMS) == (small, strip, tile)
     assert {k: plan.sizes[k] for k in sizes} == sizes
@@ -43,29 +45,31 @@ def test_other_calls_have_none():
     """Few queries, many coordinates, float64, and atoms whose parts would take too much memory."""
     for B, N, d, itemsize in (
         (31, 100, 8, 4),
-        (64, 100, 65, 4),
+        (64, 100, 129, 4),
         (64, 100, 8, 8),
-        (64, launch.SCRATCH, 2, 4),
+        (64, 10**8, 2, 4),
     ):
-        assert fused.plan(B, 1, N, d, itemsize, False, H200) is None
-    assert fused.plan(64, 1, 100, 17, 4, True, _triton.DEVICES[80]) is None  # would spill
-    assert fused.plan(64, 1, 100, 64, 4, False, _triton.DEVICES[80])
+        assert fused.plan(B, 1, N, d, itemsize, "posterior", H200) is None
+    for kind, device in (("matvec", H200), ("diagonal", H200), ("posterior", _triton.DEVICES[80])):
+        assert fused.plan(64, 1, 100, 65, 4, kind, device) is None  # would spill
+        assert fused.plan(64, 1, 100, 64, 4, kind, device)
+    assert fused.plan(64, 1, 10**7, 64, 4, "posterior", H200)
+    assert fused.plan(64, 1, 10**7, 64, 4, "diagonal", H200) is None  # twice as many parts
 
 
 @DEVICES
-@pytest.mark.parametrize("matvec", [False, True])
-def test_every_shape(device, matvec):
+@KINDS
+def test_every_shape(device, kind):
     """Powers of two, whole rows, parts that fit shared memory; splits that cover the atoms, none of
     them empty, of whole strips and with short chains; scratch memory for many queries at once."""
-    for B, K, N, d in itertools.product(BATCHES, (1, 3), (1, 77, 65_536, 10**6), DIMENSIONS):
-        plan = fused.plan(B, K, N, d, 4, matvec, device)
-        if plan is None:
-            assert matvec and d > 16 and device.cc != 90
-            continue
+    dimensions = [d for d in DIMENSIONS if d <= fused.most_d(kind, device)]
+    for B, K, N, d in itertools.product(BATCHES, (1, 3), (1, 77, 65_536, 10**6), dimensions):
+        plan = fused.plan(B, K, N, d, 4, kind, device)
         sizes, tile = plan.sizes, plan.sweep
         assert all(n > 0 and n & (n - 1) == 0 for n in sizes.values())
         assert d <= sizes["D"] < max(2 * d, 3, 17 * (d > 8)) and plan.D >= 16
-        parts = (1 + matvec) * sizes["TARGETS"] + sizes["STAGES"] * sizes["ATOMS"]
+        parts = (1 + (kind == "matvec")) * sizes["TARGETS"]
+        parts += (1 + (kind == "diagonal")) * sizes["STAGES"] * sizes["ATOMS"]
         assert plan.small or 6 * sizes["D"] * parts <= device.shared - 2**13
         assert tile.strip * tile.ATOMS == plan.strip and fused.BOUND_ATOMS % plan.strip == 0
         span, splits = fused.product_splits(N, B * K, sizes, device)

@@ -13,7 +13,9 @@ from data_ops import inputs
 from difference import difference_form, errors
 
 from dfkernels.ops.common.triton import fused, launch
+from dfkernels.ops.common.triton import problem as problem_of
 from dfkernels.ops.common.triton.problem import make_problem
+from dfkernels.ops.fisher_diagonal import triton as diagonal_kernels
 from dfkernels.ops.fisher_matvec import triton as matvec_kernels
 from dfkernels.ops.log_prob import triton as log_prob_kernels
 from dfkernels.ops.posterior import triton as posterior_kernels
@@ -54,6 +56,7 @@ def call(p, *, scale=1.0, offset=0.0, y=None):
         "ess": ess,
         "log_prob_alone": log_prob_kernels.launch(*args, *rest),
         "matvec": product,
+        "diagonal": diagonal_kernels.launch(*args, *rest),
     }
 
 
@@ -66,11 +69,19 @@ def expanded_form(p):
     w = torch.softmax(logits, 1)
     along = v @ y.T
     along = w * (along - (w * along).sum(1, keepdim=True))
-    product = (v - (alpha * ratio)[:, None] * (along @ y)) / p["sigma"][:, None] ** 2
+    precision = p["sigma"][:, None] ** -2
+    product = (v - (alpha * ratio)[:, None] * (along @ y)) * precision
+    variance = w @ (y * y) - (w @ y) ** 2
     constant = x.shape[1] / 2 * torch.log(2 * torch.pi * p["sigma"] ** 2)
     log_prob = torch.logsumexp(logits, 1) - x.square().sum(1) / 2 / p["sigma"] ** 2 - constant
     ess = 1 / w.square().sum(1)
-    return {"mean": w @ y, "log_prob": log_prob, "ess": ess, "matvec": product[:, None]}
+    return {
+        "mean": w @ y,
+        "log_prob": log_prob,
+        "ess": ess,
+        "matvec": product[:, None],
+        "diagonal": (1 - (alpha * ratio)[:, None] * variance) * precision,
+    }
 
 
 def too_far(p, got):
@@ -106,11 +117,22 @@ def test_errors_at_every_noise(shape, offset, monkeypatch):
     digits."""
     p = problem(*SHAPES[shape], LEVELS, offset)
     monkeypatch.setattr(fused, "MOST_TILES", 1 if SHAPES[shape][2] > fused.SMALL_D else 4)
-    one = fused.prepared(make_problem(*flat(p)))
+    one = fused.prepared(make_problem(*flat(p)), "posterior")
     taken = one.by_products[one.back].bool()
     assert bool(taken[p["sigma"] >= 30].all()) and not bool(taken[p["sigma"] < 0.1].any())
     assert torch.equal(one.problem.x[one.back], p["x"])
     assert too_far(p, call(p)) == {}
+
+
+def test_a_hundred_coordinates():
+    """Where only posterior and log_prob have a pass."""
+    p = problem(32, 40, 100, torch.tensor([0.1, 1.5, 1e3]))
+    one = fused.prepared(make_problem(*flat(p)), "posterior")
+    taken = one.by_products[one.back].bool()
+    assert bool(taken[p["sigma"] > 1].all()) and not bool(taken[p["sigma"] < 1].any())
+    args = (p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+    got = dict(zip(("log_prob", "mean", "fisher_trace", "ess"), posterior_kernels.launch(*args)))
+    assert too_far(p, got | {"log_prob_alone": log_prob_kernels.launch(*args)}) == {}
 
 
 def flat(p, v=None):
@@ -119,11 +141,11 @@ def flat(p, v=None):
 
 def test_without_a_prior_and_in_groups(monkeypatch):
     """The same numbers in groups of queries, but for roundings: a group is cut otherwise."""
-    p = problem(64, 34, 6, 2.0, prior=False)
+    p = problem(64, 18, 6, 2.0, prior=False)
     whole = call(p)
     want = difference_form(**p)
     assert float((whole["mean"] - want["mean"]).abs().max()) <= 1e-6
-    monkeypatch.setattr(launch, "SCRATCH", 32 * fused.room(p["x"], p["y"], None))
+    monkeypatch.setattr(launch, "SCRATCH", 32 * fused.room(p["x"], p["y"], None, "diagonal"))
     again = call(p)
     for name, out in whole.items():
         assert float((again[name] - out).abs().max()) <= 1e-5 * float(out.abs().max()), name
@@ -151,12 +173,12 @@ def test_storage(storage, d):
 
 
 def test_the_rule_bounds_the_terms_of_a_logit():
-    """A query takes products only where every term of every logit is at most d + SPARE, and in
-    large noise all do."""
+    """A query that is not near takes products only where every term of every logit is at most
+    d + SPARE, and in large noise all do."""
     for d in (2, 20):
         p = problem(60, 100, d, 1.0)
         p["sigma"] = torch.logspace(-2, 2, 60)
-        one = fused.prepared(make_problem(*flat(p)))
+        one = fused.prepared(make_problem(*flat(p)), "posterior")
         a, centre = one.problem, one.centre.double()
         t = torch.where((a.log_pi > -math.inf)[:, None], a.y - centre, 0)
         x = a.x.double() - a.alpha[:, None] * centre
@@ -164,8 +186,8 @@ def test_the_rule_bounds_the_terms_of_a_logit():
         dots = (ratio[:, None] * (x @ t.T)).abs()
         squares = (a.alpha * ratio)[:, None] * t.square().sum(1) / 2
         largest = (dots + squares).amax(1)
-        takes = one.by_products > 0
-        assert bool((largest[takes] <= d + fused.SPARE).all())
+        takes, near = one.by_products > 0, a.queries.near
+        assert bool((largest[takes & ~near] <= d + fused.SPARE).all()) and bool(takes[near].all())
         assert bool((largest[~takes] >= 0.1 * (d + fused.SPARE)).all())
         assert 10 < int(takes.sum()) < 50 and bool(takes[one.back][-5:].all())
 
@@ -175,8 +197,9 @@ def test_the_rule_bounds_the_terms_of_a_logit():
 def test_bounds(d, sigma, offset, monkeypatch):
     """Of every strip, and of the largest logit; they bite: within 3 % of the size of the terms."""
     monkeypatch.setattr(fused, "SPARE", -math.inf)
+    monkeypatch.setattr(problem_of, "NEAR", -1)  # nobody takes products
     p = problem(64, 140, d, sigma, offset)
-    one = fused.prepared(make_problem(*flat(p)))
+    one = fused.prepared(make_problem(*flat(p)), "posterior")
     upper, floor = fused._bounds(one, fused.device_of(p["x"]))
     a = one.problem
     x, y = a.x.double() - a.alpha[:, None] * one.centre, a.y.double() - one.centre
@@ -228,14 +251,15 @@ def test_masked_atoms_may_hold_anything_and_outliers_have_no_weight(d):
 
 def test_the_same_bits_every_time():
     p = problem(32, 20, 5, 1.0)
-    for a, b in zip(call(p).values(), call(p).values(), strict=True):
-        assert torch.equal(a, b)
+    args = (p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+    once, again = posterior_kernels.launch(*args), posterior_kernels.launch(*args)
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
 
 
 def test_the_launchers_take_the_pass_where_it_is_made_for():
     """By number of queries, dtype and dimension."""
-    plan = lambda B, d, x: fused._plan_of(x(B, d), x(100, d), None)
+    plan = lambda B, d, x: fused._plan_of(x(B, d), x(100, d), None, "posterior")
     single = lambda *shape: torch.empty(shape)
     assert plan(32, 64, single) and plan(32, 1, single)
-    assert plan(31, 8, single) is plan(64, 65, single) is None
+    assert plan(31, 8, single) is plan(64, 129, single) is None
     assert plan(64, 8, lambda *shape: torch.empty(shape, dtype=torch.float64)) is None

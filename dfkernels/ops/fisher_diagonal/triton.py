@@ -1,12 +1,14 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
-"""fisher_diagonal on CUDA: the moments of `posterior`, merged coordinate by coordinate."""
+"""fisher_diagonal on CUDA: the moments of `posterior`, with second moments coordinate by
+coordinate."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..common.triton import fused
 from ..common.triton.device import device_of
 from ..common.triton.launch import (
     SplitMoments,
@@ -44,8 +46,12 @@ def _merge(p: Problem, moments: SplitMoments, fisher: bool, mean: Tensor | None,
 
 def _launch(p: Problem) -> Tensor:
     out = torch.empty_like(p.x)
-    _merge(p, accumulate(p), True, None, out)
-    return out
+    one = fused.prepared(p, "diagonal")
+    if one is None:
+        _merge(p, accumulate(p), True, None, out)
+        return out
+    _merge(one.problem, fused.accumulate(one), True, None, out)
+    return out[one.back]
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:
@@ -63,4 +69,6 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(x.shape)
-    return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
+    room = fused.room(x, y, None, "diagonal")
+    given = (x, y, None, alpha, sigma, log_prior, scale, offset)
+    return in_query_groups(_launch, *given, scratch=room)

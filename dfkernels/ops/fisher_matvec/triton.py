@@ -83,7 +83,7 @@ def _launch(p: Problem, fisher: bool) -> Tensor:
     """C v alone takes the moments about the mean, F v, of which the identity is a part, need
     not."""
     out = torch.empty_like(p.v)
-    one = fused.prepared(p) if fisher else None
+    one = fused.prepared(p, "matvec") if fisher else None
     if one is None:
         _product(p, fisher, out)
         return out
@@ -115,5 +115,5 @@ def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher: bool):
     if v.numel() == 0:
         return v.new_empty(v.shape)
     run = lambda p: _launch(p, fisher)
-    room = fused.room(x, y, v) if fisher else None
+    room = fused.room(x, y, v, "matvec") if fisher else None
     return in_query_groups(run, x, y, v, alpha, sigma, log_prior, scale, offset, scratch=room)

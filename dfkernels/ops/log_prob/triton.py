@@ -13,10 +13,10 @@ from ..common.triton.problem import Problem
 
 
 def _launch(p: Problem) -> Tensor:
-    one = fused.prepared(p)
+    one = fused.prepared(p, "log_prob")
     if one is None:
         return log_density(p, density(p, keep=False).log_sum)
-    log_sum, _ = merged_weights(fused.accumulate(one, weights_only=True))
+    log_sum, _ = merged_weights(fused.accumulate(one))
     return log_density(one.problem, log_sum)[one.back]
 
 
@@ -24,6 +24,6 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0)
-    room = fused.room(x, y, None) or scratch(x, y.shape[0], keep=False)
+    room = fused.room(x, y, None, "log_prob") or scratch(x, y.shape[0], keep=False)
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
     return in_query_groups(_launch, *given, scratch=room)

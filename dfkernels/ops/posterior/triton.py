@@ -22,7 +22,7 @@ from ..common.triton.problem import Problem
 
 
 def _launch(p: Problem) -> tuple[Tensor, ...]:
-    one = fused.prepared(p)
+    one = fused.prepared(p, "posterior")
     if one is None:
         return _results(p, accumulate(p, trace_only=True))
     outs = _results(one.problem, fused.accumulate(one))
@@ -71,7 +71,7 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
-    room = fused.room(x, y, None)
+    room = fused.room(x, y, None, "posterior")
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
     return in_query_groups(_launch, *given, scratch=room)
 

@@ -1,14 +1,15 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
-"""One pass over the atoms for many float32 queries in at most 64 dimensions.
+"""One pass over the atoms for many float32 queries in few dimensions.
 
 A query takes products of t = y - centre if no term of a logit is large: with R = max |t|,
 
-    (|alpha| |x'| R + alpha^2 R^2/2)/sigma^2 <= d + SPARE.
+    (|alpha| |x'| R + alpha^2 R^2/2)/sigma^2 <= d + SPARE,
 
-Rounding then changes a logit by at most (d + 2) 2^-24 times the left side; that of differences, by
-as many roundings of |x - alpha y|^2/(2 sigma^2), which is about d/2 for the atoms that count. The
-other queries, those at low noise, get bounds of their logits by one product, and then the sweep
+or if it is near the cloud, for its noise (problem.py), where that holds, but for a factor, of the
+atoms that count. Rounding then changes a logit by at most (d + 2) 2^-24 times the left side; that
+of differences, by as many roundings of |x - alpha y|^2/(2 sigma^2), which is about d/2 for the
+atoms that count. The other queries, those at low noise, get bounds of their logits by one product, and then the sweep
 (sweep.py) on the strips of atoms in which some atom may matter. Nothing waits for the device: the
 queries are put in order, those that take products last, and each kernel skips what is not its own.
 """
@@ -30,17 +31,18 @@ from .fused_prepare import prepare_atoms_kernel, prepare_rows_kernel
 from .problem import Problem
 from .sweep import sweep_kernel
 
-MOST_D = 64  # beyond, the sums of a tile and those so far do not fit registers together
 SMALL_D = 8  # without tensor cores, whose products have sixteen coordinates at least
 LEAST_QUERIES = 32  # fewer leave most of a tensor core's tile empty
 SPARE = 8
 MOST_TILES = 256  # tiles of a split: chains of float32 additions stay short
 BOUND_ATOMS = 64
+PREPARED = 2**32  # bytes of scratch memory for the atoms of a pass
 
 
 class Pass(NamedTuple):
     """How a pass is cut: the tile of the kernel for products, and that of the sweep."""
 
+    kind: str  # "log_prob", "posterior", "matvec" or "diagonal"
     sizes: dict[str, int]  # D, ATOMS, TARGETS, STAGES, num_warps
     small: bool
     sweep: launch.Tile
@@ -51,25 +53,38 @@ class Pass(NamedTuple):
         """Coordinates of a row of bfloat16 numbers."""
         return max(16, self.sizes["D"])
 
+    @property
+    def atom_parts(self) -> int:
+        """Of the parts of an atom's numbers: one for bounds alone; three; three of squares too."""
+        return 1 if self.small else 6 if self.kind == "diagonal" else 3
 
-def _tile(D: int, matvec: bool, device: Device) -> dict[str, int] | None:
+    @property
+    def atom_bytes(self) -> int:
+        """Of scratch memory for an atom: parts, |t|^2 and log2 pi, and t itself where small."""
+        return 2 * self.atom_parts * self.D + 8 + 4 * self.sizes["D"] * self.small
+
+
+def most_d(kind: str, device: Device) -> int:
+    """The coordinates up to which the sums of a tile and those so far fit registers together."""
+    return 128 if device.cc // 10 == 9 and kind in ("log_prob", "posterior") else 64
+
+
+def _tile(D: int, kind: str, device: Device) -> dict[str, int]:
     """The tile of `fused_moments_kernel`: the parts of queries and vectors stay, those of atoms are
     loaded a tile ahead. Tensor cores that read their operands from registers leave room for half as
-    many numbers, and with vectors for few coordinates only; so does the tensor memory of Blackwell,
-    where Triton 3.7 makes a trap of a kernel that needs more of it than there is."""
-    from_shared = device.cc // 10 == 9
-    if matvec and D > 16 and not from_shared:
-        return None
-    targets, atoms, warps = (128, 64, 8) if from_shared else (64, 32, 4)
+    many numbers, and for half of these where two vectors are summed. So does the tensor memory of
+    Blackwell, where Triton 3.7 makes a trap of a kernel that needs more of it than there is; tiles
+    of 32 targets do without it."""
+    targets, atoms, warps = (128, 64, 8) if device.cc // 10 == 9 else (64, 32, 4)
+    if device.cc // 10 != 9 and D > 16 and kind in ("matvec", "diagonal"):
+        targets = 32
     sizes = {"D": D, "ATOMS": atoms, "TARGETS": targets, "STAGES": 2}
     return {**sizes, "num_warps": warps}
 
 
-def plan(
-    B: int, K: int, N: int, d: int, itemsize: int, matvec: bool, device: Device
-) -> Pass | None:
+def plan(B: int, K: int, N: int, d: int, itemsize: int, kind: str, device: Device) -> Pass | None:
     """The pass for such a call, or None where others are better."""
-    if itemsize != 4 or d > MOST_D or B < LEAST_QUERIES or N * d > launch.SCRATCH:
+    if itemsize != 4 or d > most_d(kind, device) or B < LEAST_QUERIES:
         return None
     targets = B * K
     if d <= SMALL_D:
@@ -77,13 +92,12 @@ def plan(
         atoms, wide = max(4, 16 // D), 2 if D <= 4 else 1  # targets of a thread
         sizes = {"D": D, "ATOMS": atoms, "TARGETS": 128 * wide, "STAGES": 1, "num_warps": 4}
     else:
-        sizes = _tile(max(16, triton.next_power_of_2(d)), matvec, device)
-        if sizes is None:
-            return None
+        sizes = _tile(max(16, triton.next_power_of_2(d)), kind, device)
     tile = launch.tile_by_differences(targets, d, itemsize, device)
     tile = tile._replace(ATOMS=min(tile.ATOMS, BOUND_ATOMS))
     strip = 16 if tile.COORD_AXIS == 0 else BOUND_ATOMS
-    return Pass(sizes, d <= SMALL_D, tile._replace(strip=strip // tile.ATOMS), strip)
+    found = Pass(kind, sizes, d <= SMALL_D, tile._replace(strip=strip // tile.ATOMS), strip)
+    return None if N * found.atom_bytes > PREPARED else found
 
 
 def product_splits(N: int, targets: int, sizes: dict[str, int], device: Device) -> tuple[int, int]:
@@ -108,14 +122,14 @@ def scratch(N: int, d: int, K: int, targets: int, plan: Pass, device: Device) ->
     return K * (3 * splits * d + 4 * splits + 2 * plan.D) + triton.cdiv(N, plan.strip) + 4 * plan.D
 
 
-def _plan_of(x: Tensor, y: Tensor, v: Tensor | None) -> Pass | None:
+def _plan_of(x: Tensor, y: Tensor, v: Tensor | None, kind: str) -> Pass | None:
     (B, d), K = x.shape, 1 if v is None else v.shape[1]
-    return plan(B, K, y.shape[0], d, x.element_size(), v is not None, device_of(x))
+    return plan(B, K, y.shape[0], d, x.element_size(), kind, device_of(x))
 
 
-def room(x: Tensor, y: Tensor, v: Tensor | None) -> int | None:
+def room(x: Tensor, y: Tensor, v: Tensor | None, kind: str) -> int | None:
     """Numbers of scratch memory that a call needs for each query, or None where it has no pass."""
-    found = _plan_of(x, y, v)
+    found = _plan_of(x, y, v, kind)
     if found is None:
         return None
     K = 1 if v is None else v.shape[1]
@@ -135,7 +149,7 @@ class Prepared(NamedTuple):
     q_norm: Tensor  # [B]
     q: Tensor  # [3 or 1, B, D] bfloat16
     q_whole: Tensor | None  # [B, D] where small
-    y: Tensor  # [3 or 1, rows, D] bfloat16
+    y: Tensor  # [atom_parts, rows, D] bfloat16
     y_whole: Tensor | None
     weights: Tensor  # [rows, 2]
     biased: bool
@@ -160,7 +174,7 @@ def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | Non
     """Parts of t, t itself where small, and the weights of the atoms."""
     N = p.y.shape[0]
     least = max(plan.sizes["ATOMS"], BOUND_ATOMS)
-    rows, parts, W = triton.cdiv(N, least) * least, 1 if plan.small else 3, plan.sizes["D"]
+    rows, parts, W = triton.cdiv(N, least) * least, plan.atom_parts, plan.sizes["D"]
     out = torch.empty(parts, rows, plan.D, dtype=torch.bfloat16, device=p.x.device)
     whole = p.x.new_empty(rows, W) if plan.small else None
     weights = p.x.new_empty(rows, 2)
@@ -172,10 +186,10 @@ def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | Non
     return out, whole, weights
 
 
-def prepared(p: Problem) -> Prepared | None:
+def prepared(p: Problem, kind: str) -> Prepared | None:
     """The call with its queries in order and everything split into parts, or None where there is
     no pass for it."""
-    plan = _plan_of(p.x, p.y, p.v)
+    plan = _plan_of(p.x, p.y, p.v, kind)
     if plan is None:
         return None
     centre, d = p.queries.centre, p.x.shape[1]
@@ -185,7 +199,7 @@ def prepared(p: Problem) -> Prepared | None:
     x_square = x.square().sum(1)
     ratio, largest = alpha / sigma.square(), weights[:, 0].amax().double()
     size = ratio.abs() * (x_square * largest).sqrt() + alpha * ratio * largest / 2
-    takes = size <= d + SPARE
+    takes = (size <= d + SPARE) | (p.queries.near & (largest < math.inf))
     by_products, order = takes.to(torch.int32).sort(stable=True)
     back = torch.empty_like(order).scatter_(
         0, order, torch.arange(len(order), dtype=order.dtype, device=x.device)
@@ -270,12 +284,9 @@ def _sweep(
     )
 
 
-def accumulate(a: Prepared, *, weights_only: bool = False) -> launch.SplitMoments:
-    """The moments of all splits, those of the sweep first.
-
-    The second moment is that of the vectors v where the problem has them, else only its sum over
-    the coordinates is right. weights_only: neither, nor the first.
-    """
+def accumulate(a: Prepared) -> launch.SplitMoments:
+    """The moments of all splits, those of the sweep first: of "log_prob" only the sums of weights,
+    of "posterior" the second moment's sum over the coordinates alone is right."""
     p, plan, device = a.problem, a.plan, device_of(a.problem.x)
     (B, d), N, targets = p.x.shape, p.y.shape[0], p.targets
     swept_span, swept = sweep_splits(N, targets, plan, device)
@@ -294,8 +305,8 @@ def accumulate(a: Prepared, *, weights_only: bool = False) -> launch.SplitMoment
     blocks = triton.cdiv(targets, plan.sizes["TARGETS"])
     kernel[(blocks * splits,)](
         q=q, v=v, y=y, weights=weights, half=a.half, by_products=a.by_products, centre=a.centre,
-        scalars=scalars, vectors=None if weights_only else vectors, B=B, rows=len(a.weights), d=d,
+        scalars=scalars, vectors=None if plan.kind == "log_prob" else vectors, B=B, rows=len(a.weights), d=d,
         targets=targets, vectors_per_query=targets // B, splits=count, begin_split=swept,
-        span=span, MATVEC=v is not None, BIASED=a.biased, **plan.sizes,
+        span=span, KIND=plan.kind, BIASED=a.biased, **plan.sizes,
     )  # fmt: skip
     return moments

@@ -10,6 +10,8 @@ With x' = x - alpha centre and t = y - centre,
 lacks -|x'|^2/(2 sigma^2), which all atoms share: it is large at high noise, and rounding would cost
 every weight as many digits. It is added to log_prob at the end, in double (`common`).
 
+KIND, one of "log_prob", "posterior", "matvec" and "diagonal", says which sums are taken.
+
 `fused_moments_kernel` forms its products on tensor cores, of three bfloat16 parts of every float32:
 the six largest of nine, whose sum is that of float32. `small_moments_kernel` is for a few
 coordinates and takes a query per thread. `bound_tiles_kernel` bounds the logits by one product, for
@@ -38,11 +40,12 @@ def six_products(a, b, c, p, q, r):
 
 
 @triton.jit
-def load_parts(p_parts, count, mask):
+def load_parts(p_parts, count, mask=None):
     """The three parts that lie count apart."""
-    high = tl.load(p_parts, mask=mask, other=0.0)
-    middle = tl.load(p_parts + count, mask=mask, other=0.0)
-    return high, middle, tl.load(p_parts + 2 * count, mask=mask, other=0.0)
+    other = None if mask is None else 0.0
+    high = tl.load(p_parts, mask=mask, other=other)
+    middle = tl.load(p_parts + count, mask=mask, other=other)
+    return high, middle, tl.load(p_parts + 2 * count, mask=mask, other=other)
 
 
 @triton.jit
@@ -68,13 +71,13 @@ def add_weights(total, lost, square_total, square_lost, e, down, AXIS: tl.conste
 def fused_moments_kernel(
     q,  # [3, B, D] bfloat16: parts of log2(e) alpha/sigma^2 x'
     v,  # [3, targets, D] bfloat16: parts of v, or None
-    y,  # [3, rows, D] bfloat16: parts of t
+    y,  # [3, rows, D] bfloat16: parts of t; "diagonal": [6, rows, D], and those of t * t
     weights,  # [rows, 2]: |t|^2, log2 pi
     half,  # [B]: log2(e) alpha^2/(2 sigma^2)
     by_products,  # [B]: 1 for the queries that are served here
     centre,  # [d]
     scalars,  # out [4, splits, targets] and
-    vectors,  # out [3, splits, targets, d], as those of the sweep; None: no moments
+    vectors,  # out [3, splits, targets, d], as those of the sweep; "log_prob": None
     B,
     rows,  # of y: a multiple of ATOMS
     d,
@@ -83,15 +86,15 @@ def fused_moments_kernel(
     splits,
     begin_split,  # the splits before it are the sweep's
     span,  # atoms of a split, a multiple of ATOMS
-    MATVEC: tl.constexpr,
+    KIND: tl.constexpr,
     BIASED: tl.constexpr,  # some log2 pi is not 0
     D: tl.constexpr,
     ATOMS: tl.constexpr,
     TARGETS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """sum e, sum e^2, sum e t, and sum e |t|^2 or sum e <t, v> t, of TARGETS targets in one
-    split."""
+    """sum e, sum e^2, sum e t, and by KIND sum e |t|^2, sum e <t, v> t or sum e t * t, of TARGETS
+    targets in one split."""
     blocks = tl.cdiv(targets, TARGETS)
     split = (tl.program_id(0) // blocks).to(tl.int64)
     i_target = (tl.program_id(0) % blocks).to(tl.int64) * TARGETS + tl.arange(0, TARGETS)[:, None]
@@ -102,7 +105,7 @@ def fused_moments_kernel(
     i = tl.arange(0, ATOMS)[:, None]
     q_count = tl.full((), B, tl.int64) * D
     q0, q1, q2 = load_parts(q + i_query * D + k, q_count, active)
-    if MATVEC:
+    if KIND == "matvec":
         v_count = tl.full((), targets, tl.int64) * D
         v0, v1, v2 = load_parts(v + i_target * D + k, v_count, active)
     b_half = tl.load(half + i_query, mask=active, other=0.0)
@@ -119,7 +122,7 @@ def fused_moments_kernel(
     for tile in tl.range(0, tiles, num_stages=STAGES):
         start = begin + tile * ATOMS
         p_y = y + start * D + (i * D + k)
-        y0, y1, y2 = tl.load(p_y), tl.load(p_y + y_count), tl.load(p_y + 2 * y_count)
+        y0, y1, y2 = load_parts(p_y, y_count)
         y_square = tl.load(weights + 2 * start + 2 * n)
         logit = six_products(q0, q1, q2, y0.T, y1.T, y2.T) - b_half * y_square
         if BIASED:
@@ -128,8 +131,8 @@ def fused_moments_kernel(
         total, lost, square_total, square_lost = add_weights(
             total, lost, square_total, square_lost, e, down, 1
         )
-        if vectors is not None:
-            if MATVEC:
+        if KIND != "log_prob":
+            if KIND == "matvec":
                 projection = six_products(v0, v1, v2, y0.T, y1.T, y2.T)
                 tilted = tl.where(e > 0, e * projection, 0.0)
                 here = tl.sum(tilted, 1, keep_dims=True)
@@ -140,16 +143,19 @@ def fused_moments_kernel(
             more, more_lost = add_compensated(more * down, more_lost * down, here)
             e0, e1, e2 = split_parts(e)
             first = add_products(first, down, six_products(e0, e1, e2, y0, y1, y2))
+            if KIND == "diagonal":
+                s0, s1, s2 = load_parts(p_y + 3 * y_count, y_count)
+                second = add_products(second, down, six_products(e0, e1, e2, s0, s1, s2))
     out = (begin_split + split) * targets + i_target
     count = tl.full((), splits, tl.int64) * targets
     tl.store(scalars + out, tl.where(active, max_logit, -float("inf")), mask=exists)
     tl.store(scalars + count + out, total + lost, mask=exists)
     tl.store(scalars + 2 * count + out, square_total + square_lost, mask=exists)
-    if vectors is not None:
+    if KIND != "log_prob":
         more += more_lost
-        if MATVEC:
+        if KIND == "matvec":
             tl.store(scalars + 3 * count + out, more, mask=exists)
-        else:
+        elif KIND == "posterior":
             second = first * 0.0 + more / d  # its sum over the coordinates counts
         mask = active & (k < d)
         b_centre = tl.load(centre + k, mask=k < d, other=0.0) + first * 0.0
@@ -191,7 +197,7 @@ def small_moments_kernel(
     splits,
     begin_split,
     span,
-    MATVEC: tl.constexpr,
+    KIND: tl.constexpr,
     BIASED: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
@@ -210,7 +216,7 @@ def small_moments_kernel(
     i = index_along(ATOMS, 1)
     q0 = tl.load(q + i_query * D + 2 * k, mask=active, other=0.0)
     q1 = tl.load(q + i_query * D + 2 * k + 1, mask=active, other=0.0)
-    if MATVEC:
+    if KIND == "matvec":
         v0 = tl.load(v + i_target * D + 2 * k, mask=active, other=0.0)
         v1 = tl.load(v + i_target * D + 2 * k + 1, mask=active, other=0.0)
     b_half = tl.load(half + i_query, mask=active, other=0.0)
@@ -235,8 +241,8 @@ def small_moments_kernel(
         total, lost, square_total, square_lost = add_weights(
             total, lost, square_total, square_lost, e, down, 1
         )
-        if vectors is not None:
-            if MATVEC:
+        if KIND != "log_prob":
+            if KIND == "matvec":
                 projection = tl.sum(v0 * y0 + v1 * y1, 0, keep_dims=True)
                 tilted = tl.where(e > 0, e * projection, 0.0)
                 here = tl.sum(tilted, 1, keep_dims=True)
@@ -244,6 +250,9 @@ def small_moments_kernel(
                 second1 = second1 * down + tl.sum(tilted * y1, 1, keep_dims=True)
             else:
                 here = tl.sum(e * y_square, 1, keep_dims=True)
+            if KIND == "diagonal":
+                second0 = second0 * down + tl.sum(e * (y0 * y0), 1, keep_dims=True)
+                second1 = second1 * down + tl.sum(e * (y1 * y1), 1, keep_dims=True)
             more, more_lost = add_compensated(more * down, more_lost * down, here)
             first0 = first0 * down + tl.sum(e * y0, 1, keep_dims=True)
             first1 = first1 * down + tl.sum(e * y1, 1, keep_dims=True)
@@ -252,11 +261,11 @@ def small_moments_kernel(
     tl.store(scalars + out, tl.where(active, max_logit, -float("inf")), mask=exists)
     tl.store(scalars + count + out, total + lost, mask=exists)
     tl.store(scalars + 2 * count + out, square_total + square_lost, mask=exists)
-    if vectors is not None:
+    if KIND != "log_prob":
         more += more_lost
-        if MATVEC:
+        if KIND == "matvec":
             tl.store(scalars + 3 * count + out, more, mask=exists)
-        else:
+        elif KIND == "posterior":
             second0 = first0 * 0.0 + more / d
             second1 = second0
         store_pair(vectors, centre, first0, second0, out, count, 2 * k, d, active)
