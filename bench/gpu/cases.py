@@ -150,6 +150,7 @@ def grid() -> list[Case]:
         for noise in ("high", "low")
         for op in ("posterior", "fisher_matvec")
     ]
+    rest += [Case("grid", "posterior", 4096, 50_000, 128, noise=noise) for noise in ("high", "low")]
     rest += [
         Case("grid", "fisher_matvec", 16, 50_000, 3072, K=8),
         Case("grid", "fisher_matvec", 1, 1_280_000, 4096, storage="bfloat16"),
