@@ -132,8 +132,9 @@ def test_a_hundred_coordinates():
     taken = one.by_products[one.back].bool()
     assert bool(taken[p["sigma"] > 1].all()) and not bool(taken[p["sigma"] < 1].any())
     args = (p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
-    got = dict(zip(("log_prob", "mean", "fisher_trace", "ess"), posterior_kernels.launch(*args)))
-    assert too_far(p, got | {"log_prob_alone": log_prob_kernels.launch(*args)}) == {}
+    names, outs = ("log_prob", "mean", "fisher_trace", "ess"), posterior_kernels.launch(*args)
+    got = dict(zip(names, outs, strict=True)) | {"log_prob_alone": log_prob_kernels.launch(*args)}
+    assert too_far(p, got) == {}
 
 
 def flat(p, v=None):

@@ -9,9 +9,10 @@ A query takes products of t = y - centre if no term of a logit is large: with R 
 or if it is near the cloud, for its noise (problem.py), where that holds, but for a factor, of the
 atoms that count. Rounding then changes a logit by at most (d + 2) 2^-24 times the left side; that
 of differences, by as many roundings of |x - alpha y|^2/(2 sigma^2), which is about d/2 for the
-atoms that count. The other queries, those at low noise, get bounds of their logits by one product, and then the sweep
-(sweep.py) on the strips of atoms in which some atom may matter. Nothing waits for the device: the
-queries are put in order, those that take products last, and each kernel skips what is not its own.
+atoms that count. The other queries, those at low noise, get bounds of their logits by one product,
+and then the sweep (sweep.py) on the strips of atoms in which some atom may matter. Nothing waits
+for the device: the queries are put in order, those that take products last, and each kernel skips
+what is not its own.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def _tile(D: int, kind: str, device: Device) -> dict[str, int]:
     """The tile of `fused_moments_kernel`: the parts of queries and vectors stay, those of atoms are
     loaded a tile ahead. Tensor cores that read their operands from registers leave room for half as
     many numbers, and for half of these where two vectors are summed. So does the tensor memory of
-    Blackwell, where Triton 3.7 makes a trap of a kernel that needs more of it than there is; tiles
-    of 32 targets do without it."""
-    targets, atoms, warps = (128, 64, 8) if device.cc // 10 == 9 else (64, 32, 4)
-    if device.cc // 10 != 9 and D > 16 and kind in ("matvec", "diagonal"):
-        targets = 32
-    sizes = {"D": D, "ATOMS": atoms, "TARGETS": targets, "STAGES": 2}
-    return {**sizes, "num_warps": warps}
+    Blackwell, where Triton 3.7 makes a trap of a kernel that needs more of it than there is; of 32
+    targets it makes the older instructions, which do without."""
+    if device.cc // 10 == 9:
+        sizes = {"ATOMS": 64, "TARGETS": 128, "num_warps": 8}
+    else:
+        two = D > 16 and kind in ("matvec", "diagonal")
+        sizes = {"ATOMS": 32, "TARGETS": 32 if two else 64, "num_warps": 4}
+    return {"D": D, "STAGES": 2, **sizes}
 
 
 def plan(B: int, K: int, N: int, d: int, itemsize: int, kind: str, device: Device) -> Pass | None:
@@ -305,8 +307,8 @@ def accumulate(a: Prepared) -> launch.SplitMoments:
     blocks = triton.cdiv(targets, plan.sizes["TARGETS"])
     kernel[(blocks * splits,)](
         q=q, v=v, y=y, weights=weights, half=a.half, by_products=a.by_products, centre=a.centre,
-        scalars=scalars, vectors=None if plan.kind == "log_prob" else vectors, B=B, rows=len(a.weights), d=d,
-        targets=targets, vectors_per_query=targets // B, splits=count, begin_split=swept,
-        span=span, KIND=plan.kind, BIASED=a.biased, **plan.sizes,
+        scalars=scalars, vectors=None if plan.kind == "log_prob" else vectors, B=B,
+        rows=len(a.weights), d=d, targets=targets, vectors_per_query=targets // B, splits=count,
+        begin_split=swept, span=span, KIND=plan.kind, BIASED=a.biased, **plan.sizes,
     )  # fmt: skip
     return moments
