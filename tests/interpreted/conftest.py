@@ -1,5 +1,5 @@
-"""What the interpreter does not do as a GPU does it: float arguments, bfloat16, tensor cores. And a
-shorter way into device functions."""
+"""What the interpreter does not do as a GPU does it: float arguments, bfloat16, tensor cores. And
+shorter ways to what it computes anew for every operation, which would be half of the tests' time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import tensor_cores
 import triton.language as tl
 from triton.runtime import interpreter
+
+from dfkernels.ops.common.triton import device
 
 AS_IT_IS = interpreter._implicit_cvt
 CONVERT = interpreter._convert_float
@@ -51,11 +53,49 @@ def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
 
 def device_call(self, *args, **kwargs):
     """A device function, inside a kernel. The interpreter would patch its language anew at every
-    call, a third of the time of a test: here only where it is not patched yet."""
+    call: here only where it is not patched yet."""
     langs = [lang for lang in self.fn.__globals__.values() if lang is tl or lang is tl.core]
     if not langs or any(tl.core.is_builtin(lang.load) for lang in langs):
         interpreter._patch_lang(self.fn)
     return self.rewrite()(*args, **kwargs)
+
+
+def remembered(init, key):
+    """init, which fills an object that nobody changes: with equal keys it has equal fields."""
+    known = {}
+
+    def fill(self, *args):
+        name = key(*args)
+        if name not in known:
+            init(self, *args)
+            known[name] = vars(self).copy()
+        vars(self).update(known[name])
+
+    return fill
+
+
+def block_key(element_ty, shape):
+    return element_ty.name, *(getattr(size, "value", size) for size in shape)
+
+
+fill_block_type = remembered(tl.block_type.__init__, block_key)
+TENSOR = tl.tensor.__init__
+fill_tensor = remembered(lambda self, type: TENSOR(self, None, type), lambda type: type.name)
+
+
+def tensor(self, handle, type):
+    fill_tensor(self, type)
+    self.handle, self.type = handle, type
+
+
+NP_DTYPE = interpreter._get_np_dtype
+NP_DTYPES = {}
+
+
+def np_dtype(type):
+    if type.name not in NP_DTYPES:
+        NP_DTYPES[type.name] = NP_DTYPE(type)
+    return NP_DTYPES[type.name]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -66,5 +106,9 @@ def as_on_a_gpu():
         mock.patch.object(interpreter, "_convert_float", converted),
         mock.patch.object(builder, "create_dot", dot),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", device_call),
+        mock.patch.object(interpreter, "_get_np_dtype", np_dtype),
+        mock.patch.object(tl.block_type, "__init__", fill_block_type),
+        mock.patch.object(tl.tensor, "__init__", tensor),
+        mock.patch.dict(device.DEVICES, {90: device.DEVICES[90]._replace(multiprocessors=4)}),
     ):
         yield
