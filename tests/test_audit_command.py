@@ -16,6 +16,8 @@ import torch
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[report]")
 pytest.importorskip("jinja2", reason="needs the extra: pip install dfkernels[report]")
 
+from coarse_figures import draw_coarsely
+
 import dfkernels as df
 from dfkernels import cli
 from dfkernels._io import files
@@ -110,6 +112,7 @@ def script(name):
 def finished(tmp_path_factory):
     """One audit for all tests: its folder and what it printed."""
     with pytest.MonkeyPatch.context() as at:
+        draw_coarsely(at)
         at.chdir(tmp_path_factory.mktemp("audit"))
         at.setattr(sys, "path", [*sys.path])
         Path("source.py").write_text(SOURCE)

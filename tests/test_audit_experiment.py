@@ -12,6 +12,8 @@ import torch
 pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 
+from coarse_figures import draw_coarsely
+
 from dfkernels._io.files import FileError
 from experiments import __main__ as program
 from experiments.audit import data, networks
@@ -21,7 +23,9 @@ from experiments.audit import data, networks
 def finished(tmp_path_factory):
     """A quick run: (folder, exit code)."""
     out = tmp_path_factory.mktemp("audit")
-    return out, program.main(["audit", "--quick", "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        draw_coarsely(patch)
+        return out, program.main(["audit", "--quick", "--out", str(out)])
 
 
 @pytest.mark.slow
@@ -55,6 +59,7 @@ def test_a_second_run_goes_on_from_the_first(finished, capsys, monkeypatch):
     """Nothing is trained or measured again, and the page is the same."""
     out = finished[0]
     before = (out / "audits.md").read_text()
+    draw_coarsely(monkeypatch)
     monkeypatch.setattr(networks, "denoising_loss", None)
     assert program.main(["audit", "--quick", "--out", str(out)]) == 0
     assert (out / "audits.md").read_text() == before

@@ -18,6 +18,8 @@ pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[de
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
+from coarse_figures import draw_coarsely
+
 from experiments import __main__ as program
 from experiments import demo, text
 from experiments.demo import data, report
@@ -31,7 +33,9 @@ FIGURES = ["accuracy.png", "digits.png", "noise.png", "patches.png", "speed.png"
 def finished(tmp_path_factory):
     """One quick run for all tests."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, program.main(["demo", "--quick", "--out", str(out)])
+    with pytest.MonkeyPatch.context() as patch:
+        draw_coarsely(patch)
+        return out, program.main(["demo", "--quick", "--out", str(out)])
 
 
 @pytest.mark.slow

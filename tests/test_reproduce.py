@@ -21,6 +21,7 @@ pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[de
 pytest.importorskip("matplotlib", reason="needs the extra: pip install dfkernels[demo]")
 pytest.importorskip("PIL", reason="needs the extra: pip install dfkernels[demo]")
 
+from coarse_figures import draw_coarsely
 from matplotlib.figure import Figure
 
 from experiments import NAMES, reproduce
@@ -35,6 +36,7 @@ def finished(tmp_path_factory):
     out, stages = tmp_path_factory.mktemp("reproduce") / "out", []
     step = Progress.step
     with pytest.MonkeyPatch.context() as patch:
+        draw_coarsely(patch)
         patch.setattr(
             Progress,
             "step",

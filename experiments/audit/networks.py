@@ -37,7 +37,7 @@ class Size(NamedTuple):
     steps: int  # of Adam
 
 
-FULL, QUICK = Size(few=32, width=32, steps=7000), Size(few=60, width=16, steps=800)
+FULL, QUICK = Size(few=32, width=32, steps=7000), Size(few=60, width=16, steps=650)
 
 
 class Trained(NamedTuple):

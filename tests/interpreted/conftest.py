@@ -1,5 +1,5 @@
 """What the interpreter does not do as a GPU does it: float arguments, bfloat16, tensor cores. And
-shorter ways to what it computes anew for every operation, which would be half of the tests' time."""
+shorter ways to what it computes anew for every operation: else half of the tests' time."""
 
 from __future__ import annotations
 
