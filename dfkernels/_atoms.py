@@ -12,7 +12,7 @@ import torch
 from numpy import ma
 from torch import Tensor
 
-from ._torch import check, dtypes
+from ._torch import check, dtypes, words
 
 __all__ = ["as_tensor", "checked_log_prior", "checked_stored", "finite", "masked"]
 
@@ -24,8 +24,10 @@ def checked_stored(name: str, value: Tensor | np.ndarray) -> Tensor:
     """Atoms [N, *E] in a dtype in which they may be stored, with N >= 1 and E not empty."""
     y = as_tensor(name, value)
     if y.dtype not in dtypes.STORED:
-        names = ", ".join(dtypes.STORED_BY_NAME)
-        raise TypeError(f"{name}: expected dtype {names}, got {y.dtype}")
+        *names, last = dtypes.STORED_BY_NAME
+        way_out = ".float()" if isinstance(value, Tensor) else '.astype("float32")'
+        got = words.other_dtype(y, way_out)
+        raise TypeError(f"{name}: expected {', '.join(names)} or {last}, got {got}")
     if y.ndim < 1 or y.numel() == 0:
         raise ValueError(
             f"{name}: expected shape [N, *E] with N >= 1 and no empty dimension, got "

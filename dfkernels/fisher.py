@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import ops
 from ._fisher_operator import FisherOperator
-from ._torch import check, words
+from ._torch import check
 from ._torch.objects import cached, cached_without_graph, ordinary
 from .certified.certificate import Certificate
 from .cloud import PointCloud
@@ -80,9 +80,7 @@ class DiffusionFisher(FisherOperator):
     ) -> None:
         checked_law("cloud", cloud)
         super().__init__(x, alpha, sigma)
-        if x.shape[1:] != cloud.event_shape:
-            expected = words.shape(["B", *cloud.event_shape])
-            raise check.mismatch("x", f"shape {expected} to match the cloud", list(x.shape))
+        check.events("x", x, cloud.event_shape, "to match the cloud")
         self.cloud, self.tolerance = cloud, checked_tolerance(tolerance, cloud)
 
     def _unchanged(self) -> None:

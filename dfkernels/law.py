@@ -326,8 +326,8 @@ def checked_law(name: str, value: object) -> Law:
     """Refuses what is no law of data."""
     if not isinstance(value, Law):
         raise TypeError(
-            f"{name}: expected a PointCloud or a GaussianMixture, got {type(value).__name__}; "
-            "wrap it: PointCloud(y)"
+            f"{name}: expected a PointCloud, a ShardedCloud or a GaussianMixture, got "
+            f"{type(value).__name__}; wrap it: PointCloud(y)"
         )
     return value
 

@@ -14,7 +14,7 @@ from ._atoms import as_tensor, checked_log_prior, checked_stored, finite, masked
 from ._components import Components
 from ._fitted import parameters_of
 from ._io import files
-from ._torch import check, words
+from ._torch import check
 from ._torch.objects import Watched, plain
 from ._torch.product import product
 from .law import Drawn, Law, per_channel
@@ -206,10 +206,7 @@ class GaussianMixture(Law):
             return Drawn(found, self._back(draws, x.double()).to(x.dtype))
 
     def _checked_queries(self, x: Tensor) -> None:
-        check.query("x", x)
-        if x.shape[1:] != self.event_shape:
-            expected = words.shape(["B", *self.event_shape])
-            raise check.mismatch("x", f"shape {expected} to match the mixture", list(x.shape))
+        check.events("x", x, self.event_shape, "to match the mixture")
 
     def _turned(self, v: Tensor) -> Tensor:
         """Vectors [..., *E] on the axes of the covariance, [..., d]; as they are where there is

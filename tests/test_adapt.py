@@ -340,7 +340,8 @@ def test_exact_networks_are_modules_of_any_dtype(kind):
     assert torch.autograd.grad(ask(net, x).sum(), x)[0].isfinite().all()
     assert "PointCloud(N=7" in repr(net)
     with pytest.raises(
-        TypeError, match="^cloud: expected a PointCloud or a GaussianMixture, got Tensor"
+        TypeError,
+        match="^cloud: expected a PointCloud, a ShardedCloud or a GaussianMixture, got Tensor",
     ):
         NETWORKS[kind](CLOUD.y)
     with pytest.raises(ValueError, match="^x: |shape"):

@@ -182,7 +182,11 @@ BASE = dict(denoiser=exact(), x=X, t=T, generator=rng())
     "change, error, message",
     [
         (dict(denoiser=3), TypeError, "denoiser: expected a Denoiser, got int"),
-        (dict(x=X.half()), TypeError, "x: expected float32 or float64, got float16"),
+        (
+            dict(x=X.half()),
+            TypeError,
+            "x: expected float32 or float64, got float16: .float() converts it",
+        ),
         (dict(x=X[:, :2]), ValueError, r"x: expected shape \[B, 3\] to match the cloud, got"),
         (dict(t=T.flip(0)), ValueError, "t: expected noise sigma/alpha that strictly falls"),
         (dict(t=0.5), TypeError, "t: expected a tensor, got float"),

@@ -416,7 +416,7 @@ def test_bad_input_is_named():
     cloud, zero = df.PointCloud(y), df.Denoiser(lambda x, t: torch.zeros_like(x), sch)
     assert error_of(zero.network, cloud).startswith("denoiser: expected a Denoiser, got function")
     assert error_of(zero, y).startswith(
-        "cloud: expected a PointCloud or a GaussianMixture, got Tensor; wrap it"
+        "cloud: expected a PointCloud, a ShardedCloud or a GaussianMixture, got Tensor; wrap it"
     )
     nan = df.Denoiser(lambda x, t: torch.full_like(x, math.nan), sch)
     assert error_of(nan, cloud).startswith("network: returned NaN or inf for 256 of 256 samples")

@@ -130,7 +130,8 @@ def test_to():
         (
             lambda: PointCloud(torch.zeros(3, 2, dtype=torch.int64)),
             TypeError,
-            "y: expected dtype float64, float32, float16, bfloat16, uint8, got torch.int64",
+            "y: expected float64, float32, float16, bfloat16 or uint8, got int64: .float() "
+            "converts it",
         ),
         (
             lambda: PointCloud(torch.tensor(1.0)),

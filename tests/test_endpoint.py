@@ -495,7 +495,7 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: p.fisher("centred", x0=p.x0.float()),
             TypeError,
-            "x0: expected float64 like x, got float32",
+            "x0: expected float64 like x, got float32: .to(x.dtype) converts it",
         ),
         (
             lambda p: p.fisher("paper", mean=p.x0[:, 0]),
@@ -510,7 +510,8 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: p.fisher("exact", cloud=p.x),
             TypeError,
-            "cloud: expected a PointCloud or a GaussianMixture, got Tensor; wrap it: PointCloud(y)",
+            "cloud: expected a PointCloud, a ShardedCloud or a GaussianMixture, got Tensor; wrap "
+            "it: PointCloud(y)",
         ),
         (
             lambda p: p.fisher("isotropic", trace=None),
@@ -539,7 +540,7 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: p.fisher("vjp", x=p.x.half()),
             TypeError,
-            "x: expected float32 or float64, got float16",
+            "x: expected float32 or float64, got float16: .float() converts it",
         ),
         (
             lambda p: p.fisher("vjp", t=p.t[:2]),

@@ -23,8 +23,16 @@ def _with(t, index, value):
 
 BAD_POINTS = {
     "x list": (dict(x=[1.0]), TypeError, "x: expected a tensor, got list"),
-    "x half": (dict(x=x.half()), TypeError, "x: expected float32 or float64, got float16"),
-    "x integer": (dict(x=x.long()), TypeError, "x: expected float32 or float64, got int64"),
+    "x half": (
+        dict(x=x.half()),
+        TypeError,
+        "x: expected float32 or float64, got float16: .float() converts it",
+    ),
+    "x integer": (
+        dict(x=x.long()),
+        TypeError,
+        "x: expected float32 or float64, got int64: .float() converts it",
+    ),
     "x scalar": (dict(x=torch.tensor(1.0)), ValueError, "x: expected shape [B, ...], got []"),
     "x empty event": (
         dict(x=x[:, :0], y=y[:, :0]),
@@ -40,7 +48,7 @@ BAD_POINTS = {
     "y integer": (
         dict(y=y.long()),
         TypeError,
-        "y: expected float64, float32, float16, bfloat16 or uint8, got int64",
+        "y: expected float64, float32, float16, bfloat16 or uint8, got int64: .float() converts it",
     ),
     "y shape": (
         dict(y=y[:, :2]),
@@ -199,7 +207,11 @@ def test_a_masked_atom_may_hold_anything():
     [
         (torch.zeros(2, 4), ValueError, "v: expected shape [2, 3] or [2, K, 3], got [2, 4]"),
         (torch.zeros(3, 1, 3), ValueError, "v: expected shape [2, 3] or [2, K, 3], got [3, 1, 3]"),
-        (torch.zeros(2, 3).double(), TypeError, "v: expected float32 like x, got float64"),
+        (
+            torch.zeros(2, 3).double(),
+            TypeError,
+            "v: expected float32 like x, got float64: .to(x.dtype) converts it",
+        ),
         (None, TypeError, "v: expected a tensor, got NoneType"),
         (
             _with(torch.zeros(2, 3), (1, 0), nan),
@@ -222,9 +234,17 @@ def test_fisher_matvec(change, kind, message):
     "change, kind, message",
     [
         (dict(x0=[1.0]), TypeError, "x0: expected a tensor, got list"),
-        (dict(x0=x.half()), TypeError, "x0: expected float32 or float64, got float16"),
+        (
+            dict(x0=x.half()),
+            TypeError,
+            "x0: expected float32 or float64, got float16: .float() converts it",
+        ),
         (dict(mean=x[:1]), ValueError, "mean: expected shape [2, 3] like x0, got [1, 3]"),
-        (dict(mean=x.double()), TypeError, "mean: expected float32 like x0, got float64"),
+        (
+            dict(mean=x.double()),
+            TypeError,
+            "mean: expected float32 like x0, got float64: .to(x0.dtype) converts it",
+        ),
         (dict(v=x.to("meta")), ValueError, "v: expected device cpu like x0, got meta"),
         (dict(v=x[:, :2]), ValueError, "v: expected shape [2, 3] or [2, K, 3], got [2, 2]"),
         (dict(form="exact"), ValueError, "form: expected 'paper' or 'centred', got 'exact'"),
@@ -275,8 +295,16 @@ def test_endpoint_matvec(form, change, kind, message):
             ValueError,
             "m: expected shape [2], one entry per sample, got [3]",
         ),
-        (dict(m=torch.zeros(2).double()), TypeError, "m: expected float32 like eps, got float64"),
-        (dict(eps=x.long()), TypeError, "eps: expected float32 or float64, got int64"),
+        (
+            dict(m=torch.zeros(2).double()),
+            TypeError,
+            "m: expected float32 like eps, got float64: .to(eps.dtype) converts it",
+        ),
+        (
+            dict(eps=x.long()),
+            TypeError,
+            "eps: expected float32 or float64, got int64: .float() converts it",
+        ),
         (dict(form="centred"), ValueError, "form: expected 'residual' or 'paper', got 'centred'"),
         (dict(form="paper"), ValueError, "x: expected a tensor with form='paper', got None"),
         (dict(x=x), ValueError, "x: expected None with form='residual', got a tensor"),

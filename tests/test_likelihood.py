@@ -473,7 +473,7 @@ def test_networks_and_traces_that_fail_are_named():
     )
     assert message(good, "exact") == (
         "trace: expected 'exact' with a Denoiser.exact only, whose data set is known, got the "
-        "denoiser of a network: pass likelihood.exact(cloud, schedule)"
+        "denoiser of a network: pass df.methods.traces.exact(cloud, schedule)"
     )
 
 

@@ -45,6 +45,7 @@ def test_the_example_with_a_network_runs():
     schedule = df.schedule.VP(0.1, 20.0)
     given = {
         "df": df,
+        "torch": torch,
         "network": lambda x, t: 0 * x,
         "schedule": schedule,
         "cloud": df.PointCloud(torch.randn(50, 3, dtype=torch.float64, generator=generator)),

@@ -250,7 +250,9 @@ def test_integer_states_are_named():
     for run in (sample, invert):
         with pytest.raises(TypeError) as caught:
             run(gaussian(schedule.VP()), torch.ones(2, 3, dtype=torch.int64), T)
-        assert str(caught.value) == "x: expected float32 or float64, got int64"
+        assert (
+            str(caught.value) == "x: expected float32 or float64, got int64: .float() converts it"
+        )
 
 
 class Shifted(torch.nn.Module):

@@ -185,7 +185,7 @@ BAD = {
     "cloud": (
         {"cloud": table3.AFFINE},
         TypeError,
-        "cloud: expected a PointCloud or a GaussianMixture, got Tensor",
+        "cloud: expected a PointCloud, a ShardedCloud or a GaussianMixture, got Tensor",
     ),
     "convention": (
         {"convention": "eq22"},

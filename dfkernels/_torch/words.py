@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["dtype", "kind", "shape"]
+__all__ = ["dtype", "kind", "other_dtype", "per_query_shape", "shape"]
 
 
 def shape(sizes: Sequence[object]) -> str:
@@ -27,3 +28,18 @@ def kind(a: object) -> str:
     return type(a).__name__ + (
         f" of shape {shape(sizes)}" if isinstance(sizes, tuple) and sizes else ""
     )
+
+
+def other_dtype(of: Tensor, way_out: str) -> str:
+    """The dtype that came, and the method that makes the right one of it. Complex numbers have no
+    such method.
+    """
+    return dtype(of) + ("" if of.dtype.is_complex else f": {way_out} converts it")
+
+
+def per_query_shape(given: Sequence[int], count: int) -> str:
+    """The shape that came in place of one number for each of `count` queries, and what to do where
+    there are as many, such as in [B, 1, 1, 1].
+    """
+    as_many = math.prod(given) == count
+    return f"shape {shape(given)}" + (f": .flatten() makes it [{count}]" if as_many else "")

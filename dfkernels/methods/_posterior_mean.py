@@ -43,12 +43,20 @@ class PosteriorMean(DataSet):
         super().__init__(cloud, tolerance)
         self.schedule = schedule
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
+        if conditions:
+            raise TypeError(
+                f"network: expected no condition of a data set, got {', '.join(conditions)}: make "
+                "the cloud of those atoms alone that have it (log_prior: -inf for the others)"
+            )
         return self.fisher(x, t).denoised
 
     def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
         """Everything that one pass over the data gives at x and t."""
-        return DiffusionFisher(x, self.cloud, *self.schedule(t), tolerance=self.tolerance)
+        alpha, sigma = self.schedule(t)
+        what = "the posterior mean of a data set"
+        self.schedule._exists(what, sigma > 0, "sigma = 0", torch.as_tensor(t))
+        return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
     def equals(self, other: object) -> bool:
         """Whether the other one gives the same results by construction."""

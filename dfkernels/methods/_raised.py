@@ -37,11 +37,10 @@ _REMEDIES = (
         "cannot be multiplied|to have .* channels|invalid for input of size",
         "does the network take samples of this shape?",
     ),
-    (
-        "same dtype|expected scalar type|should be the same",
-        "a function hides the dtype and the device of its model: df.methods.Called shows them",
-    ),
 )
+_DTYPES = "same dtype|expected scalar type|should be the same"
+_HALF = "a network in half precision is given t in float32: beside x it is t.to(x.dtype)"
+_HIDDEN = "a function hides the dtype and the device of its model: df.methods.Called shows them"
 
 
 def with_given(
@@ -58,7 +57,8 @@ def with_given(
     if type(error) not in KINDS or said.startswith(f"{name}: ") or _is_own(error):
         return None
     given = ", ".join([f"x {_described(x)}", f"t {_described(t)}", *conditions])
-    hints = [remedy for words, remedy in _REMEDIES if re.search(words, said)]
+    remedies = *_REMEDIES, (_DTYPES, _HALF if x.dtype.itemsize < t.dtype.itemsize else _HIDDEN)
+    hints = [remedy for words, remedy in remedies if re.search(words, said)]
     hint = f" ({hints[0]})" if hints else ""
     kind = type(error)
     return kind(

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._torch import check
+from .._torch import check, words
 from .._torch.shapes import column
 from ..law import Law
 from ..schedule import Schedule
@@ -124,6 +124,12 @@ class Denoiser(nn.Module):
                 storage dtype stays what it is, since computation follows x's.
             schedule: maps t to alpha and sigma.
             tolerance: as in `DiffusionFisher`.
+
+        torch.compile breaks its graph here: with fullgraph=True call `ops.posterior`.
+
+        Raises:
+            ValueError: At a call: sigma = 0 at t, where a data set has no posterior mean; or as in
+                `DiffusionFisher`.
         """
         return cls(PosteriorMean(cloud, schedule, tolerance), schedule, "sample")
 
@@ -213,7 +219,7 @@ class Denoiser(nn.Module):
         """The gradient of log q_t at x, -eps/sigma, [B, *E]. One call of the network."""
         t = _time(x, t, self.schedule)
         sigma = self.schedule.sigma(t)
-        _exists("the score", sigma > 0, "sigma = 0", t, self.schedule)
+        self.schedule._exists("the score", sigma > 0, "sigma = 0", t)
         return self._eps(x, t, self._call(x, t, conditions)) * column(-1 / sigma, x)
 
     def both(self, x: Tensor, t: float | Tensor, **conditions: object) -> tuple[Tensor, Tensor]:
@@ -248,10 +254,10 @@ class Denoiser(nn.Module):
             return out
         alpha, sigma = self.schedule(t)
         if self.prediction_type == "epsilon":
-            _exists("x_0 of an 'epsilon' network", alpha > 0, "alpha = 0", t, self.schedule)
+            self.schedule._exists("x_0 of an 'epsilon' network", alpha > 0, "alpha = 0", t)
             return _difference(x, sigma, out, alpha)
         if self.prediction_type == "score":
-            _exists("x_0 of a 'score' network", alpha > 0, "alpha = 0", t, self.schedule)
+            self.schedule._exists("x_0 of a 'score' network", alpha > 0, "alpha = 0", t)
             return _difference(x, -(sigma**2), out, alpha)
         if self.prediction_type == "v_prediction":
             return _combined(x, out, alpha, -sigma, 1 / (alpha**2 + sigma**2))
@@ -265,16 +271,16 @@ class Denoiser(nn.Module):
             return out
         alpha, sigma = self.schedule(t)
         if self.prediction_type == "sample":
-            _exists("eps of a 'sample' network", sigma > 0, "sigma = 0", t, self.schedule)
+            self.schedule._exists("eps of a 'sample' network", sigma > 0, "sigma = 0", t)
             return _difference(x, alpha, out, sigma)
         if self.prediction_type == "score":
-            _exists("eps of a 'score' network", sigma > 0, "sigma = 0", t, self.schedule)
+            self.schedule._exists("eps of a 'score' network", sigma > 0, "sigma = 0", t)
             return column(-sigma, x) * out
         if self.prediction_type == "v_prediction":
             return _combined(x, out, sigma, alpha, 1 / (alpha**2 + sigma**2))
         alpha_rate, sigma_rate = self.schedule.rates(t)
         finite = sigma_rate.isfinite()
-        _exists("eps of a 'flow' network", finite, "d sigma/dt is infinite", t, self.schedule)
+        self.schedule._exists("eps of a 'flow' network", finite, "d sigma/dt is infinite", t)
         return _combined(x, out, -alpha_rate, alpha, 1 / (alpha * sigma_rate - sigma * alpha_rate))
 
 
@@ -308,14 +314,9 @@ def _time(x: Tensor, t: float | Tensor, schedule: Schedule) -> Tensor:
     check.query("x", x)
     t = schedule._time(t)
     if t.ndim and t.shape != x.shape[:1]:
-        raise check.mismatch("t", f"a number, shape [] or [{x.shape[0]}]", f"shape {list(t.shape)}")
+        got = words.per_query_shape(t.shape, x.shape[0])
+        raise check.mismatch("t", f"a number, shape [] or [{x.shape[0]}]", got)
     return t.to(x.device, torch.float64).expand(x.shape[0])
-
-
-def _exists(what: str, ok: Tensor, why: str, t: Tensor, schedule: Schedule) -> None:
-    if not check.values_hidden(ok) and not bool(ok.all()):
-        at = t.expand(ok.shape)[~ok][0].item()
-        raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {schedule!r}")
 
 
 def _difference(x: Tensor, level: Tensor, out: Tensor, divisor: Tensor) -> Tensor:

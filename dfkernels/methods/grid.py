@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,16 @@ from torch import Tensor
 from .._torch import check
 from ..schedule import Schedule
 
-__all__ = ["Nodes", "Trajectory", "checked_times", "nodes", "noise_range", "time_grid", "times_of"]
+__all__ = [
+    "Nodes",
+    "Trajectory",
+    "checked_times",
+    "in_short",
+    "nodes",
+    "noise_range",
+    "time_grid",
+    "times_of",
+]
 
 SPACINGS = ("log", "edm", "time")
 
@@ -26,6 +35,16 @@ class Nodes(NamedTuple):
     s: Tensor
 
 
+def in_short(path: Any) -> str:
+    """A path, with its states `x` and their times `t`, in one line: a list of tensors prints all
+    numbers of each.
+    """
+    t, states = path.t, path.x
+    of_each = f" {list(states[0].shape)} {states[0].dtype}" if states else ""
+    ends = f", t from {t[0]:g} to {t[-1]:g}" if len(t) and not check.values_hidden(t) else ""
+    return f"{type(path).__name__}({len(states)} states{of_each}{ends})"
+
+
 class Trajectory(NamedTuple):
     """The path of a solver: states x[i] [B, *E] at the times t [M + 1] (float64), in the order in
     which it passed them.
@@ -33,6 +52,8 @@ class Trajectory(NamedTuple):
 
     t: Tensor
     x: list[Tensor]
+
+    __repr__ = in_short
 
 
 def noise_range(noise: tuple[float, float]) -> tuple[float, float]:

@@ -239,7 +239,7 @@ def source_of(
         return Hutchinson(seeded)
     if not isinstance(denoiser.network, PosteriorMean):
         expected = "'exact' with a Denoiser.exact only, whose data set is known"
-        got = "the denoiser of a network: pass likelihood.exact(cloud, schedule)"
+        got = "the denoiser of a network: pass df.methods.traces.exact(cloud, schedule)"
         raise check.mismatch("trace", expected, got)
     return Exact(denoiser.network)
 

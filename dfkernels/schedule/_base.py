@@ -94,6 +94,12 @@ class Schedule:
                 )
         return t.round() if self.discrete else t
 
+    def _exists(self, what: str, ok: Tensor, why: str, t: Tensor) -> None:
+        """Refuses times t at which, `why`, there is no such thing as `what`: those not `ok`."""
+        if not check.values_hidden(ok) and not bool(ok.all()):
+            at = t.expand(ok.shape)[~ok].flatten()[0].item()
+            raise ValueError(f"t: {what} does not exist where {why}, as at t = {at:g} of {self!r}")
+
     def _alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 

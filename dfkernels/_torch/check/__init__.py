@@ -27,13 +27,14 @@ from ._numbers import (
     of_numpy,
     positive,
 )
-from ._tensors import like, query, same, stored, tensor, unmasked, values_hidden
+from ._tensors import events, like, query, same, stored, tensor, unmasked, values_hidden
 
 __all__ = [
     "alpha",
     "choice",
     "constant",
     "cpu_generator",
+    "events",
     "function",
     "generator",
     "given_levels",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import dtypes, words
 from ..types import Level
-from ._errors import mismatch, wrong_type
+from ._errors import mismatch, other_event, wrong_type
 from ._levels import alpha, sigma
 from ._numbers import choice, constant, in_range
 from ._tensors import query, same, tensor
@@ -61,6 +61,9 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
         or y.shape[1 + many :] != event
         or (many and y.shape[0] != x.shape[0])
     ):
+        if not batched and x.shape == y.shape[1:]:
+            of_y = f"to go with y of shape {words.shape(y.shape)}"
+            raise other_event("x", x.shape, y.shape[1:], of_y)
         expected = words.shape(["N", *event])
         if batched:
             expected = f"{words.shape([x.shape[0], 'N', *event])} or {expected}"
@@ -82,7 +85,8 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
 def narrow(name: str, a: Tensor, x: Tensor) -> None:
     """Refuses a dtype in which atoms cannot be stored beside queries x."""
     if a.dtype not in dtypes.STORED:
-        raise wrong_type(name, "float64, float32, float16, bfloat16 or uint8", words.dtype(a))
+        expected = "float64, float32, float16, bfloat16 or uint8"
+        raise wrong_type(name, expected, words.other_dtype(a, ".float()"))
     if a.dtype == torch.float64 != x.dtype:
         raise TypeError(
             f"{name}: expected float32 or narrower to go with float32 x, got float64: convert x "

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from .. import words
+
 
 def mismatch(name: str, expected: str, got: object) -> ValueError:
     """The error for an argument of the right type whose shape, device or value is wrong."""
@@ -24,3 +28,11 @@ def function(name: str, value: object, expected: str) -> None:
     network(x, t)"."""
     if not callable(value):
         raise wrong_type(name, expected, type(value).__name__)
+
+
+def other_event(name: str, given: Sequence[int], event: Sequence[int], to_match: str) -> ValueError:
+    """The error for queries that are not [B, *E]: a single one, [*E], lacks its batch alone."""
+    way_out = ": [None] makes a batch of one" if [*given] == [*event] else ""
+    return mismatch(
+        name, f"shape {words.shape(['B', *event])} {to_match}", f"{words.shape(given)}{way_out}"
+    )

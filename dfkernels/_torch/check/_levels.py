@@ -90,9 +90,8 @@ def _per_query_tensor(name: str, a: Tensor, x: Tensor) -> Tensor:
     if a.dtype.is_complex or a.dtype == torch.bool:
         raise wrong_type(name, "a real number or tensor", words.dtype(a))
     if a.dim() and a.shape != x.shape[:1]:
-        raise mismatch(
-            name, f"a number, shape [] or [{x.shape[0]}]", f"shape {words.shape(a.shape)}"
-        )
+        got = words.per_query_shape(a.shape, x.shape[0])
+        raise mismatch(name, f"a number, shape [] or [{x.shape[0]}]", got)
     if a.device != x.device and (a.dim() or a.is_meta):
         raise mismatch(name, f"device {x.device} like x", a.device)
     return a.to(device=x.device, dtype=x.dtype).expand(x.shape[0])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import dtypes, private, words
-from ._errors import mismatch, wrong_type
+from ._errors import mismatch, other_event, wrong_type
 
 
 def tensor(name: str, t: object) -> None:
@@ -70,12 +71,19 @@ def query(name: str, x: Tensor) -> Tensor:
     """Queries [B, *E] in a compute dtype, as flat [B, d]."""
     tensor(name, x)
     if x.dtype not in dtypes.COMPUTED:
-        raise wrong_type(name, "float32 or float64", words.dtype(x))
+        raise wrong_type(name, "float32 or float64", words.other_dtype(x, ".float()"))
     if x.dim() == 2:
         return x
     if x.dim() == 0:
         raise mismatch(name, "shape [B, ...]", "[]")
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def events(name: str, x: Tensor, event: Sequence[int], to_match: str) -> None:
+    """Refuses queries [B, *E] of another event shape than that of a law of data."""
+    query(name, x)
+    if x.shape[1:] != event:
+        raise other_event(name, x.shape, event, to_match)
 
 
 def like(name: str, t: Tensor, other_name: str, other: Tensor) -> Tensor:
@@ -92,6 +100,7 @@ def like(name: str, t: Tensor, other_name: str, other: Tensor) -> Tensor:
 def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
     """Refuses another dtype or device than that of `other`."""
     if t.dtype != other.dtype:
-        raise wrong_type(name, f"{words.dtype(other)} like {other_name}", words.dtype(t))
+        got = words.other_dtype(t, f".to({other_name}.dtype)")
+        raise wrong_type(name, f"{words.dtype(other)} like {other_name}", got)
     if t.device != other.device:
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)

@@ -76,7 +76,9 @@ def _unexplained(start: Explanation, found: list[Explanation]) -> str:
     best = found[0]
     error = f"{max(best.errors):.3g}"
     if best.ratio > start.ratio / _MOST:
-        return f"{tried} it; with {best.change} it is {error}. {asked}"
+        better = best.ratio < start.ratio and max(best.errors) < max(start.errors)
+        least = f"; with {best.change} it is {error}" if better else " or makes it smaller"
+        return f"{tried} it{least}. {asked}"
     return (
         f"{tried} all of it, but one explains most: with {best.change} the error falls from "
         f"{max(start.errors):.3g} to {error}, still {best.ratio:.2g} times what a sound network "

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._torch import check
 from ..._torch.objects import plain
 from .._reporting import Callback, reporting
+from ..grid import in_short
 from .velocity import found, itself, warn
 
 __all__ = ["Flow", "flow", "step_size"]
@@ -30,6 +31,8 @@ class Flow(NamedTuple):
     x: list[Tensor]
     divergence: Tensor
     marginal_error: Tensor
+
+    __repr__ = in_short
 
 
 def flow(

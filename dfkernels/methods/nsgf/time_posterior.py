@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..._torch import check, diagnosis, words
+from ..._torch import check, diagnosis
 from ..._torch.objects import plain
 from ..._torch.shapes import flat
 from ...cloud import PointCloud
@@ -71,9 +71,7 @@ def time_posterior(x: Tensor, cloud: PointCloud, *, end: float = 1e-3) -> TimePo
     """
     check.query("x", x)
     check.instance("cloud", cloud, PointCloud, "a PointCloud")
-    if x.shape[1:] != cloud.event_shape:
-        want = words.shape(["B", *cloud.event_shape])
-        raise check.mismatch("x", f"shape {want} to go with the cloud", [*x.shape])
+    check.events("x", x, cloud.event_shape, "to match the cloud")
     diagnosis.finite("x", x.detach())
     end = check.positive("end", end)
     if end >= 1:
