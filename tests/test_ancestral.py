@@ -185,7 +185,7 @@ BASE = dict(denoiser=exact(), x=X, t=T, generator=rng())
         (
             dict(x=X.half()),
             TypeError,
-            "x: expected float32 or float64, got float16: .float() converts it",
+            r"x: expected float32 or float64, got float16: .float\(\) converts it",
         ),
         (dict(x=X[:, :2]), ValueError, r"x: expected shape \[B, 3\] to match the cloud, got"),
         (dict(t=T.flip(0)), ValueError, "t: expected noise sigma/alpha that strictly falls"),

@@ -525,7 +525,7 @@ flow_schedule = df.schedule.RectifiedFlow()
         (
             lambda: nsgf.time_posterior(x0[:, :1], df.PointCloud(y0)),
             ValueError,
-            r"x: expected shape \[B, 2\] to go with the cloud, got \[4, 1\]",
+            r"x: expected shape \[B, 2\] to match the cloud, got \[4, 1\]",
         ),
         (
             lambda: nsgf.time_posterior(x0 / 0, df.PointCloud(y0)),

@@ -585,7 +585,7 @@ REFUSED = [
     (
         lambda: Particles(torch.zeros(3, 2).long()),
         TypeError,
-        "x: expected float32 or float64, got int64: .float() converts it",
+        r"x: expected float32 or float64, got int64: .float\(\) converts it",
     ),
     (lambda: Particles(torch.zeros(0, 2)), ValueError, r"x: expected shape \[M, \*E\] with M >= 1"),
     (

@@ -423,7 +423,7 @@ x0, y0 = points(4, 2, 0), points(3, 2, 1)
         (
             dict(x=x0.half()),
             TypeError,
-            "x: expected float32 or float64, got float16: .float() converts it",
+            r"x: expected float32 or float64, got float16: .float\(\) converts it",
         ),
         (dict(x=x0[:0]), ValueError, r"x: expected shape \[n, \*E\] with n >= 1 .*got \[0, 2\]"),
         (dict(x=x0 / 0), ValueError, r"x: expected finite values, got .* at index \[0, 0\]"),

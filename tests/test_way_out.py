@@ -90,11 +90,11 @@ def test_a_data_set_has_no_posterior_mean_without_noise():
 
 
 def test_a_data_set_has_no_conditions():
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(ValueError) as caught:
         df.sample(IDEAL, X, torch.tensor([2.0, 1.0]), label=3, mask=None)
     assert str(caught.value) == (
-        "network: expected no condition of a data set, got label, mask: make the cloud of those "
-        "atoms alone that have it (log_prior: -inf for the others)"
+        "conditions: expected none for a data set, got label, mask: make the cloud of those atoms "
+        "alone that have it (log_prior: -inf for the others)"
     )
 
 

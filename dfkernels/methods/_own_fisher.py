@@ -7,10 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .._fisher_operator import FisherOperator
-from .._torch import check
 from ..fisher import DiffusionFisher
 from . import endpoint
-from ._posterior_mean import PosteriorMean
+from ._posterior_mean import PosteriorMean, refuse_conditions
 from .denoiser import Denoiser, expect_denoiser
 
 __all__ = ["MODES", "data_set_of", "in_units", "own_fisher"]
@@ -28,9 +27,7 @@ def data_set_of(denoiser: Denoiser) -> PosteriorMean | None:
     expect_denoiser(denoiser)
     if not isinstance(denoiser.network, PosteriorMean):
         return None
-    if denoiser.conditions:
-        names = ", ".join(denoiser.conditions)
-        raise check.mismatch("conditions", "none for a data set", names)
+    refuse_conditions(denoiser.conditions)
     return denoiser.network
 
 

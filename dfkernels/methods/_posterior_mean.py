@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from .._torch import check
 from ..fisher import DiffusionFisher
 from ..law import Law
 from ..schedule import Schedule
 
-__all__ = ["DataSet", "PosteriorMean"]
+__all__ = ["DataSet", "PosteriorMean", "refuse_conditions"]
+
+
+def refuse_conditions(conditions: Mapping[str, object]) -> None:
+    """Refuses conditions of a data set: its atoms have none."""
+    if conditions:
+        way_out = (
+            "make the cloud of those atoms alone that have it (log_prior: -inf for the others)"
+        )
+        got = f"{', '.join(conditions)}: {way_out}"
+        raise check.mismatch("conditions", "none for a data set", got)
 
 
 class DataSet(nn.Module):
@@ -44,11 +55,7 @@ class PosteriorMean(DataSet):
         self.schedule = schedule
 
     def forward(self, x: Tensor, t: Tensor, **conditions: object) -> Tensor:
-        if conditions:
-            raise TypeError(
-                f"network: expected no condition of a data set, got {', '.join(conditions)}: make "
-                "the cloud of those atoms alone that have it (log_prior: -inf for the others)"
-            )
+        refuse_conditions(conditions)
         return self.fisher(x, t).denoised
 
     def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
