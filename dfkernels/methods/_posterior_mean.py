@@ -60,9 +60,9 @@ class PosteriorMean(DataSet):
 
     def fisher(self, x: Tensor, t: float | Tensor) -> DiffusionFisher:
         """Everything that one pass over the data gives at x and t."""
+        t = self.schedule._time(t)
         alpha, sigma = self.schedule(t)
-        what = "the posterior mean of a data set"
-        self.schedule._exists(what, sigma > 0, "sigma = 0", torch.as_tensor(t))
+        self.schedule._exists("the posterior mean of a data set", sigma > 0, "sigma = 0", t)
         return DiffusionFisher(x, self.cloud, alpha, sigma, tolerance=self.tolerance)
 
     def equals(self, other: object) -> bool:
