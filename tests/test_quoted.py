@@ -1,4 +1,4 @@
-"""Numbers that a guide quotes from the reproduction or from a benchmark are those of its last run."""
+"""What guides quote of the reproduction and of benchmarks are the numbers of the last run."""
 
 from __future__ import annotations
 
