@@ -179,6 +179,11 @@ def is_differentiated(t: torch.Tensor) -> bool:
         t = get_unwrapped(t)
 
 
+def is_tracked(t: torch.Tensor) -> bool:
+    """Whether the innermost transform of torch.func around is of reverse mode, and follows t."""
+    return is_functorch_wrapped_tensor(t) and t.requires_grad
+
+
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:
     """The plain tensor behind what vmap, grad and jvp hand on; vmap's dimensions are where they
     lie."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._torch import check
+from ._derivatives import refuse_cut
 from ._raised import KINDS, with_given
 
 __all__ = ["call", "checked", "dtype_of", "random_layers", "unpacked"]
@@ -73,6 +74,7 @@ def call(
         TypeError: The network returned no prediction; the message names `name`.
         RuntimeError, IndexError, TypeError: The network raised it; the message says what the
             network was given.
+        Unsupported: A derivative was asked for that the network cuts.
     """
     given = x
     if not getattr(network, "full_precision", False):
@@ -87,7 +89,9 @@ def call(
         if said is None:
             raise
         raise said from error
-    return unpacked(name, out, x)
+    out = unpacked(name, out, x)
+    refuse_cut(lambda elsewhere: unpacked(name, network(elsewhere, t, **conditions), x), given, out)
+    return out
 
 
 def unpacked(name: str, out: object, x: Tensor) -> Tensor:

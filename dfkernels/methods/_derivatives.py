@@ -1,19 +1,27 @@
-"""What a network calls that PyTorch cannot differentiate, said in the words of the argument that
+"""What a network does that PyTorch cannot differentiate, said in the words of the argument that
 asked for the derivative.
 
 PyTorch's fused attention has no forward-mode derivative, and a second one in its MATH backend only;
-checkpointed activations do not work under torch.func.
+checkpointed activations do not work under torch.func. A network that computes under torch.no_grad,
+or from x.detach(), has a derivative of 0 without a word.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
+from torch import Tensor
+
+from .._torch import private
 from .._torch.errors import Unsupported
 
-__all__ = ["explained"]
+__all__ = ["explained", "refuse_cut"]
+
+_ASKED: ContextVar[str | None] = ContextVar("what asks for a derivative", default=None)
 
 _FORWARD = re.compile(r"forward AD with (\S+) that does not support it")
 _SECOND = re.compile(r"derivative for (\S*attention\S*_backward) is not implemented")
@@ -31,8 +39,9 @@ def explained(argument: str, mode: str) -> Iterator[None]:
 
     Raises:
         Unsupported: The network calls attention or checkpoints its activations where that cannot be
-            differentiated; the message says what to write instead.
+            differentiated, or cuts its derivative; the message says what to write instead.
     """
+    asked = _ASKED.set(f'{argument}="{mode}"')
     try:
         yield
     except RuntimeError as error:
@@ -42,6 +51,26 @@ def explained(argument: str, mode: str) -> Iterator[None]:
         if reason is None:
             raise
         raise Unsupported(f'{argument}="{mode}": {reason}') from first
+    finally:
+        _ASKED.reset(asked)
+
+
+def refuse_cut(network: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> None:
+    """Refuses the output of a network at x from which nothing leads back to x, in the block of
+    `explained`, although the network depends on x: its output elsewhere is another one.
+    """
+    asked = _ASKED.get()
+    if asked is None or not private.is_tracked(x) or private.is_tracked(out):
+        return
+    if private.is_vmapped(out) or private.is_fake(out):  # there are no values to compare
+        return
+    with torch.no_grad():
+        depends = bool((network(x / 2 + 0.125) != out).any())
+    if depends:
+        raise Unsupported(
+            f"{asked}: the network depends on x, but its derivative is cut, as by torch.no_grad(), "
+            "torch.inference_mode() or x.detach() in it: call it without"
+        )
 
 
 def _reason(error: RuntimeError, reverse: str | None) -> str | None:

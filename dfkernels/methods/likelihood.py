@@ -150,7 +150,8 @@ def log_prob(
         TypeError, ValueError: An argument, or what `network` or `trace` returned, is wrong (shape,
             NaN, inf); the message names it.
         NotImplementedError: "divergence" or "hutchinson" asks for a derivative that PyTorch does
-            not have of the network's attention, or of checkpointed activations.
+            not have of the network's attention, or of checkpointed activations, or that the network
+            cuts, as by torch.no_grad().
         RuntimeError: "dopri5" gives up before it would exceed max_evaluations, as it may at low
             noise, where the flow of a finite data set is stiff between atoms. The message says at
             which noise level.

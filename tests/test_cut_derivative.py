@@ -1,0 +1,122 @@
+"""Asking for a derivative of a network that computes under torch.no_grad, or from x.detach(), is an
+error, and not a trace or a product that leaves the network out.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dfkernels as df
+
+SCHEDULES = {
+    "epsilon": df.schedule.VP(),
+    "sample": df.schedule.EDM(),
+    "v_prediction": df.schedule.VP(),
+    "flow": df.schedule.RectifiedFlow(),
+    "score": df.schedule.VP(),
+}
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(3, 1, 2, 2, generator=GENERATOR)
+V = torch.randn(X.shape, generator=GENERATOR)
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, t):
+        return self.layer(x).tanh()
+
+
+class Guarded(Network):
+    @torch.no_grad()
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+
+class Inferring(Network):
+    @torch.inference_mode()
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+
+class Detached(Network):
+    def forward(self, x, t):
+        return super().forward(x.detach(), t)
+
+
+def likelihood(trace):
+    return lambda denoiser: (
+        df.log_prob(denoiser, X, (0.1, 20.0), trace, method="heun", steps=2).log_prob
+    )
+
+
+def product(denoiser):
+    return df.methods.endpoint.fisher("vjp", X, 0.5, denoiser) @ V
+
+
+def guided(denoiser):
+    t = df.time_grid(denoiser.schedule, 2, (0.1, 20.0))
+    return df.guide(lambda x: x.flatten(1).square().sum(1), X, t, denoiser, steps=1).losses
+
+
+DERIVATIVES = {
+    "hutchinson": (likelihood("hutchinson"), 'mode="vjp"'),
+    "divergence": (likelihood("divergence"), 'mode="vjp"'),
+    "product": (product, 'form="vjp"'),
+    "guide": (guided, 'form="vjp"'),
+}
+CUT = (
+    ": the network depends on x, but its derivative is cut, as by torch.no_grad(), "
+    "torch.inference_mode() or x.detach() in it: call it without"
+)
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=("gradients", "no gradients"))
+@pytest.mark.parametrize("kind", [Guarded, Inferring, Detached])
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_a_derivative_that_is_cut_is_an_error(derivative, kind, gradients):
+    ask, argument = DERIVATIVES[derivative]
+    for prediction_type, schedule in SCHEDULES.items():
+        denoiser = df.Denoiser(kind().eval(), schedule, prediction_type)
+        with torch.set_grad_enabled(gradients), pytest.raises(NotImplementedError) as caught:
+            ask(denoiser)
+        assert str(caught.value) == argument + CUT
+
+
+def test_a_network_that_is_constant_has_the_derivative_0():
+    """As v = 0, the answer for N(0, I), whose F is I."""
+    constant = df.Denoiser(lambda x, t: torch.zeros_like(x), df.schedule.VP(), "v_prediction")
+    with torch.no_grad():
+        assert torch.allclose(product(constant), V, atol=1e-6)
+        F = df.methods.endpoint.fisher("vjp", X, 0.5, constant)
+        assert torch.allclose(F.trace(), torch.full((3,), 4.0))
+    assert constant.evaluations == 2
+
+
+def test_outside_of_derivatives_a_guarded_network_is_welcome():
+    """As where guidance leaves the network's Jacobian out on purpose."""
+    network = Network()
+    guarded = Guarded()
+    guarded.load_state_dict(network.state_dict())
+    x = X.clone().requires_grad_()
+    found = df.Denoiser(guarded, df.schedule.EDM(), "sample").eps(x, 0.5)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(found, df.Denoiser(network, df.schedule.EDM(), "sample").eps(X, 0.5))
+    assert torch.allclose(gradient, torch.full_like(x, 1 / 0.5))
+    t = df.time_grid(df.schedule.EDM(), 2, (0.1, 20.0))
+    assert df.sample(df.Denoiser(guarded, df.schedule.EDM(), "sample"), X, t).x[-1].isfinite().all()
+
+
+def test_forward_mode_passes_a_guard():
+    """torch.no_grad is of reverse mode alone."""
+    network, guarded = Network(), Guarded()
+    guarded.load_state_dict(network.state_dict())
+    products = [
+        df.methods.endpoint.fisher("jvp", X, 0.5, df.Denoiser(n, df.schedule.VP(), "epsilon")) @ V
+        for n in (network, guarded)
+    ]
+    assert torch.equal(*products)
+    assert products[0].abs().max() > 0.01
