@@ -96,6 +96,19 @@ def test_a_network_that_is_constant_has_the_derivative_0():
     assert constant.evaluations == 2
 
 
+def test_what_is_no_prediction_is_said_first():
+    for network, message in (
+        (lambda x, t: x.long(), "network: expected output of a floating dtype, got torch.int64"),
+        (
+            lambda x, t: torch.full_like(x, torch.nan),
+            "network: returned NaN or inf for 3 of 3 samples, first for sample 0 at t = ",
+        ),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            likelihood("hutchinson")(df.Denoiser(network, df.schedule.VP(), "epsilon"))
+        assert str(caught.value).startswith(message)
+
+
 def test_outside_of_derivatives_a_guarded_network_is_welcome():
     """As where guidance leaves the network's Jacobian out on purpose."""
     network = Network()

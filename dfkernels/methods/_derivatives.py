@@ -64,9 +64,11 @@ def refuse_cut(network: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> N
         return
     if private.is_vmapped(out) or private.is_fake(out):  # there are no values to compare
         return
+    if not out.is_floating_point():  # which is refused in other words
+        return
     with torch.no_grad():
-        depends = bool((network(x / 2 + 0.125) != out).any())
-    if depends:
+        elsewhere = network(x / 2 + 0.125)
+    if bool(((elsewhere != out) & (elsewhere - out).isfinite()).any()):
         raise Unsupported(
             f"{asked}: the network depends on x, but its derivative is cut, as by torch.no_grad(), "
             "torch.inference_mode() or x.detach() in it: call it without"
