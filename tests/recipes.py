@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import torch
 from documents import GUIDES, ROOT, blocks
+from shards import write_shards
 
 import dfkernels as df
-from dfkernels.methods.sharded import write_manifest
 
 PAGE = next(page for page in GUIDES if page.name == "recipes.md")
 MOMENTS = ("log_weight", "log_mass", "mean", "variance", "weight_square")
@@ -28,10 +27,7 @@ def total_of(name: str, folder) -> tuple[df.Partial, df.Partial]:
     """What a recipe writes, run as a script in a folder with data, and what one process gets."""
     y = torch.randn(sum(SIZES), 2, 3, generator=torch.Generator().manual_seed(0))
     x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1))
-    (folder / "latents").mkdir()
-    for i, rows in enumerate(y.split(SIZES)):
-        np.save(folder / "latents" / f"part{i}.npy", rows.numpy())
-    write_manifest(folder / "latents")
+    write_shards(folder / "latents", y.split(SIZES))
     torch.save(x, folder / "queries.pt")
     (folder / name).write_text(recipes()[name])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}

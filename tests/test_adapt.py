@@ -11,19 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensors import column, normal
 
 import dfkernels as df
 from dfkernels import adapt, schedule
 from dfkernels.adapt._levels import Levels
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def column(level, x):
-    return level.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-
 
 CLOUD = df.PointCloud(normal(7, 1, 2, 2, seed=5))
 X = normal(3, 1, 2, 2)

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from tensors import normal
 
 from dfkernels import DiffusionFisher, PointCloud, schedule
 from dfkernels.methods.adjoint import adjoint, guide
@@ -18,12 +19,6 @@ from dfkernels.methods.samplers import sample
 
 VP = schedule.VP()
 SCHEDULES = [VP, schedule.SubVP(), schedule.VE(), schedule.EDM(), schedule.RectifiedFlow()]
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(
-        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
 
 
 def network(channels, sch, kind="epsilon"):

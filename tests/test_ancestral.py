@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensors import normal, rng
 
 import dfkernels as df
 from dfkernels.methods import ancestral
@@ -13,14 +14,6 @@ from dfkernels.methods.ancestral import COVARIANCES
 f64 = torch.float64
 SCH = df.schedule.VP()
 T = df.time_grid(SCH, 3, (0.3, 5.0))
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=f64):
-    return torch.randn(*shape, generator=rng(seed), dtype=f64).to(dtype)
 
 
 def exact(N=6, d=3, schedule=SCH, scale=1.0):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensors import normal
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,10 +18,6 @@ from dfkernels.methods.endpoint import fisher
 pytestmark = pytest.mark.filterwarnings("ignore:log_prob. the estimated error")
 EDM = df.schedule.EDM()
 FORWARD = r'attention.*\(attention, SDPA\).* no forward-mode derivative .*take {}="vjp"$'
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def attention(x, t):

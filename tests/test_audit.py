@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from tensors import normal
 from test_global_state import STATES
 from torch import nn
 
@@ -21,10 +22,6 @@ VARIANCES = torch.tensor([0.2, 0.5, 1.0, 1.0, 1.5, 2.0], dtype=torch.float64)
 D = len(VARIANCES)
 LEVELS = 4
 SIZES = {"levels": LEVELS, "queries": 120, "points": 32, "samples": 48}
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def data(count=400, seed=0):

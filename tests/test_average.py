@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from difference import EPS, difference_form
+from tensors import normal
 
 from dfkernels import ops
 from dfkernels._torch import native
@@ -22,10 +23,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def problem(B, N, d, p, sigma, offset=0.0, seed=0, dtype=torch.float32):

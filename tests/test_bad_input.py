@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensors import normal
 from torch import nn
 
 import dfkernels as df
@@ -19,10 +20,6 @@ TABLE = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64),
 SMOOTH = schedule.Tabulated(TABLE)
 NOISE = (0.1, 10.0)
 TIMES = df.time_grid(SMOOTH, 2, NOISE)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 X, CLOUD = normal(3, 2), df.PointCloud(normal(200, 2, seed=1))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensors import rng
 
 import dfkernels as df
 
@@ -22,10 +23,6 @@ from bench.scale import constants, model, paper, passes, shards, tables  # noqa:
 
 WORK = model.Pass(N=1000, d=50, itemsize=1, B=4)
 FAST = model.Machine(memory=1e4, peak=1e6)
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("K", [0, 1, 3])

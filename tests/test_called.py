@@ -9,15 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensors import normal
 from torch import nn
 
 import dfkernels as df
 from dfkernels import schedule
 from dfkernels.methods._calls import dtype_of
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 class Lumina(nn.Module):

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tensors import column
 from torch import nn
 
 import dfkernels as df
@@ -40,10 +41,6 @@ def blobs() -> torch.Tensor:
     patterns = torch.randn(6, 3, 3, 3, generator=generator)
     weights = torch.randn(500, 6, generator=generator).relu()
     return torch.einsum("nk,kcij->ncij", weights, patterns) / 2 + 0.3
-
-
-def column(level: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return level.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
 class Network(nn.Module):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tensors import rng
 
 from dfkernels import DiffusionFisher, PointCloud
 from dfkernels.methods.denoiser import Denoiser
@@ -17,17 +18,13 @@ from experiments.reproduce.chessboard import sample, truth
 LEVELS = [(1.0, 0.01), (1.0, 0.3), (1.0, 50.0), (0.3, 0.9)]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def noisy(n, alpha, sigma):
-    x_0 = sample(n, generator(1), torch.float64)
-    return alpha * x_0 + sigma * torch.randn(n, 2, dtype=torch.float64, generator=generator(2))
+    x_0 = sample(n, rng(1), torch.float64)
+    return alpha * x_0 + sigma * torch.randn(n, 2, dtype=torch.float64, generator=rng(2))
 
 
 def test_samples_fill_the_eight_squares_evenly():
-    x = sample(80_000, generator(), torch.float64)
+    x = sample(80_000, rng(), torch.float64)
     cell = ((x + 4) / 2).floor().long()
     assert bool(((cell >= 0) & (cell < 4)).all())
     assert bool(((cell[:, 0] + cell[:, 1]) % 2 == 0).all())
@@ -36,7 +33,7 @@ def test_samples_fill_the_eight_squares_evenly():
     # five standard deviations
     assert (counts[counts > 0] - 10_000).abs().max() < 5 * math.sqrt(10_000)
     assert x.std(0).sub(chessboard.STD).abs().max() < 0.02
-    assert torch.equal(x, sample(80_000, generator(), torch.float64))
+    assert torch.equal(x, sample(80_000, rng(), torch.float64))
 
 
 @pytest.mark.parametrize("alpha, sigma", LEVELS)

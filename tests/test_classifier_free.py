@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensors import normal
 
 import dfkernels as df
 from dfkernels import schedule
@@ -12,10 +13,6 @@ from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
 from dfkernels.methods.endpoint import fisher
 
 SCH = schedule.VP()
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 class Conditional(torch.nn.Module):

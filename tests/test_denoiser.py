@@ -13,14 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES
+from tensors import column
 
 from dfkernels import DiffusionFisher, PointCloud, schedule
 from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
 from dfkernels.methods.grid import nodes, time_grid
-
-
-def column(level, x):
-    return level.view(-1, *[1] * (x.ndim - 1))
 
 
 def network_of(kind, x_0, eps, levels, velocity):

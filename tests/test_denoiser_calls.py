@@ -6,15 +6,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from tensors import normal
 
 import dfkernels as df
 from dfkernels import schedule
 from dfkernels.methods._calls import call
 from dfkernels.methods.denoiser import Denoiser
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 class Recorder(torch.nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensors import normal
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
 
@@ -20,10 +21,6 @@ from dfkernels.ops.draw.gumbel import philox
 from dfkernels.ops.posterior.reference import weights
 
 needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def problem(B, N, d, sigma, *, seed=0, dtype=torch.float64, masked=False):

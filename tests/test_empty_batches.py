@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from tensors import rng
 
 from dfkernels import PointCloud, schedule
 from dfkernels.methods import (
@@ -43,10 +44,6 @@ def per_sample(x):
     return x.reshape(len(x), x.shape[1:].numel()).square().sum(1)
 
 
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 CALLS = {
     **{
         f"denoiser, {kind}": lambda x, c, kind=kind: [
@@ -63,7 +60,7 @@ CALLS = {
     },
     **{
         f"ancestral, {covariance}": lambda x, c, covariance=covariance: (
-            ancestral.sample(Denoiser.exact(c, SCH), x, T, covariance, generator=generator()).x
+            ancestral.sample(Denoiser.exact(c, SCH), x, T, covariance, generator=rng()).x
         )
         for covariance in ancestral.COVARIANCES
     },
@@ -71,7 +68,7 @@ CALLS = {
         f"langevin, {kind}, {metropolis}": lambda x, c, kind=kind, how=how, metropolis=metropolis: [
             langevin.langevin(
                 *(Denoiser.exact(c, SCH), x, 0.5, 2, kind),
-                generator=generator(),
+                generator=rng(),
                 metropolis=metropolis,
                 **how(x),
             ).x
@@ -85,21 +82,17 @@ CALLS = {
         }.items()
         for metropolis in (False, True)
     },
-    "gibbs": lambda x, c: [
-        langevin.gibbs(Denoiser.exact(c, SCH), x, 0.5, 2, generator=generator())
-    ],
+    "gibbs": lambda x, c: [langevin.gibbs(Denoiser.exact(c, SCH), x, 0.5, 2, generator=rng())],
     "reflow, pairs": lambda x, c: [reflow.pairs(Denoiser.exact(c, FLOW), x, FROM_NOISE).sample],
     **{
         f"reflow, reversed pairs, exact={exact}": lambda x, c, exact=exact: [
             reflow.reverse_pairs(
-                *(Denoiser.exact(c, FLOW), x, FROM_NOISE, generator()), noise=0.7, exact=exact
+                *(Denoiser.exact(c, FLOW), x, FROM_NOISE, rng()), noise=0.7, exact=exact
             ).noise
         ]
         for exact in (False, True)
     },
-    "reflow, loss": lambda x, c: [
-        reflow.loss(Denoiser.exact(c, FLOW), reflow.Pairs(x, x), generator())
-    ],
+    "reflow, loss": lambda x, c: [reflow.loss(Denoiser.exact(c, FLOW), reflow.Pairs(x, x), rng())],
     "invert": lambda x, c: samplers.invert(Denoiser.exact(c, SCH), x, T).x,
     **{
         f"fisher, {form}": lambda x, c, form=form: [
@@ -136,13 +129,13 @@ CALLS = {
             "function": lambda c: trace,
             "divergence": lambda c: likelihood.Divergence(),
             "forward divergence": lambda c: likelihood.Divergence(mode="jvp"),
-            "Hutchinson": lambda c: likelihood.Hutchinson(generator(), 2),
+            "Hutchinson": lambda c: likelihood.Hutchinson(rng(), 2),
             "matched": lambda c: trace_matching.MatchedTrace(
                 trace, Denoiser.exact(c, SCH), "paper"
             ),
         }.items()
     },
-    "diffuse": lambda x, c: trace_matching.diffuse(SCH, x, generator(), (0.1, 5.0))[:1],
+    "diffuse": lambda x, c: trace_matching.diffuse(SCH, x, rng(), (0.1, 5.0))[:1],
     **{
         f"matched trace, {form}": lambda x, c, form=form: [
             trace_matching.MatchedTrace(trace, Denoiser.exact(c, SCH), form)(x, 0.5)
@@ -150,14 +143,12 @@ CALLS = {
         for form in trace_matching.FORMS
     },
     "denoising loss": lambda x, c: [
-        trace_matching.denoising_loss(
-            Denoiser.exact(c, SCH), x, generator(), noise=(0.1, 5.0), std=1.0
-        )
+        trace_matching.denoising_loss(Denoiser.exact(c, SCH), x, rng(), noise=(0.1, 5.0), std=1.0)
     ],
     **{
         f"trace loss, {form}": lambda x, c, form=form: [
             trace_matching.trace_loss(
-                trace, Denoiser.exact(c, SCH), x, generator(), noise=(0.1, 5.0), form=form, std=1.0
+                trace, Denoiser.exact(c, SCH), x, rng(), noise=(0.1, 5.0), form=form, std=1.0
             )
         ]
         for form in trace_matching.FORMS
@@ -193,5 +184,5 @@ def test_a_training_step_on_no_samples_leaves_the_weights():
             Denoiser(lambda x, t: module(x), SCH), torch.zeros(0, 3), generator, noise=(0.1, 5.0)
         )
 
-    training.train(module, loss, steps=2, generator=generator())
+    training.train(module, loss, steps=2, generator=rng())
     assert torch.equal(module.weight, before)

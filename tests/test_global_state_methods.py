@@ -8,7 +8,8 @@ import warnings
 
 import pytest
 import torch
-from test_empty_batches import CALLS, cloud, generator
+from tensors import rng
+from test_empty_batches import CALLS, cloud
 from test_global_state import STATES
 
 from dfkernels.methods import training
@@ -53,7 +54,7 @@ def test_training_under_any_state_gives_weights_that_can_be_differentiated(state
 
     def trained(module):
         loss = lambda module, generator: (module(X) - X).square().mean()
-        return training.train(module, loss, steps=3, generator=generator(), ema=0.5)
+        return training.train(module, loss, steps=3, generator=rng(), ema=0.5)
 
     expected, second = trained(copy.deepcopy(first)), copy.deepcopy(first)
     with STATES[state]():

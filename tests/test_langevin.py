@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tensors import normal, rng
 from torch.distributions import MultivariateNormal
 
 import dfkernels as df
@@ -18,14 +19,6 @@ from dfkernels.methods.langevin._step import Settings, at
 f64 = torch.float64
 SCH = df.schedule.VP()
 T = SCH.t_of_log_snr(0.5)  # sigma/alpha = 0.78
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=f64):
-    return torch.randn(*shape, generator=rng(seed), dtype=f64).to(dtype)
 
 
 def exact(N=6, d=3, seed=0, scale=1.0, schedule=SCH):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES
+from tensors import normal
 
 from dfkernels import DiffusionFisher, PointCloud, ops, schedule
 from dfkernels.methods import traces
@@ -19,10 +20,6 @@ from dfkernels.methods.trace_matching import MatchedTrace
 
 VARIANCE = torch.tensor([0.09, 1.0, 4.0], dtype=torch.float64)
 NOISE = (0.05, 20.0)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def at(sch, s):

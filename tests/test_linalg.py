@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import eigsh
+from tensors import normal
 
 import dfkernels as df
 from dfkernels.linalg.cg import NotPositiveDefinite, conjugate_gradients, power_of_two
 from dfkernels.linalg.function import function_product
 from dfkernels.linalg.lanczos import lanczos, orthonormal
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
 
 def symmetric(spectrum, seed=0):

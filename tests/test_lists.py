@@ -11,15 +11,12 @@ import torch
 from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import normal
 
 from dfkernels import ops
 from dfkernels._torch import native
 from dfkernels.ops.posterior.reference import posterior as reference
 from tools.op_table import DATA_OPS
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def lists(B, N, seed=0, share=0.3):

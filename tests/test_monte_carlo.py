@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 import torch
+from tensors import rng
 from test_global_state import STATES
 
 import dfkernels as df
@@ -26,10 +27,6 @@ INTERVAL = 2.0395  # 97.5 % quantile of Student's t with 31 degrees of freedom
 WEIGHT = torch.tensor([0.5, 0.3, 0.2], dtype=f64)
 MEAN = torch.tensor([[0.0, 0.0], [2.5, 0.5], [-1.0, 2.0]], dtype=f64)
 SPREAD = torch.tensor([1.0, 0.5, 0.3], dtype=f64)
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def mixture(n, generator):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tensors import column
 from torch import nn
 
 from dfkernels import schedule
@@ -26,10 +27,6 @@ BODIES = {
     "deep": (lambda output: ImageNet(2, (9, 8), output=output, width=8, resolutions=4), (2, 9, 8)),
     "grey": (lambda output: ImageNet(1, 6, output=output, width=8), (6, 6)),
 }
-
-
-def column(level, x):
-    return level.view(-1, *[1] * (x.ndim - 1))
 
 
 def at(sch, event, n=7, dtype=torch.float64):

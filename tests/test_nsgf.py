@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from tensors import rng
 
 import dfkernels as df
 from dfkernels._io.files import FileError
@@ -22,10 +23,6 @@ from dfkernels.methods.sinkhorn import NotConverged, divergence
 from dfkernels.methods.training import train
 
 f64 = torch.float64
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def points(n, *event, seed, dtype=f64, scale=1.0, shift=0.0):

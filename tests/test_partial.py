@@ -13,6 +13,7 @@ import torch
 from difference import EPS, difference_form, errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import normal, rng
 from test_global_state import STATES
 
 import dfkernels as df
@@ -29,14 +30,6 @@ MOMENTS = (
     "covariance_diagonal",
     "value_mean",
 )
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=f64):
-    return torch.randn(*shape, dtype=f64, generator=rng(seed)).to(dtype)
 
 
 def problem(B, N, E, sigma, seed, dtype=f64, K=2):

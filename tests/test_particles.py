@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from tensors import normal, rng
 from test_global_state import STATES
 
 import dfkernels as df
@@ -34,14 +35,6 @@ from dfkernels.methods.particles._weights import copied, reweighted
 
 f64 = torch.float64
 METRICS = [Wasserstein(), Kalman(), Kalman(0.3), Stein(1.7), Stein("median")]
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed, dtype=f64):
-    return torch.randn(*shape, dtype=f64, generator=rng(seed)).to(dtype)
 
 
 def some(M=24, d=3, seed=0, dtype=f64):

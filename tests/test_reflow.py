@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tensors import normal, rng
 from torch import nn
 
 import dfkernels as df
@@ -18,14 +19,6 @@ from dfkernels.methods.reflow import Pairs
 
 f64 = torch.float64
 T = torch.linspace(0, 1, 41, dtype=f64)
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=f64):
-    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
 
 
 def gaussian(std, mean=0.0, schedule=None):

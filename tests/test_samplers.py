@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import SCHEDULES
+from tensors import normal
 
 import dfkernels as df
 from dfkernels import PointCloud, schedule
@@ -21,10 +22,6 @@ from dfkernels.methods.samplers import METHODS, invert, sample
 
 VARIANCE = torch.tensor([0.09, 1.0, 4.0], dtype=torch.float64)
 NOISE = (0.05, 5.0)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def gaussian(sch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensors import rng
 from test_global_state import STATES
 
 import dfkernels as df
@@ -20,10 +21,6 @@ from dfkernels._io import rows
 from dfkernels.methods.sharded import write_manifest
 
 SIZES = (7, 1, 30, 12)
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def data(dtype=torch.float32, event=(2, 3)):

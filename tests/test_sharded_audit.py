@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from shards import write_shards
 
 import dfkernels as df
 from dfkernels import ShardedCloud, cli
-from dfkernels.methods.sharded import write_manifest
 from dfkernels.methods.sharded._files import Files
 
 FEW = {"levels": 2, "queries": 8, "points": 0, "samples": 8}
@@ -22,11 +21,7 @@ def data(count, seed):
 
 
 def write(folder, y):
-    folder.mkdir()
-    for i, part in enumerate(y.split(130)):
-        np.save(folder / f"part{i}.npy", part.numpy())
-    write_manifest(folder)
-    return folder
+    return write_shards(folder, y.split(130))
 
 
 def leaves(value):

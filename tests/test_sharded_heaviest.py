@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from shards import write_shards
+from tensors import rng
 
 import dfkernels as df
 from dfkernels import PointCloud, ShardedCloud
-from dfkernels.methods.sharded import _draw, write_manifest
+from dfkernels.methods.sharded import _draw
 
 SIZES = (130, 1, 200, 64, 33)
 SIGMAS = torch.tensor([0.05, 0.4, 0.7, 2.0, 4.0, 60.0])
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 Y = torch.randn(sum(SIZES), 4, 5, generator=rng(0))
 Y[300] = Y[7]  # equal atoms in two files
 
 
-def folder_of(path, y=Y, **manifest):
-    for i, part in enumerate(y.split(SIZES)):
-        np.save(path / f"part{i}.npy", part.numpy())
-    write_manifest(path, **manifest)
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = folder_of(tmp_path_factory.mktemp("shards"))
+    made = write_shards(tmp_path_factory.mktemp("shards"), Y.split(SIZES))
     ShardedCloud(made).index()
     return made
 
@@ -93,7 +83,8 @@ def test_draws_follow_the_weights(folder):
 def test_numbers_for_each_channel(tmp_path):
     y = (40 * Y + 128).clamp(0, 255).to(torch.uint8)
     scale, offset = [0.02, 0.03, 0.01, 0.02], [-1.0, 0.0, 0.5, 1.0]
-    cloud = ShardedCloud(folder_of(tmp_path, y, scale=scale, offset=offset), memory=5000)
+    folder = write_shards(tmp_path, y.split(SIZES), scale=scale, offset=offset)
+    cloud = ShardedCloud(folder, memory=5000)
     values = y.double() * torch.tensor(scale).double()[:, None]
     values += torch.tensor(offset).double()[:, None]
     x = values[[3, 200]] + 0.1 * torch.randn(2, 4, 5, generator=rng(2))

@@ -10,6 +10,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from shards import write_shards
+from tensors import rng
 from test_global_state import STATES
 
 import dfkernels as df
@@ -19,10 +21,6 @@ from dfkernels.certified.certificate import Certificate
 from dfkernels.methods.sharded import _certified, _search, write_manifest
 
 EPS = 1e-6
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def fresh():
@@ -39,16 +37,8 @@ def low_rank(n, d, generator):
     return inside + 0.05 * normal(n, d, generator)
 
 
-def write(folder, parts, **manifest):
-    folder.mkdir(exist_ok=True)
-    for i, part in enumerate(parts):
-        np.save(folder / f"part{i}.npy", part.numpy())
-    write_manifest(folder, **manifest)
-    return folder
-
-
 def indexed(folder, parts, memory=1 << 30, **manifest):
-    cloud = ShardedCloud(write(folder, parts, **manifest), memory=memory)
+    cloud = ShardedCloud(write_shards(folder, parts, **manifest), memory=memory)
     cloud.index()
     return cloud
 
@@ -295,7 +285,7 @@ def certified(cloud):
 
 def test_indexes_that_are_missing_stale_or_damaged(tmp_path):
     parts = [normal(100, 160, rng(i)) for i in range(3)]
-    cloud = ShardedCloud(write(tmp_path, parts))
+    cloud = ShardedCloud(write_shards(tmp_path, parts))
     name = tmp_path / "part1.npy.index"
     missing = (
         f"tolerance: {{}} is missing: `dfkernels index {tmp_path}` or cloud.index() writes the "
@@ -336,7 +326,7 @@ def test_indexes_that_are_missing_stale_or_damaged(tmp_path):
 
 def test_a_file_that_changed_is_not_indexed(tmp_path):
     parts = [normal(100, 160, rng(i)) for i in range(2)]
-    cloud = ShardedCloud(write(tmp_path, parts))
+    cloud = ShardedCloud(write_shards(tmp_path, parts))
     np.save(tmp_path / "part1.npy", parts[1].numpy() + 1)
     with pytest.raises(ValueError, match="part1.npy: has changed since manifest.json was written"):
         cloud.index()
@@ -390,7 +380,7 @@ def test_bad_arguments(tmp_path):
         lambda: cloud.partial(X + math.nan, 1.0, 1.0, tolerance=EPS),
         "x: expected finite values, got nan at index [0, 0]",
     )
-    short = ShardedCloud(write(tmp_path / "b", [normal(9, 7, rng(0))]))
+    short = ShardedCloud(write_shards(tmp_path / "b", [normal(9, 7, rng(0))]))
     why = (
         "expected atoms of at least 32 bytes, got 28 (d = 7, torch.float32): these are read as "
         "fast as an index"
@@ -428,7 +418,7 @@ def test_global_state_changes_nothing(tmp_path):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a", [normal(100, 160, rng(i)) for i in range(2)])
+    write_shards(tmp_path / "a", [normal(100, 160, rng(i)) for i in range(2)])
     for data in ("a", "a/manifest.json", "a"):
         assert cli.main(["index", data]) == 0
         assert capsys.readouterr().out == "2 files have their indexes in a\n"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from shards import write_shards
+from tensors import normal, rng
 from test_global_state import STATES
 from torch.autograd import forward_ad
 
@@ -23,22 +25,10 @@ f64 = torch.float64
 SIZES = (7, 1, 30, 12)
 
 
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0, dtype=f64):
-    return torch.randn(shape, generator=rng(seed), dtype=f64).to(dtype)
-
-
 def opened(folder, y, memory=1 << 20, **stored):
     """The cloud of files of SIZES rows, or as many as `y` is in a list of."""
     parts = y.split(SIZES) if isinstance(y, torch.Tensor) else y
-    folder.mkdir(exist_ok=True)
-    for i, part in enumerate(parts):
-        np.save(folder / f"part{i}.npy", part.numpy())
-    write_manifest(folder, **stored)
-    return ShardedCloud(folder, memory=memory)
+    return ShardedCloud(write_shards(folder, parts, **stored), memory=memory)
 
 
 Y = normal(50, 2, 3)

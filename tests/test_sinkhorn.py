@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import rng
 
 import dfkernels as df
 from bench import sinkhorn as bench
@@ -22,10 +23,6 @@ from dfkernels.methods.sinkhorn._anderson import Anderson
 from dfkernels.methods.sinkhorn.solve import problem_of
 
 f64 = torch.float64
-
-
-def rng(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def points(n, d, seed, dtype=f64, scale=1.0, shift=0.0):

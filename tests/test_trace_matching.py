@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import column, rng
 
 from dfkernels import DiffusionFisher, PointCloud, schedule
 from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
@@ -34,16 +35,8 @@ NOISE = (0.05, 5.0)
 STD = 1.3
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def column(level, x):
-    return level.view(-1, *[1] * (x.ndim - 1))
-
-
 def gaussian(n, *event, dtype=torch.float64):
-    return STD * torch.randn(n, *event, dtype=dtype, generator=generator(9))
+    return STD * torch.randn(n, *event, dtype=dtype, generator=rng(9))
 
 
 def gaussian_network(sch, kind):
@@ -87,7 +80,7 @@ def gaussian_m(sch, form):
 def test_the_trace_is_exact_where_both_networks_are(sch, kind, form, event):
     denoiser = Denoiser(gaussian_network(sch, kind), sch, kind)
     trace = MatchedTrace(gaussian_m(sch, form), denoiser, form)
-    at = diffuse(sch, gaussian(6, *event), generator(), NOISE)
+    at = diffuse(sch, gaussian(6, *event), rng(), NOISE)
     d = math.prod(event)
     expected = d / (at.alpha**2 * STD**2 + at.sigma**2)
     # eq. 17 subtracts numbers up to |x|^2/sigma^4 = 1e7, the flow's rounding grows as 1/sigma^2
@@ -109,7 +102,7 @@ def test_the_residual_form_needs_no_call_of_the_denoiser():
 @pytest.mark.parametrize("sch", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_levels_are_stratified_and_samples_diffused(sch):
     x_0 = gaussian(64, 2, 3)
-    at = diffuse(sch, x_0, generator(), NOISE)
+    at = diffuse(sch, x_0, rng(), NOISE)
     s = at.sigma / at.alpha
     part = (s / NOISE[0]).log() / math.log(NOISE[1] / NOISE[0]) * 64
     assert torch.equal(part.floor().long(), torch.arange(64))
@@ -118,14 +111,14 @@ def test_levels_are_stratified_and_samples_diffused(sch):
     )
     assert torch.equal(at.x_0, x_0)
     assert at.variance.tolist() == [0] * 64
-    again = diffuse(sch, x_0, generator(), NOISE)
+    again = diffuse(sch, x_0, rng(), NOISE)
     assert torch.equal(at.x, again.x)
-    assert diffuse(sch, x_0.float(), generator(), NOISE).x.dtype == torch.float32
+    assert diffuse(sch, x_0.float(), rng(), NOISE).x.dtype == torch.float32
 
 
 def test_queries_have_the_means_over_all_rows_as_targets():
     y = gaussian(50, 2)
-    at = diffuse(schedule.VP(), y, generator(), NOISE, queries=8)
+    at = diffuse(schedule.VP(), y, rng(), NOISE, queries=8)
     w = weights(at.x, y, at.alpha, at.sigma)[-1]
     u = (at.x[:, None] - at.alpha[:, None, None] * y) / at.sigma[:, None, None]
     mean = (w[:, :, None] * u).sum(1)
@@ -144,12 +137,12 @@ def test_queries_leave_the_expected_gradient_and_lower_its_variance(form):
     for queries in (None, 16):
         slopes = []
         for seed in range(400):
-            y = gaussian(128, 2)[torch.randperm(128, generator=generator(seed))][
+            y = gaussian(128, 2)[torch.randperm(128, generator=rng(seed))][
                 : None if queries else 16
             ]
             c = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
             loss = trace_loss(
-                lambda x, t, c=c: c * (1 + x[:, 0]), denoiser, y, generator(seed), noise=(0.5, 5.0),
+                lambda x, t, c=c: c * (1 + x[:, 0]), denoiser, y, rng(seed), noise=(0.5, 5.0),
                 form=form, queries=queries,
             )  # fmt: skip
             slopes.append(torch.autograd.grad(loss, c)[0])
@@ -165,14 +158,12 @@ def test_the_denoising_loss_is_that_of_eps_for_every_prediction_type(kind):
     sch = schedule.VP()
     x_0 = gaussian(4000, 3)
     loss = denoising_loss(
-        Denoiser(gaussian_network(sch, kind), sch, kind), x_0, generator(), noise=NOISE, std=STD
+        Denoiser(gaussian_network(sch, kind), sch, kind), x_0, rng(), noise=NOISE, std=STD
     )
     # w_t times the variance of eps given x_t is 1: a mean of 12000 chi^2 of one degree of freedom
     assert loss.item() == pytest.approx(1, abs=4 * math.sqrt(2 / 12000))
-    plain = denoising_loss(
-        Denoiser(gaussian_network(sch, "epsilon"), sch), x_0, generator(), noise=NOISE
-    )
-    at = diffuse(sch, x_0, generator(), NOISE)
+    plain = denoising_loss(Denoiser(gaussian_network(sch, "epsilon"), sch), x_0, rng(), noise=NOISE)
+    at = diffuse(sch, x_0, rng(), NOISE)
     eps = gaussian_network(sch, "epsilon")(at.x, at.t)
     assert plain.item() == pytest.approx((eps - at.eps).square().mean().item(), rel=1e-12)
 
@@ -181,12 +172,12 @@ def test_the_denoising_loss_is_that_of_eps_for_every_prediction_type(kind):
 def test_errors_are_weighted_relative_to_the_gaussian_answer(form):
     sch, x_0 = schedule.VP(), gaussian(9, 2)
     denoiser = Denoiser(lambda x, t: 0.1 * x, sch)
-    at = diffuse(sch, x_0, generator(), NOISE)
+    at = diffuse(sch, x_0, rng(), NOISE)
     error = at.x[:, 0]
     target = {"residual": 0.1 * at.x - at.eps, "noise": at.eps, "paper": x_0}[form].square().mean(1)
     guess = gaussian_m(sch, form)(at.x, at.t)
     loss = trace_loss(
-        lambda x, t: target + error, denoiser, x_0, generator(), noise=NOISE, form=form, std=STD
+        lambda x, t: target + error, denoiser, x_0, rng(), noise=NOISE, form=form, std=STD
     )
     assert loss.item() == pytest.approx((error / guess).square().mean().item(), rel=1e-9)
 
@@ -195,15 +186,13 @@ def test_without_std_the_losses_are_plain_mean_squares():
     sch = schedule.EDM()
     x_0 = gaussian(7, 2)
     denoiser = Denoiser(lambda x, t: 0.1 * x, sch)
-    at = diffuse(sch, x_0, generator(), NOISE)
+    at = diffuse(sch, x_0, rng(), NOISE)
     for form, target in (
         ("residual", (0.1 * at.x - at.eps).square().mean(1)),
         ("noise", at.eps.square().mean(1)),
         ("paper", x_0.square().mean(1)),
     ):
-        loss = trace_loss(
-            lambda x, t: x[:, 0] + t, denoiser, x_0, generator(), noise=NOISE, form=form
-        )
+        loss = trace_loss(lambda x, t: x[:, 0] + t, denoiser, x_0, rng(), noise=NOISE, form=form)
         assert loss.item() == pytest.approx(
             (at.x[:, 0] + at.t - target).square().mean().item(), rel=1e-12
         )
@@ -216,7 +205,7 @@ def test_the_denoiser_stays_frozen():
         m,
         Denoiser(net, schedule.EDM()),
         gaussian(5, 2, dtype=torch.float32),
-        generator(),
+        rng(),
         noise=NOISE,
     ).backward()
     assert all(p.grad is None for p in net.parameters())
@@ -235,8 +224,8 @@ def test_trained_on_atoms_it_finds_their_trace():
         x_0 = y[torch.randint(6, (256,), generator=generator)]
         return trace_loss(module, denoiser, x_0, generator, noise=(0.2, 5.0), std=std, queries=128)
 
-    trained = train(net, loss, steps=400, lr=1e-2, ema=0.98, generator=generator())
-    at = diffuse(sch, y.repeat(100, 1), generator(3), (0.3, 3.0))
+    trained = train(net, loss, steps=400, lr=1e-2, ema=0.98, generator=rng())
+    at = diffuse(sch, y.repeat(100, 1), rng(3), (0.3, 3.0))
     exact = DiffusionFisher(at.x, PointCloud(y), at.alpha, at.sigma).trace()
 
     def error(m):
@@ -281,10 +270,10 @@ def test_prop_7_as_printed_fails_and_the_corrected_bound_holds():
 )  # fmt: skip
 def test_no_error_exceeds_the_bound(seed, d, s, d1, d2):
     sch = schedule.VP()
-    y = torch.randn(5, d, dtype=torch.float64, generator=generator(seed))
+    y = torch.randn(5, d, dtype=torch.float64, generator=rng(seed))
     cloud, t = PointCloud(y), sch.t_of_log_snr(torch.tensor(-2 * math.log(s), dtype=torch.float64))
     alpha, sigma = (level.item() for level in sch(t))
-    noise, shift = torch.randn(2, 1, d, dtype=torch.float64, generator=generator(seed + 1))
+    noise, shift = torch.randn(2, 1, d, dtype=torch.float64, generator=rng(seed + 1))
     x = alpha * y[:1] + sigma * noise
     exact = Denoiser.exact(cloud, sch)
     wrong = Denoiser(lambda x, t: exact.eps(x, t) + d2 * shift / shift.norm(), sch)
@@ -334,7 +323,7 @@ def test_a_wrong_trace_network_is_named(form, m, error, message):
     with pytest.raises(error, match=message):
         MatchedTrace(m, denoiser, form)(gaussian(3, 2), 0.5)
     with pytest.raises(error, match=message):
-        trace_loss(m, denoiser, gaussian(3, 2), generator(), noise=NOISE, form=form)
+        trace_loss(m, denoiser, gaussian(3, 2), rng(), noise=NOISE, form=form)
 
 
 def test_wrong_arguments():
@@ -343,13 +332,13 @@ def test_wrong_arguments():
     with pytest.raises(
         ValueError, match=r"^noise: expected 0 < noise\[0\] < noise\[1\] .*, got \(0, 1\)$"
     ):
-        diffuse(sch, x_0, generator(), (0, 1))
+        diffuse(sch, x_0, rng(), (0, 1))
     with pytest.raises(ValueError, match="^queries: expected an integer from 1 to 3, got 4$"):
-        diffuse(sch, x_0, generator(), NOISE, queries=4)
+        diffuse(sch, x_0, rng(), NOISE, queries=4)
     with pytest.raises(
         ValueError, match="^form: expected 'residual' or 'noise' or 'paper', got 'printed'$"
     ):
-        trace_loss(lambda x, t: t, denoiser, x_0, generator(), noise=NOISE, form="printed")
+        trace_loss(lambda x, t: t, denoiser, x_0, rng(), noise=NOISE, form="printed")
     with pytest.raises(TypeError, match=r"^network: expected a callable network\(x, t\), got int$"):
         MatchedTrace(3, denoiser)
     with pytest.raises(ValueError, match="^radius: expected a number with form='paper', got None$"):

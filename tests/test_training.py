@@ -12,6 +12,7 @@ import textwrap
 
 import pytest
 import torch
+from tensors import rng
 from torch import nn
 
 from dfkernels._io.files import FileError
@@ -29,10 +30,6 @@ def wave_loss(module, generator):
     return (module(x, torch.rand(32, generator=generator)) - x.sin()).square().mean()
 
 
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def state(module):
     return torch.cat([p.flatten() for p in module.state_dict().values()])
 
@@ -46,7 +43,7 @@ def test_it_learns_and_returns_a_frozen_average():
         steps=300,
         lr=0.1,
         ema=0.9,
-        generator=generator(),
+        generator=rng(),
         callback=lambda *a: seen.append(a),
     )
     assert (average.weight.item(), average.bias.item()) == pytest.approx((3, -1), abs=1e-3)
@@ -64,7 +61,7 @@ def test_the_average_is_the_documented_one():
         return module.weight.square().sum()
 
     module = nn.Linear(1, 1, bias=False)
-    average = train(module, loss, steps=5, ema=0.25, generator=generator())
+    average = train(module, loss, steps=5, ema=0.25, generator=rng())
     expected = weights[0]
     for i, p in enumerate([*weights[1:], module.weight.item()]):
         keep = min(0.25, (1 + i) / (10 + i))
@@ -81,7 +78,7 @@ def test_the_rate_falls_as_a_cosine():
         return module.weight.sum()
 
     module = nn.Linear(1, 1, bias=False)
-    train(module, loss, steps=8, lr=0.5, generator=generator())
+    train(module, loss, steps=8, lr=0.5, generator=rng())
     moved = -torch.tensor([*seen, module.weight.item()]).diff()
     expected = [0.25 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert moved.tolist() == pytest.approx(expected, abs=1e-6)
@@ -96,7 +93,7 @@ def test_gradients_are_clipped_together():
         lambda m, g: 100 * (m.weight * torch.tensor([[3.0, 4.0]])).sum(),
         steps=1,
         clip=2.0,
-        generator=generator(),
+        generator=rng(),
     )
     assert seen[0].grad.flatten().tolist() == pytest.approx([1.2, 1.6], rel=1e-5)
 
@@ -112,7 +109,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
 
         return step
 
-    whole = train(VectorNet(2, width=8), wave_loss, steps=40, generator=generator())
+    whole = train(VectorNet(2, width=8), wave_loss, steps=40, generator=rng())
     path = tmp_path / "run.pt"
     for last in (7, 23):  # between two checkpoints, the first time before any
         with pytest.raises(Stop):
@@ -120,7 +117,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
                 VectorNet(2, width=8),
                 wave_loss,
                 steps=40,
-                generator=generator(),
+                generator=rng(),
                 checkpoint=path,
                 every=10,
                 callback=stop_at(last),
@@ -138,7 +135,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path):
         raise AssertionError("a finished run trains no more")
 
     module = VectorNet(2, width=8)
-    again = train(module, never, steps=40, generator=generator(), checkpoint=path, every=10)
+    again = train(module, never, steps=40, generator=rng(), checkpoint=path, every=10)
     assert torch.equal(state(again), state(whole))
     assert not torch.equal(state(module), state(whole))  # the weights themselves, not their average
 
@@ -186,12 +183,12 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_same_bits(tmp_path):
             VectorNet(2, width=8),
             wave_loss,
             steps=900,
-            generator=generator(),
+            generator=rng(),
             checkpoint=path,
             every=1000,
             callback=lambda i, n: steps.append(i),
         )
-        whole = train(VectorNet(2, width=8), wave_loss, steps=900, generator=generator())
+        whole = train(VectorNet(2, width=8), wave_loss, steps=900, generator=rng())
     finally:
         torch.set_num_threads(threads)
     assert steps[0] >= first >= 100
@@ -205,7 +202,7 @@ def finished(tmp_path):
         nn.Linear(1, 1),
         line_loss,
         steps=3,
-        generator=generator(),
+        generator=rng(),
         checkpoint=path,
         configuration={"noise": (1, 2)},
     )
@@ -236,7 +233,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(finished, change, mess
     with pytest.raises(
         FileError, match=f"run.pt: checkpoint of another configuration: {message}: delete it"
     ):
-        train(**given, generator=generator(), checkpoint=finished)
+        train(**given, generator=rng(), checkpoint=finished)
     assert finished.read_bytes() == before
 
 
@@ -250,11 +247,11 @@ def test_a_checkpoint_of_another_size_is_refused(tmp_path):
             module(torch.randn(2, size, size, generator=generator), torch.zeros(2)).square().mean()
         )
 
-    train(ImageNet(1, 4, width=8), loss, steps=1, generator=generator(), checkpoint=path)
+    train(ImageNet(1, 4, width=8), loss, steps=1, generator=rng(), checkpoint=path)
     with pytest.raises(
         FileError, match=r"run\.pt: checkpoint of another module \(.*position.*\): delete it, or"
     ):
-        train(ImageNet(1, 6, width=8), loss, steps=1, generator=generator(), checkpoint=path)
+        train(ImageNet(1, 6, width=8), loss, steps=1, generator=rng(), checkpoint=path)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1000, -1])
@@ -263,7 +260,7 @@ def test_a_truncated_checkpoint_is_refused(finished, keep):
     with pytest.raises(
         FileError, match=r"run\.pt: no checkpoint, or a truncated one \(.*\): delete it"
     ):
-        train(nn.Linear(1, 1), line_loss, steps=3, generator=generator(), checkpoint=finished)
+        train(nn.Linear(1, 1), line_loss, steps=3, generator=rng(), checkpoint=finished)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +270,7 @@ def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "run.pt"
     torch.save(content, path)
     with pytest.raises(FileError, match=r"run\.pt: no checkpoint"):
-        train(nn.Linear(1, 1), line_loss, steps=3, generator=generator(), checkpoint=path)
+        train(nn.Linear(1, 1), line_loss, steps=3, generator=rng(), checkpoint=path)
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
@@ -282,7 +279,7 @@ def test_an_unwritable_folder_is_named(tmp_path):
             nn.Linear(1, 1),
             line_loss,
             steps=1,
-            generator=generator(),
+            generator=rng(),
             checkpoint=tmp_path / "gone" / "run.pt",
         )
 
@@ -298,7 +295,7 @@ def test_a_nan_loss_names_the_step_and_leaves_the_checkpoint(tmp_path):
     with pytest.raises(
         FloatingPointError, match="^loss: expected a finite number, got nan at step 7 of 10$"
     ):
-        train(nn.Linear(1, 1), loss, steps=10, generator=generator(), checkpoint=path, every=5)
+        train(nn.Linear(1, 1), loss, steps=10, generator=rng(), checkpoint=path, every=5)
     assert torch.load(path, weights_only=True)["done"] == 5
 
 
@@ -310,7 +307,7 @@ def test_a_nan_gradient_names_the_step():
             nn.Linear(1, 1),
             lambda m, g: (0 * m.weight).sqrt().sum(),
             steps=2,
-            generator=generator(),
+            generator=rng(),
         )
 
 
@@ -319,16 +316,16 @@ def test_an_error_inside_the_loss_names_the_step():
         raise ValueError("network: returned NaN")
 
     with pytest.raises(ValueError, match=r"^network: returned NaN \(in training, step 1 of 2\)$"):
-        train(nn.Linear(1, 1), loss, steps=2, generator=generator())
+        train(nn.Linear(1, 1), loss, steps=2, generator=rng())
 
 
 def test_a_loss_that_is_no_number():
     with pytest.raises(ValueError, match=r"^loss: expected a scalar tensor, got shape \[1, 1\]$"):
-        train(nn.Linear(1, 1), lambda m, g: m.weight, steps=1, generator=generator())
+        train(nn.Linear(1, 1), lambda m, g: m.weight, steps=1, generator=rng())
     with pytest.raises(ValueError, match="^loss: expected a scalar tensor, got float$"):
-        train(nn.Linear(1, 1), lambda m, g: 0.5, steps=1, generator=generator())
+        train(nn.Linear(1, 1), lambda m, g: 0.5, steps=1, generator=rng())
     with pytest.raises(ValueError, match="^steps: expected an integer of at least 1, got 0$"):
-        train(nn.Linear(1, 1), line_loss, steps=0, generator=generator())
+        train(nn.Linear(1, 1), line_loss, steps=0, generator=rng())
 
 
 # ---- accumulation and mixed precision
@@ -350,9 +347,9 @@ def in_turn(batch):
 
 def test_accumulated_batches_are_one_large_batch():
     net = lambda: VectorNet(2, width=8).double()
-    whole = train(net(), in_turn(24), steps=4, generator=generator())
-    parts = train(net(), in_turn(6), steps=4, accumulate=4, generator=generator())
-    half = train(net(), in_turn(6), steps=4, accumulate=2, generator=generator())
+    whole = train(net(), in_turn(24), steps=4, generator=rng())
+    parts = train(net(), in_turn(6), steps=4, accumulate=4, generator=rng())
+    half = train(net(), in_turn(6), steps=4, accumulate=2, generator=rng())
     torch.testing.assert_close(state(parts), state(whole), rtol=1e-9, atol=1e-9)
     assert (state(half) - state(whole)).abs().max() > 1e-4
 
@@ -375,7 +372,7 @@ def test_mixed_precision_multiplies_in_bfloat16_and_keeps_the_rest():
         return (module(x) - x.sin()).square().mean()
 
     module = Net()
-    average = train(module, loss, steps=2, autocast=torch.bfloat16, generator=generator())
+    average = train(module, loss, steps=2, autocast=torch.bfloat16, generator=rng())
     assert seen == 2 * [(torch.float32, torch.bfloat16)]
     assert {p.dtype for p in [*module.parameters(), *average.parameters()]} == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
@@ -395,7 +392,7 @@ def test_a_stopped_run_goes_on_in_every_mode(tmp_path, how):
         return wave_loss(module, generator)
 
     run = lambda loss, **more: train(
-        VectorNet(2, width=8), loss, steps=8, generator=generator(), **how, **more
+        VectorNet(2, width=8), loss, steps=8, generator=rng(), **how, **more
     )
     whole, path = run(wave_loss), tmp_path / "run.pt"
     with pytest.raises(KeyboardInterrupt):
@@ -403,7 +400,7 @@ def test_a_stopped_run_goes_on_in_every_mode(tmp_path, how):
     assert torch.equal(state(run(wave_loss, checkpoint=path, every=2)), state(whole))
     if how:
         with pytest.raises(FileError, match=f"configuration: {next(iter(how))}: .* there, nothing"):
-            train(VectorNet(2, width=8), wave_loss, steps=8, generator=generator(), checkpoint=path)
+            train(VectorNet(2, width=8), wave_loss, steps=8, generator=rng(), checkpoint=path)
 
 
 def test_mixed_precision_learns_as_float32_does():
@@ -412,7 +409,7 @@ def test_mixed_precision_learns_as_float32_does():
     found = {}
     for autocast in (None, torch.bfloat16):
         net = train(
-            VectorNet(2, width=32), wave_loss, steps=500, generator=generator(), autocast=autocast
+            VectorNet(2, width=32), wave_loss, steps=500, generator=rng(), autocast=autocast
         )
         with torch.no_grad():
             found[autocast] = wave_loss(net, torch.Generator().manual_seed(1)).item()
@@ -425,13 +422,13 @@ def test_half_precision_weights_and_float16_are_refused():
         TypeError,
         match=r"^module: expected parameters in float32 or float64, got torch.bfloat16 for 1",
     ):
-        train(module, line_loss, steps=1, generator=generator())
+        train(module, line_loss, steps=1, generator=rng())
     module[1].requires_grad_(False)
     loss = lambda module, generator: module[0].weight.sum()
-    train(module, loss, steps=1, generator=generator())  # what is frozen may be in any precision
+    train(module, loss, steps=1, generator=rng())  # what is frozen may be in any precision
     with pytest.raises(
         ValueError, match="^autocast: expected None or torch.bfloat16, got torch.float16$"
     ):
-        train(nn.Linear(1, 1), line_loss, steps=1, generator=generator(), autocast=torch.float16)
+        train(nn.Linear(1, 1), line_loss, steps=1, generator=rng(), autocast=torch.float16)
     with pytest.raises(ValueError, match="^accumulate: expected an integer of at least 1, got 0$"):
-        train(nn.Linear(1, 1), line_loss, steps=1, generator=generator(), accumulate=0)
+        train(nn.Linear(1, 1), line_loss, steps=1, generator=rng(), accumulate=0)

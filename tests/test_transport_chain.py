@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import normal
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
 
@@ -19,10 +20,6 @@ from dfkernels._torch import native
 from dfkernels.ops.transport_chain import op, reference, stepwise
 
 f64 = torch.float64
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=f64, generator=torch.Generator().manual_seed(seed))
 
 
 def levels(M, sigma=(1.0, 0.3), alpha=(0.3, 1.0)):

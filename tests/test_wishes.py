@@ -13,14 +13,11 @@ import math
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from tensors import normal
 from torch import nn
 
 import dfkernels as df
 from dfkernels import schedule
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def gaussian_log_prob(x, mean, std):
