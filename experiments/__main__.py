@@ -5,6 +5,7 @@ others trained."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from dfkernels import cli
@@ -24,13 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo", help="the main job on real data: tables, figures and one HTML page (2 minutes)"
     )
-    demo.add_argument(
-        "--out", type=Path, default=Path("out"), help="folder for the results (default: out)"
-    )
-    demo.add_argument(
-        "--quick", action="store_true", help="fewer atoms, queries and noise levels (seconds)"
-    )
-    demo.set_defaults(run=_demo)
+    _common(demo, _demo, "out", "fewer atoms, queries and noise levels (seconds)")
 
     reproduction = commands.add_parser(
         "reproduce",
@@ -42,17 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     reproduction.add_argument("experiment", choices=(*NAMES, "all"))
-    reproduction.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out/reproduce"),
-        metavar="DIR",
-        help="(default: out/reproduce)",
-    )
-    reproduction.add_argument(
-        "--quick", action="store_true", help="small samples, short training (a minute or two)"
-    )
-    reproduction.set_defaults(run=_reproduce)
+    quick = "small samples, short training (a minute or two)"
+    _common(reproduction, _reproduce, "out/reproduce", quick)
 
     audit = commands.add_parser(
         "audit",
@@ -73,13 +59,7 @@ def _parser() -> argparse.ArgumentParser:
             " /usr/share/datasets/fashion-mnist, of Debian's package dataset-fashion-mnist)"
         ),
     )
-    audit.add_argument(
-        "--out", type=Path, default=Path("out/audit"), metavar="DIR", help="(default: out/audit)"
-    )
-    audit.add_argument(
-        "--quick", action="store_true", help="scikit-learn's digits, short training (seconds)"
-    )
-    audit.set_defaults(run=_audit)
+    _common(audit, _audit, "out/audit", "scikit-learn's digits, short training (seconds)")
 
     public = commands.add_parser(
         "public",
@@ -89,14 +69,21 @@ def _parser() -> argparse.ArgumentParser:
             " and a figure to DIR."
         ),
     )
-    public.add_argument(
-        "--out", type=Path, default=Path("out/public"), metavar="DIR", help="(default: out/public)"
-    )
-    public.add_argument(
-        "--quick", action="store_true", help="few samples and probes (a minute or two)"
-    )
-    public.set_defaults(run=_public)
+    _common(public, _public, "out/public", "few samples and probes (a minute or two)")
     return parser
+
+
+def _common(
+    command: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    out: str,
+    quick: str,
+) -> None:
+    """Every command's folder for results, and its small version; `quick` says what that leaves."""
+    said = f"folder for the results (default: {out})"
+    command.add_argument("--out", type=Path, default=Path(out), metavar="DIR", help=said)
+    command.add_argument("--quick", action="store_true", help=quick)
+    command.set_defaults(run=run)
 
 
 def _demo(args: argparse.Namespace) -> int:

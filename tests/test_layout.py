@@ -319,6 +319,11 @@ def test_functions_stay_short(path):
     assert long_functions(path.read_text()) == {}
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_short(path):
+    assert path.read_text().count("\n") <= 400
+
+
 def test_an_op_has_its_twin_and_its_kernel():
     """One stem in ops/ and csrc/, and a Triton kernel."""
     ops = [p.parent.name for p in (PACKAGE / "ops").glob("*/reference.py")]
