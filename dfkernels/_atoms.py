@@ -59,8 +59,8 @@ def as_tensor(name: str, value: Tensor | np.ndarray) -> Tensor:
     if ma.is_masked(value):
         raise ValueError(
             f"{name}: expected an array without masked entries, got {ma.count_masked(value)} of "
-            f"{value.size} "
-            f"masked; fill them (np.ma.filled({name}, ...)), or leave out atoms by log_prior = -inf"
+            f"{value.size} masked; fill them (np.ma.filled({name}, ...)), or leave out atoms by "
+            "log_prior = -inf"
         )
     array = np.asarray(ma.getdata(value))
     if array.dtype.names is not None:

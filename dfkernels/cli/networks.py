@@ -87,8 +87,8 @@ def _network(name: str) -> Callable[..., object]:
     if not where or not function.isidentifier():
         raise FileError(
             f"{name}: expected module:function or file.py:function, a function that returns the"
-            " network, or a file"
-            f" {', '.join((*EXPORTED, *SCRIPTED))} of torch.export or TorchScript"
+            f" network, or a file {', '.join((*EXPORTED, *SCRIPTED))} of torch.export or"
+            " TorchScript"
         )
     made = _called(name, _function(name, _module(name, where), function))
     if not callable(made):

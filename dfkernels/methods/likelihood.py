@@ -369,8 +369,8 @@ def _warn(error: Tensor, d: int, method: str) -> None:
         how = "smaller rtol and atol" if method == "dopri5" else 'more steps, or method="dopri5"'
         warnings.warn(
             "log_prob: the estimated error of the integration is up to "
-            f"{error.max().item():.2g} nats, and large for "
-            f"{int(large.sum())} of {len(error)} samples: take {how}; see Likelihood.error",
+            f"{error.max().item():.2g} nats, and large for {int(large.sum())} of {len(error)} "
+            f"samples: take {how}; see Likelihood.error",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -31,11 +31,8 @@ class VP(Schedule):
         for name in ("beta_min", "beta_max"):
             object.__setattr__(self, name, check.constant(name, getattr(self, name)))
         if not 0 < self.beta_min <= self.beta_max < math.inf:
-            raise ValueError(
-                f"beta_min, beta_max: expected 0 < beta_min <= beta_max < inf, got "
-                f"{self.beta_min}, "
-                f"{self.beta_max}"
-            )
+            got = f"{self.beta_min}, {self.beta_max}"
+            raise check.mismatch("beta_min, beta_max", "0 < beta_min <= beta_max < inf", got)
 
     def beta(self, t: float | Tensor) -> Tensor:
         """The noise rate beta(t) = -2 f(t), of t's shape."""
