@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +17,13 @@ import torch
 import dfkernels as df
 from dfkernels import __version__, cli, ops
 from dfkernels._io import arrays as _arrays
-from dfkernels._io import files
-from dfkernels._io.console import Console
 from dfkernels._torch import native
-from dfkernels.cli import inputs, posterior
+from dfkernels.cli import posterior
 from experiments import NAMES
 from experiments import __main__ as experiments
 from experiments.progress import Progress
+
+POSTERIOR = ["posterior", "y.npy", "x.npy", "--sigma", "1"]
 
 
 @pytest.fixture
@@ -53,6 +51,14 @@ def check(out, expected, x, alpha, sigma, rtol=1e-5):
         np.testing.assert_allclose(
             results["score"], expected.score(x, alpha, sigma).numpy(), rtol=rtol, atol=1e-5
         )
+
+
+def refused(capsys, argv):
+    """The error, one line, of a posterior that ends with exit code 2."""
+    assert cli.main(["posterior", *argv.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dfkernels posterior: error: ") and error.count("\n") == 1
+    return error.removeprefix("dfkernels posterior: error: ").strip()
 
 
 def test_posterior_of_files(here, capsys):
@@ -95,246 +101,6 @@ def test_formats_and_storage_types(here, suffix, dtype):
         == 0
     )
     check("out.npz", ops.posterior(x, y.float(), 1.0, 0.7, scale=0.5, offset=-1.0), x, 1.0, 0.7)
-
-
-def write_safetensors(path, header, payload):
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + payload)
-
-
-class Evil:
-    """Unpickling it would create the file `owned`."""
-
-    def __reduce__(self):
-        return os.system, ("touch owned",)
-
-
-def corrupt(name):
-    """One bad file per kind."""
-    if name == "short.npy":
-        data = Path("y.npy").read_bytes()
-        Path(name).write_bytes(data[:-10])
-    elif name == "head.npy":
-        Path(name).write_bytes(b"\x93NUMPY\x01")
-    elif name == "text.npy":
-        Path(name).write_text("not an array")
-    elif name == "empty.npy":
-        Path(name).touch()
-    elif name == "object.npy":
-        np.save(name, np.array([Evil()]), allow_pickle=True)
-    elif name == "evil.pt":
-        torch.save(Evil(), name)
-    elif name == "list.pt":
-        torch.save([1, 2], name)
-    elif name == "two.pt":
-        torch.save({"a": torch.ones(3), "b": torch.ones(3)}, name)
-    elif name == "short.pt":
-        torch.save(torch.ones(1000), name)
-        data = Path(name).read_bytes()
-        Path(name).write_bytes(data[: len(data) // 2])
-    elif name == "short.safetensors":
-        write_safetensors(
-            name,
-            {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 1200]}},
-            b"\0" * 100,
-        )
-    elif name == "lie.safetensors":
-        write_safetensors(
-            name,
-            {"y": {"dtype": "F32", "shape": [50, 2, 3], "data_offsets": [0, 100]}},
-            b"\0" * 100,
-        )
-    elif name == "head.safetensors":
-        Path(name).write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    elif name == "json.safetensors":
-        Path(name).write_bytes(struct.pack("<Q", 2) + b"!!")
-    elif name == "nan.npy":
-        y = np.load("y.npy")
-        y[4, 1, 2] = np.nan
-        np.save(name, y)
-    elif name == "integer.npy":
-        np.save(name, np.full((50, 2, 3), 1 << 40))
-    elif name == "wide.npy":
-        np.save(name, np.full((50, 2, 3), 1e300))
-    elif name == "none.npy":
-        np.save(name, np.zeros((0, 2, 3)))
-    elif name == "number.npy":
-        np.save(name, 3.0)
-    elif name == "complex.npy":
-        np.save(name, np.zeros((50, 2, 3), np.complex64))
-
-
-BAD = [
-    ("missing.npy", "missing.npy: no such file"),
-    ("data.csv", "data.csv: expected one of .npy, .npz, .safetensors, .pt, .pth, got .csv"),
-    ("short.npy", "short.npy: truncated or unreadable: mmap length is greater than file size"),
-    ("head.npy", "head.npy: truncated or unreadable: "),
-    ("text.npy", "text.npy: truncated or unreadable: "),
-    ("empty.npy", "empty.npy: truncated or unreadable: "),
-    ("object.npy", "object.npy: truncated or unreadable: "),
-    (
-        "evil.pt",
-        "evil.pt: holds more than tensors, numbers and texts, or is damaged: save the tensor alone",
-    ),
-    ("list.pt", "list.pt: expected a tensor or a dict of tensors"),
-    ("two.pt", "two.pt: holds 2 arrays (a, b): name one as two.pt:KEY"),
-    ("two.pt:c", "two.pt: holds 2 arrays (a, b), none of them named c"),
-    ("short.pt", "short.pt: truncated or unreadable: "),
-    *(
-        (
-            f"{name}.safetensors",
-            f"{name}.safetensors: truncated or unreadable: Error while deserializing header: {why}",
-        )
-        for name, why in (
-            ("short", "incomplete metadata, file not fully covered"),
-            ("lie", "invalid shape, data type, or offset for tensor"),
-            ("head", "header too large"),
-            ("json", "invalid JSON in header: expected"),
-        )
-    ),
-    ("nan.npy", "nan.npy: y: expected finite values, got nan at index [4, 1, 2]"),
-    (
-        "integer.npy",
-        (
-            "integer.npy: expected numbers that float32 can hold, got 1099511627776 at index [0, 0,"
-            " 0]; --dtype float64 computes with more digits"
-        ),
-    ),
-    (
-        "wide.npy",
-        (
-            "wide.npy: expected numbers that float32 can hold, got 1e+300 at index [0, 0, 0];"
-            " --dtype float64 computes with more digits"
-        ),
-    ),
-    (
-        "none.npy",
-        "none.npy: expected shape [N, *E] with N >= 1 and no empty dimension, got [0, 2, 3]",
-    ),
-    ("number.npy", "number.npy: expected shape [N, *E] with N >= 1 and no empty dimension, got []"),
-    (
-        "complex.npy",
-        (
-            "complex.npy: expected a dense array of real numbers, got dtype complex64: save its"
-            " real part, a.real"
-        ),
-    ),
-    ("w.npy", "x.npy: expected shape [B] with B >= 1 to match w.npy, got [7, 2, 3]"),
-]
-
-
-@pytest.mark.parametrize(("name", "message"), BAD, ids=[name for name, _ in BAD])
-def test_bad_data_file(here, capsys, name, message):
-    corrupt(name.split(":")[0])
-    assert cli.main(["posterior", name, "x.npy", "--sigma", "1"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"dfkernels posterior: error: {message}") and error.count("\n") == 1
-    assert not os.path.exists("out.npz") and not os.path.exists("owned")
-
-
-def refused(capsys, argv):
-    """The error, one line, of a posterior that ends with exit code 2."""
-    assert cli.main(["posterior", *argv.split()]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("dfkernels posterior: error: ") and error.count("\n") == 1
-    return error.removeprefix("dfkernels posterior: error: ").strip()
-
-
-def test_bad_values_in_queries_name_the_row_of_the_file(here, capsys):
-    x = np.load("x.npy")
-    for name, row, value, got in (("inf.npy", 5, np.inf, "inf"), ("nan.npy", 6, np.nan, "nan")):
-        np.save(name, np.where(np.arange(7)[:, None, None] == row, value, x))
-        error = refused(capsys, f"y.npy {name} --sigma 1 --chunk 4")
-        assert (
-            error == f"{name}, row {row}: expected finite values, got {got} at index [{row}, 0, 0]"
-        )
-    x[6] = 1e30  # finite, and too far from every atom
-    np.save("far.npy", x)
-    assert refused(capsys, "y.npy far.npy --sigma 1 --chunk 4").startswith(
-        "far.npy, rows 4 to 6: x: expected "
-    )
-    np.save("wide.npy", np.full_like(x, 1e300))
-    assert refused(capsys, "y.npy wide.npy --sigma 1 --chunk 4").startswith(
-        "wide.npy: expected numbers that float32 can hold, got "
-    )
-
-
-def test_the_error_names_the_file_at_fault(here, capsys, monkeypatch):
-    """Each of three files in turn, with the other two as they should be."""
-    np.save("short.npy", np.zeros(49))
-    error = refused(capsys, "y.npy x.npy --sigma 1 --log-prior short.npy")
-    assert error == "short.npy: expected shape [50], one log weight per atom of y.npy, got [49]"
-    for value in (np.nan, np.inf, -np.inf):
-        np.save("weights.npy", np.full(50, value))
-        error = refused(capsys, "y.npy x.npy --sigma 1 --log-prior weights.npy")
-        assert error.startswith("weights.npy: log_prior: expected ")
-    np.save("none.npy", np.zeros((0, 2, 3)))
-    error = refused(capsys, "y.npy none.npy --sigma 1 --log-prior w.npy")
-    assert error == "none.npy: expected shape [B, 2, 3] with B >= 1 to match y.npy, got [0, 2, 3]"
-    bad = np.load("y.npy")
-    bad[3] = np.nan
-    np.save("nan.npy", bad)
-    error = refused(capsys, "nan.npy x.npy --sigma 1 --log-prior w.npy")
-    assert error.startswith("nan.npy: y: expected finite values, got nan at index [3, 0, 0]")
-    assert refused(capsys, "y.npy x.npy --sigma 1 --alpha 1e300").startswith(
-        "alpha: expected a finite value"
-    )
-    error = refused(capsys, "y.npy x.npy --sigma 1e-50")
-    assert error == "sigma: expected a number that is > 0 in float32 too, got 1e-50"
-
-    def fail(*args):
-        raise ValueError("DFKERNELS_ISA: expected base or v3, got 'v9'")
-
-    monkeypatch.setattr(posterior, "posterior_sums", fail)
-    assert (
-        refused(capsys, "y.npy x.npy --sigma 1") == "DFKERNELS_ISA: expected base or v3, got 'v9'"
-    )
-
-
-@pytest.mark.parametrize(
-    "stored", [np.array([[1.0], [2.0], [1e300]]), np.array([[1], [2], [1 << 60]])]
-)
-def test_what_float32_lacks_does_not_matter_in_masked_atoms(stored):
-    """The masked atom's number becomes whatever it may; the others' are still looked at."""
-    atoms = torch.from_numpy(stored)
-    masked = torch.tensor([False, False, True])
-    assert inputs.converted("y.npy", atoms, torch.float32, masked=masked)[:2].tolist() == [
-        [1],
-        [2],
-    ]
-    with pytest.raises(
-        files.FileError, match=r"^y\.npy: expected numbers that float32 can hold, .* \[2, 0\]"
-    ):
-        inputs.converted("y.npy", atoms, torch.float32, masked=masked.roll(1))
-
-
-@pytest.mark.parametrize("code", ["i1", ">i2", "u2", "u4", "<i8", ">u8", ">f8", "f2"])
-def test_numbers_of_any_dtype_in_any_role(here, code):
-    """Integers of every width, halves and the other byte order: as atoms, as queries and as log
-    weights."""
-    draw = np.random.default_rng(1)
-    y, x, w = (draw.integers(0, 5, shape).astype(code) for shape in ((50, 3), (4, 3), (50,)))
-    for name, a in (("iy.npy", y), ("ix.npy", x), ("iw.npy", w)):
-        np.save(name, a)
-    assert (
-        cli.main(["posterior", "iy.npy", "ix.npy", "--sigma", "0.9", "--log-prior", "iw.npy"]) == 0
-    )
-    y, x, w = (torch.from_numpy(a.astype("f4")) for a in (y, x, w))
-    check("out.npz", ops.posterior(x, y, 1.0, 0.9, w), x, 1.0, 0.9)
-
-
-def test_integers_that_float32_lacks_are_exact_in_float64(here, capsys):
-    y = np.array([[0], [(1 << 24) + 1], [(1 << 25) + 1]])
-    np.save("big.npy", y)
-    error = refused(capsys, "big.npy big.npy --sigma 1")
-    assert error.startswith(
-        "big.npy: expected numbers that float32 can hold, got 16777217 at index [1, 0]"
-    )
-    assert (
-        cli.main(["posterior", "big.npy", "big.npy", "--sigma", "0.1", "--dtype", "float64"]) == 0
-    )
-    assert np.load("out.npz")["mean"].tolist() == y.tolist()
 
 
 def test_results_are_inputs(here):
@@ -561,143 +327,6 @@ def test_starting_loads_no_experiment():
         assert not any(name.startswith(lazy) for name in sys.modules)
     finally:
         sys.modules.update(loaded)
-
-
-# ---- standard output and error
-
-
-def in_child(argv, *, stdout="out", stderr="err", encoding="utf-8"):
-    """`dfkernels ARGV` in a forked process. stdout, stderr: a file's name, a descriptor, or None
-    for closed.
-
-    Returns the exit code, 120 where Python would fail to flush at exit, as it does at the end of a
-    process.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)  # a forked process has none of its parent's threads
-            streams = []
-            for number, to in ((1, stdout), (2, stderr)):
-                if to is None:
-                    os.close(number)
-                    streams.append(None)
-                    continue
-                os.dup2(
-                    to if isinstance(to, int) else os.open(to, os.O_WRONLY | os.O_CREAT, 0o666),
-                    number,
-                )
-                streams.append(
-                    io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, "strict")
-                )
-            sys.stdout, sys.stderr = streams
-            try:
-                code = cli.main(argv)
-            except SystemExit as stop:
-                code = stop.code
-            try:
-                for stream in streams:
-                    if stream is not None:
-                        stream.flush()
-            except OSError:
-                code = 120
-            os._exit(code)
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-POSTERIOR = ["posterior", "y.npy", "x.npy", "--sigma", "1"]
-
-
-@pytest.fixture
-def broken():
-    """The writing end of a pipe that nobody reads."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    yield writing
-    os.close(writing)
-
-
-@pytest.mark.parametrize(
-    "argv", [["env"], ["--help"], ["--version"], ["posterior", "--help"], POSTERIOR]
-)
-def test_a_pipe_that_nobody_reads_ends_quietly(here, broken, argv):
-    assert in_child(argv, stdout=broken) == 141
-    assert Path("err").read_text() == ""
-    assert argv != POSTERIOR or np.load("out.npz")["ess"].shape == (7,)
-
-
-def test_an_error_keeps_its_code_when_nobody_reads(here, broken):
-    assert (
-        in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=broken, stderr=broken)
-        == 2
-    )
-    assert in_child(POSTERIOR, stderr=broken) == 0  # only the progress is lost
-
-
-@pytest.mark.parametrize(("stdout", "stderr"), [(None, "err"), ("out", None), (None, None)])
-def test_closed_standard_streams(here, stdout, stderr):
-    assert in_child(POSTERIOR, stdout=stdout, stderr=stderr) == 0
-    assert np.load("out.npz")["ess"].shape == (7,)
-    assert (
-        in_child(["posterior", "no.npy", "x.npy", "--sigma", "1"], stdout=stdout, stderr=stderr)
-        == 2
-    )
-    assert in_child(["posterior"], stdout=stdout, stderr=stderr) == 2
-    assert in_child(["env"], stdout=stdout, stderr=stderr) == 0
-
-
-def test_closed_descriptors_are_not_given_to_the_next_files(here):
-    """Else what C code prints there would get into the results."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(1)
-            os.close(2)
-            with Console():
-                opened = os.open("y.npy", os.O_RDONLY)
-            os._exit(10 + opened)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) > 12
-
-
-def test_a_full_standard_output_is_an_error(here):
-    assert in_child(["env"], stdout="/dev/full") == 2
-    assert (
-        Path("err").read_text()
-        == "dfkernels env: error: standard output: No space left on device\n"
-    )
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "utf-8"])
-def test_any_encoding(here, encoding):
-    """A name with letters that the encoding lacks, and one that is no text at all."""
-    for name in ("\u00fc\u4e2d.npz", os.fsdecode(b"\xff.npz")):
-        assert in_child([*POSTERIOR, "-o", name], encoding=encoding) == 0
-        assert np.load(name)["ess"].shape == (7,)
-        assert "written: " in Path("out").read_text(encoding)
-        assert in_child(["posterior", f"no{name}", "x.npy", "--sigma", "1"], encoding=encoding) == 2
-        assert "no such file" in Path("err").read_text(encoding)
-
-
-def test_signs_that_an_encoding_lacks_become_ascii():
-    raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, "ascii", "strict")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", stream)
-        with Console():
-            sys.stderr.write("━━━─ 8 × 8 σ ≤ 1 ü\n")
-        assert raw.getvalue() == b"===- 8 x 8 sigma <= 1 \\xfc\n" and stream.errors == "strict"
-
-
-def test_the_result_on_standard_output_is_all_there_is(here):
-    """-o /dev/stdout: what is said about the result goes to standard error."""
-    assert in_child([*POSTERIOR, "-o", "/dev/stdout"], stdout="got.npz") == 0
-    assert np.load("got.npz")["mean"].shape == (7, 2, 3)
-    assert "written: /dev/stdout" in Path("err").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-import pickle
 
-import numpy as np
 import pytest
 import torch
-from test_global_state import STATES
+from tensors import normal
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import dfkernels as df
 
 N, EVENT, D = 7, (2, 3), 6
 NOISE = [0.01, 0.3, 2.0]
-
-
-def double(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-MEANS, PRIOR = double(N, *EVENT), double(N, seed=1)
-FACTOR = double(D, D, seed=2) / 2
-POSITIVE = double(N, *EVENT, seed=3).square() / 4 + 0.02
+MEANS, PRIOR = normal(N, *EVENT), normal(N, seed=1)
+FACTOR = normal(D, D, seed=2) / 2
+POSITIVE = normal(N, *EVENT, seed=3).square() / 4 + 0.02
 WIDTHS = {
     "number": {"variance": 0.3},
     "each": {"variance": POSITIVE[:, 0, 0]},
@@ -60,7 +50,7 @@ def width(request):
 @pytest.mark.parametrize("sigma", NOISE)
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
 def test_everything_against_autograd_of_the_closed_form(width, alpha, sigma):
-    x, v = double(3, *EVENT, seed=4), double(3, 2, *EVENT, seed=5)
+    x, v = normal(3, *EVENT, seed=4), normal(3, 2, *EVENT, seed=5)
     F = df.DiffusionFisher(x, df.GaussianMixture(MEANS, log_prior=PRIOR, **width), alpha, sigma)
     of = lambda f: torch.stack([f(log_q, argnums=0)(one, alpha, sigma, width) for one in x])
     score, hessian = of(torch.func.grad), of(torch.func.hessian).reshape(3, D, D)
@@ -77,7 +67,7 @@ def test_everything_against_autograd_of_the_closed_form(width, alpha, sigma):
 
 def test_derivatives_go_through(width):
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
-    x = double(2, *EVENT, seed=6).requires_grad_()
+    x = normal(2, *EVENT, seed=6).requires_grad_()
     sigma = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=True)
     loss = lambda x, sigma: df.DiffusionFisher(x, mixture, 0.8, sigma).trace().sin().sum()
     assert torch.autograd.gradcheck(loss, (x, sigma))
@@ -85,7 +75,7 @@ def test_derivatives_go_through(width):
 
 def test_the_levels_may_differ_between_queries(width):
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
-    x, sigma = double(3, *EVENT, seed=7), torch.tensor(NOISE, dtype=torch.float64)
+    x, sigma = normal(3, *EVENT, seed=7), torch.tensor(NOISE, dtype=torch.float64)
     alpha = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     together = df.DiffusionFisher(x, mixture, alpha, sigma)
     for i in range(3):
@@ -100,13 +90,13 @@ def test_the_levels_may_differ_between_queries(width):
 def test_gaussian_data_have_one_fisher():
     S = FACTOR @ FACTOR.T
     one = df.GaussianMixture(MEANS[:1], covariance=S)
-    x, alpha, sigma = double(4, *EVENT, seed=8), 0.7, 0.4
+    x, alpha, sigma = normal(4, *EVENT, seed=8), 0.7, 0.4
     F = df.DiffusionFisher(x, one, alpha, sigma)
     inverse = torch.linalg.inv(alpha**2 * S + sigma**2 * torch.eye(D, dtype=torch.float64))
     torch.testing.assert_close(F.to_dense(), inverse.expand(4, D, D))
     score = -(x.flatten(1) - alpha * MEANS[0].flatten()) @ inverse
     torch.testing.assert_close(F.score.flatten(1), score)
-    b = double(4, *EVENT, seed=9)
+    b = normal(4, *EVENT, seed=9)
     torch.testing.assert_close(
         F.solve(b, tol=1e-13).flatten(1), torch.linalg.solve(inverse, b.flatten(1).T).T
     )
@@ -116,7 +106,7 @@ def test_gaussian_data_have_one_fisher():
 
 @pytest.mark.parametrize("variance", [0.0, torch.zeros(N), torch.zeros(N, *EVENT)])
 def test_without_width_it_is_the_point_cloud(variance):
-    x, v = double(3, *EVENT, seed=10), double(3, *EVENT, seed=11)
+    x, v = normal(3, *EVENT, seed=10), normal(3, *EVENT, seed=11)
     two = (
         df.DiffusionFisher(x, law, 0.9, 0.5)
         for law in (
@@ -137,7 +127,7 @@ def test_a_covariance_is_a_diagonal_in_its_eigenbasis():
     variance = POSITIVE[0].flatten()
     full = df.GaussianMixture(MEANS.flatten(1) @ axes.T, covariance=axes * variance @ axes.T)
     diagonal = df.GaussianMixture(MEANS.flatten(1), variance=variance[None])
-    z, v = double(3, D, seed=12), double(3, 2, D, seed=13)
+    z, v = normal(3, D, seed=12), normal(3, 2, D, seed=13)
     turned = df.DiffusionFisher(z @ axes.T, full, 0.8, 0.2)
     straight = df.DiffusionFisher(z, diagonal, 0.8, 0.2)
     torch.testing.assert_close(turned.log_prob, straight.log_prob)
@@ -147,7 +137,7 @@ def test_a_covariance_is_a_diagonal_in_its_eigenbasis():
 
 
 def test_a_singular_covariance_holds_at_positive_noise():
-    direction = double(D, 1, seed=14)
+    direction = normal(D, 1, seed=14)
     mixture = df.GaussianMixture(MEANS, covariance=direction @ direction.T)
     F = df.DiffusionFisher(MEANS[:2], mixture, 1.0, 0.1)
     assert F.trace().isfinite().all() and torch.linalg.eigvalsh(F.to_dense()).max() < 100 + 1e-6
@@ -155,7 +145,7 @@ def test_a_singular_covariance_holds_at_positive_noise():
 
 def test_float32_follows_float64(width):
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
-    x = double(5, *EVENT, seed=15)
+    x = normal(5, *EVENT, seed=15)
     narrow = df.DiffusionFisher(x.float(), mixture.to(torch.float32), 0.9, 0.01)
     wide = df.DiffusionFisher(x.float().double(), mixture, 0.9, 0.01)
     assert narrow.score.dtype == torch.float32
@@ -169,7 +159,7 @@ def test_eigenvalues_are_told_apart_far_below_one_over_sigma_squared():
     """With d > 512 the tolerance is relative to the size of F, which the widths bound."""
     d, variance = 600, torch.linspace(1, 2, 600, dtype=torch.float64)
     mixture = df.GaussianMixture(torch.zeros(1, d, dtype=torch.float64), variance=variance[None])
-    F = df.DiffusionFisher(double(1, d, seed=16), mixture, 1.0, 1e-4)
+    F = df.DiffusionFisher(normal(1, d, seed=16), mixture, 1.0, 1e-4)
     values, _ = F.eigsh(1, largest=False)
     assert values.item() == pytest.approx(1 / (2 + 1e-8), rel=1e-6)
 
@@ -179,7 +169,7 @@ def test_eigenvalues_are_told_apart_far_below_one_over_sigma_squared():
 
 def test_top_k_finds_the_components(width):
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
-    x, alpha, sigma = double(4, *EVENT, seed=17), 0.8, 0.4
+    x, alpha, sigma = normal(4, *EVENT, seed=17), 0.8, 0.4
     noise = sigma**2 * torch.eye(D, dtype=torch.float64)
     each = MultivariateNormal(alpha * MEANS.flatten(1), alpha**2 * covariances(width) + noise)
     w = (PRIOR + each.log_prob(x.reshape(4, 1, D))).softmax(1)
@@ -193,7 +183,7 @@ def test_top_k_tile_by_tile(monkeypatch):
     from dfkernels import _components
 
     mixture = df.GaussianMixture(MEANS, variance=POSITIVE, log_prior=PRIOR)
-    x = double(4, *EVENT, seed=17)
+    x = normal(4, *EVENT, seed=17)
     whole, drawn = df.top_k(x, mixture, 1, 1, 4), mixture.draw(x, 1, 1, seed=3)
     monkeypatch.setattr(_components, "_NUMBERS", 2 * x.numel())
     parts, again = df.top_k(x, mixture, 1, 1, 4), mixture.draw(x, 1, 1, seed=3)
@@ -204,7 +194,7 @@ def test_top_k_tile_by_tile(monkeypatch):
 def test_draws_have_the_posterior_s_moments(width):
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
     n, alpha, sigma = 40_000, 0.8, 0.9
-    x = double(1, *EVENT, seed=18)
+    x = normal(1, *EVENT, seed=18)
     drawn = mixture.draw(x.expand(n, *EVENT), alpha, sigma, seed=5)
     F = df.DiffusionFisher(x, mixture, alpha, sigma)
     w = df.top_k(x, mixture, alpha, sigma, N)
@@ -237,7 +227,7 @@ def test_the_likelihood_is_the_closed_form(name):
     width = WIDTHS[name]
     mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
     ideal, low = df.Denoiser.exact(mixture, df.schedule.EDM()), 0.05
-    x = mixture.sample(3, torch.Generator().manual_seed(1)) + low * double(3, *EVENT, seed=19)
+    x = mixture.sample(3, torch.Generator().manual_seed(1)) + low * normal(3, *EVENT, seed=19)
     how = {"noise": (low, 5e3), "data_std": 1.0}
     found = df.log_prob(ideal, x, trace="exact", **how)
     exact = torch.stack([log_q(one, 1.0, low, width) for one in x])
@@ -248,7 +238,7 @@ def test_the_likelihood_is_the_closed_form(name):
 
 def test_the_likelihood_by_the_denoiser_s_own_derivatives():
     mixture = df.GaussianMixture(MEANS, variance=POSITIVE, log_prior=PRIOR)
-    ideal, x = df.Denoiser.exact(mixture, df.schedule.VP()), double(2, *EVENT, seed=19)
+    ideal, x = df.Denoiser.exact(mixture, df.schedule.VP()), normal(2, *EVENT, seed=19)
     how = {"noise": (0.05, 40.0), "method": "heun", "steps": 8}
     with pytest.warns(RuntimeWarning, match="estimated error"):
         found, other = (df.log_prob(ideal, x, trace=t, **how) for t in ("exact", "divergence"))
@@ -259,7 +249,7 @@ def test_samples_of_the_flow_follow_the_gaussian_map():
     """The flow of N(m, S) scales each axis by the ratio of its deviations."""
     S, schedule = FACTOR @ FACTOR.T, df.schedule.EDM()
     one = df.GaussianMixture(MEANS[:1], covariance=S)
-    start = 20 * double(4, *EVENT, seed=20)
+    start = 20 * normal(4, *EVENT, seed=20)
     t = df.time_grid(schedule, 120, (0.01, 20.0))
     end = df.sample(df.Denoiser.exact(one, schedule), start, t, method="heun").x[-1]
     values, axes = torch.linalg.eigh(S)
@@ -276,7 +266,7 @@ def test_samples_of_the_flow_follow_the_gaussian_map():
 def test_transport_without_width_is_that_of_the_atoms(convention):
     schedule = df.schedule.EDM()
     t = df.time_grid(schedule, 30, (0.1, 5.0))
-    y, x = MEANS[:, 0], 5 * double(4, 3, seed=21)
+    y, x = MEANS[:, 0], 5 * normal(4, 3, seed=21)
     two = [
         df.transport_test(law, schedule, t, x=x, convention=convention)
         for law in (df.PointCloud(y, PRIOR), df.GaussianMixture(y, variance=0.0, log_prior=PRIOR))
@@ -288,7 +278,7 @@ def test_transport_without_width_is_that_of_the_atoms(convention):
 def test_guidance_by_its_exact_fisher(width):
     mixture, schedule = df.GaussianMixture(MEANS, log_prior=PRIOR, **width), df.schedule.EDM()
     ideal, t = df.Denoiser.exact(mixture, schedule), df.time_grid(schedule, 8, (0.3, 5.0))
-    x, target = 5 * double(3, *EVENT, seed=22), torch.zeros(EVENT, dtype=torch.float64)
+    x, target = 5 * normal(3, *EVENT, seed=22), torch.zeros(EVENT, dtype=torch.float64)
     loss = lambda x_0: (x_0 - target).flatten(1).square().sum(1)
     exact, vjp = (
         df.guide(loss, x, t, ideal, form=form, steps=3, cloud=mixture) for form in ("exact", "vjp")
@@ -318,7 +308,7 @@ def test_check_finds_the_scale_of_another_law():
 
 
 def test_a_law_is_mapped_with_its_widths(width):
-    mixture, x = df.GaussianMixture(MEANS, log_prior=PRIOR, **width), double(2, *EVENT, seed=23)
+    mixture, x = df.GaussianMixture(MEANS, log_prior=PRIOR, **width), normal(2, *EVENT, seed=23)
     for a, b in (([1.7], [0.3]), ([0.6, 2.0], [0.1, -0.4])):
         a, b = (torch.tensor(t, dtype=torch.float64) for t in (a, b))
         factor = a.view(-1, 1).expand(EVENT) if len(a) > 1 else a.expand(EVENT)
@@ -336,7 +326,7 @@ def test_a_law_is_mapped_with_its_widths(width):
 
 def test_the_adapters_take_one():
     mixture = df.GaussianMixture(MEANS[:, None].float(), variance=0.3)
-    x = double(2, 1, *EVENT, seed=24).float()
+    x = normal(2, 1, *EVENT, seed=24).float()
     net = df.adapt.as_edm(mixture)
     expected = df.DiffusionFisher(x, mixture, 1.0, 0.7).denoised
     assert torch.equal(net(x, 0.7), expected) and net.img_channels == 1
@@ -358,271 +348,3 @@ def test_what_asks_for_points_says_so():
     points = df.PointCloud(mixture.sample(64, torch.Generator().manual_seed(0)))
     report = df.audit(ideal, points, None, levels=2, points=0, samples=0, queries=8)
     assert len(report.levels) == 2
-
-
-# ---- scikit-learn
-
-
-def sklearn():
-    return pytest.importorskip("sklearn", reason="needs the extra: pip install dfkernels[demo]")
-
-
-DATA = np.concatenate([double(40, 4, seed=30).numpy(), 0.3 * double(40, 4, seed=31).numpy() + 2])
-
-
-@pytest.mark.parametrize("kind", ["spherical", "diag", "tied"])
-def test_a_fitted_mixture_is_the_same_law(kind):
-    sklearn()
-    from sklearn.mixture import GaussianMixture
-
-    fitted = GaussianMixture(3, covariance_type=kind, random_state=0).fit(DATA)
-    law = df.GaussianMixture.from_sklearn(fitted)
-    x = torch.from_numpy(DATA[::9])
-    found = df.DiffusionFisher(x, law, 1.0, 1e-6).log_prob
-    torch.testing.assert_close(found, torch.from_numpy(fitted.score_samples(DATA[::9])))
-    shaped = df.GaussianMixture.from_sklearn(fitted, event_shape=(2, 2))
-    again = df.DiffusionFisher(x.view(-1, 2, 2), shaped, 1.0, 1e-6).log_prob
-    torch.testing.assert_close(again, found)
-
-
-def test_a_bayesian_mixture_is_the_law_that_it_samples():
-    sklearn()
-    from sklearn.mixture import BayesianGaussianMixture
-
-    fitted = BayesianGaussianMixture(n_components=3, covariance_type="tied", random_state=0).fit(
-        DATA
-    )
-    means, covariance = (torch.from_numpy(a) for a in (fitted.means_, fitted.covariances_))
-    weights = Categorical(probs=torch.from_numpy(fitted.weights_))
-    expected = MixtureSameFamily(weights, MultivariateNormal(means, covariance))
-    x, law = torch.from_numpy(DATA[::9]), df.GaussianMixture.from_sklearn(fitted)
-    found = df.DiffusionFisher(x, law, 1.0, 1e-6).log_prob
-    torch.testing.assert_close(found, expected.log_prob(x))
-
-
-@pytest.mark.parametrize("weights", [None, np.arange(80.0)])
-def test_a_kernel_density_is_the_same_law(weights):
-    sklearn()
-    from sklearn.neighbors import KernelDensity
-
-    fitted = KernelDensity(bandwidth="scott").fit(DATA, sample_weight=weights)
-    law = df.GaussianMixture.from_sklearn(fitted)
-    found = df.DiffusionFisher(torch.from_numpy(DATA[::9]), law, 1.0, 1e-6).log_prob
-    torch.testing.assert_close(found, torch.from_numpy(fitted.score_samples(DATA[::9])))
-    assert len(law) == 80 and law.dtype == torch.float64
-
-
-def test_models_that_are_no_such_law_are_refused():
-    sklearn()
-    from sklearn.mixture import GaussianMixture
-    from sklearn.neighbors import KernelDensity
-
-    read = df.GaussianMixture.from_sklearn
-    with pytest.raises(TypeError, match=r"^model: expected scikit-learn's .*, got ndarray"):
-        read(DATA)
-    for model in (GaussianMixture(2), KernelDensity()):
-        with pytest.raises(ValueError, match=r"^model: expected a fitted .* model.fit\(data\)"):
-            read(model)
-    with pytest.raises(
-        ValueError, match=r"^model: expected covariance_type .* got 'full', .*sample"
-    ):
-        read(GaussianMixture(2, covariance_type="full").fit(DATA))
-    with pytest.raises(ValueError, match=r"^model: .* kernel 'gaussian' .*, got 'tophat'"):
-        read(KernelDensity(kernel="tophat").fit(DATA))
-    with pytest.raises(ValueError, match=r"^event_shape: expected a shape of 4 numbers, got \[3\]"):
-        read(KernelDensity().fit(DATA), event_shape=[3])
-
-
-# ---- the object
-
-
-def test_it_is_checked_once():
-    def error(**given):
-        with pytest.raises((TypeError, ValueError)) as found:
-            made(**given)
-        return str(found.value)
-
-    made = lambda means=MEANS, **given: df.GaussianMixture(means, **given)
-    assert error() == "variance, covariance: expected one of the two, got none"
-    assert error(variance=1.0, covariance=FACTOR).endswith("expected one of the two, got both")
-    assert error(variance=-0.1) == "variance: expected a finite value >= 0, got -0.1"
-    assert error(variance=math.nan) == "variance: expected a finite value, got nan"
-    assert error(variance="wide").startswith("variance: expected a number, got str")
-    bad = POSITIVE.clone()
-    bad[2, 1, 0] = -1
-    assert (
-        error(variance=bad) == "variance: expected finite values >= 0, got -1.0 at index [2, 1, 0]"
-    )
-    assert error(variance=torch.ones(3)) == (
-        "variance: expected a number or shape [7] or [1, 2, 3] or [7, 2, 3], got [3]"
-    )
-    assert error(variance=torch.ones(7, dtype=torch.int64)).startswith(
-        "variance: expected a floating dtype, got torch.int64"
-    )
-    assert error(covariance=torch.eye(3)) == (
-        "covariance: expected shape [6, 6], one matrix for all components, got [3, 3]"
-    )
-    assert error(covariance=FACTOR).startswith("covariance: expected a symmetric matrix, got ")
-    assert error(covariance=-torch.eye(6)) == (
-        "covariance: expected a positive semidefinite matrix, got an eigenvalue -1"
-    )
-    assert error(means=MEANS * math.nan, variance=1.0).startswith("means: expected finite values")
-    assert error(means=[1.0], variance=1.0).startswith("means: expected a torch.Tensor or numpy")
-    assert error(variance=1.0, log_prior=torch.zeros(3)).startswith("log_prior: expected shape [7]")
-
-
-def test_it_is_immutable_and_watched():
-    variance = POSITIVE.clone()
-    mixture = df.GaussianMixture(MEANS, variance=variance)
-    with pytest.raises(AttributeError, match="^GaussianMixture is immutable: cannot set means"):
-        mixture.means = MEANS
-    F = df.DiffusionFisher(MEANS[:1], mixture, 1.0, 1.0)
-    F.score.zero_()
-    assert F.score.abs().max() > 0  # what one gets is a copy
-    variance[0] = 7
-    with pytest.raises(RuntimeError, match="^variance: changed in place since this Gauss"):
-        F.trace()
-
-
-def test_copies_and_casts(width):
-    mixture = df.GaussianMixture(MEANS, log_prior=PRIOR, **width)
-    x = double(2, *EVENT, seed=25)
-    expected = df.DiffusionFisher(x, mixture, 1.0, 0.5).log_prob
-    for other in (copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture)), copy.copy(mixture)):
-        assert torch.equal(df.DiffusionFisher(x, other, 1.0, 0.5).log_prob, expected)
-        assert other._fingerprint() == mixture._fingerprint()
-    assert mixture.to(torch.float64) is mixture
-    with pytest.raises(TypeError, match=r"^x: expected float64 .* mixture.to\(torch.float32\)"):
-        df.DiffusionFisher(x.float(), mixture, 1.0, 0.5).trace()
-    assert (
-        repr(mixture)
-        == "GaussianMixture(N=7, event_shape=(2, 3), torch.float64, cpu, log_prior=[N])"
-    )
-
-
-def test_stored_bytes_and_masked_components():
-    y = torch.randint(256, (N, *EVENT), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    stored = df.GaussianMixture(y, variance=0.2, scale=2 / 255, offset=-1)
-    plain = df.GaussianMixture(y.double() * (2 / 255) - 1, variance=0.2)
-    x = double(2, *EVENT, seed=26)
-    covered = df.GaussianMixture(y, covariance=0.2 * torch.eye(D), scale=2 / 255, offset=-1)
-    for law in (stored, covered):
-        torch.testing.assert_close(
-            df.DiffusionFisher(x, law, 0.9, 0.3).score,
-            df.DiffusionFisher(x, plain, 0.9, 0.3).score,
-            rtol=1e-5,
-            atol=1e-5,  # a covariance turns bytes in float32
-        )
-    holes, prior = MEANS.clone(), torch.zeros(N, dtype=torch.float64)
-    holes[2], prior[2] = math.nan, -math.inf
-    keep = [0, 1, 3, 4, 5, 6]
-    without = df.GaussianMixture(MEANS[keep], variance=POSITIVE[keep])
-    masked = df.GaussianMixture(holes, variance=POSITIVE, log_prior=prior)
-    for name in ("log_prob", "score", "denoised"):
-        torch.testing.assert_close(
-            getattr(df.DiffusionFisher(x, masked, 0.9, 0.3), name),
-            getattr(df.DiffusionFisher(x, without, 0.9, 0.3), name),
-        )
-    assert 2 not in masked.draw(x.repeat(50, 1, 1), 1.0, 5.0, seed=0).index
-    assert df.top_k(x, masked, 1.0, 5.0, N).index[:, -1].tolist() == [2, 2]
-
-
-def test_no_queries_and_one_number():
-    mixture = df.GaussianMixture(MEANS, variance=POSITIVE)
-    none = df.DiffusionFisher(MEANS[:0], mixture, 1.0, 1.0)
-    assert none.score.shape == (0, *EVENT) and none.to_dense().shape == (0, D, D)
-    assert mixture.draw(MEANS[:0], 1.0, 1.0, seed=0).x_0.shape == (0, *EVENT)
-    single = df.GaussianMixture(torch.zeros(1, dtype=torch.float64), variance=3.0)
-    F = df.DiffusionFisher(torch.ones(2, dtype=torch.float64), single, 1.0, 1.0)
-    assert F.trace().tolist() == [0.25, 0.25] and F.score.tolist() == [-0.25, -0.25]
-
-
-@pytest.mark.parametrize("width", [{"variance": 3.0}, {"covariance": 3 * torch.eye(1)}])
-def test_numbers_as_events(width):
-    y, x = double(N, seed=40), double(2, seed=41)
-    numbers, vectors = df.GaussianMixture(y, **width), df.GaussianMixture(y[:, None], **width)
-    one, other = (
-        df.DiffusionFisher(x, numbers, 1, 1),
-        df.DiffusionFisher(x[:, None], vectors, 1, 1),
-    )
-    torch.testing.assert_close(one.score, other.score[:, 0])
-    torch.testing.assert_close(one.to_dense(), other.to_dense())
-    found = df.top_k(x, numbers, 1, 1, 2)
-    assert torch.equal(found.index, df.top_k(x[:, None], vectors, 1, 1, 2).index)
-    points = df.top_k(x, df.PointCloud(y), 1, 1, 2)
-    assert torch.equal(points.index, df.top_k(x[:, None], df.PointCloud(y[:, None]), 1, 1, 2).index)
-    assert numbers.draw(x, 1, 1, seed=0).x_0.shape == (2,)
-
-
-def test_draws_ask_for_a_generator_and_chains_for_no_graph():
-    mixture, schedule = df.GaussianMixture(MEANS, variance=0.1), df.schedule.EDM()
-    with pytest.raises(TypeError, match="^generator: expected a torch.Generator, got NoneType"):
-        mixture.sample(2, None)
-    with pytest.raises(ValueError, match="^count: expected an integer of at least 0, got -1"):
-        mixture.sample(-1, torch.Generator())
-    x, t = MEANS.clone().requires_grad_(), df.time_grid(schedule, 2, (0.1, 5.0))
-    with pytest.raises(NotImplementedError, match="x requires grad: detach it"):
-        df.transport_test(mixture, schedule, t, x=x)
-
-
-@pytest.mark.parametrize("name", STATES)
-@pytest.mark.parametrize("width", [WIDTHS["diagonals"], WIDTHS["full"]], ids=["axes", "full"])
-def test_global_state_changes_nothing(name, width):
-    means, x = MEANS.float(), double(3, *EVENT, seed=50).float()
-
-    def results():
-        mixture = df.GaussianMixture(means, **width)
-        fisher = mixture.fisher_matvec(x, x, 1.0, 0.5), mixture.fisher_diagonal(x, 1.0, 0.5)
-        return *mixture.posterior(x, 1.0, 0.5), *fisher, mixture.draw(x, 1.0, 0.5, seed=0).x_0
-
-    want = results()
-    with STATES[name]():
-        found = results()
-    for a, b in zip(found, want, strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b)
-
-
-def test_the_mode_in_which_backward_is_called_changes_no_gradient():
-    """The product with the covariance's axes was once derived in bfloat16 inside autocast."""
-    mixture, x = df.GaussianMixture(MEANS.float(), **WIDTHS["full"]), double(3, *EVENT, seed=52)
-    x = x.float().requires_grad_()
-
-    def gradients(state):
-        p = mixture.posterior(x, 1.0, 0.5)
-        product = mixture.fisher_matvec(x, x.detach(), 1.0, 0.5)
-        with state:
-            (g,) = torch.autograd.grad(p.mean.sin().sum() + product.sum(), x, create_graph=True)
-            return g.detach(), torch.autograd.grad(g.square().sum(), x)[0]
-
-    want = gradients(contextlib.nullcontext())
-    for name in ("autocast bfloat16", "autocast float16"):
-        for a, b in zip(gradients(STATES[name]()), want, strict=True):
-            assert torch.equal(a, b)
-
-
-def test_forward_mode_and_vmap_pass_through_the_axes():
-    mixture, x = df.GaussianMixture(MEANS, **WIDTHS["full"]), double(3, *EVENT, seed=53)
-    v = double(3, *EVENT, seed=54)
-    log_prob = lambda x: mixture.posterior(x[None], 1.0, 0.5).log_prob[0]
-    score = torch.vmap(torch.func.grad(log_prob))(x)
-    torch.testing.assert_close(score, mixture.posterior(x, 1.0, 0.5).score)
-    change = torch.func.jvp(lambda x: mixture.posterior(x, 1.0, 0.5).score, (x,), (v,))[1]
-    torch.testing.assert_close(change, -mixture.fisher_matvec(x, v, 1.0, 0.5))
-
-
-@pytest.mark.parametrize("width", [{"variance": 0.1}, {"covariance": torch.eye(D)}])
-def test_queries_of_another_shape_or_kind_are_refused(width):
-    """With a covariance too, for which they are flattened: [2, 3] is not [3, 2]."""
-    mixture, x = df.GaussianMixture(MEANS, **width), double(4, *EVENT, seed=51)
-    flat = r"x: expected shape \[B, 2, 3\] to match the mixture, got \[4, 3, 2\]"
-    for call in (
-        lambda x: mixture.posterior(x, 1.0, 1.0),
-        lambda x: mixture.fisher_matvec(x, x, 1.0, 1.0),
-        lambda x: mixture.fisher_diagonal(x, 1.0, 1.0),
-    ):
-        with pytest.raises(ValueError, match=flat):
-            call(x.mT)
-        with pytest.raises(TypeError, match="x: expected a tensor, got ndarray"):
-            call(x.numpy())
-    with pytest.raises(ValueError, match=r"v: expected shape \[4, 2, 3\] or .*, got \[4, 3, 2\]"):
-        mixture.fisher_matvec(x, x.mT, 1.0, 1.0)
