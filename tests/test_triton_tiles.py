@@ -81,8 +81,8 @@ def test_scratch_is_bounded(device):
         (4, 3, 2, False, (128, 4, 3, True)),  # bfloat16 atoms, one read: bandwidth
         (16, 3, 2, False, (128, 16, 3, True)),
         (64, 3, 4, True, (32, 64, 3, False)),  # float32 atoms, split in registers
-        (4096, 3, 2, False, (64, 128, 3, False)),  # parts from memory
-        (4096, 3, 6, False, (64, 128, 2, False)),
+        (4096, 2, 2, False, (64, 128, 3, False)),  # halves from memory
+        (4096, 2, 4, False, (64, 128, 3, False)),
         (4096, 1, 2, False, (64, 128, 3, False)),  # the filter
     ],
 )
@@ -94,27 +94,25 @@ def test_tile_of_the_expanded_form(rows, row_parts, atom_bytes, in_registers, ti
 @DEVICES
 def test_tiles_of_products_fit(device):
     """Shared memory for what is prefetched, and at most 64 registers a thread for the product."""
-    atoms = ((4, True), (2, False), (1, False), (2, True), (4, False), (6, False))
-    for rows, (size, in_registers) in itertools.product((2, 4, 5, 16, 17, 64, 65, 10**4), atoms):
-        for row_parts in (1, 3):
-            t = logits.tiling(rows, row_parts, size, in_registers, device)
+    stored, halves = ((4, True), (2, False), (1, False), (2, True)), ((2, False), (4, False))
+    for rows in (2, 4, 5, 16, 17, 64, 65, 10**4):
+        few = logits.few(rows)
+        for size, in_registers in stored if few else halves:
+            for row_parts in (3,) if few else (1, 2):
+                t = logits.tiling(rows, row_parts, size, in_registers, device)
+                s = t.sizes
+                columns = s["ROWS"] * (4 if t.stacked else row_parts)
+                assert s["ROWS"] >= min(rows, 128) and t.stacked == (rows <= 16)
+                assert s["D"] >= 16 and s["ATOMS"] * s["ROWS"] <= 64 * 32 * t.warps
+                moved = s["D"] * (s["ATOMS"] * size + 2 * columns)
+                assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
+            t = products.sum_tiling(rows, size, in_registers, device)
             s = t.sizes
-            columns = s["ROWS"] * (4 if t.stacked else row_parts)
-            # tensor memory of Blackwell: 512 numbers for each of 128 rows, for six sums
-            most = 64 if device.cc // 10 == 10 and size == 6 else 128
-            assert s["ROWS"] >= min(rows, most) and t.stacked == (rows <= 16)
-            assert most == 128 or 6 * s["ROWS"] <= 512
-            assert s["D"] >= 16 and s["ATOMS"] * s["ROWS"] <= 64 * 32 * t.warps
-            moved = s["D"] * (s["ATOMS"] * size + 2 * columns)
-            assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
-        if size > 2 and not in_registers:  # parts of atoms, which the library multiplies
-            continue
-        t = products.sum_tiling(rows, size, in_registers, device)
-        s = t.sizes
-        columns = s["ROWS"] * (4 if t.stacked else 3)
-        assert s["ROWS"] * (4 if t.stacked else 1) * s["D"] <= 64 * 32 * t.warps
-        moved = s["ATOMS"] * (s["D"] * size + 2 * columns)
-        assert s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
+            columns = s["ROWS"] * (4 if t.stacked else 3 if few else 2)
+            assert s["ROWS"] * (4 if t.stacked else 1) * s["D"] <= 64 * 32 * t.warps
+            moved = s["ATOMS"] * (s["D"] * size + 2 * columns)
+            assert s["D"] >= 32 and s["STAGES"] >= 2 and s["STAGES"] * moved <= device.shared
+            assert products.BLOCK % s["ATOMS"] == 0  # a tile of weights has one scale
 
 
 @pytest.mark.parametrize(

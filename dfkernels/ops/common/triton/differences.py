@@ -22,6 +22,7 @@ def differences_kernel(
     bounds,  # [B, N]: upper bounds of the logits, or None; may be the same memory as out
     floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
     out,  # out [targets, N]
+    largest,  # out [B, programs]: the largest of a program's logits that may matter, or None
     N,
     d,
     y_stride,
@@ -62,6 +63,7 @@ def differences_kernel(
         n = begin + index_along(STRIP * ATOMS, 1)
         ahead = tl.load(bounds + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
         tiles = tl.where(any_true((ahead >= least) | (ahead != ahead)), tiles, 0)
+    peak = tl.full((TARGETS, 1, 1), -float("inf"), T)
     for tile in range(tiles):
         start = begin + tile * ATOMS
         exists = i < N - start
@@ -99,4 +101,12 @@ def differences_kernel(
                 value += taint
             if PRIOR:
                 value += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
-        tl.store(p_out, value, mask=active & exists & (chunks > 0))
+        written = active & exists & (chunks > 0)
+        tl.store(p_out, value, mask=written)
+        if largest is not None:  # what is no number is left to the sums
+            counts = tl.where(written & (value == value), value, -float("inf"))
+            peak = tl.maximum(peak, tl.max(counts, 1, keep_dims=True))
+    if largest is not None:
+        count = tl.cdiv(N, ATOMS * STRIP)
+        p_largest = largest + i_target * count + begin // (ATOMS * STRIP)
+        tl.store(p_largest, peak, mask=i_target < targets)

@@ -1,7 +1,7 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
 """The kernel that computes expanded logits, or projections: all atoms against many rows, as a
-matrix product of bfloat16 parts.
+matrix product of parts.
 
 With x' = x - alpha centre and y' = y - centre = factor z + residue,
 
@@ -11,8 +11,8 @@ With x' = x - alpha centre and y' = y - centre = factor z + residue,
 
 The level is common to all atoms. Where the expanded form is as accurate as differences (the rows
 that are EXACT, chosen in logits.py), it is left out, and this is the logit. For the others the
-kernel writes an upper bound, from products of three parts or, where a product costs time, of one:
-it filters the atoms that may matter.
+kernel writes an upper bound, from products of all parts or, where a product costs time, of the
+first ones: it filters the atoms that may matter.
 
 Tensor cores truncate when they add. So a product starts from zero in every tile, and tiles are
 added in float32; the factor `one`, which is 1, keeps the compiler from folding that addition into
@@ -34,7 +34,7 @@ def chunk_product(
     ROW_PARTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The product over one block of coordinates, from zero: of the parts j of the rows and p of the
-    atoms those with j + p < 3, or of the first of each."""
+    atoms those with j + p < ROW_PARTS, or, of one part of the rows, all."""
     b_row = tl.load(p_row, mask=mask, other=0.0)
     product = tl.dot(first, b_row)
     if PARTS > 1:
@@ -44,8 +44,9 @@ def chunk_product(
     if ROW_PARTS > 1:
         b_row = tl.load(p_row + row_parts, mask=mask, other=0.0)
         product = tl.dot(first, b_row, product)
-        if PARTS > 1:
+        if PARTS > 1 and ROW_PARTS > 2:
             product = tl.dot(second, b_row, product)
+    if ROW_PARTS > 2:
         b_row = tl.load(p_row + 2 * row_parts, mask=mask, other=0.0)
         product = tl.dot(first, b_row, product)
     return product
@@ -53,13 +54,14 @@ def chunk_product(
 
 @triton.jit
 def expanded_kernel(
-    rows,  # [3, R, d]: the parts of x', or of vectors v
+    rows,  # [*, R, d]: the parts of x', or of vectors v
     coefficients,  # [5, R]: slope, curve, level, and the bound's reach and slack
     exact,  # [R], int32: 1 for the rows whose logits are exact; None: all of them
     atoms,  # as `load_parts` reads them
     shift,  # [d], or None
     residue,  # [d], or None
     log_pi,  # [N], or None
+    scales,  # [N]: what products with an atom's halves have to be multiplied by, or None
     y_square,  # [N]: |y'|^2; out if SQUARES; None: 0
     out,  # out [R, N], rows out_stride apart: logits in base 2, or upper bounds
     lower,  # out [R, tiles], rows lower_stride apart: a lower bound of the tile's largest, or None
@@ -80,6 +82,7 @@ def expanded_kernel(
     ROW_PARTS: tl.constexpr,
     STACKED: tl.constexpr,  # the three parts of a row are rows of one operand
     PARTS: tl.constexpr,
+    HALVES: tl.constexpr,
     AFFINE: tl.constexpr,
     PRIOR: tl.constexpr,
     SCALED: tl.constexpr,
@@ -117,7 +120,7 @@ def expanded_kernel(
         k = c * D + tl.arange(0, D)
         first, second, third = load_parts(
             atoms, start, i, k[None, :], valid, row_stride, part_stride, d, shift, scale, offset,
-            PARTS, AFFINE,
+            PARTS, HALVES, AFFINE,
         )  # fmt: skip
         more = chunk_product(
             first, second, third, p_rows + k[:, None], in_rows & (k < d)[:, None], row_parts,
@@ -132,6 +135,8 @@ def expanded_kernel(
     if STACKED:
         product = tl.sum(tl.reshape(product, (ATOMS, 4, ROWS)), 1)
     exists = i < N - start
+    if scales is not None:
+        product *= tl.load(scales + start + i, mask=exists, other=0.0)
     slope = tl.load(coefficients + i_row, mask=served, other=0.0)
     curve = tl.load(coefficients + R + i_row, mask=served, other=0.0)
     level = tl.load(coefficients + 2 * R + i_row, mask=served, other=0.0)

@@ -20,13 +20,17 @@ from torch import Tensor
 from .device import Device, device_of
 from .differences import differences_kernel
 from .expanded import expanded_kernel
-from .operands import Operand, operand, prepared
+from .halves import halves
+from .operands import Operand, halves_of, operand, prepared
 from .parts import split
 from .problem import NEAR, Problem
 
+BLOCK = 256  # atoms of one program of `differences_kernel`
 FEW = 64  # up to so many rows share one read of the atoms, which bandwidth bounds
 PREPARED = 2**30  # bytes of scratch memory for the parts of atoms and of weights
+CHUNK = 4096  # atoms that are prepared together, or a multiple of it
 U = 2.0**-8  # what rounding to bfloat16 changes, relatively
+HALF = 2.0**-11  # to float16
 EPS = 2.0**-23  # what a truncated float32 addition does
 
 
@@ -38,7 +42,7 @@ def few(rows: int) -> bool:
 def difference_sizes(targets: int) -> dict[str, int]:
     """The tile of `differences_kernel`: TARGETS share a tile of y."""
     shared = {"D": 512, "TARGETS": 1} if targets == 1 else {"D": 128, "TARGETS": 4}
-    return {**shared, "ATOMS": 16, "STRIP": 16}
+    return {**shared, "ATOMS": 16, "STRIP": BLOCK // 16}
 
 
 def by_differences(
@@ -46,10 +50,12 @@ def by_differences(
     reference: Tensor | None = None,
     bounds: Tensor | None = None,
     floor: Tensor | None = None,
+    largest: Tensor | None = None,
 ) -> Tensor:
     """Every logit, [B, N], or, given a reference, every <y - reference, v>, [targets, N].
 
-    With bounds, only those that may matter; logits then take the place of their bounds.
+    With bounds, only those that may matter; logits then take the place of their bounds, and the
+    largest of each block of BLOCK atoms goes to `largest` [B, blocks], if it is given.
     """
     N, q = p.y.shape[0], p.queries
     targets = p.x.shape[0] if reference is None else p.targets
@@ -66,6 +72,7 @@ def by_differences(
         bounds=bounds,
         floor=floor,
         out=out,
+        largest=largest,
         targets=targets,
         vectors_per_query=targets // p.x.shape[0],
         gap=p.gap,
@@ -109,15 +116,10 @@ def tiling(
     """
     stacked = few(rows) and rows <= 16
     ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
-    blackwell = device.cc // 10 == 10
-    if blackwell and atom_bytes > 4:  # six sums of 128 x 128 are more than tensor memory holds
-        ROWS = min(ROWS, 64)
     width = 4 * ROWS if stacked else row_parts * ROWS
     D, stages = 32 if in_registers else 128 if stacked else 64, 3
     while stages * D * (128 * atom_bytes + 2 * width) > device.shared - 2**13:
         D, stages = (D // 2, 3) if stages == 2 else (D, 2)
-    if blackwell and atom_bytes > 4:  # of three parts Triton holds copies in shared memory
-        D, stages = 32, 2
     return Tiling({"D": D, "ATOMS": 128, "ROWS": ROWS, "STAGES": stages}, stacked, 8)
 
 
@@ -131,9 +133,9 @@ def expand(
     y_square: Tensor | None = None,
     lower: Tensor | None = None,
     *,
+    row_parts: int,
     serve: tuple[bool, bool] = (False, True),
     squares: bool = False,
-    row_parts: int = 3,
 ) -> None:
     """Launches `expanded_kernel`; serve: (BOUNDS, EXACT)."""
     (_, R, d), N = rows.shape, z.atoms.shape[-2]
@@ -145,6 +147,7 @@ def expand(
         exact=exact,
         residue=z.residue if squares else None,
         log_pi=log_pi,
+        scales=z.scales,
         y_square=y_square,
         out=out,
         lower=lower,
@@ -175,22 +178,34 @@ class Chunk(NamedTuple):
     at: slice
 
 
-def chunks(p: Problem, z: Operand, row_bytes: int = 0, **prepare) -> Iterator[Chunk]:
-    """All atoms, prepared for products of many rows, as many at a time as PREPARED has room for.
+def chunks(
+    p: Problem,
+    rows: int,
+    row_bytes: int = 0,
+    *,
+    squared: bool = False,
+    y_square: Tensor | None = None,
+) -> Iterator[Chunk]:
+    """All atoms, for products with so many rows, as many at a time as PREPARED has room for. For a
+    few rows they are what is stored, for many they are prepared.
 
     Args:
         p: the call.
-        z: its atoms.
+        rows: of the product.
         row_bytes: of further scratch memory for each atom.
-        prepare: for `prepared`.
+        squared, y_square: for `prepared`.
     """
-    N, d = p.y.shape
-    step = max(4096, PREPARED // (row_bytes + 6 * d) // 4096 * 4096)
+    (N, d), z = p.y.shape, operand(p)
+    bytes = row_bytes + (0 if few(rows) else 2 * d * halves_of(p.y.dtype, squared))
+    step = N if bytes == 0 else max(CHUNK, PREPARED // bytes // CHUNK * CHUNK)
     for begin in range(0, N, step):
         at = slice(begin, min(begin + step, N))
         log_pi = None if p.log_pi is None else p.log_pi[at]
-        more = {k: v[at] if isinstance(v, Tensor) else v for k, v in prepare.items()}
-        yield Chunk(prepared(z._replace(atoms=z.atoms[at]), log_pi, **more), log_pi, at)
+        some = z._replace(atoms=z.atoms[at])
+        if not few(rows):
+            square = None if y_square is None else y_square[at]
+            some = prepared(some, log_pi, squared=squared, y_square=square)
+        yield Chunk(some, log_pi, at)
 
 
 def _levels(p: Problem, z: Operand) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -220,13 +235,21 @@ def _levels(p: Problem, z: Operand) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, exact, common, (torch.stack([slope, curve, level]), bound)
 
 
-def _coefficients(levels: tuple[Tensor, Tensor], relative: float) -> Tensor:
-    """What `expanded_kernel` takes, in base 2, where products are right to `relative` of the
-    product of the norms."""
-    line, (reach, blurred, slack, far) = levels
+def _coefficients(levels: tuple[Tensor, Tensor], scale: Tensor, relative: float) -> Tensor:
+    """What `expanded_kernel` takes, in base 2, for rows with such a scale [B], where products are
+    right to `relative` of the product of the norms."""
+    (slope, curve, level), (reach, blurred, slack, far) = levels
     reach = relative * reach + blurred
-    out = torch.cat([line, reach[None], (slack + reach * far)[None]])
+    out = torch.stack([slope * scale, curve, level, reach, slack + reach * far])
     return (out / math.log(2)).float().contiguous()
+
+
+def row_parts(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts [*, R, d] of the rows of a product, and their scale [R] in double."""
+    if few(len(rows)):
+        return split(rows), torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    parts, scale = halves(rows)
+    return parts, scale.double()
 
 
 def expanded(p: Problem) -> Logits:
@@ -235,31 +258,30 @@ def expanded(p: Problem) -> Logits:
     (B, d), N = p.x.shape, p.y.shape[0]
     z = operand(p)
     x, exact, common, levels = _levels(p, z)
-    rows, by_products = split(x), exact.to(torch.int32)
+    (rows, scale), by_products = row_parts(x), exact.to(torch.int32)
     out, y_square = p.x.new_empty(B, N), p.x.new_empty(N)
     lower = p.x.new_empty(B, triton.cdiv(N, 128))
     # at most D additions in a tile for each part, and one for each tile
     sums = lambda parts: EPS * (128 * parts + triton.cdiv(d, 32))
-    by_three = _coefficients(levels, 2 * U**3 + sums(3))
     if few(B):
         expand(
-            z, p.log_pi, rows, by_three, out, by_products, y_square, lower,
-            serve=(True, True), squares=True,
+            z, p.log_pi, rows, _coefficients(levels, scale, 2 * U**3 + sums(3)), out, by_products,
+            y_square, lower, row_parts=3, serve=(True, True), squares=True,
         )  # fmt: skip
     else:
-        by_one = _coefficients(levels, (U if z.parts == 1 else 2 * U + U * U) + sums(1))
-        for c in chunks(p, z, y_square=y_square):
-            given = (out[:, c.at], by_products, y_square[c.at])
+        one = HALF * halves_of(p.y.dtype)
+        by_one = _coefficients(levels, scale, one + HALF**2 + sums(1))
+        for c in chunks(p, B, y_square=y_square):
+            given = (out[:, c.at], by_products, y_square[c.at], lower[:, c.at.start // 128 :])
             first = c.z._replace(parts=1)
-            tiles = lower[:, c.at.start // 128 :]
-            expand(
-                first, c.log_pi, rows, by_one, *given, tiles,
-                serve=(True, False), row_parts=1,
-            )  # fmt: skip
-            expand(c.z, c.log_pi, rows, by_three, *given)
-    floor = torch.where(exact, math.inf, lower.amax(1))
-    value = by_differences(p, bounds=out, floor=floor)
-    return Logits(value, value.amax(1), common, by_products, y_square)
+            expand(first, c.log_pi, rows, by_one, *given, row_parts=1, serve=(True, False))
+            expand(c.z, c.log_pi, rows, by_one, *given, row_parts=2)
+    found = lower.amax(1)
+    floor = torch.where(exact, math.inf, found)
+    largest = p.x.new_empty(B, triton.cdiv(N, BLOCK))
+    value = by_differences(p, bounds=out, floor=floor, largest=largest)
+    max_logit = torch.where(exact, found, largest.amax(1))
+    return Logits(value, max_logit, common, by_products, y_square)
 
 
 def compute_logits(p: Problem) -> Logits:
@@ -280,13 +302,11 @@ def compute_projections(p: Problem, logits: Logits, reference: Tensor) -> Tensor
     origin = p.queries.centre if z.residue is None else p.queries.centre + z.residue
     level = ((origin - reference).double() * v).sum(1)
     slope = torch.full_like(level, z.factor)
-    coefficients = torch.stack([slope, *[torch.zeros_like(level)] * 4])
+    rows, scale = row_parts(v)
+    coefficients = torch.stack([scale * slope, *[torch.zeros_like(level)] * 4])
     coefficients[2] = level
-    coefficients, rows = coefficients.float(), split(v)
+    coefficients = coefficients.float()
     exact = logits.by_products.repeat_interleave(targets // p.x.shape[0])
-    if few(targets):
-        expand(z, None, rows, coefficients, out, exact)  # a masked atom's is not read
-        return out
-    for c in chunks(p, z):
-        expand(c.z, None, rows, coefficients, out[:, c.at], exact)
+    for c in chunks(p, targets):  # a masked atom's is not read
+        expand(c.z, None, rows, coefficients, out[:, c.at], exact, row_parts=len(rows))
     return out

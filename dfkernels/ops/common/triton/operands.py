@@ -2,11 +2,15 @@
 # pyrefly: ignore-errors
 """The atoms as products on tensor cores read them.
 
-    y - centre = factor z + residue,  z = the sum of bfloat16 parts
+    y - centre = factor z + residue,  z = the sum of parts
 
-Atoms stored in bfloat16 and float16 are z untouched, with scale, offset and centre in factor and
-residue, which are algebra outside the loops. From uint8 a whole number is taken, which leaves one
-part, and float32 atoms are moved to the centre before they are split: there the residue is 0.
+Atoms stored in bfloat16 and float16 are z, with scale, offset and centre in factor and residue,
+which are algebra outside the loops. From uint8 a whole number is taken, which leaves one part, and
+float32 atoms are moved to the centre before they are split: there the residue is 0.
+
+A few rows of queries or weights read the atoms as they are stored: a bfloat16 goes to the tensor
+cores untouched, anything else becomes bfloat16 parts in registers. For many rows the atoms become
+float16 halves in scratch memory, every atom with a scale of its own.
 """
 
 from __future__ import annotations
@@ -19,25 +23,27 @@ import triton.language as tl
 from torch import Tensor
 
 from .functions import valid_atoms
+from .halves import scale_of, split_halves
 from .parts import PARTS, split_parts
 from .problem import Problem
 
 
 class Operand(NamedTuple):
-    """Atoms as a product reads them: as they are stored, or their parts in scratch memory."""
+    """Atoms as a product reads them: as they are stored, or their halves in scratch memory."""
 
-    atoms: Tensor  # [N, d], rows apart; or parts [PARTS, N, d]
+    atoms: Tensor  # [N, d], rows apart; or halves [parts, N, d]
     parts: int
     shift: Tensor | None  # [d]: taken off what is stored
     residue: Tensor | None  # [d]; None: 0
     factor: float
     scale: float  # of atoms that are moved to the centre: scale * stored + offset - shift
     offset: float
+    scales: Tensor | None = None  # [N], of atoms in halves: z = its scale times their sum
 
     @property
     def in_registers(self) -> bool:
         """Whether kernels split the numbers that they read."""
-        return self.parts > 1 and self.atoms.dtype != torch.bfloat16
+        return self.parts > 1 and self.scales is None
 
     @property
     def bytes(self) -> int:
@@ -55,6 +61,7 @@ class Operand(NamedTuple):
             "scale": self.scale,
             "offset": self.offset,
             "PARTS": self.parts,
+            "HALVES": self.scales is not None,
             "AFFINE": (self.scale, self.offset) != (1.0, 0.0),
         }
 
@@ -72,19 +79,19 @@ def operand(p: Problem) -> Operand:
 @triton.jit
 def load_parts(
     atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset,
-    PARTS: tl.constexpr, AFFINE: tl.constexpr,
+    PARTS: tl.constexpr, HALVES: tl.constexpr, AFFINE: tl.constexpr,
 ):  # fmt: skip
     """Three parts of z at coordinates k of the atoms start + i; only the first PARTS count. Zero
     beyond d and where not `valid`."""
     mask = valid & (k < d)
     p_atoms = atoms + start * row_stride + (i * row_stride + k)
     t = tl.load(p_atoms, mask=mask, other=0.0)
-    if atoms.dtype.element_ty == tl.bfloat16:  # as stored, or parts already
+    if HALVES:
         first, second, third = t, t, t
         if PARTS > 1:
             second = tl.load(p_atoms + part_stride, mask=mask, other=0.0)
-        if PARTS > 2:
-            third = tl.load(p_atoms + 2 * part_stride, mask=mask, other=0.0)
+    elif atoms.dtype.element_ty == tl.bfloat16:
+        first, second, third = t, t, t
     else:
         t = t.to(tl.float32)
         if AFFINE:
@@ -115,12 +122,32 @@ def about_centre(
 
 
 @triton.jit
+def load_centred(
+    atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset, residue, factor,
+    SQUARED: tl.constexpr, PARTS: tl.constexpr, HALVES: tl.constexpr, AFFINE: tl.constexpr,
+    SCALED: tl.constexpr,
+):  # fmt: skip
+    """(z, or (y - centre)^2 if SQUARED; y - centre) in float32."""
+    first, second, third = load_parts(
+        atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset,
+        PARTS, HALVES, AFFINE,
+    )  # fmt: skip
+    t = about_centre(first, second, third, k, valid, d, residue, factor, PARTS, SCALED)
+    if SQUARED:  # of an outlier, whose weight is 0, not infinite
+        z = tl.where(t * t > 3e38, 3e38, t * t)
+    else:
+        z = about_centre(first, second, third, k, valid, d, None, factor, PARTS, False)
+    return z, t
+
+
+@triton.jit
 def prepare_kernel(
     atoms,  # as `load_parts` reads them
     shift,  # [d], or None
     residue,  # [d], or None
     log_pi,  # [N], or None
-    parts,  # out [*, N, d]: the parts of z, or of (y - centre)^2, or None
+    halves,  # out [OUT, N, d] float16: of z, or of (y - centre)^2
+    scales,  # out [N]: what their sum has to be multiplied by
     y_square,  # out [N]: |y - centre|^2, 0 for a masked atom, or None
     N,
     d,
@@ -132,41 +159,51 @@ def prepare_kernel(
     SQUARED: tl.constexpr,
     PRIOR: tl.constexpr,
     PARTS: tl.constexpr,
+    HALVES: tl.constexpr,
     AFFINE: tl.constexpr,
     SCALED: tl.constexpr,
+    OUT: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
 ):
-    """Writes parts to scratch memory, so that products of many queries need not split the atoms
-    again and again. One program has ATOMS atoms."""
+    """Writes halves to scratch memory, so that products of many queries need not split the atoms
+    again and again. One program has ATOMS atoms, and reads them twice, the second time from the
+    cache: for their scales, and to divide by them."""
     start = tl.program_id(0).to(tl.int64) * ATOMS
     i = tl.arange(0, ATOMS)[:, None]
     valid = valid_atoms(log_pi, start, i, N, PRIOR)
     exists = i < N - start
     squares = tl.zeros((ATOMS, 1), tl.float32)
+    largest = tl.zeros((ATOMS, 1), tl.float32)
+    for c in range(tl.cdiv(d, D)):
+        k = (c * D + tl.arange(0, D))[None, :]
+        z, t = load_centred(
+            atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset, residue,
+            factor, SQUARED, PARTS, HALVES, AFFINE, SCALED,
+        )  # fmt: skip
+        squares += tl.sum(t * t, 1, keep_dims=True)
+        largest = tl.maximum(largest, tl.max(tl.abs(z), 1, keep_dims=True))
+    unit, inverse = scale_of(largest)
+    tl.store(scales + start + i, unit, mask=exists)
+    if y_square is not None:
+        tl.store(y_square + start + i, squares, mask=exists)
     count = tl.full((), N, tl.int64) * d
     for c in range(tl.cdiv(d, D)):
         k = (c * D + tl.arange(0, D))[None, :]
-        first, second, third = load_parts(
-            atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset,
-            PARTS, AFFINE,
+        z, _ = load_centred(
+            atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset, residue,
+            factor, SQUARED, PARTS, HALVES, AFFINE, SCALED,
         )  # fmt: skip
-        t = about_centre(first, second, third, k, valid, d, residue, factor, PARTS, SCALED)
-        if y_square is not None:
-            squares += tl.sum(t * t, 1, keep_dims=True)
-        if parts is not None:
-            if SQUARED:  # of an outlier, whose weight is 0, not infinite
-                square = t * t
-                first, second, third = split_parts(tl.where(square > 3e38, 3e38, square))
-            p_parts = parts + start * d + (i * d + k)
-            mask = exists & (k < d)
-            tl.store(p_parts, first, mask=mask)
-            if SQUARED or PARTS > 1:
-                tl.store(p_parts + count, second, mask=mask)
-            if SQUARED or PARTS > 2:
-                tl.store(p_parts + 2 * count, third, mask=mask)
-    if y_square is not None:
-        tl.store(y_square + start + i, squares, mask=exists)
+        first, second = split_halves(z * inverse)
+        p_halves = halves + start * d + (i * d + k)
+        tl.store(p_halves, first, mask=exists & (k < d))
+        if OUT > 1:
+            tl.store(p_halves + count, second, mask=exists & (k < d))
+
+
+def halves_of(dtype: torch.dtype, squared: bool = False) -> int:
+    """How many halves hold the atoms of a storage dtype, or their squares."""
+    return 2 if squared or PARTS[dtype] == 3 else 1
 
 
 def prepared(
@@ -175,41 +212,36 @@ def prepared(
     *,
     squared: bool = False,
     y_square: Tensor | None = None,
-    copy: bool = True,
 ) -> Operand:
-    """The operand with its parts in scratch memory; where bfloat16 atoms can be read as they are,
-    themselves.
+    """The operand with its halves in scratch memory.
 
     Args:
         z: atoms as they are stored.
         log_pi: theirs [N]; masked atoms become 0, whatever they hold.
-        squared: parts of (y - centre)^2 instead.
+        squared: halves of (y - centre)^2 instead.
         y_square: [N], to be filled with |y - centre|^2.
-        copy: False: y_square alone is wanted.
     """
     N, d = z.atoms.shape
-    plain = z.atoms.dtype == torch.bfloat16 and log_pi is None and not squared
-    parts = 3 if squared else z.parts
-    copy = copy and not plain
-    out = z.atoms.new_empty(parts, N, d, dtype=torch.bfloat16) if copy else None
-    if copy or y_square is not None:
-        prepare_kernel[(triton.cdiv(N, 16),)](
-            **z.arguments,
-            residue=z.residue,
-            log_pi=log_pi,
-            parts=out,
-            y_square=y_square,
-            N=N,
-            d=d,
-            factor=z.factor,
-            SQUARED=squared,
-            PRIOR=log_pi is not None,
-            SCALED=z.factor != 1.0,
-            D=256,
-            ATOMS=16,
-            num_warps=4,
-        )
-    if out is None:
-        return z
-    factor = 1.0 if squared else z.factor
-    return Operand(out, parts, None, None if squared else z.residue, factor, 1.0, 0.0)
+    parts = halves_of(z.atoms.dtype, squared)
+    out = z.atoms.new_empty(parts, N, d, dtype=torch.float16)
+    scales = z.atoms.new_empty(N, dtype=torch.float32)
+    prepare_kernel[(triton.cdiv(N, 16),)](
+        **z.arguments,
+        residue=z.residue,
+        log_pi=log_pi,
+        halves=out,
+        scales=scales,
+        y_square=y_square,
+        N=N,
+        d=d,
+        factor=z.factor,
+        SQUARED=squared,
+        PRIOR=log_pi is not None,
+        SCALED=z.factor != 1.0,
+        OUT=parts,
+        D=256,
+        ATOMS=16,
+        num_warps=4,
+    )
+    residue, factor = (None, 1.0) if squared else (z.residue, z.factor)
+    return Operand(out, parts, None, residue, factor, 1.0, 0.0, scales)

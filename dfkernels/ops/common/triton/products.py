@@ -1,14 +1,16 @@
 # Triton's language has no types, and pyrefly takes its integers for constants:
 # pyrefly: ignore-errors
-"""Sums over the atoms for the queries that take products: weights times atoms, both as bfloat16
-parts.
+"""Sums over the atoms for the queries that take products: weights times atoms, both as parts.
 
     sum_i e_i (y_i - centre) = factor sum_i e_i z_i + residue sum_i e_i
 
-The weights are written out as three parts, beside the sums of one number per atom. A few rows of
-them are stacked and share one read of the atoms (`weighted_sums_kernel`); for many rows the product
-is the library's (`float32_product`), some atoms at a time, so that chains of truncated additions
-stay short.
+The weights are written out as parts, beside the sums of one number per atom. A few rows of them are
+stacked and share one read of the atoms as they are stored. For many rows, atoms are halves with a
+scale each; the weight times that scale is written in halves too, with one scale for each row and
+BLOCK atoms. A program whose rows take no products does nothing.
+
+Tensor cores truncate when they add. So a product starts from zero in every tile, and tiles are
+added in float32, CHAINS of them, then in double.
 """
 
 from __future__ import annotations
@@ -22,21 +24,14 @@ from torch import Tensor
 
 from .device import Device, device_of
 from .functions import valid_atoms
-from .logits import PREPARED, Logits, Tiling, chunks, few
+from .halves import scale_of, split_halves
+from .logits import Chunk, Logits, Tiling, chunks, few
 from .operands import about_centre, load_parts, operand
 from .parts import split_parts
 from .problem import Problem
 
-CHAIN = 2048  # atoms that the library adds up in one chain of tensor-core additions
-CHAINS = 256  # such sums are added up in float32, then in double
-
-
-def float32_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32 of bfloat16 matrices; elsewhere than on CUDA by float32 matrices, in which
-    products of bfloat16 numbers are exact."""
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+CHAINS = 256  # tiles that are added up in float32
+BLOCK = 1024  # atoms whose weights, of one row, have one scale
 
 
 @triton.jit
@@ -46,7 +41,9 @@ def weight_parts_kernel(
     by_products,  # [B], int32: 1 for the queries that take products
     y_square,  # [N]: |y - centre|^2
     projections,  # [R, N], rows projections_stride apart: <y - reference, v>, or None
-    parts,  # out [3, R, width]: the parts of e, or of e times the projection, and of no atoms 0
+    scales,  # [N], of atoms in halves, or None
+    parts,  # out [*, R, width]: the parts of e, or of e times the projection, and of no atoms 0
+    row_scales,  # out [R, blocks]: of halves; or None
     sums,  # out [4, splits, R]: of e, e^2, e |y - centre|^2 and e times the projection
     N,
     R,
@@ -58,7 +55,8 @@ def weight_parts_kernel(
     span,
     ATOMS: tl.constexpr,
 ):
-    """e = 2^(logit - max_logit); one program has one row and one split of the atoms."""
+    """e = 2^(logit - max_logit); one program has one row and one split of the atoms. Where atoms
+    have scales, the halves of e times the scale are written, and a scale for every tile."""
     row = (tl.program_id(0) // splits).to(tl.int64)
     split = tl.program_id(0) % splits
     query = row // vectors_per_query
@@ -82,11 +80,19 @@ def weight_parts_kernel(
             p_projection = projections + row * projections_stride + i
             e = tl.where(e == 0, 0.0, e * tl.load(p_projection, mask=mask, other=0.0))
             projection_sum += e
-        first, second, third = split_parts(e)
         p_parts = parts + row * width + i
+        if scales is not None:
+            scale = tl.load(scales + i, mask=mask, other=0.0)
+            e = tl.where(e == 0, 0.0, e * scale)  # an outlier's scale may be anything
+            unit, inverse = scale_of(tl.max(tl.abs(e)))
+            first, second = split_halves(e * inverse)
+            p_scale = row_scales + row * tl.cdiv(width, ATOMS) + begin // ATOMS + tile
+            tl.store(p_scale, unit)
+        else:
+            first, second, third = split_parts(e)
+            tl.store(p_parts + 2 * count, third, mask=i < width)
         tl.store(p_parts, first, mask=i < width)
         tl.store(p_parts + count, second, mask=i < width)
-        tl.store(p_parts + 2 * count, third, mask=i < width)
     p_sums = sums + split * R + row
     place = tl.full((), splits, tl.int64) * R
     tl.store(p_sums, tl.sum(weight_sum))
@@ -99,7 +105,8 @@ def weight_parts_kernel(
 def weights_product(
     p_weights, mask, row_parts, first, second, third, ROW_PARTS: tl.constexpr, PARTS: tl.constexpr
 ):
-    """The sums over one tile of atoms, from zero, as `chunk_product` of expanded.py."""
+    """The sums over one tile of atoms, from zero, of the parts that `chunk_product` of expanded.py
+    takes."""
     b_weights = tl.load(p_weights, mask=mask, other=0.0)
     product = tl.dot(b_weights, first)
     if PARTS > 1:
@@ -109,8 +116,9 @@ def weights_product(
     if ROW_PARTS > 1:
         b_weights = tl.load(p_weights + row_parts, mask=mask, other=0.0)
         product = tl.dot(b_weights, first, product)
-        if PARTS > 1:
+        if PARTS > 1 and ROW_PARTS > 2:
             product = tl.dot(b_weights, second, product)
+    if ROW_PARTS > 2:
         b_weights = tl.load(p_weights + 2 * row_parts, mask=mask, other=0.0)
         product = tl.dot(b_weights, first, product)
     return product
@@ -118,7 +126,8 @@ def weights_product(
 
 @triton.jit
 def weighted_sums_kernel(
-    weights,  # [3, R, width]: parts
+    weights,  # [*, R, width]: parts
+    row_scales,  # [R, blocks]: of weights in halves; or None
     by_products,  # [R], int32: 1 for the rows that are wanted
     atoms,  # as `load_parts` reads them
     shift,  # [d], or None
@@ -139,9 +148,11 @@ def weighted_sums_kernel(
     SQUARED: tl.constexpr,
     STACKED: tl.constexpr,
     PARTS: tl.constexpr,
+    HALVES: tl.constexpr,
     AFFINE: tl.constexpr,
     PRIOR: tl.constexpr,
     SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
     D: tl.constexpr,
     ATOMS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -170,15 +181,22 @@ def weighted_sums_kernel(
         valid = valid_atoms(log_pi, start, i[:, None], N, PRIOR)
         first, second, third = load_parts(
             atoms, start, i[:, None], k, valid, row_stride, part_stride, d, shift, scale, offset,
-            PARTS, AFFINE,
+            PARTS, HALVES, AFFINE,
         )  # fmt: skip
         if SQUARED:
             t = about_centre(first, second, third, k, valid, d, residue, factor, PARTS, SCALED)
             first, second, third = split_parts(tl.where(t * t > 3e38, 3e38, t * t))
-        total = total * one + weights_product(
+        if HALVES:  # loaded while the product is under way
+            p_scale = row_scales + i_row * tl.cdiv(width, BLOCK) + start // BLOCK
+            scale_of_rows = tl.load(p_scale, mask=i_row < R, other=0.0)
+        more = weights_product(
             p_weights + start + i[None, :], in_rows & (i < width - start)[None, :], row_parts,
-            first, second, third, 1 if STACKED else 3, 3 if SQUARED else PARTS,
+            first, second, third, 1 if STACKED else 2 if HALVES else 3, 3 if SQUARED else PARTS,
         )  # fmt: skip
+        if HALVES:
+            total += scale_of_rows * more
+        else:
+            total = total * one + more
     if STACKED:
         total = tl.sum(tl.reshape(total, (4, ROWS, D)), 0)
     p_out = out + (split * R + i_row) * d + k
@@ -197,26 +215,39 @@ class Sums(NamedTuple):
     )
 
 
+class Weights(NamedTuple):
+    """The weights of some atoms, for `weighted_sums_kernel`."""
+
+    parts: Tensor  # [3, R, width] bfloat16, or two float16 halves
+    row_scales: Tensor | None  # [R, blocks]: of halves
+
+
 def _write_weights(
-    logits: Logits, projections: Tensor | None, at: slice, R: int, device: Device
-) -> tuple[Tensor, Tensor]:
-    """The parts [3, R, width] of the weights of some atoms, and four sums [4, R] in double."""
-    value, N = logits.value[:, at], at.stop - at.start
+    c: Chunk, logits: Logits, projections: Tensor | None, R: int, device: Device
+) -> tuple[Weights, Tensor]:
+    """The weights of a chunk, and four sums [4, R] in double."""
+    value, N = logits.value[:, c.at], c.at.stop - c.at.start
     width = triton.cdiv(N, 64) * 64
     fill = triton.cdiv(8 * device.multiprocessors, R)
-    splits = min(triton.cdiv(width, 1024), max(fill, triton.cdiv(width, 1024 * CHAINS)))
-    span = triton.cdiv(triton.cdiv(width, splits), 1024) * 1024
+    splits = min(triton.cdiv(width, BLOCK), max(fill, triton.cdiv(width, BLOCK * CHAINS)))
+    span = triton.cdiv(triton.cdiv(width, splits), BLOCK) * BLOCK
     splits = triton.cdiv(width, span)
-    parts = value.new_empty(3, R, width, dtype=torch.bfloat16)
+    if c.z.scales is None:
+        out = Weights(value.new_empty(3, R, width, dtype=torch.bfloat16), None)
+    else:
+        row_scales = value.new_empty(R, triton.cdiv(width, BLOCK))
+        out = Weights(value.new_empty(2, R, width, dtype=torch.float16), row_scales)
     sums = value.new_empty(4, splits, R)
-    along = None if projections is None else projections[:, at]
+    along = None if projections is None else projections[:, c.at]
     weight_parts_kernel[(R * splits,)](
         logits=value,
         max_logit=logits.max_logit,
         by_products=logits.by_products,
-        y_square=logits.y_square[at],
+        y_square=logits.y_square[c.at],
         projections=along,
-        parts=parts,
+        scales=c.z.scales,
+        parts=out.parts,
+        row_scales=out.row_scales,
         sums=sums,
         N=N,
         R=R,
@@ -226,32 +257,32 @@ def _write_weights(
         projections_stride=0 if along is None else along.stride(0),
         splits=splits,
         span=span,
-        ATOMS=1024,
+        ATOMS=BLOCK,
         num_warps=4,
     )
-    return parts, sums.sum(1, dtype=torch.float64)
+    return out, sums.sum(1, dtype=torch.float64)
 
 
 def sum_tiling(rows: int, atom_bytes: int, in_registers: bool, device: Device) -> Tiling:
-    """The tile of `weighted_sums_kernel`, whose atoms are read as they are stored; the arguments
-    are those of `tiling`."""
-    stacked = rows <= 16
-    ROWS = 4 if rows <= 4 else 16 if stacked else 64
+    """The tile of `weighted_sums_kernel`; the arguments are those of `tiling`."""
+    stacked = few(rows) and rows <= 16
+    ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
     D = 256 if rows <= 4 else 128
     if in_registers:  # Hopper's tensor cores leave room there: they read operands from memory
         D = 64 if device.cc // 10 == 9 else 32
+    width = 4 * ROWS if stacked else (3 if few(rows) else 2) * ROWS
     stages = 3
-    width = 4 * ROWS if stacked else 3 * ROWS
     while stages * 64 * (D * atom_bytes + 2 * width) > device.shared - 2**13:
-        stages -= 1
+        D, stages = (D // 2, 3) if stages == 2 else (D, 2)
     sizes = {"D": D, "ATOMS": 64, "ROWS": ROWS, "STAGES": stages}
     return Tiling(sizes, stacked, 4 if ROWS == 4 else 8)
 
 
-def _few_sums(p: Problem, weights: Tensor, chosen: Tensor, at: slice, squared: bool) -> Tensor:
-    """Sums [R, d] in double over some atoms, by one read of them."""
-    z, R, N, d = operand(p), weights.shape[1], at.stop - at.start, p.y.shape[1]
-    device = device_of(p.x)
+def _vector_sums(
+    c: Chunk, weights: Weights, by_products: Tensor, squared: bool, device: Device
+) -> Tensor:
+    """Sums [R, d] in double over a chunk; squared: of squares that are taken in the kernel."""
+    z, R, N, d = c.z, weights.parts.shape[1], c.at.stop - c.at.start, c.z.atoms.shape[-1]
     t = sum_tiling(R, z.bytes, z.in_registers or squared, device)
     blocks = triton.cdiv(d, t.sizes["D"]) * triton.cdiv(R, t.sizes["ROWS"])
     tiles = triton.cdiv(N, t.sizes["ATOMS"])
@@ -260,45 +291,32 @@ def _few_sums(p: Problem, weights: Tensor, chosen: Tensor, at: slice, squared: b
     )
     span = triton.cdiv(tiles, splits) * t.sizes["ATOMS"]
     splits = triton.cdiv(N, span)
-    out = p.x.new_empty(splits, R, d)
+    log_pi = c.log_pi if z.scales is None else None  # masked atoms in halves are 0
+    out = torch.empty(splits, R, d, dtype=torch.float32, device=z.atoms.device)
     weighted_sums_kernel[(blocks * splits,)](
-        **z._replace(atoms=z.atoms[at]).arguments,
-        weights=weights,
-        by_products=chosen,
+        **z.arguments,
+        weights=weights.parts,
+        row_scales=weights.row_scales,
+        by_products=by_products,
         residue=z.residue if squared else None,
-        log_pi=None if p.log_pi is None else p.log_pi[at],
+        log_pi=log_pi,
         out=out,
         N=N,
         d=d,
         R=R,
-        width=weights.shape[2],
+        width=weights.parts.shape[2],
         span=span,
         one=1.0,
         factor=z.factor,
         SQUARED=squared,
         STACKED=t.stacked,
-        PRIOR=p.log_pi is not None,
+        PRIOR=log_pi is not None,
         SCALED=squared and z.factor != 1.0,
+        BLOCK=BLOCK,
         **t.sizes,
         num_warps=t.warps,
     )
     return out.sum(0, dtype=torch.float64)
-
-
-def _many_sums(weights: Tensor, atoms: Tensor, parts: int) -> Tensor:
-    """Sums [R, d] in double by the library: weights [3, R, width], parts of atoms [parts, N, d]."""
-    R, N, d = weights.shape[1], *atoms.shape[-2:]
-    rows, total = weights.view(3 * R, -1), 0.0
-    for begin in range(0, N, CHAIN * CHAINS):
-        some = torch.zeros(3 * R, d, dtype=torch.float32, device=weights.device)
-        for at in range(begin, min(begin + CHAIN * CHAINS, N), CHAIN):
-            end = min(at + CHAIN, N)
-            for j in range(parts):
-                part = atoms[j] if atoms.dim() == 3 else atoms
-                left = (3 - j) * R
-                some[:left] += float32_product(rows[:left, at:end], part[at:end])
-        total = total + some.view(3, R, d).sum(0, dtype=torch.float64)
-    return total
 
 
 def weighted_sums(
@@ -312,24 +330,16 @@ def weighted_sums(
         projections: <y - reference, v> [targets, N].
         squared: sum e (y - centre)^2, coordinate by coordinate, instead of sum e (y - centre).
     """
-    R, N = p.x.shape[0] if projections is None else p.targets, p.y.shape[0]
-    z, device = operand(p), device_of(p.x)
-    numbers, vector = 0.0, 0.0
-    if few(R):
-        chosen = logits.by_products.repeat_interleave(R // p.x.shape[0])
-        step = max(CHAIN, PREPARED // (6 * R) // CHAIN * CHAIN)
-        for begin in range(0, N, step):
-            at = slice(begin, min(begin + step, N))
-            weights, sums = _write_weights(logits, projections, at, R, device)
-            numbers = numbers + sums
-            vector = vector + _few_sums(p, weights, chosen, at, squared)
-    else:
-        for c in chunks(p, z, 6 * R, squared=squared):
-            weights, sums = _write_weights(logits, projections, c.at, R, device)
-            numbers = numbers + sums
-            vector = vector + _many_sums(weights, c.z.atoms, c.z.parts)
+    R = p.x.shape[0] if projections is None else p.targets
+    device, numbers, vector = device_of(p.x), 0.0, 0.0
+    by_products = logits.by_products.repeat_interleave(R // p.x.shape[0])
+    for c in chunks(p, R, (6 if few(R) else 4) * R, squared=squared):
+        weights, sums = _write_weights(c, logits, projections, R, device)
+        numbers = numbers + sums
+        vector = vector + _vector_sums(c, weights, by_products, squared and few(R), device)
     weight = numbers[3] if projections is not None else numbers[0]
     if not squared:
+        z = operand(p)
         vector = z.factor * vector
         if z.residue is not None:
             vector += weight[:, None] * z.residue.double()
