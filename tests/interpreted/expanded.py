@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import DATA_OPS, _normal
 from data_ops import by_launchers, inputs
-from difference import EPS, difference_form, errors
+from difference import EPS, difference_form, errors, far
 
 from dfkernels.ops.common.triton import logits as logits_of
 from dfkernels.ops.common.triton import problem as problem_of
@@ -199,3 +199,42 @@ def test_high_noise_in_many_dimensions(way):
     if way == "few":
         alone = {k: t[:1] if len(t) == 4 else t for k, t in p.items()}
         assert error(by_launchers(alone, 1, ["posterior"])["mean"], exact[:1]) <= 2e-6
+
+
+many = pytest.mark.parametrize("way", ["many"], indirect=True)
+
+
+@many
+def test_queries_in_all_kinds_of_noise_together(way):
+    """Those that take products beside those that do not; a program of products has both."""
+    p = inputs(4, 140, 40, 1.0, 0.0)
+    p["sigma"] = torch.tensor([0.05, 4.0, 0.3, 40.0])
+    p["x"] = p["x"] + (p["sigma"] - 1)[:, None] * _normal(7)(4, 40).float()
+    found = logits_of.expanded(problem(p))
+    assert found.by_products.tolist() == [0, 1, 0, 1]
+    assert torch.equal(found.max_logit, found.value.amax(1))
+    assert far(p, by_launchers(p, 4, ["posterior"])) == {}
+
+
+@many
+def test_atoms_of_all_sizes(way):
+    """Atoms that no one scale would hold, and outliers whose weight is 0, of which one has an
+    infinite square."""
+    p = inputs(4, 140, 40, 30.0, 0.0) | {"log_prior": torch.zeros(140)}
+    p["y"][:50] *= 1e-3
+    p["y"][50:100] *= 1e-8
+    p["y"][7], p["y"][9], p["y"][11] = 1e9, 1e25, 0.0
+    assert logits_of.expanded(problem(p)).by_products.tolist() == [1, 1, 1, 1]
+    got = by_launchers(p, 4, ["posterior"])
+    got["log_prob"] += math.log(140 / 138)
+    keep = torch.tensor([i for i in range(140) if i not in (7, 9)])
+    inside = p | {"y": p["y"][keep], "log_prior": p["log_prior"][keep]}
+    assert far(inside, got) == {}
+
+
+@many
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_what_is_no_number_shows(way, name):
+    p = inputs(4, 70, 20, 3.0, 0.0) | {"log_prior": torch.zeros(70)}
+    p[name][0] = math.nan
+    assert bool(by_launchers(p, 4, ["posterior"])["mean"][0].isnan().any())

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.triton.device import device_of
+from ..common.triton.device import Device, device_of
 from ..common.triton.functions import any_true, load_atoms, valid_atoms
+from ..common.triton.halves import scale_of, split_halves
 from ..common.triton.launch import (
     SplitMoments,
     accumulate,
@@ -27,7 +28,14 @@ from ..common.triton.logits import compute_logits
 from ..common.triton.problem import Problem
 from ..fisher_matvec.triton import launch as matvec
 
-D, ATOMS = 64, 32
+ATOMS = 32  # of a tile
+
+
+def block_sizes(d: int, device: Device) -> dict[str, int]:
+    """The block of F of one program, and its warps. A large one is for tensor cores that read
+    operands from memory, which leaves registers."""
+    large = d > 64 and device.cc // 10 in (9, 10)
+    return {"D": 128, "num_warps": 8} if large else {"D": 64, "num_warps": 4}
 
 
 @triton.jit
@@ -45,7 +53,6 @@ def outer_products_kernel(
     B,
     span,
     gap,
-    one,
     scale,
     offset,
     PRIOR: tl.constexpr,
@@ -55,8 +62,8 @@ def outer_products_kernel(
 ):
     """out = sum e t t^T and weight_sum = sum e over one split, t = y - reference.
 
-    One program has one block of D x D entries. The factor `one` is explained in
-    ../common/triton/expanded.py.
+    One program has one block of D x D entries. A tile is three products of halves: of e t, times
+    the scale of each atom's t, and of t (../common/triton/halves.py).
     """
     parts = tl.cdiv(d, D)
     i_column = tl.program_id(0) % parts
@@ -88,9 +95,16 @@ def outer_products_kernel(
             s = load_atoms(
                 y, start, i, columns[None, :], valid, y_stride, d, scale, offset, tl.float32, AFFINE
             )
-            et = tl.where(valid, e[:, None] * (t - row_reference), 0.0)
+            t = tl.where(valid, e[:, None] * (t - row_reference), 0.0)
             s = tl.where(valid, s - column_reference, 0.0)
-            block = block * one + tl.dot(tl.trans(et), s, input_precision="tf32x3")
+            unit, inverse = scale_of(tl.max(tl.abs(s), 1, keep_dims=True))
+            first_s, second_s = split_halves(s * inverse)
+            t *= unit
+            unit, inverse = scale_of(tl.max(tl.abs(t)))
+            first_t, second_t = split_halves(tl.trans(t * inverse))
+            more = tl.dot(first_t, first_s)
+            more = tl.dot(first_t, second_s, more)
+            block += unit * tl.dot(second_t, first_s, more)
     p_out = out + (split * B + b) * d * d
     mask = (rows < d)[:, None] & (columns < d)[None, :]
     below, on_or_below = i_column < i_row, i_column <= i_row
@@ -109,8 +123,10 @@ def _covariance(p: Problem) -> tuple[SplitMoments, Tensor, Tensor]:
     moments = accumulate(p, logits, trace_only=True)
     mean = merged_mean(moments, B, d)
     reference = mean.to(p.x.dtype)
-    blocks = B * triton.cdiv(d, D) ** 2
-    splits = product_splits_for(N, blocks, ATOMS, device_of(p.x))
+    device = device_of(p.x)
+    sizes = block_sizes(d, device)
+    blocks = B * triton.cdiv(d, sizes["D"]) ** 2
+    splits = product_splits_for(N, blocks, ATOMS, device)
     span, splits = even_splits(N, min(splits, triton.cdiv(N, 16 * ATOMS)), ATOMS)
     weight_sum, out = p.x.new_empty(splits, B), p.x.new_empty(splits, B, d, d)
     outer_products_kernel[(blocks * splits,)](
@@ -123,10 +139,8 @@ def _covariance(p: Problem) -> tuple[SplitMoments, Tensor, Tensor]:
         B=B,
         span=span,
         gap=p.gap,
-        one=1.0,
-        D=D,
         ATOMS=ATOMS,
-        num_warps=4,
+        **sizes,
     )
     delta = mean - reference
     cov = out.sum(0, dtype=torch.float64) / weight_sum.sum(0, dtype=torch.float64)[:, None, None]

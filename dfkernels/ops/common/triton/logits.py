@@ -117,7 +117,9 @@ def tiling(
     stacked = few(rows) and rows <= 16
     ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
     width = 4 * ROWS if stacked else row_parts * ROWS
-    D, stages = 32 if in_registers else 128 if stacked else 64, 3
+    # both halves of atoms: Ampere would spill, and of Blackwell's shared memory copies take a part
+    narrow = in_registers or (atom_bytes > 2 and device.cc // 10 != 9)
+    D, stages = 32 if narrow else 128 if stacked else 64, 3
     while stages * D * (128 * atom_bytes + 2 * width) > device.shared - 2**13:
         D, stages = (D // 2, 3) if stages == 2 else (D, 2)
     return Tiling({"D": D, "ATOMS": 128, "ROWS": ROWS, "STAGES": stages}, stacked, 8)

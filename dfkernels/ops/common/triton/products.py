@@ -268,8 +268,11 @@ def sum_tiling(rows: int, atom_bytes: int, in_registers: bool, device: Device) -
     stacked = few(rows) and rows <= 16
     ROWS = 4 if rows <= 4 else 16 if rows <= 16 else 64 if few(rows) else 128
     D = 256 if rows <= 4 else 128
-    if in_registers:  # Hopper's tensor cores leave room there: they read operands from memory
-        D = 64 if device.cc // 10 == 9 else 32
+    hopper = device.cc // 10 == 9  # whose tensor cores read operands from memory
+    if in_registers:
+        D = 64 if hopper else 32
+    elif not few(rows) and not (hopper or (device.cc // 10 == 10 and atom_bytes == 2)):
+        D = 64  # others would spill
     width = 4 * ROWS if stacked else (3 if few(rows) else 2) * ROWS
     stages = 3
     while stages * 64 * (D * atom_bytes + 2 * width) > device.shared - 2**13:
