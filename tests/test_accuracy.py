@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from difference import EPS, by_ops, difference_form, errors
+from torch_state import one_thread  # noqa: F401
 
 from dfkernels import ops
 
@@ -32,15 +33,6 @@ FLOOR = 4 * EPS
 # 1/sum w^2 doubles a logit's rounding, which at |u|^2/2 ~ d/2 is larger: one cell, low rank at d =
 # 784, needs 9.3.
 ESS_FLOOR = 10 * EPS
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small calls: waking another thread for each takes longer than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def atoms(kind, n, d, normal):

@@ -8,21 +8,14 @@ import math
 import pytest
 import torch
 from difference import EPS, difference_form
+from needs import needs_native
 from tensors import normal
+from torch_state import one_thread  # noqa: F401
 
 from dfkernels import ops
-from dfkernels._torch import native
 from dfkernels.ops.average import _differentiable, reference
 
 NOISE = (1e-3, 0.1, 0.7, 1.5, 5.0, 1e3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def problem(B, N, d, p, sigma, offset=0.0, seed=0, dtype=torch.float32):
@@ -156,7 +149,7 @@ def test_a_value_that_counts_and_is_not_finite_is_named(d, p):
             ops.average(**given)
 
 
-@pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+@needs_native
 @pytest.mark.parametrize("B, N, d, p", [(5, 3000, 2, 3), (5, 3000, 2, 40), (40, 3000, 33, 70)])
 def test_the_number_of_threads_changes_no_bit(B, N, d, p):
     given, found = problem(B, N, d, p, 2.0), []

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ALL, DATA_OPS, OPS, REFERENCES, _normal
+from needs import needs_native
 
 from dfkernels import ops
-from dfkernels._torch import backend, native
+from dfkernels._torch import backend
 
-needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 HERE = Path(__file__).parent
 
 

@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 from cases import DATA_OPS, ORDER
+from needs import needs_native
 from torch.func import grad, jacfwd, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkernels import ops
-from dfkernels._torch import native
 
 G, B, N, K = 3, 4, 70, 2
 RAW = [*DATA_OPS, "covariance_matvec"]
@@ -120,7 +120,6 @@ def test_no_cloud_and_no_query(op):
             assert got.shape == (0, *full.shape[1:])
 
 
-compiled = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 WRONG = {
     "y: expected shape [N > 0, 5] or [G, N > 0, 5], got [1, 3, 70, 5]": {"y": normal(1, G, N, 5)},
     "y: expected shape [N > 0, 5] or [G, N > 0, 5], got [3, 70, 4]": {"y": normal(G, N, 4)},
@@ -145,7 +144,7 @@ WRONG = {
 }
 
 
-@compiled
+@needs_native
 @pytest.mark.parametrize("message", WRONG)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_a_kernel_refuses(message, threads):

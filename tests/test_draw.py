@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs_native
 from tensors import normal
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
@@ -19,8 +20,6 @@ from dfkernels._torch import native
 from dfkernels.ops.draw import _fallback, op, reference
 from dfkernels.ops.draw.gumbel import philox
 from dfkernels.ops.posterior.reference import weights
-
-needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 
 
 def problem(B, N, d, sigma, *, seed=0, dtype=torch.float64, masked=False):

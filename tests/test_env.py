@@ -10,12 +10,11 @@ import sys
 
 import pytest
 import torch
+from needs import needs_native
 
 import dfkernels
 from dfkernels._torch import backend, native
 from dfkernels.cli import env
-
-needs_native = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
 
 
 def run_env(**variables: str) -> dict[str, str]:

@@ -16,22 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from difference import EPS, by_ops, difference_form, errors, far
+from needs import needs_native
+from torch_state import one_thread  # noqa: F401
 
 from dfkernels import ops
-from dfkernels._torch import native
 from tools.op_table import DATA_OPS
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small calls: waking another thread for each takes longer than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = needs_native
 
 
 D = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 513)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs_native
 
 from dfkernels import ops
-from dfkernels._torch import native
 
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+pytestmark = needs_native
 
 CALL = """
 import torch

@@ -10,11 +10,11 @@ import math
 import pytest
 import torch
 from difference import by_ops
+from needs import needs_native
 
 from dfkernels import ops
-from dfkernels._torch import native
 
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+pytestmark = needs_native
 
 # (B, d): atoms in the lanes; rows by rows; rows transposed; rows in place
 PATHS = [(1, 1), (3, 2), (5, 16), (5, 17), (20, 17), (20, 64), (3, 200)]

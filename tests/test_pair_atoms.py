@@ -7,11 +7,11 @@ import math
 
 import pytest
 import torch
+from needs import needs_native
 
-from dfkernels._torch import native
 from dfkernels.ops.common import moments, pair_kernels
 
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+pytestmark = needs_native
 
 KINDS = ("posterior", "matvec", "diagonal")
 F32, F64 = torch.float32, torch.float64

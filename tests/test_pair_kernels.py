@@ -6,13 +6,13 @@ import itertools
 
 import pytest
 import torch
+from needs import needs_native
 
 from dfkernels import ops
-from dfkernels._torch import native
 from dfkernels.ops.common import pair_kernels
 from dfkernels.ops.common.moments import KINDS, load
 
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+pytestmark = needs_native
 
 F32, F64 = torch.float32, torch.float64
 NAMES = ("x", "y", "alpha", "sigma", "log_pi", "shift", "reference", "v")

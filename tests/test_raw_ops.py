@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from needs import needs_native
 
 import dfkernels
 from dfkernels._torch import native
 from dfkernels._torch.errors import from_kernel
 
-pytestmark = pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+pytestmark = needs_native
 B, N, D, K = 3, 40, 5, 2
 
 

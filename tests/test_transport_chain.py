@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_native
 from tensors import normal
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, jvp, vmap
@@ -155,7 +156,7 @@ def test_moving_scaling_and_turning_the_cloud(seed, d, shift, scale):
     assert largest(to, scale * end @ turn.T + alpha[-1] * shift) <= 1e-9 * (1 + abs(shift) + scale)
 
 
-@pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+@needs_native
 def test_an_offset_costs_float32_no_digits():
     """Data 1000 away from the origin, in numbers that float32 holds: A as without the offset."""
     x, y, alpha, sigma = problem(20, 3, 2, M=50, alpha=(1.0, 1.0))
@@ -211,7 +212,7 @@ def test_registration(name):
         assert set(checks.values()) == {"SUCCESS"}, checks
 
 
-@pytest.mark.skipif(not native.available, reason=f"no compiled part: {native.reason}")
+@needs_native
 def test_native_implements():
     assert torch._C._dispatch_has_kernel_for_dispatch_key("dfkernels::transport_chain", "CPU")
 
