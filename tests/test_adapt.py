@@ -354,7 +354,7 @@ def test_edm_s_network():
         net(X, s, torch.eye(3))
     with pytest.raises(ValueError, match=r"^sigma: expected one number or 3, got shape \[2\]$"):
         net(X, s[:2])
-    with pytest.raises(ValueError, match="sigma"):
+    with pytest.raises(ValueError, match=r"^sigma: expected finite values > 0, got 0\.0 at index"):
         net(X, 0.0)
     back = adapt.from_edm(net)
     assert back.schedule == schedule.EDM() and torch.equal(back(X, s), wanted)

@@ -357,7 +357,7 @@ def test_what_a_kernel_refuses_is_on_record_as_data():
     ):
         torch.ops.dfkernels.posterior(*bad)
     assert from_kernel(RuntimeError("somebody else's")) is None
-    with torch.inference_mode(), pytest.raises(RuntimeError):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="^sigma: expected positive"):
         torch.ops.dfkernels.posterior(*bad)
     with ThreadPoolExecutor() as pool:
         assert pool.submit(native.take_refusal).result() is None
