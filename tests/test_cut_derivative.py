@@ -53,8 +53,21 @@ def likelihood(trace):
     )
 
 
-def product(denoiser):
-    return df.methods.endpoint.fisher("vjp", X, 0.5, denoiser) @ V
+def product(denoiser, form="vjp"):
+    return df.methods.endpoint.fisher(form, X, 0.5, denoiser) @ V
+
+
+def mapped(denoiser):
+    """One sample at a time, by vmap."""
+    return torch.func.vmap(
+        lambda x: df.log_prob(
+            denoiser, x[None], (0.1, 20.0), "divergence", method="heun", steps=2
+        ).log_prob[0]
+    )(X)
+
+
+def forward(trace):
+    return (likelihood(trace), 'mode="jvp"')
 
 
 def guided(denoiser):
@@ -67,6 +80,10 @@ DERIVATIVES = {
     "divergence": (likelihood("divergence"), 'mode="vjp"'),
     "product": (product, 'form="vjp"'),
     "guide": (guided, 'form="vjp"'),
+    "divergence, mapped": (mapped, 'mode="vjp"'),
+    "hutchinson, forward": forward(df.Hutchinson(GENERATOR, 2, mode="jvp")),
+    "divergence, forward": forward(df.Divergence(mode="jvp")),
+    "product, forward": (lambda denoiser: product(denoiser, "jvp"), 'form="jvp"'),
 }
 CUT = (
     ": the network depends on x, but its derivative is cut, as by torch.no_grad(), "
@@ -75,8 +92,15 @@ CUT = (
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=("gradients", "no gradients"))
-@pytest.mark.parametrize("kind", [Guarded, Inferring, Detached])
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize(
+    "derivative, kind",
+    [
+        (derivative, kind)
+        for derivative in DERIVATIVES
+        for kind in (Guarded, Inferring, Detached)
+        if not (kind is Guarded and "forward" in derivative)  # see below
+    ],
+)
 def test_a_derivative_that_is_cut_is_an_error(derivative, kind, gradients):
     ask, argument = DERIVATIVES[derivative]
     for prediction_type, schedule in SCHEDULES.items():
@@ -123,13 +147,16 @@ def test_outside_of_derivatives_a_guarded_network_is_welcome():
     assert df.sample(df.Denoiser(guarded, df.schedule.EDM(), "sample"), X, t).x[-1].isfinite().all()
 
 
-def test_forward_mode_passes_a_guard():
+@pytest.mark.parametrize("derivative", [d for d in DERIVATIVES if "forward" in d])
+def test_forward_mode_passes_a_guard(derivative):
     """torch.no_grad is of reverse mode alone."""
+    ask, _ = DERIVATIVES[derivative]
     network, guarded = Network(), Guarded()
     guarded.load_state_dict(network.state_dict())
-    products = [
-        df.methods.endpoint.fisher("jvp", X, 0.5, df.Denoiser(n, df.schedule.VP(), "epsilon")) @ V
-        for n in (network, guarded)
-    ]
-    assert torch.equal(*products)
-    assert products[0].abs().max() > 0.01
+    state = GENERATOR.get_state()
+    found = []
+    for n in (network, guarded):
+        GENERATOR.set_state(state)
+        found.append(ask(df.Denoiser(n, df.schedule.VP(), "epsilon")))
+    assert torch.equal(*found)
+    assert found[0].abs().max() > 0.01

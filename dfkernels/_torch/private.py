@@ -180,8 +180,14 @@ def is_differentiated(t: torch.Tensor) -> bool:
 
 
 def is_tracked(t: torch.Tensor) -> bool:
-    """Whether the innermost transform of torch.func around is of reverse mode, and follows t."""
-    return is_functorch_wrapped_tensor(t) and t.requires_grad
+    """Whether the innermost derivative of torch.func around, in either mode, follows t."""
+    if not is_functorch_wrapped_tensor(t):
+        return False
+    if t.requires_grad:
+        return True
+    if is_vmapped(t) or not may_carry_tangents():  # of the former unpack_dual has no rule
+        return False
+    return forward_ad.unpack_dual(t, level=0).tangent is not None
 
 
 def fully_unwrapped(t: torch.Tensor) -> torch.Tensor:

@@ -62,13 +62,12 @@ def refuse_cut(network: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> N
     asked = _ASKED.get()
     if asked is None or not private.is_tracked(x) or private.is_tracked(out):
         return
-    if private.is_vmapped(out) or private.is_fake(out):  # there are no values to compare
-        return
-    if not out.is_floating_point():  # which is refused in other words
+    if private.is_fake(out) or not out.is_floating_point():  # no values; refused in other words
         return
     with torch.no_grad():
-        elsewhere = network(x / 2 + 0.125)
-    if bool(((elsewhere != out) & (elsewhere - out).isfinite()).any()):
+        here, elsewhere = map(private.fully_unwrapped, (out, network(x / 2 + 0.125)))
+        change = (elsewhere - here).abs() if here.shape == elsewhere.shape else here.new_zeros(())
+    if bool(((change > 0) & change.isfinite()).any()):
         raise Unsupported(
             f"{asked}: the network depends on x, but its derivative is cut, as by torch.no_grad(), "
             "torch.inference_mode() or x.detach() in it: call it without"
