@@ -33,6 +33,7 @@ from ..linalg.function import function_product
 from ._drawn import normal
 from ._own_fisher import MODES, data_set_of, in_units, own_fisher
 from ._reporting import Callback, reporting
+from ._start import warn_of_little_noise
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
 
@@ -103,6 +104,7 @@ def sample(
     total = len(path.t) - 1
     keep = total + 1 if keep is None else check.integer("keep", keep, 1)
     denoiser.warn_in_training("ancestral.sample")
+    warn_of_little_noise("ancestral.sample", x, path)
     bar = reporting("ancestral.sample", callback, progress, total)
     with torch.no_grad(), plain(x.device), bar as report:
         states = [ordinary(x.detach())]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._torch import check
 from ._reporting import Callback, reporting
+from ._start import warn_of_little_noise
 from .denoiser import Denoiser
 from .grid import Nodes, Trajectory, nodes
 from .solvers import EULER, HEUN, Tableau, advanced, slopes
@@ -63,7 +64,8 @@ def sample(
         progress: show a bar on stderr.
         conditions: keyword arguments of the network, such as class labels.
 
-    Differentiable through the denoiser; sample under torch.no_grad() otherwise.
+    Differentiable through the denoiser; sample under torch.no_grad() otherwise. A RuntimeWarning
+    says where x is too small for its noise, on the CPU.
 
     Returns:
         The trajectory; its last state, `.x[-1]`, is the sample at the lowest noise level.
@@ -84,6 +86,7 @@ def sample(
         check.like("second", second, "x", x)
         states.append(second)
     denoiser.warn_in_training("sample")
+    warn_of_little_noise("sample", x, path)
     denoiser = denoiser.bind(**conditions)
     if method == "o-belm":
         advance = _o_belm(denoiser, path)
