@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tensors import normal
 
 from dfkernels import ops
-from dfkernels._torch import native
+from dfkernels._torch import library, native
+from dfkernels.ops.common import lists as common
 from dfkernels.ops.posterior.reference import posterior as reference
 from tools.op_table import DATA_OPS
 
@@ -197,6 +198,25 @@ A, C = torch.tensor, lambda *n: torch.tensor(n)
 def test_errors(atoms, counts, error, message):
     with pytest.raises(error, match=message):
         ops.posterior(*problem(2, 4, 3, 0.5).values(), atoms=atoms, counts=counts)
+
+
+def test_a_kernel_for_lists_takes_those_of_all_queries_in_one_call(monkeypatch):
+    """And never sees what is no list."""
+    made, seen = {}, []
+    define = lambda name, schema, **given: made.update(given) or library.overload("posterior")
+    monkeypatch.setattr(common.library, "define", define)
+    schema = "(Tensor x, Tensor y, Tensor? atoms=None, Tensor? counts=None) -> Tensor"
+    none = {"fallback": None, "fake": None, "differentiable": None}
+    common.define("other", schema, cuda=lambda *a: seen.append(a), lists_on_cuda=True, **none)
+    x, y, atoms, counts = torch.zeros(2, 3), torch.zeros(4, 3), A([0, 2, 1]), C(2, 1)
+    made["cuda"](x, y)
+    made["cuda"](x, y, atoms, counts)
+    assert [len(a) for a in seen] == [2, 4]
+    assert all(a is b for a, b in zip(seen[1], (x, y, atoms, counts), strict=True))
+    for wrong in ((A([0, 4, 1]), counts), (atoms, C(2, 2)), (atoms, None)):
+        with pytest.raises(ValueError, match="expected"):
+            made["cuda"](x, y, *wrong)
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("op", [op for op in DATA_OPS if op != "log_prob"])  # younger than it

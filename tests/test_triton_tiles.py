@@ -4,13 +4,18 @@ functions."""
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.jit import JITFunction
+
 from dfkernels.ops.common.triton import device as _triton
 from dfkernels.ops.common.triton import launch, logits, pair, pair_problem, products
+from tools.op_table import DATA_OPS, TABLE
 
 H200 = _triton.DEVICES[90]
 DEVICES = pytest.mark.parametrize("device", _triton.DEVICES.values(), ids=lambda d: f"cc{d.cc}")
@@ -159,3 +164,35 @@ def test_scratch_of_derivatives_is_bounded(K):
         assert groups[0].start == 0 and groups[-1].stop == B
         most = max(g.stop - g.start for g in groups)
         assert most == 1 or most * N * (3 + 4 * K) <= launch.SCRATCH
+
+
+@pytest.mark.parametrize("op", DATA_OPS)
+def test_lists_take_as_many_launches_for_any_number_of_queries(op):
+    """In rows that a program holds: the sweep, the merges, and no more of them for 30 queries."""
+
+    def launched(B: int) -> list[str]:
+        found = []
+        x, y, level = torch.zeros(B, 5), torch.zeros(100, 5), torch.ones(B)
+        v = (torch.zeros(B, 1, 5),) if op == "fisher_matvec" else ()
+        lists = torch.arange(100).repeat(B), torch.full((B,), 100)
+        run = lambda kernel, *_, grid, warmup, **more: found.append(kernel.__name__)
+        with mock.patch.object(JITFunction, "run", run):
+            TABLE[op].launch(
+                x, y, *v, level, level, None, 1.0, 0.0, *lists, **TABLE[op].launch_options[0]
+            )
+        return found
+
+    few = {"log_prob": 1, "fisher_diagonal": 2, "posterior": 3}.get(op, 4)
+    assert len(launched(1)) == few and launched(30) == launched(1)
+
+
+def test_scratch_is_bounded_with_lists():
+    """As if each of the targets were alone: its splits are those of the longest list."""
+    for B, K, longest, d in itertools.product((1, 100, 10**5), (1, 7), (1, 10**6), SIZES):
+        step = launch.queries_at_once(B, K, longest, d, 4, True, H200, listed=True)
+        t = launch.tile_for(1, d, 4, H200)
+        splits = launch.splits_for(longest, B * K, t, H200)
+        pairs = longest * (1 + K) * t.logits_given
+        assert t.TARGETS == 1 and (
+            step == 1 or step * (3 * K * splits * d + pairs) <= launch.SCRATCH
+        )

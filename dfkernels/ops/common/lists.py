@@ -3,8 +3,8 @@
 ``atoms`` (int64 [M]) holds row numbers of ``y``, those of one query after those of another, each
 query's ascending; ``counts`` (int64 [B]) says how many belong to each query, at least one. A query
 then counts the atoms of its list and no other, while ``log_prior`` is still normalised over all
-atoms. The compiled kernels take the lists themselves. Everywhere else a call with lists is one call
-without them per query, which is what `define` adds to an op.
+atoms. The compiled kernels take the lists themselves, and so do most of Triton's. Everywhere else a
+call with lists is one call without them per query, which is what `define` adds to an op.
 
 And clouds: ``y`` and ``log_prior`` may each have a leading dimension, [G, N, d] and [G, N]. The
 queries then belong to the clouds in turn, B/G to each. The compiled kernels take clouds, as long as
@@ -35,6 +35,7 @@ def define(
     fake: Callable,
     differentiable: Callable,
     cuda: Callable,
+    lists_on_cuda: bool = False,
     density: bool = False,
 ):
     """Declares an op over a data set whose last two arguments are ``atoms`` and ``counts``.
@@ -43,7 +44,8 @@ def define(
         name: Name of the op.
         schema: Its schema, which ends in ``Tensor? atoms=None, Tensor? counts=None``.
         fallback, fake, cuda: As in `library.define`, for calls without lists; they never see the
-            two arguments.
+            two arguments, but for `cuda` where it takes them.
+        lists_on_cuda: Whether `cuda` takes checked lists as its last two arguments.
         differentiable: As in `library.define`, for both: its last two arguments are None or left
             out where there are no lists.
         density: Whether the first result is a log-density.
@@ -88,6 +90,10 @@ def define(
             return fake(*args)
         return _query_by_query(op, args, cloud["log_prior"], clouds, density)
 
+    def together_on_cuda(args, atoms, counts):
+        split(atoms, counts, len(args[1]))
+        return cuda(*args, atoms, counts)
+
     def batched(info, in_dims, *args):
         rule = one_by_one if any(a is not None for a in args[count:]) else together
         return rule(info, in_dims[: len(args)], *args)
@@ -97,7 +103,7 @@ def define(
         schema,
         fallback=choice(by_clouds(fallback), by_rows),
         fake=choice(fake, lambda args, *_: fake(*args)),
-        cuda=choice(by_clouds(cuda), by_rows),
+        cuda=choice(by_clouds(cuda), together_on_cuda if lists_on_cuda else by_rows),
         differentiable=differentiable,
         batch=batched,
     )

@@ -2,7 +2,7 @@
 # pyrefly: ignore-errors
 """fisher_dense on CUDA: sum e t t^T, t = y - mean, by matrix products in blocks of F.
 
-In float64, and for d <= 16, it is F on the d unit vectors of every query, which share one pass.
+In float64, for d <= 16 and with lists of atoms it is F on the d unit vectors of every query.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def _launch(p: Problem) -> Tensor:
     return ((cov + cov.mT) / 2).to(p.x.dtype)
 
 
-def takes_products(x: Tensor) -> bool:
+def takes_products(x: Tensor, atoms: Tensor | None) -> bool:
     """Whether F is made by matrix products, rather than of products with unit vectors."""
-    return x.shape[1] > 16 and x.dtype == torch.float32
+    return atoms is None and x.shape[1] > 16 and x.dtype == torch.float32
 
 
 def units(x: Tensor) -> Tensor:
@@ -176,9 +176,10 @@ def about_mean(p: Problem) -> tuple[Tensor, ...]:
     return shift, reference, first, second, weight_square
 
 
-def launch(x, y, alpha, sigma, log_prior, scale, offset):
+def launch(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
     """The op for flat tensors on one GPU."""
-    if len(x) > 0 and takes_products(x):
+    if len(x) > 0 and takes_products(x, atoms):
         return in_query_groups(_launch, x, y, None, alpha, sigma, log_prior, scale, offset)
-    f = matvec(x, y, units(x), alpha, sigma, log_prior, scale, offset, fisher=True)
+    given = (x, y, units(x), alpha, sigma, log_prior, scale, offset, atoms, counts)
+    f = matvec(*given, fisher=True)
     return (f + f.mT) / 2

@@ -18,7 +18,7 @@ from ..common.triton.launch import (
     merged_weights,
 )
 from ..common.triton.merge import merge_squares_kernel
-from ..common.triton.problem import Problem
+from ..common.triton.problem import Lists, Problem
 
 
 def _merge(p: Problem, moments: SplitMoments, fisher: bool, mean: Tensor | None, out: Tensor):
@@ -65,10 +65,10 @@ def about_mean(p: Problem) -> tuple[Tensor, ...]:
     return shift, reference, first, variance + first.square(), weight_square
 
 
-def launch(x, y, alpha, sigma, log_prior, scale, offset):
+def launch(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(x.shape)
     room = fused.room(x, y, None, "diagonal")
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
-    return in_query_groups(_launch, *given, scratch=room)
+    return in_query_groups(_launch, *given, scratch=room, lists=Lists.of(atoms, counts))

@@ -74,6 +74,7 @@ def _define(name: str, differentiable: Callable, fisher: bool):
         fallback=differentiable,
         fake=_fake,
         cuda=library.in_triton(__name__, fisher=fisher),
+        lists_on_cuda=True,
         differentiable=differentiable,
     )
 

@@ -20,11 +20,11 @@ from ..common.triton.launch import (
     merge_grid,
     merged_mean,
     merged_weights,
-    tile_for,
+    tile_of,
 )
 from ..common.triton.logits import compute_logits, compute_projections
 from ..common.triton.merge import merge_matvec_kernel, reference_projections_kernel
-from ..common.triton.problem import Problem
+from ..common.triton.problem import Lists, Problem
 from ..posterior import triton as posterior
 
 
@@ -32,7 +32,7 @@ def _product(p: Problem, fisher: bool, out: Tensor) -> tuple[SplitMoments, Tenso
     """Writes F v, or C v. Returns moments of the targets, or of the queries, and the targets' means
     in double."""
     targets, (B, d) = p.targets, p.x.shape
-    if tile_for(targets, d, p.x.element_size(), device_of(p.x)).logits_given:
+    if tile_of(p).logits_given:
         logits = compute_logits(p)
         weights = moments = accumulate(p._replace(v=None), logits, trace_only=True)
         mean = merged_mean(moments, B, d).repeat_interleave(targets // B, 0)
@@ -110,10 +110,13 @@ def about_mean(p: Problem) -> tuple[Tensor, ...]:
     return shift, reference, first[:, 0], second, weight_square
 
 
-def launch(x, y, v, alpha, sigma, log_prior, scale, offset, *, fisher: bool):
+def launch(
+    x, y, v, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None, *, fisher: bool
+):
     """F v, or C v where not fisher, for flat tensors on one GPU."""
     if v.numel() == 0:
         return v.new_empty(v.shape)
     run = lambda p: _launch(p, fisher)
     room = fused.room(x, y, v, "matvec") if fisher else None
-    return in_query_groups(run, x, y, v, alpha, sigma, log_prior, scale, offset, scratch=room)
+    given = (x, y, v, alpha, sigma, log_prior, scale, offset)
+    return in_query_groups(run, *given, scratch=room, lists=Lists.of(atoms, counts))

@@ -51,6 +51,7 @@ op = lists.define(
     fallback=_fallback,
     fake=lambda x, *_: x.new_empty(x.shape[0]),
     cuda=library.in_triton(__name__),
+    lists_on_cuda=True,
     differentiable=_differentiable,
     density=True,
 )

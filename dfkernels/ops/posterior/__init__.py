@@ -133,6 +133,7 @@ op = lists.define(
     fallback=_fallback,
     fake=_fake,
     cuda=library.in_triton(__name__),
+    lists_on_cuda=True,
     differentiable=_differentiable,
     density=True,
 )

@@ -18,7 +18,7 @@ from ..common.triton.launch import (
     merged_weights,
 )
 from ..common.triton.merge import finish_trace_kernel, merge_squares_kernel
-from ..common.triton.problem import Problem
+from ..common.triton.problem import Lists, Problem
 
 
 def _launch(p: Problem) -> tuple[Tensor, ...]:
@@ -67,13 +67,13 @@ def _results(p: Problem, moments: SplitMoments) -> tuple[Tensor, ...]:
     return log_prob, mean, trace, ess
 
 
-def launch(x, y, alpha, sigma, log_prior, scale, offset):
+def launch(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None):
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
     room = fused.room(x, y, None, "posterior")
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
-    return in_query_groups(_launch, *given, scratch=room)
+    return in_query_groups(_launch, *given, scratch=room, lists=Lists.of(atoms, counts))
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:

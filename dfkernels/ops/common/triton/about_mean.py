@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import lists, pair_kernels
 from . import launch
-from .pair_problem import listed
+from .problem import Lists
 
 OPS = {
     "posterior": "posterior",
@@ -43,19 +43,14 @@ def moments_about_mean(
     if y.dim() > 2 or (log_pi is not None and log_pi.dim() > 1):
         clouds = lists.each_cloud(pair_kernels.moments_about_mean, args)
         return lists.joined([moments_about_mean(*cloud) for cloud in clouds])
-    if atoms is not None:
-        outs = []
-        for a in listed(y, log_pi, atoms, counts, x.dtype):
-            head = (*a.row(x), a.y, *a.row(v, alpha, sigma), a.log_pi)
-            outs.append(moments_about_mean(*head, scale, offset, kind, None, None))
-        return lists.joined(outs)
     module = importlib.import_module(f"dfkernels.ops.{OPS[kind]}.triton")
-    if kind == "dense" and not module.takes_products(x):
+    if kind == "dense" and not module.takes_products(x, atoms):
         given = (x, y, module.units(x), alpha, sigma, log_pi, scale, offset, "matvec")
-        *outs, second, square = moments_about_mean(*given, None, None)
+        *outs, second, square = moments_about_mean(*given, atoms, counts)
         return *outs, (second + second.mT) / 2, square
     given = (x, y, v if kind == "matvec" else None, alpha, sigma, log_pi, scale, offset)
-    outs = launch.in_query_groups(module.about_mean, *given, normalised=True)
+    more = {"normalised": True, "lists": Lists.of(atoms, counts)}
+    outs = launch.in_query_groups(module.about_mean, *given, **more)
     shift, reference, first, second, weight_square = outs
     square = weight_square if kind == "posterior" else weight_square[:0]
     weight, *rest = (t.to(x.dtype) for t in (torch.ones_like(shift), first, second, square))

@@ -7,7 +7,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .functions import LOG2E, any_true, index_along, load_atoms, valid_atoms
+from .functions import (
+    LOG2E,
+    any_true,
+    index_along,
+    list_of,
+    listed_rows,
+    load_atoms,
+    valid_atoms,
+)
 
 
 @triton.jit
@@ -19,6 +27,8 @@ def differences_kernel(
     alpha,  # [B]
     sigma,  # [B]
     log_pi,  # [N], or None
+    atoms,  # as in sweep.py, and so are first and the shapes of bounds and out
+    first,
     bounds,  # [B, N]: upper bounds of the logits, or None; may be the same memory as out
     floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
     out,  # out [targets, N]
@@ -56,29 +66,34 @@ def differences_kernel(
     i_row = i_target if PROJECT else i_query  # of point
     b_alpha = tl.load(alpha + i_query, mask=active, other=0.0)
     i = index_along(ATOMS, 1)
-    tiles = tl.cdiv(tl.minimum(STRIP * ATOMS, N - begin).to(tl.int32), ATOMS)
+    if atoms is None:
+        count, i_pair, i_out = N, i_query * N, i_target * N
+    else:
+        count, i_pair, i_out = list_of(first, i_block, vectors_per_query)
+    tiles = tl.cdiv(tl.maximum(tl.minimum(STRIP * ATOMS, count - begin), 0).to(tl.int32), ATOMS)
     if FILTERED:
         least = tl.load(floor + i_query, mask=active, other=float("inf")) - gap
         active = active & (least != float("inf"))
         n = begin + index_along(STRIP * ATOMS, 1)
-        ahead = tl.load(bounds + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
+        ahead = tl.load(bounds + i_pair + n, mask=(n < count) & active, other=-float("inf"))
         tiles = tl.where(any_true((ahead >= least) | (ahead != ahead)), tiles, 0)
     peak = tl.full((TARGETS, 1, 1), -float("inf"), T)
     for tile in range(tiles):
         start = begin + tile * ATOMS
-        exists = i < N - start
-        valid = valid_atoms(log_pi, start, i, N, PRIOR)
-        p_out = out + i_target * N + start + i
+        exists = i < count - start
+        row, i_atom = listed_rows(atoms, i_pair, start, i, exists, N)
+        valid = valid_atoms(log_pi, row, i_atom, N, PRIOR)
+        p_out = out + i_out + start + i
         chunks = tl.cdiv(d, D)
         if FILTERED:
-            p_bound = bounds + i_query * N + start + i
+            p_bound = bounds + i_pair + start + i
             bound = tl.load(p_bound, mask=exists & active, other=-float("inf"))
             chunks = tl.where(any_true((bound >= least) | (bound != bound)), chunks, 0)
         total = tl.zeros((TARGETS, ATOMS, D), T)
         for c in range(chunks):
             k = c * D + index_along(D, 2)
             mask = active & (k < d)
-            b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+            b_y = load_atoms(y, row, i_atom, k, valid, y_stride, d, scale, offset, T, AFFINE)
             b_point = tl.load(point + i_row * d + k, mask=mask, other=0.0)
             if PROJECT:
                 total += (b_y - b_point) * tl.load(v + i_target * d + k, mask=mask, other=0.0)
@@ -95,18 +110,20 @@ def differences_kernel(
                 taint = tl.zeros((TARGETS, ATOMS, 1), T)
                 for c in range(chunks):
                     k = c * D + index_along(D, 2)
-                    b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                    b_y = load_atoms(
+                        y, row, i_atom, k, valid, y_stride, d, scale, offset, T, AFFINE
+                    )
                     b_point = tl.load(point + i_row * d + k, mask=active & (k < d), other=0.0)
                     taint += tl.sum(0.0 * b_point + 0.0 * b_y, 2, keep_dims=True)
                 value += taint
             if PRIOR:
-                value += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
+                value += LOG2E * tl.load(log_pi + row + i_atom, mask=exists, other=0.0)
         written = active & exists & (chunks > 0)
         tl.store(p_out, value, mask=written)
         if largest is not None:  # what is no number is left to the sums
             counts = tl.where(written & (value == value), value, -float("inf"))
             peak = tl.maximum(peak, tl.max(counts, 1, keep_dims=True))
     if largest is not None:
-        count = tl.cdiv(N, ATOMS * STRIP)
-        p_largest = largest + i_target * count + begin // (ATOMS * STRIP)
+        strips = tl.cdiv(N, ATOMS * STRIP)
+        p_largest = largest + i_target * strips + begin // (ATOMS * STRIP)
         tl.store(p_largest, peak, mask=i_target < targets)

@@ -71,3 +71,23 @@ def load_atoms(
     if AFFINE:
         b_y = tl.where(mask, b_y * scale + offset, 0.0)
     return b_y
+
+
+@triton.jit
+def list_of(first, i_target, vectors_per_query):
+    """Of the list of a target's query: how many atoms it has; where they begin among those of all
+    lists; and where what belongs to the target and to these atoms does, target after target."""
+    p_first = first + i_target // vectors_per_query
+    begin = tl.load(p_first)
+    count = tl.load(p_first + 1) - begin
+    return count, begin, begin * vectors_per_query + i_target % vectors_per_query * count
+
+
+@triton.jit
+def listed_rows(atoms, i_pair, start, i, exists, N):
+    """The rows start + i of y that stand at places start + i of the list which begins at i_pair; N
+    where none `exists`. Without lists they are the same."""
+    if atoms is not None:
+        i = tl.load(atoms + i_pair + start + i, mask=exists, other=N)
+        start = tl.zeros((), tl.int64)
+    return start, i

@@ -191,7 +191,7 @@ def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | Non
 def prepared(p: Problem, kind: str) -> Prepared | None:
     """The call with its queries in order and everything split into parts, or None where there is
     no pass for it."""
-    plan = _plan_of(p.x, p.y, p.v, kind)
+    plan = _plan_of(p.x, p.y, p.v, kind) if p.lists is None else None
     if plan is None:
         return None
     centre, d = p.queries.centre, p.x.shape[1]
@@ -256,6 +256,7 @@ def _sweep(
     upper, floor = _bounds(a, device)
     sweep_kernel[(triton.cdiv(targets, tile.TARGETS) * splits,)](
         **p.atom_arguments,
+        **p.list_arguments,
         anchor=p.queries.anchor,
         rest=p.queries.rest,
         v=p.v,

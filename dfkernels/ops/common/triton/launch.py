@@ -15,7 +15,7 @@ from torch import Tensor
 from .device import Device, device_of
 from .logits import Logits, compute_logits
 from .merge import merge_mean_kernel
-from .problem import Problem, make_problem
+from .problem import Lists, Problem, make_problem
 from .products import weighted_sums
 from .sweep import sweep_kernel
 
@@ -160,12 +160,25 @@ def even_splits(N: int, splits: int, atoms: int) -> tuple[int, int]:
     return span, triton.cdiv(N, span)
 
 
+def tile_of(p: Problem) -> Tile:
+    """The tile for a call. With lists a program has one target, as if there were no other."""
+    targets = p.targets if p.lists is None else 1
+    return tile_for(targets, p.x.shape[1], p.x.element_size(), device_of(p.x))
+
+
 def queries_at_once(
-    B: int, K: int, N: int, d: int, itemsize: int, matvec: bool, device: Device
+    B: int,
+    K: int,
+    N: int,
+    d: int,
+    itemsize: int,
+    matvec: bool,
+    device: Device,
+    listed: bool = False,
 ) -> int:
     """How many queries SCRATCH has room for, at least one: their moments, and where logits are
-    given, these and the projections of the vectors."""
-    tile = tile_for(B * K, d, itemsize, device)
+    given, these and the projections of the vectors. N: the atoms that a query counts, at most."""
+    tile = tile_for(1 if listed else B * K, d, itemsize, device)
     splits = splits_for(N, triton.cdiv(B * K, tile.TARGETS), tile, device)
     pairs = N * (1 + K * matvec) * tile.logits_given
     return whole_tiles(SCRATCH // (3 * K * (splits + 1) * d + pairs))
@@ -189,6 +202,7 @@ def in_query_groups(
     *,
     normalised: bool = False,
     scratch: int | None = None,
+    lists: Lists | None = None,
 ):
     """Calls launch(problem) on as many queries at a time as the scratch memory allows.
 
@@ -197,12 +211,15 @@ def in_query_groups(
         x, y, v, alpha, sigma, log_prior, scale, offset: those of an op.
         normalised: log_prior is log pi already.
         scratch: numbers of scratch memory for each query, unless it is moments that are launched.
+        lists: the atoms that each query counts; it is moments then.
     """
     B, K = x.shape[0], 1 if v is None else v.shape[1]
-    p = make_problem(x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised)
-    if scratch is None:
-        matvec = v is not None
-        step = queries_at_once(B, K, *p.y.shape, x.element_size(), matvec, device_of(x))
+    p = make_problem(
+        x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised, lists=lists
+    )
+    if scratch is None or lists is not None:
+        matvec, listed, d = v is not None, lists is not None, x.shape[1]
+        step = queries_at_once(B, K, p.longest, d, x.element_size(), matvec, device_of(x), listed)
     else:
         step = whole_tiles(SCRATCH // scratch)
     with torch.cuda.device_of(x):
@@ -246,12 +263,12 @@ def accumulate(
         trace_only: only the sum of the second moment over the coordinates will be used.
     """
     (B, d), N, targets = p.x.shape, p.y.shape[0], p.targets
-    device = device_of(p.x)
-    tile = tile_for(targets, d, p.x.element_size(), device)
+    device, tile = device_of(p.x), tile_of(p)
     if tile.logits_given and logits is None:
         logits = compute_logits(p)
     programs = triton.cdiv(d, tile.D) * triton.cdiv(targets, tile.TARGETS)
-    span, splits = even_splits(N, splits_for(N, programs, tile, device), tile.ATOMS)
+    splits = splits_for(p.longest, programs, tile, device)
+    span, splits = even_splits(p.longest, splits, tile.ATOMS)
     matvec = p.v is not None and (projections is not None or not tile.logits_given)
     products = tile.logits_given and logits.by_products is not None
     count = splits + products
@@ -261,6 +278,7 @@ def accumulate(
         floor = torch.where(logits.by_products > 0, math.inf, floor)
     sweep_kernel[(programs * splits,)](
         **p.atom_arguments,
+        **p.list_arguments,
         anchor=p.queries.anchor,
         rest=p.queries.rest,
         v=p.v,

@@ -52,18 +52,19 @@ def by_differences(
     floor: Tensor | None = None,
     largest: Tensor | None = None,
 ) -> Tensor:
-    """Every logit, [B, N], or, given a reference, every <y - reference, v>, [targets, N].
+    """Every logit, [B, N], or, given a reference, every <y - reference, v>, [targets, N]; with
+    lists, those of their atoms (`Problem.per_pair`).
 
     With bounds, only those that may matter; logits then take the place of their bounds, and the
     largest of each block of BLOCK atoms goes to `largest` [B, blocks], if it is given.
     """
-    N, q = p.y.shape[0], p.queries
-    targets = p.x.shape[0] if reference is None else p.targets
-    out = p.x.new_empty(targets, N) if bounds is None or reference is not None else bounds
-    sizes = difference_sizes(targets)
-    tiles = triton.cdiv(N, sizes["ATOMS"] * sizes["STRIP"])
+    q, targets = p.queries, p.x.shape[0] if reference is None else p.targets
+    out = p.per_pair(targets) if bounds is None or reference is not None else bounds
+    sizes = difference_sizes(targets if p.lists is None else 1)
+    tiles = triton.cdiv(p.longest, sizes["ATOMS"] * sizes["STRIP"])
     differences_kernel[(tiles * triton.cdiv(targets, sizes["TARGETS"]),)](
         **p.atom_arguments,
+        **p.list_arguments,
         point=q.anchor if reference is None else reference,
         rest=q.rest if reference is None else None,
         v=p.v,
@@ -88,7 +89,7 @@ class Logits(NamedTuple):
     """Logits of all pairs, and what the kernels that use matrix products need beside them."""
 
     value: Tensor  # [B, N], base 2, exact where they matter, less what all atoms share
-    max_logit: Tensor  # [B]
+    max_logit: Tensor  # [B]; with lists, where nobody looks for it, -inf
     common: Tensor  # [B], double: what all atoms share, in natural logarithms
     by_products: Tensor | None = None  # [B], int32: 1 for the queries that take products, else 0
     y_square: Tensor | None = None  # [N]: |y - centre|^2
@@ -288,10 +289,12 @@ def expanded(p: Problem) -> Logits:
 
 def compute_logits(p: Problem) -> Logits:
     """The logits of a call, by whichever way is faster."""
-    if p.x.dtype == torch.float32 and p.x.shape[0] > 1:
+    if p.x.dtype == torch.float32 and p.x.shape[0] > 1 and p.lists is None:
         return expanded(p)
     value = by_differences(p)
-    return Logits(value, value.amax(1), p.queries.common)
+    unknown = p.x.new_full((p.x.shape[0],), -math.inf)
+    max_logit = value.amax(1) if p.lists is None else unknown
+    return Logits(value, max_logit, p.queries.common)
 
 
 def compute_projections(p: Problem, logits: Logits, reference: Tensor) -> Tensor:

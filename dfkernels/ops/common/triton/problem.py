@@ -33,6 +33,28 @@ class Anchored(NamedTuple):
     common: Tensor  # [B], double: -|rest|^2/(2 sigma^2), what the logits leave out
 
 
+class Lists(NamedTuple):
+    """The atoms that each query counts, as ../lists.py has them."""
+
+    atoms: Tensor  # int64 [pairs]: rows of y, those of one query after those of another
+    first: Tensor  # int64 [B + 1]: where each query's begin, and where the last ones end
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, atoms: Tensor | None, counts: Tensor | None) -> Lists | None:
+        """The checked arguments of an op, or None where there are none."""
+        if atoms is None:
+            return None
+        first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        return cls(atoms.contiguous(), first, counts.tolist())
+
+    def part(self, s: slice) -> Lists:
+        """The lists of some queries."""
+        before, sizes = sum(self.sizes[: s.start]), self.sizes[s]
+        atoms = self.atoms[before : before + sum(sizes)]
+        return Lists(atoms, self.first[s.start : s.start + len(sizes) + 1] - before, sizes)
+
+
 class Problem(NamedTuple):
     """One call of a data-set op: contiguous tensors (except for the rows of y), log pi normalised.
 
@@ -48,6 +70,7 @@ class Problem(NamedTuple):
     scale: float
     offset: float
     queries: Anchored | None = None  # what logits are computed from
+    lists: Lists | None = None  # None: every query counts all atoms
 
     def rows(self, s: slice | Tensor) -> Problem:
         """The call for some of the queries, or for all in another order."""
@@ -55,11 +78,25 @@ class Problem(NamedTuple):
         if q is not None:
             q = q._replace(anchor=q.anchor[s], rest=q.rest[s], near=q.near[s], common=q.common[s])
         v = None if self.v is None else self.v[s]
-        return self._replace(x=self.x[s], v=v, alpha=self.alpha[s], sigma=self.sigma[s], queries=q)
+        lists = None if self.lists is None else self.lists.part(s)
+        some = {"x": self.x[s], "v": v, "alpha": self.alpha[s], "sigma": self.sigma[s]}
+        return self._replace(**some, queries=q, lists=lists)
 
     @property
     def targets(self) -> int:
         return self.x.shape[0] if self.v is None else self.v.shape[0] * self.v.shape[1]
+
+    @property
+    def longest(self) -> int:
+        """How many atoms a query counts, at most."""
+        return self.y.shape[0] if self.lists is None else max(self.lists.sizes)
+
+    def per_pair(self, rows: int) -> Tensor:
+        """Memory for a number of every atom that counts, for so many rows: [rows, N]; with lists,
+        where a query has rows/B of them, those of one query's list after those of another's."""
+        if self.lists is None:
+            return self.x.new_empty(rows, self.y.shape[0])
+        return self.x.new_empty(rows // self.x.shape[0] * len(self.lists.atoms))
 
     @property
     def gap(self) -> float:
@@ -81,6 +118,13 @@ class Problem(NamedTuple):
             "PRIOR": self.log_pi is not None,
             "AFFINE": (self.scale, self.offset) != (1.0, 0.0),
         }
+
+    @property
+    def list_arguments(self) -> dict[str, Tensor | None]:
+        """What kernels that know lists take beside them."""
+        if self.lists is None:
+            return {"atoms": None, "first": None}
+        return {"atoms": self.lists.atoms, "first": self.lists.first}
 
 
 def stored_atoms(x: Tensor, y: Tensor, scale: float, offset: float) -> tuple[Tensor, float, float]:
@@ -130,6 +174,7 @@ def make_problem(
     offset: float,
     *,
     normalised: bool = False,
+    lists: Lists | None = None,
 ) -> Problem:
     """The prepared form of an op's flat arguments; normalised: log_prior is log pi already."""
     y, scale, offset = stored_atoms(x, y, scale, offset)
@@ -139,4 +184,4 @@ def make_problem(
     p = Problem(
         x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_prior, scale, offset
     )
-    return p._replace(queries=anchored(p))
+    return p._replace(queries=anchored(p), lists=lists)

@@ -14,7 +14,7 @@ third axis. COORD_AXIS = 2: a thread holds columns of a few rows, and targets sh
 COORD_AXIS = 0, for small d: a thread holds whole targets, so that every sum stays inside it. Where
 d is too large for registers, logits and projections are GIVEN (differences.py, filter.py), and a
 program has a block of the coordinates. Where strips of tiles are bounded (fused.py), those in which
-nothing matters are left out.
+nothing matters are left out. With lists of atoms a program has one target and a split of its list.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .functions import LOG2E, add_compensated, any_true, index_along, load_atoms, valid_atoms
+from .functions import (
+    LOG2E,
+    add_compensated,
+    any_true,
+    index_along,
+    list_of,
+    listed_rows,
+    load_atoms,
+    valid_atoms,
+)
 
 
 class Moments(NamedTuple):
@@ -178,10 +187,13 @@ def sweep_kernel(
     alpha,  # [B]
     sigma,  # [B]
     log_pi,  # [N], or None
-    logits,  # [B, N], base 2, or None; where less than floor - gap, only upper bounds
+    atoms,  # int64: the rows of all lists, query after query, or None: every query counts all
+    first,  # int64 [B + 1]: where each query's begin, and where the last ones end; or None
+    logits,  # [B, N], or of lists [pairs]; base 2; below floor - gap only upper bounds; or None
     bounds,  # [B, row_strips]: no logit of the strip is larger, or None; less a constant, as floor
     floor,  # [B]: a lower bound of the largest logit, or None; inf: skip the query
-    projections,  # [targets, N]: <y - reference, v>, right where the logit matters, or None
+    projections,  # [targets, N]: <y - reference, v>, right where the logit matters, or None; of
+    # lists [pairs times vectors_per_query]
     reference,  # [targets, d], or None: chosen here
     scalars,  # out [4, splits, targets]: max_logit (base 2), the sums of e, e^2 and e <t, v>
     vectors,  # out [3, splits, targets, d]: reference and moments, where weight_sum > 0
@@ -237,7 +249,11 @@ def sweep_kernel(
     least = tl.zeros_like(factor) - float("inf")  # some atom's logit is at least this
     begin = split * span
     i = index_along(ATOMS, 1)
-    tiles = tl.cdiv(tl.minimum(span, N - begin).to(tl.int32), ATOMS)
+    if atoms is None:
+        count, i_pair, i_projection = N, i_query * N, i_target * N
+    else:
+        count, i_pair, i_projection = list_of(first, i_block, vectors_per_query)
+    tiles = tl.cdiv(tl.maximum(tl.minimum(span, count - begin), 0).to(tl.int32), ATOMS)
     BOUNDED: tl.constexpr = bounds is not None
     strip = STRIP if GIVEN or BOUNDED else tiles
     strips = tl.cdiv(tiles, strip) if GIVEN or BOUNDED else 1
@@ -250,7 +266,7 @@ def sweep_kernel(
         end = tl.minimum(tiles, (j + 1) * strip)
         if GIVEN:  # most of the time nothing in a strip matters
             n = begin + j * strip * ATOMS + index_along(STRIP * ATOMS, 1)
-            ahead = tl.load(logits + i_query * N + n, mask=(n < N) & active, other=-float("inf"))
+            ahead = tl.load(logits + i_pair + n, mask=(n < count) & active, other=-float("inf"))
             any_matters = (ahead > tl.maximum(m.max_logit, least) - gap) | (ahead != ahead)
             end = tl.where(any_true(any_matters), end, j * strip)
         if BOUNDED:
@@ -259,20 +275,21 @@ def sweep_kernel(
             end = tl.where(any_true(ahead > b_floor - gap), end, j * strip)
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
-            exists = i < N - start
-            valid = valid_atoms(log_pi, start, i, N, PRIOR)
+            exists = i < count - start
+            row, i_atom = listed_rows(atoms, i_pair, start, i, exists, N)
+            valid = valid_atoms(log_pi, row, i_atom, N, PRIOR)
             if GIVEN:
-                p_logit = logits + i_query * N + start + i
+                p_logit = logits + i_pair + start + i
                 logit = tl.load(p_logit, mask=exists & active, other=-float("inf"))
                 taint = tl.sum(tl.where(logit == logit, 0.0, logit), 1, keep_dims=True)
             else:
-                b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                b_y = load_atoms(y, row, i_atom, k, valid, y_stride, d, scale, offset, T, AFFINE)
                 a = b_anchor - b_alpha * b_y
                 distance = tl.sum(a * (a + 2 * b_rest), COORD_AXIS, keep_dims=True)
                 taint = tl.sum(distance, 1, keep_dims=True)
                 logit = factor * distance
                 if PRIOR:
-                    logit += LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
+                    logit += LOG2E * tl.load(log_pi + row + i_atom, mask=exists, other=0.0)
             logit = tl.where(exists & active, logit, -float("inf"))
             peak = tl.max(logit, 1, keep_dims=True)
             # Where something is not finite, the sums are taken too: they tell an outlier, which has
@@ -280,7 +297,9 @@ def sweep_kernel(
             matters = (peak > tl.maximum(m.max_logit, least) - gap) | ~(taint < float("inf"))
             if any_true(matters):
                 if GIVEN:
-                    b_y = load_atoms(y, start, i, k, valid, y_stride, d, scale, offset, T, AFFINE)
+                    b_y = load_atoms(
+                        y, row, i_atom, k, valid, y_stride, d, scale, offset, T, AFFINE
+                    )
                 e, tile_weight, down, m = raise_max_logit(m, logit, peak)
                 heavier = (tile_weight > m.weight_sum) & (not (GIVEN and MATVEC))
                 if any_true(heavier):
@@ -294,7 +313,7 @@ def sweep_kernel(
                 if MATVEC:
                     if GIVEN:
                         counts = exists & active & (logit >= least - gap)
-                        p_projection = projections + i_target * N + start + i
+                        p_projection = projections + i_projection + start + i
                         projection = tl.load(p_projection, mask=counts, other=0.0)
                     else:  # 0 for an outlier, whose weight is 0 and whose <t, v> may be infinite
                         projection = tl.sum(t * b_v, COORD_AXIS, keep_dims=True)
