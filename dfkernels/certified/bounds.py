@@ -120,9 +120,9 @@ class Queries:
         sizes = distance + self.z_norm**2 + abs(prior)
         return prior + (self.z_norm**2 - distance) / 2 - exact_logit(self.x.shape[1]) * sizes
 
-    def raise_kth_logit(self, atoms: Tensor) -> None:
-        """Takes note of k atoms, [Q, k]: all of them reach the smallest of their logits."""
-        found = self.exact_logits(atoms).amin(1, keepdim=True)
+    def raise_kth_logit(self, sets: Tensor) -> None:
+        """Takes note of sets of k atoms, [Q, sets, k]: all of a set reach its smallest logit."""
+        found = self.exact_logits(sets.flatten(1)).view(sets.shape).amin(2).amax(1, keepdim=True)
         self.kth_logit = torch.maximum(self.kth_logit, found)
 
     @property

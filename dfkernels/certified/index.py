@@ -148,16 +148,15 @@ def check_values(index: CloudIndex) -> None:
     Raises:
         RuntimeError: names the first tensor with a number that is not finite or below the minimum.
     """
-    for name, t in index._asdict().items():
+    floats = {n: t for n, t in index._asdict().items() if t.is_floating_point() and t.numel()}
+    # both ends are nan if any number is; a device is waited for once
+    ends = torch.stack([torch.stack(t.aminmax()).double() for t in floats.values()]).tolist()
+    for name, (low, high) in zip(floats, ends, strict=True):
         minimum = FIELDS[name].minimum
-        if t.is_floating_point() and t.numel():
-            low, high = (float(end) for end in t.aminmax())  # both are nan if any number is
-            enough = low > -torch.inf if minimum is None else low >= minimum
-            if not (enough and high < torch.inf):
-                expected = "finite values" + ("" if minimum is None else f" >= {minimum:g}")
-                raise RuntimeError(
-                    f"{name}: expected {expected}, got values from {low:g} to {high:g}"
-                )
+        enough = low > -torch.inf if minimum is None else low >= minimum
+        if not (enough and high < torch.inf):
+            expected = "finite values" + ("" if minimum is None else f" >= {minimum:g}")
+            raise RuntimeError(f"{name}: expected {expected}, got values from {low:g} to {high:g}")
     N, count = len(index.atom_norm), float(index.named_limits.remote_count)
     if count > N:
         raise RuntimeError(f"limits: expected at most {N} remote atoms, got {count:g}")

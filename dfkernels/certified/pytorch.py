@@ -66,7 +66,7 @@ class Search(Queries):
         estimate, self.upper = self.bounds(atoms, product, norm**2, bound)
         estimate = estimate.masked_fill(~self.candidate, -torch.inf)
         # the kernels look at those with the largest upper bounds as well
-        self.raise_kth_logit(atoms[estimate.topk(self.k, 1).indices])
+        self.raise_kth_logit(atoms[estimate.topk(self.k, 1).indices][:, None])
         return self._drop(self.upper < self.threshold)
 
     def _drop(self, gone: Tensor) -> Tensor:

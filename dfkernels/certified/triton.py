@@ -24,7 +24,8 @@ from .rounding import FEW_ROUNDINGS, float_sums, round_down, round_up
 
 kernels: Any = triton_bounds  # launches have no types
 
-PAIRS = 2**25  # pairs of queries and atoms at once, or numbers of atoms for their exact logits
+PAIRS = 2**27  # pairs of queries and atoms at once, of 13 bytes each
+NUMBERS = 2**25  # of atoms for their exact logits, at once
 SAMPLE = 64  # atoms that tell whether most are needed
 SPAN = 2**17 - 128  # coordinates whose products of digits, 2^14 at most, do not overflow int32
 LARGEST = 127 * 2**24  # the largest integer for a coordinate: its leading digit fits 8 bits
@@ -106,8 +107,8 @@ def _threshold(q: Queries, k: int, estimate: Tensor, upper: Tensor) -> Tensor:
     The largest estimates are right in much noise, the largest upper bounds where a query almost is
     an atom.
     """
-    for key in (estimate, upper):
-        q.raise_kth_logit(key.argmax(1, keepdim=True) if k == 1 else key.topk(k, 1).indices)
+    largest = lambda t: t.argmax(1, keepdim=True) if k == 1 else t.topk(k, 1).indices
+    q.raise_kth_logit(torch.stack([largest(estimate), largest(upper)], 1))
     return round_down(q.threshold)
 
 
@@ -123,13 +124,34 @@ def _all_is_cheaper(q: Queries, upper: Tensor, threshold: Tensor) -> Tensor:
     logits = q.alpha * (q.z @ t.T) - q.alpha**2 / 2 * t.square().sum(1)
     logits = logits + q.variance * q.log_prior[rows]
     read = QUERY_GROUP * (logits >= q.threshold).double().mean(1, keepdim=True)
-    left = (~(upper < threshold)).double().mean(1, keepdim=True)
-    # the selected rows are read, written side by side, and read again, query by query
-    copies = 3 * min(groups, 8)
-    costly = (left > 0.25) & (copies * read + 0.4 * left >= 0.9)
+    left = 1 - (upper < threshold).sum(1, keepdim=True) / N
+    # each query reads its own rows; up to eight groups would share a pass over all atoms
+    costly = (left > 0.25) & (min(groups, 8) * read + 0.4 * left >= 0.9)
     size = (1 + q.alpha**2) * (1 + (q.z_norm + q.limits.radius) ** 2)
     usable = (q.variance > 1e-24) & (q.gap + 100 * q.variance < 1e24) & (size < 1e24)
     return costly | ~usable
+
+
+def weighed(
+    q: Queries, upper: Tensor, threshold: Tensor, takes_all: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(bool [Q, N]: the atoms that stay, none where all are taken; [Q]: what the others weigh)."""
+    Q, N = upper.shape
+    stays = torch.empty_like(upper, dtype=torch.bool)
+    dropped = upper.new_empty(Q, triton.cdiv(N, 2048), dtype=torch.float64)
+    kernels.weigh_dropped[(dropped.numel(),)](
+        upper,
+        threshold.contiguous(),
+        (q.kth_logit - q.coordinate_error).contiguous(),
+        q.variance.contiguous(),
+        takes_all.contiguous(),
+        stays,
+        dropped,
+        N,
+        ATOMS=2048,
+        num_warps=4,
+    )
+    return stays, dropped.sum(1)
 
 
 def _without_the_lightest(
@@ -156,11 +178,9 @@ def _select(q: Queries, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The op for some queries."""
     upper, threshold, takes_all = search(q, k)
     takes_all |= q.takes_all()
-    gone = upper < threshold
-    weight = ((upper - (q.kth_logit - q.coordinate_error)) / q.variance).exp_()
-    dropped = weight.masked_fill_(~gone, 0).sum(1)
+    stays, dropped = weighed(q, upper, threshold, takes_all)
     dropped = (dropped + q.remote_weight()[:, 0]) * FEW_ROUNDINGS
-    rows, atoms = (~(gone | takes_all)).nonzero().unbind(1)
+    rows, atoms = stays.nonzero().unbind(1)
     if k == 1:
         stays, dropped = _without_the_lightest(q, upper, dropped, rows, atoms)
         rows, atoms = rows[stays], atoms[stays]
@@ -173,7 +193,8 @@ def launch(*args) -> tuple[Tensor, Tensor, Tensor]:
     """The op, whose arguments select_atoms.py explains, for at least one query."""
     sought, index, gap, k = parsed(args)
     x, y = sought.x, sought.y
-    step = max(QUERY_GROUP, PAIRS // max(len(y), k * y.shape[1]) // QUERY_GROUP * QUERY_GROUP)
+    step = min(PAIRS // len(y), NUMBERS // (2 * k * y.shape[1]))
+    step = max(QUERY_GROUP, step // QUERY_GROUP * QUERY_GROUP)
     found = []
     with torch.cuda.device_of(x):
         for b in range(0, len(x), step):

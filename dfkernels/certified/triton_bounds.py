@@ -151,3 +151,28 @@ def bound_from_fine(
     )  # fmt: skip
     tl.store(p_estimate + q * N + i, b_estimate, mask=candidate)
     tl.store(p_upper + q * N + i, b_upper, mask=candidate)
+
+
+@triton.jit
+def weigh_dropped(
+    p_upper,  # [Q, N]
+    p_threshold,  # [Q]: atoms with a smaller `upper` are dropped
+    p_reached,  # [Q], double: a lower bound of the k-th largest logit
+    p_variance,  # [Q], double
+    p_takes_all,  # bool [Q]
+    p_stays,  # out, bool [Q, N]: not dropped; nothing where all are taken
+    p_dropped,  # out, double [Q, blocks of ATOMS]: sum of e^((upper - reached) / sigma^2)
+    N,
+    ATOMS: tl.constexpr,
+):
+    """What the dropped atoms may weigh, and which ones stay, for ATOMS atoms and one query."""
+    blocks = tl.cdiv(N, ATOMS)
+    q = (tl.program_id(0) // blocks).to(tl.int64)
+    i = (tl.program_id(0) % blocks).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
+    b_upper = tl.load(p_upper + q * N + i, mask=i < N, other=0.0)
+    gone = (b_upper < tl.load(p_threshold + q)) & (i < N)
+    below = b_upper.to(tl.float64) - tl.load(p_reached + q)
+    below = tl.where(gone, below / tl.load(p_variance + q), 0.0)
+    stays = (gone == 0) & (tl.load(p_takes_all + q) == 0)
+    tl.store(p_stays + q * N + i, stays, mask=i < N)
+    tl.store(p_dropped + tl.program_id(0), tl.sum(tl.where(gone, tl.exp(below), 0.0)))

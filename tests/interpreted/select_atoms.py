@@ -266,3 +266,21 @@ def test_digits_hold_a_query():
     back = (digits.double() * 256.0 ** torch.arange(4)[:, None]).sum(1) * unit
     assert digits.dtype == torch.int8 and digits.shape == (2, 4, 3)
     assert float((v - back - lost).abs().max()) <= 1e-18 and bool((lost.abs() <= 0.51 * unit).all())
+
+
+def test_what_the_dropped_weigh():
+    """Three blocks of atoms; an atom without a code, one without a bound, a query that takes
+    all."""
+    upper = 30 * normal(3, 5000)
+    upper[0, :2] = torch.tensor([-math.inf, math.nan])
+    q = SimpleNamespace(
+        kth_logit=torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64),
+        coordinate_error=torch.full((3, 1), 0.25, dtype=torch.float64),
+        variance=torch.tensor([[1.0], [4.0], [9.0]], dtype=torch.float64),
+    )
+    threshold, takes_all = torch.tensor([[-5.0], [1.0], [0.0]]), torch.tensor([[0], [1], [0]]) > 0
+    stays, dropped = kernels.weighed(q, upper, threshold, takes_all)
+    gone = upper < threshold
+    weight = ((upper.double() - q.kth_logit + 0.25) / q.variance).exp()
+    assert torch.equal(stays, ~gone & ~takes_all) and bool(stays[0, 1]) and not bool(stays[0, 0])
+    torch.testing.assert_close(dropped, weight.masked_fill(~gone, 0).sum(1), rtol=1e-13, atol=0)
