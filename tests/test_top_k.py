@@ -57,6 +57,12 @@ def blocks(request, monkeypatch):
             monkeypatch.setattr(heaviest, name, value)
 
 
+def test_devices_take_larger_blocks():
+    """A block is a handful of launches, whatever its size."""
+    most = [heaviest._most(1 << 17, torch.device(name)) for name in ("cpu", "cuda")]
+    assert most == [1 << 17, 1 << 24]
+
+
 def gaussian(N, d, seed=0):
     return torch.randn(N, d, generator=torch.Generator().manual_seed(seed))
 

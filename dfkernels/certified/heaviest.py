@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from .rounding import UNIT
 _BLOCK_NUMBERS = 1 << 17  # of atoms that are made float64 together: they stay in a core's cache
 _ESTIMATES = 1 << 18  # estimates at a time: their temporaries stay in a cache as well
 _PAIRS = 1 << 20  # pairs (query, atom) that wait to be evaluated
+_ON_DEVICES = 1 << 7  # times as many numbers and estimates: there launches count, not caches
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Atoms:
         It is used again and again, since fresh memory costs more than what is done with it.
         """
         N, d = self.y.shape
-        n = min(N, max(1, _BLOCK_NUMBERS // d))
+        n = min(N, max(1, _most(_BLOCK_NUMBERS, self.y.device) // d))
         return torch.empty(n, d + 2, dtype=torch.float64, device=self.y.device)
 
     def read(self, start: int, buffer: Tensor) -> Tensor:
@@ -130,8 +132,9 @@ def heaviest(
             where it is not needed.
     """
     N = len(atoms.y)
-    n = min(N, max(4096, _ESTIMATES // (4 * len(x)), k))
-    queries = max(1, _ESTIMATES // n)
+    most = _most(_ESTIMATES, x.device)
+    n = min(N, max(4096, most // (4 * len(x)), k))
+    queries = max(1, most // n)
     found = []
     for q in range(0, len(x), queries):
         part = slice(q, q + queries)
@@ -208,7 +211,7 @@ def logits(
     x: Tensor, alpha: Tensor, sigma: Tensor, atoms: Atoms, query: Tensor, atom: Tensor
 ) -> Tensor:
     """The logits of pairs (query[m], atom[m]) by differences, in float64, [M]."""
-    step = max(2, _BLOCK_NUMBERS // x.shape[1])
+    step = max(2, _most(_BLOCK_NUMBERS, x.device) // x.shape[1])
     parts = [x.new_empty(0)]
     for q, a in zip(query.split(step), atom.split(step), strict=True):
         rows = a if len(a) > 1 else a.repeat(2)  # torch adds up a single row in another order
@@ -241,6 +244,11 @@ def refuse_overflow(largest: Tensor) -> None:
         raise ValueError(
             "x, alpha, sigma: expected distances that float64 can hold, got an overflow"
         )
+
+
+def _most(numbers: int, device: torch.device) -> int:
+    """How many numbers of float64 are handled together."""
+    return numbers if device.type == "cpu" else _ON_DEVICES * numbers
 
 
 def _logsumexp(t: Tensor, largest: Tensor) -> Tensor:
@@ -376,11 +384,17 @@ class _Search:
         self.waiting, self.count = [], 0
 
     def _add_to_total(self, query: Tensor, logit: Tensor) -> None:
+        if not len(query):
+            return
         order = query.argsort(stable=True)
-        queries, counts = query[order].unique_consecutive(return_counts=True)
-        parts = logit[order].split(counts.tolist())
-        for q, part in zip(queries.tolist(), parts, strict=True):
-            self.log_total[q] = torch.logaddexp(self.log_total[q], part.logsumexp(0))
+        query, logit = query[order], logit[order]
+        queries, counts = query.unique_consecutive(return_counts=True)
+        of_each = partial(torch.segment_reduce, lengths=counts, unsafe=True)
+        largest = of_each(logit, "max")
+        largest = torch.where(largest == -math.inf, 0, largest)
+        below = logit - largest.repeat_interleave(counts, output_size=len(logit))
+        total = of_each(below.exp(), "sum").log() + largest
+        self.log_total[queries] = torch.logaddexp(self.log_total[queries], total)
 
     def result(self) -> Heaviest:
         self._evaluate()
