@@ -88,6 +88,15 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         ((64, 50_000, 48, 1), SINGLE, torch.uint8, False),
     ],
 }
+# lists of atoms: a whole row of every kind, and one that no program holds
+LISTS = [
+    ((64, 50_000, 3072, 1), SINGLE, SINGLE, False),
+    ((64, 50_000, 784, 1), SINGLE, torch.uint8, True),
+    ((64, 1_280_000, 4096, 1), SINGLE, torch.bfloat16, False),
+    ((64, 50_000, 12_288, 1), SINGLE, SINGLE, True),
+    ((65_536, 65_536, 2, 1), SINGLE, SINGLE, False),
+    ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
+]
 # first derivatives: every tile, in float64 too, and where d is cut
 PAIRS = [
     ((1, 50_000, 784, 1), SINGLE, SINGLE, True),
@@ -97,10 +106,14 @@ PAIRS = [
     ((16, 1000, 64, 1), DOUBLE, DOUBLE, True),
 ]
 LAUNCHERS = {
-    "select_atoms": ("certified.triton", "search"),  # what comes after it needs a device
+    "select_atoms": ("certified.triton", "search"),
+    "dropped_weight": ("certified.triton", "weighed"),  # what comes after it needs a device
     **{f"pair_{name}": ("ops.common.triton.pair", name) for name in PAIR_KERNELS},
+    **{f"lists_{op}": (f"ops.{op}.triton", "launch") for op in ("posterior", "fisher_matvec")},
 }
 CALLS |= {f"pair_{name}": PAIRS for name in PAIR_KERNELS}
+CALLS["dropped_weight"] = CALLS["select_atoms"][:1]
+CALLS |= {name: LISTS for name in LAUNCHERS if name.startswith("lists_")}
 
 
 class Launch(NamedTuple):
@@ -146,6 +159,10 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
         if op == "select_atoms":
             yield search_arguments(new, x, y, level, log_prior, *affine)
             return
+        if op == "dropped_weight":
+            q, _ = search_arguments(new, x, y, level, log_prior, *affine)
+            yield q, new(B, shape[1]), new(B, 1), new(B, 1, dtype=torch.bool)
+            return
         if op.startswith("pair"):
             yield from pair_arguments(op, new, x, y, v, level, log_prior, *affine)
             return
@@ -156,7 +173,14 @@ def arguments(op: str, shape: tuple[int, ...], dtype, storage: torch.dtype = SIN
         if op == "draw":
             yield (x, y, *rest, 2**40, new(B, dtype=torch.int64), B)
             return
-        yield (x, y, *((v,) if op == "fisher_matvec" else ()), *rest)
+        lists = equal_lists(B, shape[1]) if op.startswith("lists_") else ()
+        yield (x, y, *((v,) if op.endswith("fisher_matvec") else ()), *rest, *lists)
+
+
+def equal_lists(B: int, N: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of atoms; how many each has is read, so that these are on a device."""
+    count = min(N, 1000)
+    return torch.arange(count).repeat(B), torch.full((B,), count)
 
 
 def pair_arguments(op, new, x, y, v, level, log_pi, scale, offset):
@@ -202,15 +226,18 @@ def search_arguments(new, x, y, level, log_prior, scale, offset):
 def launcher(name: str) -> tuple[Any, tuple[dict[str, bool], ...]]:
     """An op's launcher, and every set of further keywords that it takes."""
     place, function = LAUNCHERS.get(name, (f"ops.{name}.triton", "launch"))
-    both = ({"fisher": True}, {"fisher": False}) if name == "fisher_matvec" else ({},)
+    both = ({"fisher": True}, {"fisher": False}) if name.endswith("fisher_matvec") else ({},)
     return getattr(importlib.import_module(f"dfkernels.{place}"), function), both
+
+
+SHORT = {"bfloat": "bf", "float": "fp", "uint": "u", "int": "i", "bool": "i1"}
 
 
 def kind(value) -> str:
     """Triton's type of an argument."""
     if isinstance(value, torch.Tensor):
         name = "*" + str(value.dtype).removeprefix("torch.")
-        for long, short in (("bfloat", "bf"), ("float", "fp"), ("uint", "u"), ("int", "i")):
+        for long, short in SHORT.items():
             name = name.replace(long, short)
         return name
     if isinstance(value, float):

@@ -43,6 +43,10 @@ TINY = [
     Case("grid", "average", 3, 40, 6),
     Case("derivative", "posterior", 3, 40, 6, derivative="mean y reverse"),
     Case("derivative", "fisher_matvec", 3, 40, 6, derivative="fisher_matvec x forward"),
+    Case("lists", "posterior", 3, 40, 6, way="lists of 7"),
+    Case("lists", "fisher_matvec", 3, 40, 6, K=2, way="lists of 7"),
+    Case("lists", "posterior", 3, 40, 16, storage="bfloat16", noise="low", way="tolerance"),
+    Case("lists", "posterior", 3, 40, 6, K=5, way="top_k"),
 ]
 
 
@@ -126,6 +130,17 @@ def test_the_floor_is_the_largest_of_three():
     assert chain.flops == 2 * 7 * 10 * (2 * 6 + 9 + 8)
 
 
+def test_of_lists_each_querys_rows_are_read():
+    """All atoms once is what a search is compared with."""
+    lists = Case("lists", "posterior", 3, 40, 6, way="lists of 7")
+    assert lists.bytes == 4 * (3 * 7 * 6 + 3 * 6 * 2) and lists.exps == 3 * 7
+    assert lists.flops == 4 * 3 * 7 * 6
+    atoms = lists.inputs("cpu")["atoms"].view(3, 7)
+    assert bool((atoms.diff(dim=1) == 5).all() & (atoms >= 0).all() & (atoms < 40).all())
+    search = Case("lists", "posterior", 3, 40, 6, K=5, way="top_k")
+    assert search.bytes == 4 * (40 * 6 + 3 * 6 * 2) and search.flops == search.exps == 0
+
+
 def test_a_small_gpu_gets_fewer_atoms():
     case = Case("memory", "posterior", 1, 1_280_000, 4096, storage="bfloat16")
     assert case.within(141 * 2**30) == case
@@ -137,9 +152,10 @@ def test_a_row(case, monkeypatch):
     row = row_of(case, monkeypatch)
     names = {"dfkernels", "torch"}
     names |= {"torch-bf16"} if case.storage == "bfloat16" else set()
-    alone = case.op in ("fisher_dense", "transport_chain", "draw") or case.derivative
+    other = case.derivative or case.way not in ("", "tolerance")
+    alone = case.op in ("fisher_dense", "transport_chain", "draw") or other
     names |= set() if alone else {"compile"}
-    names |= {"sdpa"} if case.op == "posterior" and not case.derivative else set()
+    names |= {"sdpa"} if case.op == "posterior" and not other else set()
     assert set(row["contenders"]) >= names
     for name in names:
         found = row["contenders"][name]
@@ -245,7 +261,7 @@ def test_the_most_important_first_and_slow_starters_last(monkeypatch):
 
 def test_all_kernels_of_the_cases_are_compiled_once(monkeypatch):
     """On tensors without a device; nothing runs."""
-    few = [TINY[0], TINY[1], TINY[5], TINY[8], TINY[12]]
+    few = [TINY[0], TINY[1], TINY[5], TINY[8], TINY[12], *TINY[14:]]
     calls = []
     monkeypatch.setattr(
         compile.JITFunction, "run", lambda kernel, *v, warmup, **o: calls.append(warmup)
@@ -254,6 +270,7 @@ def test_all_kernels_of_the_cases_are_compiled_once(monkeypatch):
     names = {module.removeprefix("dfkernels.ops.") for module, _ in found}
     assert {"common.triton.sweep", "common.triton.merge", "endpoint_matvec.triton"} <= names
     assert {"transport_chain.triton", "common.triton.pair_weights"} <= names
+    assert "dfkernels.certified.triton_bounds" in names
     assert calls == []
     for compiles in found.values():
         compiles()
@@ -306,10 +323,11 @@ def test_the_whole_command(without_a_gpu, monkeypatch, tmp_path, capsys):
     assert result["tests"] == SAID and result["sanitizer"] == {"memcheck": "clean"}
     assert result["rates"] == RATES and result["compiled"]["kernels"] == 7
     assert capsys.readouterr().out.endswith(
-        f"{path}: 14 cases, 0 without time; 0 of ours wrong or failed\n"
+        f"{path}: {len(TINY)} cases, 0 without time; 0 of ours wrong or failed\n"
     )
     page = report.with_tables("<!-- gpu -->x<!-- /gpu -->", [result])
-    assert page.count("| `fisher_matvec` |") == 2 and page.count(", fisher_matvec x forward |") == 1
+    assert page.count("| `fisher_matvec` |") == 3 and page.count(" noise, lists of 7 |") == 2
+    assert page.count(", fisher_matvec x forward |") == 1
     argv = ["bench.gpu", "--only", "endpoint", "--against", str(path)]
     monkeypatch.setattr(sys, "argv", argv)
     assert gpu.main() == 0 and list(tmp_path.iterdir()) == [path]

@@ -22,7 +22,7 @@ class Case:
     K steps, N atoms; the others: N = 0.
     """
 
-    group: str  # memory, compute, small d, grid, network, chain, derivative: what bounds it
+    group: str  # memory, compute, small d, grid, network, chain, derivative, lists: what bounds it
     op: str
     B: int
     N: int
@@ -32,6 +32,7 @@ class Case:
     noise: str = "high"
     form: str = ""
     derivative: str = ""  # "fisher_trace y reverse": one that bench.derivatives has
+    way: str = ""  # "lists of 64", "tolerance", "top_k": one of ways.py
 
     @classmethod
     def of(cls, row: dict) -> Case:
@@ -42,6 +43,7 @@ class Case:
     def name(self) -> str:
         what = self.form or f"{self.storage} {self.noise}"
         what += self.derivative and f", {self.derivative}"
+        what += self.way and f", {self.way}"
         return f"{self.op} B={self.B} N={self.N} d={self.d} K={self.K} {what}"
 
     @property
@@ -57,18 +59,28 @@ class Case:
         return NOISE[self.noise](self.d) if self.N else 0.7
 
     @property
+    def listed(self) -> int:
+        """How many atoms each query has a list of; 0 where there are none."""
+        return int(self.way.removeprefix("lists of ")) if self.way.startswith("lists") else 0
+
+    @property
     def bytes(self) -> int:
-        """Every input read once, the result written once."""
-        return TABLE[self.op].bytes(self.B, self.N, self.d, self.K, ITEMSIZE[self.storage])
+        """Every input read once, the result written once; of lists, each query's rows."""
+        rows = self.B * self.listed or self.N
+        return TABLE[self.op].bytes(self.B, rows, self.d, self.K, ITEMSIZE[self.storage])
 
     @property
     def flops(self) -> int:
-        """Of products with the atoms."""
-        return TABLE[self.op].flops(self.B, self.N, self.d, self.K)
+        """Of products with the atoms that count; a search may do without."""
+        if self.way and not self.listed:
+            return 0
+        return TABLE[self.op].flops(self.B, self.listed or self.N, self.d, self.K)
 
     @property
     def exps(self) -> int:
-        return TABLE[self.op].exps(self.B, self.N, self.K)
+        if self.way and not self.listed:
+            return 0
+        return TABLE[self.op].exps(self.B, self.listed or self.N, self.K)
 
     def within(self, memory: int) -> Case:
         """With as many atoms as a quarter of the GPU's memory holds."""
@@ -106,6 +118,11 @@ class Case:
             found["v"] = normal(self.B, self.K, self.d)
         if "values" in TABLE[self.op].arguments:
             found["values"] = normal(self.N, 10)
+        if self.listed:  # far apart, the query's own atom among them
+            step = self.N // self.listed
+            places = torch.arange(self.listed, device=device) * step
+            found["atoms"] = ((index % step)[:, None] + places).flatten()
+            found["counts"] = torch.full((self.B,), self.listed, device=device)
         return {**found, "alpha": alpha, "sigma": sigma}
 
 
@@ -173,8 +190,19 @@ def grid() -> list[Case]:
             ("fisher_diagonal", "fisher_diagonal x reverse"),
         )
     ]
+    ways = [
+        Case("lists", "posterior", 1024, 50_000, 3072, way="lists of 64"),
+        Case("lists", "fisher_matvec", 1024, 50_000, 3072, way="lists of 64"),
+        Case("lists", "posterior", 65_536, 65_536, 16, way="lists of 64"),
+        Case(
+            "lists", "posterior", 64, 262_144, 3072,
+            storage="bfloat16", noise="low", way="tolerance",
+        ),
+        Case("lists", "posterior", 64, 262_144, 1024, K=8, noise="low", way="top_k"),
+    ]  # fmt: skip
     chains = [Case("chain", "transport_chain", 4096, N, d, K=100) for N, d in ((3, 2), (64, 16))]
-    return [*memory, *compute, *small, *rest, *network, *chains, *primitives, *derivatives]
+    done = [*memory, *compute, *small, *rest, *network, *chains, *ways]
+    return [*done, *primitives, *derivatives]
 
 
 def chosen(pattern: str) -> list[Case]:

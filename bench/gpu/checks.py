@@ -25,7 +25,9 @@ from .report import ROOT
 WORKERS = 12  # processes of CUDA tests: each has its own context, of half a gigabyte
 SMALL = """
 import torch
+import dfkernels as df
 from dfkernels import ops
+from dfkernels.fisher import select
 x, y, v = (torch.randn(*s, device="cuda") for s in ((5, 37), (300, 37), (5, 2, 37)))
 for storage in (torch.float32, torch.uint8):
     args = 100 + x, (100 + 20 * y).clamp(0, 255).to(storage)
@@ -47,6 +49,11 @@ ops.fisher_matvec(many, y[:, :5], many, 1.0, 1.0), ops.log_prob(many, y[:, :5], 
 for form in ("paper", "centred"):
     ops.endpoint_matvec(v, x, x + 1, 0.9, 0.5, form=form)
 ops.matched_trace(x[:, 0], x, 0.9, 0.5), ops.matched_trace(x[:, 0], x, 0.9, 0.5, x=x, form="paper")
+lists = {"atoms": torch.arange(300, device="cuda").repeat(5),
+         "counts": torch.full((5,), 300, device="cuda")}
+ops.posterior(x, y, 1.0, 1.0, **lists), ops.fisher_matvec(x, y, v, 1.0, 1.0, **lists)
+level = torch.ones(5, device="cuda")
+select(x, df.PointCloud(y), level, 0.3 * level, 1e-6)
 levels = torch.tensor([0.3, 0.7, 1.0], device="cuda")
 for d in (2, 13):
     ops.transport_chain(x[:, :d], y[:, :d], levels, 1.3 - levels)

@@ -23,9 +23,12 @@ from .cases import Case, chosen
 
 def launchers(case: Case) -> Iterator[Callable[[], object]]:
     """The calls that launch a case's kernels, on tensors without a device. A derivative takes the
-    kernels of both modes."""
+    kernels of both modes; `top_k` has none."""
     shape = (case.B, case.N, case.d, case.K) if case.N else (case.B, case.d, case.K)
     names = [case.op]
+    if case.way:
+        search = ["select_atoms", "dropped_weight"] if case.way == "tolerance" else []
+        names = [] if case.way == "top_k" else [*search, f"lists_{case.op}"]
     if case.derivative:
         names += [f"pair_{name}" for name in budget.PAIR_KERNELS]
     for name in names:

@@ -22,7 +22,7 @@ import dfkernels as df
 from tools.op_table import TABLE
 
 from .. import derivatives
-from . import measure, peers
+from . import measure, peers, ways
 from .cases import EXACT_QUERIES, Case
 
 SECONDS = 0.2  # of runs that are timed
@@ -42,6 +42,8 @@ def ours(case: Case, inputs: dict) -> Callable:
     """The public op, as the user calls it, or a derivative of it."""
     if case.derivative:
         return peers.derived(derivatives.ours, case.derivative, inputs)
+    if case.way:
+        return ways.ours(case, inputs)
     if case.op == "posterior":
         return lambda: df.ops.posterior(**inputs).mean
     return lambda: getattr(df.ops, case.op)(**inputs, **case.options)
@@ -53,6 +55,8 @@ def exact_result(case: Case, inputs: dict) -> torch.Tensor:
     if case.derivative:
         double = {k: t.double() for k, t in inputs.items()}
         return peers.derived(derivatives.by_gemm, case.derivative, double)()
+    if case.way:
+        return ways.exact(case, inputs)
     whole = ("y", "alpha", "sigma") if case.op == "transport_chain" else ("y", "values")
     last = {k: t if k in whole else t[-EXACT_QUERIES:] for k, t in inputs.items()}
     if case.op in ("log_prob", "draw"):

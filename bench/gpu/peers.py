@@ -22,6 +22,7 @@ import dfkernels as df
 from tools.op_table import TABLE
 
 from .. import derivatives
+from . import ways
 
 
 def mm(a, b):
@@ -187,7 +188,7 @@ def names(case) -> list[str]:
     """The peers that a case has, the quickest to start first."""
     narrow = case.storage != "float32"
     found = ["torch"]
-    if case.derivative:
+    if case.derivative or case.way not in ("", "tolerance"):
         return found
     if narrow:
         found.append("torch-bf16")
@@ -206,6 +207,8 @@ def contender(name: str, case, inputs: dict) -> Callable:
     """The function to be timed: what may be ready-made is ready."""
     if case.derivative:
         return derived(derivatives.by_gemm, case.derivative, inputs)
+    if case.way not in ("", "tolerance"):
+        return ways.by_torch(case, inputs)
     if case.op in REFERENCES:
         plain, given, narrow = REFERENCES[case.op], {**inputs, **case.options}, False
     else:
@@ -231,6 +234,8 @@ def bytes_needed(case, name: str) -> int:
     weighted."""
     if not case.N or name not in ("torch", "torch-bf16", "compile"):
         return 0
+    if case.way not in ("", "tolerance"):
+        return ways.bytes_needed(case)
     if case.op == "transport_chain":
         return 3 * 4 * case.B * case.N * case.d
     arrays = {"posterior": 3, "fisher_matvec": 5}.get(case.op, 2)

@@ -193,8 +193,9 @@ def markdown(result: dict) -> str:
         peer = best(row)
         ratio = "" if peer is None else format(peer[0] / mine, ".1f")
         what = row["form"] or f"{row['storage']}, {row['noise']} noise"
-        if row.get("derivative"):
-            what += f", {row['derivative']}"
+        for more in ("derivative", "way"):
+            if row.get(more):
+                what += f", {row[more]}"
         size = [f"{row['B']:,}", f"{row['N']:,}", str(row["d"]), str(row["K"])]
         over = f"{mine / row['floor_ms']:.2f} ({row['bound']})"
         cells.append([f"`{row['op']}`", *size, what, *times, ratio, over])
