@@ -27,7 +27,6 @@ SMALL = """
 import torch
 import dfkernels as df
 from dfkernels import ops
-from dfkernels.fisher import select
 x, y, v = (torch.randn(*s, device="cuda") for s in ((5, 37), (300, 37), (5, 2, 37)))
 for storage in (torch.float32, torch.uint8):
     args = 100 + x, (100 + 20 * y).clamp(0, 255).to(storage)
@@ -53,7 +52,7 @@ lists = {"atoms": torch.arange(300, device="cuda").repeat(5),
          "counts": torch.full((5,), 300, device="cuda")}
 ops.posterior(x, y, 1.0, 1.0, **lists), ops.fisher_matvec(x, y, v, 1.0, 1.0, **lists)
 level = torch.ones(5, device="cuda")
-select(x, df.PointCloud(y), level, 0.3 * level, 1e-6)
+df.PointCloud(y)._select(x, level, 0.3 * level, 1e-6)
 levels = torch.tensor([0.3, 0.7, 1.0], device="cuda")
 for d in (2, 13):
     ops.transport_chain(x[:, :d], y[:, :d], levels, 1.3 - levels)
