@@ -28,12 +28,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..ops.common import segments
 from ..ops.common.moments import load
 from .rounding import UNIT
 
@@ -389,11 +389,7 @@ class _Search:
         order = query.argsort(stable=True)
         query, logit = query[order], logit[order]
         queries, counts = query.unique_consecutive(return_counts=True)
-        of_each = partial(torch.segment_reduce, lengths=counts, unsafe=True)
-        largest = of_each(logit, "max")
-        largest = torch.where(largest == -math.inf, 0, largest)
-        below = logit - largest.repeat_interleave(counts, output_size=len(logit))
-        total = of_each(below.exp(), "sum").log() + largest
+        total = segments.logsumexp(logit, counts)
         self.log_total[queries] = torch.logaddexp(self.log_total[queries], total)
 
     def result(self) -> Heaviest:

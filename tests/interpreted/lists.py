@@ -10,6 +10,7 @@ import torch
 from cases import Case, _normal
 from difference import far
 
+from dfkernels.ops.average import triton as average
 from dfkernels.ops.common.triton import about_mean, launch, logits
 from dfkernels.ops.fisher_dense.triton import takes_products
 from tools.op_table import DATA_OPS, TABLE
@@ -86,6 +87,21 @@ def test_as_with_its_own_atoms_alone(op, shape, request):
 def test_the_dense_matrix_is_made_of_products_with_unit_vectors():
     x, atoms = torch.zeros(2, 17), torch.zeros(2, dtype=torch.int64)
     assert takes_products(x, None) and not takes_products(x, atoms)
+
+
+def test_averages_of_values(monkeypatch):
+    """With values of masked atoms that are no numbers, and none at all; a column at a time."""
+    p, lists = problem(*SHAPES["whole rows"])
+    p["values"] = _normal(7)(len(p["y"]), 3)
+    want = wanted("average", p, lists)
+    p["values"][4::5] = math.nan
+    monkeypatch.setattr(average, "SCRATCH", 4 * len(lists[0]))
+    for got, w in zip(run("average", p, lists), want, strict=True):
+        assert got.shape == w.shape and float((got - w).abs().max()) <= 1e-12
+    p["values"], p["y"], p["log_prior"] = p["values"][:, :0], p["y"].nan_to_num(), None
+    got = run("average", p, lists)
+    posterior = run("posterior", {k: t for k, t in p.items() if k != "values"}, lists)
+    assert float((got[0] - posterior[0]).abs().max()) <= 1e-12 and got[1].shape == (3, 0)
 
 
 def test_without_a_prior_and_in_groups(monkeypatch):

@@ -62,6 +62,7 @@ op = lists.define(
     fallback=_differentiable,
     fake=_fake,
     cuda=library.in_triton(__name__),
+    lists_on_cuda=True,
     differentiable=_differentiable,
     density=True,
 )

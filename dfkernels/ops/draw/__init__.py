@@ -20,6 +20,7 @@ from ..._torch.errors import UnusableValue
 from ..._torch.types import Level
 from ..common import derivatives, lists, moments
 from .gumbel import gumbel
+from .listed import draw_listed
 from .reference import draw as reference
 
 __all__ = ["draw", "reference"]
@@ -48,21 +49,20 @@ _BEFORE_LISTS = 10  # arguments
 def _in_pytorch(
     x, y, alpha, sigma, log_prior, scale, offset, seed, queries, total, atoms=None, counts=None
 ):
-    """A few queries at a time, since each has N/64 block sums; with lists one at a time."""
+    """A few queries at a time, since each has N/64 block sums."""
     if (atoms is None) != (counts is None):
         raise UnusableValue("atoms, counts: expected both or neither, got None for one")
     if log_prior is None:
         log_prior = x.new_zeros(()).expand(y.shape[0])
     log_prior = torch.log_softmax(log_prior, 0)
-    step = 16 if atoms is None else 1
-    listed = None if atoms is None else lists.split(atoms, counts, y.shape[0])
+    if atoms is not None:
+        given = (x, y, alpha, sigma, log_prior, scale, offset, seed, queries, atoms, counts)
+        return draw_listed(*given)
     out = [x.new_empty(0, dtype=torch.int64)]
-    for b in range(0, len(x), step):
-        q, prior = slice(b, b + step), log_prior
-        if listed is not None:
-            prior = torch.full_like(prior, -math.inf)
-            prior[listed[b]] = log_prior[listed[b]]
-        out.append(_some(x[q], y, alpha[q], sigma[q], prior, scale, offset, seed, queries[q, None]))
+    for b in range(0, len(x), 16):
+        q = slice(b, b + 16)
+        given = (x[q], y, alpha[q], sigma[q], log_prior, scale, offset, seed, queries[q, None])
+        out.append(_some(*given))
     return torch.cat(out)
 
 
