@@ -138,7 +138,7 @@ def weighed(
     """(bool [Q, N]: the atoms that stay, none where all are taken; [Q]: what the others weigh)."""
     Q, N = upper.shape
     stays = torch.empty_like(upper, dtype=torch.bool)
-    dropped = upper.new_empty(Q, triton.cdiv(N, 2048), dtype=torch.float64)
+    dropped = upper.new_empty(Q, -(-N // 2048), dtype=torch.float64)
     kernels.weigh_dropped[(dropped.numel(),)](
         upper,
         threshold.contiguous(),

@@ -55,9 +55,9 @@ def _in_pytorch(
     if log_prior is None:
         log_prior = x.new_zeros(()).expand(y.shape[0])
     log_prior = torch.log_softmax(log_prior, 0)
-    if atoms is not None:
-        given = (x, y, alpha, sigma, log_prior, scale, offset, seed, queries, atoms, counts)
-        return draw_listed(*given)
+    if atoms is not None and counts is not None:
+        levels = (alpha, sigma, log_prior, scale, offset)
+        return draw_listed(x, y, *levels, seed, queries, atoms, counts)
     out = [x.new_empty(0, dtype=torch.int64)]
     for b in range(0, len(x), 16):
         q = slice(b, b + 16)
