@@ -68,7 +68,8 @@ def call(
 ) -> Tensor:
     """A network's prediction at x [B, ...] and t [B], called in its own dtype: x is cast to it, and
     so is a t in float64, but never to half precision, where 999 is no number. A network with a true
-    attribute `full_precision` is given both as they are.
+    attribute `full_precision` is given both in their own dtypes. It is given copies, which it may
+    change in place.
 
     Raises:
         TypeError: The network returned no prediction; the message names `name`.
@@ -76,21 +77,27 @@ def call(
             network was given.
         Unsupported: A derivative was asked for that the network cuts.
     """
-    given = x
+    dtype, time_dtype = x.dtype, t.dtype
     if not getattr(network, "full_precision", False):
-        given = x.to(dtype_of(network, x))
-        t = t.to(torch.promote_types(given.dtype, torch.float32)) if t.dtype == torch.float64 else t
-    if torch.compiler.is_compiling():  # which does not follow errors
-        return unpacked(name, network(given, t, **conditions), x)
-    try:
-        out = network(given, t, **conditions)
-    except KINDS as error:
-        said = with_given(error, name, given, t, conditions)
-        if said is None:
-            raise
-        raise said from error
-    out = unpacked(name, out, x)
-    refuse_cut(lambda elsewhere: unpacked(name, network(elsewhere, t, **conditions), x), given, out)
+        dtype = dtype_of(network, x)
+        if t.dtype == torch.float64:
+            time_dtype = torch.promote_types(dtype, torch.float32)
+
+    def prediction(x: Tensor) -> Tensor:
+        given = x.to(dtype, copy=True), t.to(time_dtype, copy=True)
+        if torch.compiler.is_compiling():  # which does not follow errors
+            return unpacked(name, network(*given, **conditions), x)
+        try:
+            return unpacked(name, network(*given, **conditions), x)
+        except KINDS as error:
+            said = with_given(error, name, *given, conditions)
+            if said is None:
+                raise
+            raise said from error
+
+    out = prediction(x)
+    if not torch.compiler.is_compiling():
+        refuse_cut(prediction, x, out)
     return out
 
 
