@@ -69,7 +69,8 @@ def call(
     """A network's prediction at x [B, ...] and t [B], called in its own dtype: x is cast to it, and
     so is a t in float64, but never to half precision, where 999 is no number. A network with a true
     attribute `full_precision` is given both in their own dtypes. It is given copies, which it may
-    change in place.
+    change in place, and the result is a copy, since it may return the same memory at every call, as
+    captured CUDA graphs do.
 
     Raises:
         TypeError: The network returned no prediction; the message names `name`.
@@ -95,7 +96,7 @@ def call(
                 raise
             raise said from error
 
-    out = prediction(x)
+    out = prediction(x).clone()
     if not torch.compiler.is_compiling():
         refuse_cut(prediction, x, out)
     return out
