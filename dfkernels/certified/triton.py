@@ -25,7 +25,7 @@ from .rounding import FEW_ROUNDINGS, float_sums, round_down, round_up
 kernels: Any = triton_bounds  # launches have no types
 
 PAIRS = 2**27  # pairs of queries and atoms at once, of 13 bytes each
-NUMBERS = 2**25  # of atoms for their exact logits, at once
+NUMBERS = 2**24  # of atoms for their exact logits, at once
 SAMPLE = 64  # atoms that tell whether most are needed
 SPAN = 2**17 - 128  # coordinates whose products of digits, 2^14 at most, do not overflow int32
 LARGEST = 127 * 2**24  # the largest integer for a coordinate: its leading digit fits 8 bits
@@ -124,7 +124,7 @@ def _all_is_cheaper(q: Queries, upper: Tensor, threshold: Tensor) -> Tensor:
     logits = q.alpha * (q.z @ t.T) - q.alpha**2 / 2 * t.square().sum(1)
     logits = logits + q.variance * q.log_prior[rows]
     read = QUERY_GROUP * (logits >= q.threshold).double().mean(1, keepdim=True)
-    left = 1 - (upper < threshold).sum(1, keepdim=True) / N
+    left = 1 - (upper < threshold).sum(1, keepdim=True, dtype=torch.float64) / N
     # each query reads its own rows; up to eight groups would share a pass over all atoms
     costly = (left > 0.25) & (min(groups, 8) * read + 0.4 * left >= 0.9)
     size = (1 + q.alpha**2) * (1 + (q.z_norm + q.limits.radius) ** 2)

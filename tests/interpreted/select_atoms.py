@@ -284,3 +284,20 @@ def test_what_the_dropped_weigh():
     weight = ((upper.double() - q.kth_logit + 0.25) / q.variance).exp()
     assert torch.equal(stays, ~gone & ~takes_all) and bool(stays[0, 1]) and not bool(stays[0, 0])
     torch.testing.assert_close(dropped, weight.masked_fill(~gone, 0).sum(1), rtol=1e-13, atol=0)
+
+
+def test_the_default_dtype_changes_no_choice():
+    """101 of 400 atoms are left, which bfloat16 would count as a quarter."""
+    y = gaussian(400, 40)
+    args = arguments(queries(y, 30.0, "noisy", B=8), y, 1.0, 30.0)
+    q = Queries(Sought(*args[:7]), CloudIndex(*args[7:-2]), args[-2])
+    q.raise_kth_logit(torch.zeros(8, 1, 1, dtype=torch.int64))
+    upper, threshold = torch.ones(8, 400), torch.zeros(8, 1)
+    upper[:, :299] = -1.0
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        found = kernels._all_is_cheaper(q, upper, threshold)
+    finally:
+        torch.set_default_dtype(default)
+    assert bool(found.all())

@@ -3,8 +3,9 @@
 ``atoms`` (int64 [M]) holds row numbers of ``y``, those of one query after those of another, each
 query's ascending; ``counts`` (int64 [B]) says how many belong to each query, at least one. A query
 then counts the atoms of its list and no other, while ``log_prior`` is still normalised over all
-atoms. The compiled kernels take the lists themselves, and so do most of Triton's. Everywhere else a
-call with lists is one call without them per query, which is what `define` adds to an op.
+atoms. The compiled kernels take the lists themselves, and so do Triton's, but for those of first
+derivatives. Everywhere else a call with lists is one call without them per query, which is what
+`define` adds to an op.
 
 And clouds: ``y`` and ``log_prior`` may each have a leading dimension, [G, N, d] and [G, N]. The
 queries then belong to the clouds in turn, B/G to each. The compiled kernels take clouds, as long as
