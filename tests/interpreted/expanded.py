@@ -12,9 +12,9 @@ from cases import DATA_OPS, _normal
 from data_ops import by_launchers, inputs
 from difference import EPS, difference_form, errors, far
 
+from dfkernels.ops.common.triton import launch, products
 from dfkernels.ops.common.triton import logits as logits_of
 from dfkernels.ops.common.triton import problem as problem_of
-from dfkernels.ops.common.triton import products
 from dfkernels.ops.common.triton.problem import make_problem
 
 WAYS = {"few": 64, "many": 2}  # what counts as few
@@ -214,6 +214,12 @@ def test_queries_in_all_kinds_of_noise_together(way):
     assert found.by_products.tolist() == [0, 1, 0, 1]
     assert torch.equal(found.max_logit, found.value.amax(1))
     assert far(p, by_launchers(p, 4, ["posterior"])) == {}
+    seen = []
+    alone = lambda p: seen.append(p.sigma.tolist()) or p.x
+    args = [p[k] for k in ("x", "y", "alpha", "sigma", "log_prior")]
+    back = launch.in_query_groups(alone, *args[:2], None, *args[2:], 1.0, 0.0)
+    assert torch.equal(back, p["x"])
+    assert seen == [torch.tensor([0.05, 0.3, 4.0, 40.0]).tolist()]
 
 
 @many

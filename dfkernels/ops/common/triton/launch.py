@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from .device import Device, device_of
-from .logits import Logits, compute_logits
+from .logits import Logits, compute_logits, few
 from .merge import merge_mean_kernel
 from .problem import Lists, Problem, make_problem
 from .products import weighted_sums
@@ -206,6 +206,9 @@ def in_query_groups(
 ):
     """Calls launch(problem) on as many queries at a time as the scratch memory allows.
 
+    Of many queries whose moments are launched, those near the cloud come last: they are the ones
+    that may take products, and a program of products has queries of one kind.
+
     Args:
         launch: takes a problem.
         x, y, v, alpha, sigma, log_prior, scale, offset: those of an op.
@@ -217,20 +220,25 @@ def in_query_groups(
     p = make_problem(
         x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised, lists=lists
     )
+    back = None
     if scratch is None or lists is not None:
         matvec, listed, d = v is not None, lists is not None, x.shape[1]
         step = queries_at_once(B, K, p.longest, d, x.element_size(), matvec, device_of(x), listed)
+        if not few(B) and not listed:
+            order = p.queries.near.to(torch.int32).sort(stable=True).indices
+            p, back = p.rows(order), order.argsort()
     else:
         step = whole_tiles(SCRATCH // scratch)
     with torch.cuda.device_of(x):
         if step >= B:
-            return launch(p)
-        outs = []
-        for b in range(0, B, step):
-            outs.append(launch(p.rows(slice(b, b + step))))
-    if isinstance(outs[0], Tensor):
-        return torch.cat(outs)
-    return tuple(torch.cat(o) for o in zip(*outs, strict=True))
+            outs = launch(p)
+        else:
+            outs = [launch(p.rows(slice(b, b + step))) for b in range(0, B, step)]
+            one = isinstance(outs[0], Tensor)
+            outs = torch.cat(outs) if one else tuple(torch.cat(o) for o in zip(*outs, strict=True))
+    if back is None:
+        return outs
+    return outs[back] if isinstance(outs, Tensor) else tuple(t[back] for t in outs)
 
 
 class SplitMoments(NamedTuple):
