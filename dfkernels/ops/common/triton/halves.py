@@ -21,11 +21,17 @@ from torch import Tensor
 SMALLEST = tl.constexpr(2.0**-100)  # what the largest of some numbers counts as, at least
 
 
+def padded(d: int) -> int:
+    """The numbers of a row of halves in memory: without a multiple of 16, loads would be of single
+    numbers."""
+    return triton.cdiv(d, 16) * 16
+
+
 def halves(t: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves [2, R, d] of the rows of a float32 t [R, d], and their scales [R]."""
+    """The halves [2, R, padded(d)] of the rows of a float32 t [R, d], and their scales [R]."""
     largest = t.abs().amax(1).clamp_min(SMALLEST.value)
     scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 15)
-    t = t / scale[:, None]
+    t = torch.nn.functional.pad(t / scale[:, None], (0, padded(t.shape[1]) - t.shape[1]))
     first = t.half()
     return torch.stack([first, (t - first.float()).half()]), scale
 

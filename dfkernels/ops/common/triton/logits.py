@@ -248,7 +248,7 @@ def _coefficients(levels: tuple[Tensor, Tensor], scale: Tensor, relative: float)
 
 
 def row_parts(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts [*, R, d] of the rows of a product, and their scale [R] in double."""
+    """The parts [*, R, *] of the rows of a product, and their scale [R] in double."""
     if few(len(rows)):
         return split(rows), torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     parts, scale = halves(rows)

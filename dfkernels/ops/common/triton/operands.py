@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .functions import valid_atoms
-from .halves import scale_of, split_halves
+from .halves import padded, scale_of, split_halves
 from .parts import PARTS, split_parts
 from .problem import Problem
 
@@ -31,7 +31,7 @@ from .problem import Problem
 class Operand(NamedTuple):
     """Atoms as a product reads them: as they are stored, or their halves in scratch memory."""
 
-    atoms: Tensor  # [N, d], rows apart; or halves [parts, N, d]
+    atoms: Tensor  # [N, d], rows apart; or halves [parts, N, padded(d)], 0 beyond d
     parts: int
     shift: Tensor | None  # [d]: taken off what is stored
     residue: Tensor | None  # [d]; None: 0
@@ -146,11 +146,12 @@ def prepare_kernel(
     shift,  # [d], or None
     residue,  # [d], or None
     log_pi,  # [N], or None
-    halves,  # out [OUT, N, d] float16: of z, or of (y - centre)^2
+    halves,  # out [OUT, N, width] float16: of z, or of (y - centre)^2; 0 beyond d
     scales,  # out [N]: what their sum has to be multiplied by
     y_square,  # out [N]: |y - centre|^2, 0 for a masked atom, or None
     N,
     d,
+    width,
     row_stride,
     part_stride,
     scale,
@@ -187,18 +188,18 @@ def prepare_kernel(
     tl.store(scales + start + i, unit, mask=exists)
     if y_square is not None:
         tl.store(y_square + start + i, squares, mask=exists)
-    count = tl.full((), N, tl.int64) * d
-    for c in range(tl.cdiv(d, D)):
+    count = tl.full((), N, tl.int64) * width
+    for c in range(tl.cdiv(width, D)):
         k = (c * D + tl.arange(0, D))[None, :]
         z, _ = load_centred(
             atoms, start, i, k, valid, row_stride, part_stride, d, shift, scale, offset, residue,
             factor, SQUARED, PARTS, HALVES, AFFINE, SCALED,
         )  # fmt: skip
         first, second = split_halves(z * inverse)
-        p_halves = halves + start * d + (i * d + k)
-        tl.store(p_halves, first, mask=exists & (k < d))
+        p_halves = halves + start * width + (i * width + k)
+        tl.store(p_halves, first, mask=exists & (k < width))
         if OUT > 1:
-            tl.store(p_halves + count, second, mask=exists & (k < d))
+            tl.store(p_halves + count, second, mask=exists & (k < width))
 
 
 def halves_of(dtype: torch.dtype, squared: bool = False) -> int:
@@ -222,8 +223,8 @@ def prepared(
         y_square: [N], to be filled with |y - centre|^2.
     """
     N, d = z.atoms.shape
-    parts = halves_of(z.atoms.dtype, squared)
-    out = z.atoms.new_empty(parts, N, d, dtype=torch.float16)
+    parts, width = halves_of(z.atoms.dtype, squared), padded(d)
+    out = z.atoms.new_empty(parts, N, width, dtype=torch.float16)
     scales = z.atoms.new_empty(N, dtype=torch.float32)
     prepare_kernel[(triton.cdiv(N, 16),)](
         **z.arguments,
@@ -234,6 +235,7 @@ def prepared(
         y_square=y_square,
         N=N,
         d=d,
+        width=width,
         factor=z.factor,
         SQUARED=squared,
         PRIOR=log_pi is not None,

@@ -284,7 +284,8 @@ def sum_tiling(rows: int, atom_bytes: int, in_registers: bool, device: Device) -
 def _vector_sums(
     c: Chunk, weights: Weights, by_products: Tensor, squared: bool, device: Device
 ) -> Tensor:
-    """Sums [R, d] in double over a chunk; squared: of squares that are taken in the kernel."""
+    """Sums [R, *] in double over a chunk, of all numbers of the atoms' rows; squared: of squares
+    that are taken in the kernel."""
     z, R, N, d = c.z, weights.parts.shape[1], c.at.stop - c.at.start, c.z.atoms.shape[-1]
     t = sum_tiling(R, z.bytes, z.in_registers or squared, device)
     blocks = triton.cdiv(d, t.sizes["D"]) * triton.cdiv(R, t.sizes["ROWS"])
@@ -341,6 +342,7 @@ def weighted_sums(
         numbers = numbers + sums
         vector = vector + _vector_sums(c, weights, by_products, squared and few(R), device)
     weight = numbers[3] if projections is not None else numbers[0]
+    vector = vector[:, : p.y.shape[1]]
     if not squared:
         z = operand(p)
         vector = z.factor * vector
