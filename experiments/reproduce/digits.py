@@ -9,6 +9,7 @@ bounds the bits of k.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +53,9 @@ class Digits(NamedTuple):
         return (self.train.var().item() + WIDTH**2 / 12) ** 0.5
 
 
+@cache
 def load() -> Digits:
-    """1500 images to train on and 297 held out, a fixed random split."""
+    """1500 images to train on and 297 held out, a fixed random split; read once."""
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()  # a dict with attributes

@@ -49,8 +49,8 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     network = digits.denoiser(quick, out, step)
     matched = {form: digits.matched_trace(quick, out, step, network, form) for form in digits.TRACE}
     trained = time.perf_counter()
-    steps = 8 if quick else 32
-    images = digits.dequantised(data.held[: 6 if quick else 48], torch.Generator().manual_seed(1))
+    steps = 6 if quick else 32
+    images = digits.dequantised(data.held[: 4 if quick else 48], torch.Generator().manual_seed(1))
 
     def row(name: str, trace, how=lambda done, total: None) -> Row:
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
     report = progress(_LEVELS, step)
     levels = []
     for s in _S:
-        levels.append(_level(network, matched, data, s, 4 if quick else 24, steps))
+        levels.append(_level(network, matched, data, s, 2 if quick else 24, steps))
         report(len(levels), len(_S))
     return Section(
         name="likelihood",
