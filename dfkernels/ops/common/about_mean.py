@@ -140,9 +140,12 @@ def _without_pairs(args, z, asked, sums, cotangents) -> list[Tensor] | None:
     h_weight, h_first, *others = cotangents
 
     def second_moment(v: Tensor) -> Tensor:
-        """sum e <t, v_k> t."""
+        """sum e <t, v_k> t; nan where a cotangent v_k is not finite, which as an argument v would
+        be refused: an overflow under a gradient scaler is no mistake."""
         x, y, _, alpha, sigma, prior = args[:6]
-        return sums_about_mean(x, y, [v], alpha, sigma, prior, "matvec", *stored)[-1]
+        finite = torch.nan_to_num(v, 0.0, 0.0, 0.0)
+        sums = sums_about_mean(x, y, [finite], alpha, sigma, prior, "matvec", *stored)[-1]
+        return sums + (0.0 * v).sum(-1, keepdim=True)
 
     if kind == "matvec" and names == ["v"]:
         return [torch.zeros_like(z[-1]) if others[0] is None else second_moment(others[0])]
