@@ -11,6 +11,7 @@ of a bound on its error.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,7 @@ class Queries:
         """An atom whose upper bound lies below this, [Q, 1], cannot matter."""
         return self.kth_logit - self.gap - self.coordinate_error
 
+    @cached_property
     def remote_logit(self) -> Tensor:
         """Upper bound [Q, 1] of every remote atom's logit.
 
@@ -147,7 +149,7 @@ class Queries:
 
     def remote_weight(self) -> Tensor:
         """Upper bound [Q, 1] of the remote atoms' weight, relative to that of the selected."""
-        return self.limits.remote_count * self.relative_weight(self.remote_logit())
+        return self.limits.remote_count * self.relative_weight(self.remote_logit)
 
     def relative_weight(self, upper: Tensor) -> Tensor:
         """The weight that goes with an upper bound of a logit, relative to the selected atoms'."""
@@ -155,7 +157,7 @@ class Queries:
 
     def takes_all(self) -> Tensor:
         """bool [Q, 1]: an atom without codes may matter, or no logit is known."""
-        remote_atoms_matter = ~(self.remote_logit() < self.threshold)
+        remote_atoms_matter = ~(self.remote_logit < self.threshold)
         return self.has_unknown_atom | remote_atoms_matter | (self.kth_logit == -torch.inf)
 
     def _double_sums(self, K: int) -> float:

@@ -150,8 +150,8 @@ def check_values(index: CloudIndex) -> None:
     """
     floats = {n: t for n, t in index._asdict().items() if t.is_floating_point() and t.numel()}
     # both ends are nan if any number is; a device is waited for once
-    ends = torch.stack([torch.stack(t.aminmax()).double() for t in floats.values()]).tolist()
-    for name, (low, high) in zip(floats, ends, strict=True):
+    ends = torch.stack([end for t in floats.values() for end in t.aminmax()]).view(-1, 2)
+    for name, (low, high) in zip(floats, ends.tolist(), strict=True):
         minimum = FIELDS[name].minimum
         enough = low > -torch.inf if minimum is None else low >= minimum
         if not (enough and high < torch.inf):

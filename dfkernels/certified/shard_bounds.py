@@ -52,7 +52,7 @@ class ShardQueries(Queries):
     def remote(self) -> Tensor:
         """An upper bound of the log of the sum over the remote atoms, [Q]; -inf where there are
         none."""
-        return self._in_nats(self.remote_logit())[:, 0] + self.limits.remote_count.log()
+        return self._in_nats(self.remote_logit)[:, 0] + self.limits.remote_count.log()
 
     def _logits(
         self, atoms: AtomCodes, product: Tensor, error: ProductError
