@@ -4,13 +4,18 @@ Triton."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
+from triton.runtime.jit import JITFunction
 
 from dfkernels.ops.common.triton import device as _triton
 from dfkernels.ops.common.triton import fused, launch
@@ -79,6 +84,38 @@ def test_every_shape(device, kind):
         assert span * splits >= N > span * (splits - 1) and span % plan.strip == 0
         room = fused.scratch(N, d, K, B * K, plan, device)
         assert launch.SCRATCH // room >= fused.LEAST_QUERIES
+
+
+class Launches(TorchDispatchMode):
+    """Counts PyTorch's operators that launch something, beside Triton's kernels."""
+
+    SILENT = ("view", "slice", "select", "expand", "unsqueeze", "empty", "new_empty", "empty_like")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator.overloadpacket.__name__ not in self.SILENT
+        return operator(*args, **(kwargs or {}))
+
+    def kernel(self):
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    "op, most",
+    [("posterior", 17), ("log_prob", 13), ("fisher_matvec", 17), ("fisher_diagonal", 13)],
+)
+def test_small_calls_make_few_launches(op, most):
+    new = lambda *shape: torch.empty(shape, device="meta")
+    x, level, v = new(1024, 64), new(1024), [new(1024, 1, 64)] * (op == "fisher_matvec")
+    more = {"fisher": True} if v else {}
+    launcher = importlib.import_module(f"dfkernels.ops.{op}.triton").launch
+    run = lambda *values, **options: launches.kernel()
+    with Launches() as launches, mock.patch.object(JITFunction, "run", run):
+        launcher(x, new(10_000, 64), *v, level, level, None, 1.0, 0.0, **more)
+    assert 10 < launches.count <= most
 
 
 @DEVICES

@@ -13,7 +13,6 @@ from data_ops import inputs
 from difference import difference_form, errors
 
 from dfkernels.ops.common.triton import fused, launch
-from dfkernels.ops.common.triton import problem as problem_of
 from dfkernels.ops.common.triton.problem import make_problem
 from dfkernels.ops.fisher_diagonal import triton as diagonal_kernels
 from dfkernels.ops.fisher_matvec import triton as matvec_kernels
@@ -118,17 +117,18 @@ def test_errors_at_every_noise(shape, offset, monkeypatch):
     digits."""
     p = problem(*SHAPES[shape], LEVELS, offset)
     monkeypatch.setattr(fused, "MOST_TILES", 1 if SHAPES[shape][2] > fused.SMALL_D else 4)
-    one = fused.prepared(make_problem(*flat(p)), "posterior")
+    one = prepared(p)
     taken = one.by_products[one.back].bool()
     assert bool(taken[p["sigma"] >= 30].all()) and not bool(taken[p["sigma"] < 0.1].any())
     assert torch.equal(one.problem.x[one.back], p["x"])
+    assert bool((one.by_products.diff() >= 0).all())  # those that take products come last
     assert too_far(p, call(p)) == {}
 
 
 def test_a_hundred_coordinates():
     """Where only posterior and log_prob have a pass."""
     p = problem(12, 40, 100, torch.tensor([0.1, 1.5, 1e3]))
-    one = fused.prepared(make_problem(*flat(p)), "posterior")
+    one = prepared(p)
     taken = one.by_products[one.back].bool()
     assert bool(taken[p["sigma"] > 1].all()) and not bool(taken[p["sigma"] < 1].any())
     args = (p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
@@ -137,8 +137,10 @@ def test_a_hundred_coordinates():
     assert too_far(p, got) == {}
 
 
-def flat(p, v=None):
-    return (p["x"], p["y"], v, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+def prepared(p):
+    given = (p["x"], p["y"], None, p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+    plan = fused.plan_for(p["x"], p["y"], None, "posterior")
+    return fused.prepared(make_problem(*given, anchor=False), plan)
 
 
 def test_without_a_prior_and_in_groups(monkeypatch):
@@ -147,7 +149,9 @@ def test_without_a_prior_and_in_groups(monkeypatch):
     whole = call(p)
     want = difference_form(**p)
     assert float((whole["mean"] - want["mean"]).abs().max()) <= 1e-6
-    monkeypatch.setattr(launch, "SCRATCH", 6 * fused.room(p["x"], p["y"], None, "diagonal"))
+    plan = fused.plan_for(p["x"], p["y"], None, "diagonal")
+    room = fused.scratch(18, 6, 1, 12, plan, fused.device_of(p["x"]))
+    monkeypatch.setattr(launch, "SCRATCH", 6 * room)
     again = call(p)
     for name, out in whole.items():
         assert float((again[name] - out).abs().max()) <= 1e-5 * float(out.abs().max()), name
@@ -180,7 +184,7 @@ def test_the_rule_bounds_the_terms_of_a_logit():
     for d in (2, 20):
         p = problem(60, 100, d, 1.0)
         p["sigma"] = torch.logspace(-2, 2, 60)
-        one = fused.prepared(make_problem(*flat(p)), "posterior")
+        one = prepared(p)
         a, centre = one.problem, one.centre.double()
         t = torch.where((a.log_pi > -math.inf)[:, None], a.y - centre, 0)
         x = a.x.double() - a.alpha[:, None] * centre
@@ -188,7 +192,8 @@ def test_the_rule_bounds_the_terms_of_a_logit():
         dots = (ratio[:, None] * (x @ t.T)).abs()
         squares = (a.alpha * ratio)[:, None] * t.square().sum(1) / 2
         largest = (dots + squares).amax(1)
-        takes, near = one.by_products > 0, a.queries.near
+        takes = one.by_products > 0
+        near = x.square().sum(1) <= fused.NEAR * d * a.sigma.double() ** 2
         assert bool((largest[takes & ~near] <= d + fused.SPARE).all()) and bool(takes[near].all())
         assert bool((largest[~takes] >= 0.1 * (d + fused.SPARE)).all())
         assert 10 < int(takes.sum()) < 50 and bool(takes[one.back][-5:].all())
@@ -199,9 +204,9 @@ def test_the_rule_bounds_the_terms_of_a_logit():
 def test_bounds(d, sigma, offset, monkeypatch):
     """Of every strip, and of the largest logit; they bite: within 3 % of the size of the terms."""
     monkeypatch.setattr(fused, "SPARE", -math.inf)
-    monkeypatch.setattr(problem_of, "NEAR", -1)  # nobody takes products
+    monkeypatch.setattr(fused, "NEAR", -1)  # nobody takes products
     p = problem(64, 140, d, sigma, offset)
-    one = fused.prepared(make_problem(*flat(p)), "posterior")
+    one = prepared(p)
     upper, floor = fused._bounds(one, fused.device_of(p["x"]))
     a = one.problem
     x, y = a.x.double() - a.alpha[:, None] * one.centre, a.y.double() - one.centre
@@ -249,6 +254,20 @@ def test_masked_atoms_may_hold_anything_and_outliers_have_no_weight(d):
     kept["log_prior"][1] = -math.inf
     want = difference_form(**kept)["mean"]
     assert float((got - want).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_an_outlier_whose_square_overflows_sends_all_queries_to_differences(d):
+    """Also those near the centre, which is that of the others: the outlier is not sampled."""
+    p = problem(8, 140, d, 3.0)
+    p["y"][1], p["log_prior"][1] = 1e30, 0.0
+    assert not bool(prepared(p).by_products.any())
+    args = (p["x"], p["y"], p["alpha"], p["sigma"], p["log_prior"], 1.0, 0.0)
+    got = (*posterior_kernels.launch(*args)[:3], diagonal_kernels.launch(*args))
+    p["y"][1] = 1e4  # as far as matters
+    want = difference_form(**p)
+    for g, name in zip(got, ("log_prob", "mean", "fisher_trace", "diagonal"), strict=True):
+        assert float((g - want[name]).abs().max()) <= 1e-5 * float(want[name].abs().max()), name
 
 
 def test_the_same_bits_every_time():

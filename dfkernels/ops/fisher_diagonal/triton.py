@@ -46,12 +46,14 @@ def _merge(p: Problem, moments: SplitMoments, fisher: bool, mean: Tensor | None,
 
 def _launch(p: Problem) -> Tensor:
     out = torch.empty_like(p.x)
-    one = fused.prepared(p, "diagonal")
-    if one is None:
-        _merge(p, accumulate(p), True, None, out)
-        return out
+    _merge(p, accumulate(p), True, None, out)
+    return out
+
+
+def _of_pass(one: fused.Prepared) -> Tensor:
+    out = torch.empty_like(one.problem.x)
     _merge(one.problem, fused.accumulate(one), True, None, out)
-    return out[one.back]
+    return out
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:
@@ -69,6 +71,8 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(x.shape)
-    room = fused.room(x, y, None, "diagonal")
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
-    return in_query_groups(_launch, *given, scratch=room, lists=Lists.of(atoms, counts))
+    plan = fused.plan_for(x, y, None, "diagonal", atoms)
+    if plan is not None:
+        return fused.in_one_pass(_of_pass, plan, *given)
+    return in_query_groups(_launch, *given, lists=Lists.of(atoms, counts))

@@ -83,15 +83,15 @@ def _launch(p: Problem, fisher: bool) -> Tensor:
     """C v alone takes the moments about the mean, F v, of which the identity is a part, need
     not."""
     out = torch.empty_like(p.v)
-    one = fused.prepared(p, "matvec") if fisher else None
-    if one is None:
-        _product(p, fisher, out)
-        return out
-    moments = fused.accumulate(one)
-    _finish(
-        one.problem, moments, merged_mean(moments, *one.problem.v.flatten(0, 1).shape), True, out
-    )
-    return out[one.back]
+    _product(p, fisher, out)
+    return out
+
+
+def _of_pass(one: fused.Prepared) -> Tensor:
+    p, moments = one.problem, fused.accumulate(one)
+    out = torch.empty_like(p.v)
+    _finish(p, moments, merged_mean(moments, p.targets, p.x.shape[1]), True, out)
+    return out
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:
@@ -116,7 +116,9 @@ def launch(
     """F v, or C v where not fisher, for flat tensors on one GPU."""
     if v.numel() == 0:
         return v.new_empty(v.shape)
-    run = lambda p: _launch(p, fisher)
-    room = fused.room(x, y, v, "matvec") if fisher else None
     given = (x, y, v, alpha, sigma, log_prior, scale, offset)
-    return in_query_groups(run, *given, scratch=room, lists=Lists.of(atoms, counts))
+    plan = fused.plan_for(x, y, v, "matvec", atoms) if fisher else None
+    if plan is not None:
+        return fused.in_one_pass(_of_pass, plan, *given)
+    run = lambda p: _launch(p, fisher)
+    return in_query_groups(run, *given, lists=Lists.of(atoms, counts))

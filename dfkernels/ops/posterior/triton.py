@@ -22,11 +22,11 @@ from ..common.triton.problem import Lists, Problem
 
 
 def _launch(p: Problem) -> tuple[Tensor, ...]:
-    one = fused.prepared(p, "posterior")
-    if one is None:
-        return _results(p, accumulate(p, trace_only=True))
-    outs = _results(one.problem, fused.accumulate(one))
-    return tuple(t[one.back] for t in outs)
+    return _results(p, accumulate(p, trace_only=True))
+
+
+def _of_pass(one: fused.Prepared) -> tuple[Tensor, ...]:
+    return _results(one.problem, fused.accumulate(one))
 
 
 def _results(p: Problem, moments: SplitMoments) -> tuple[Tensor, ...]:
@@ -71,9 +71,11 @@ def launch(x, y, alpha, sigma, log_prior, scale, offset, atoms=None, counts=None
     """The op for flat tensors on one GPU."""
     if x.shape[0] == 0:
         return x.new_empty(0), x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
-    room = fused.room(x, y, None, "posterior")
     given = (x, y, None, alpha, sigma, log_prior, scale, offset)
-    return in_query_groups(_launch, *given, scratch=room, lists=Lists.of(atoms, counts))
+    plan = fused.plan_for(x, y, None, "posterior", atoms)
+    if plan is not None:
+        return fused.in_one_pass(_of_pass, plan, *given)
+    return in_query_groups(_launch, *given, lists=Lists.of(atoms, counts))
 
 
 def about_mean(p: Problem) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ what is not its own.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,10 +26,14 @@ from torch import Tensor
 
 from . import launch
 from .device import Device, device_of
-from .functions import LOG2E
 from .fused_kernels import bound_tiles_kernel, fused_moments_kernel, small_moments_kernel
-from .fused_prepare import prepare_atoms_kernel, prepare_rows_kernel
-from .problem import Problem
+from .fused_prepare import (
+    place_queries_kernel,
+    prepare_atoms_kernel,
+    prepare_vectors_kernel,
+    takes_products_kernel,
+)
+from .problem import NEAR, Problem, centres
 from .sweep import sweep_kernel
 
 SMALL_D = 8  # without tensor cores, whose products have sixteen coordinates at least
@@ -124,22 +128,45 @@ def scratch(N: int, d: int, K: int, targets: int, plan: Pass, device: Device) ->
     return K * (3 * splits * d + 4 * splits + 2 * plan.D) + triton.cdiv(N, plan.strip) + 4 * plan.D
 
 
-def _plan_of(x: Tensor, y: Tensor, v: Tensor | None, kind: str) -> Pass | None:
+def plan_for(
+    x: Tensor, y: Tensor, v: Tensor | None, kind: str, atoms: Tensor | None = None
+) -> Pass | None:
+    """The pass for an op's flat arguments, or None where others are better: with lists of atoms
+    always."""
+    if atoms is not None:
+        return None
     (B, d), K = x.shape, 1 if v is None else v.shape[1]
     return plan(B, K, y.shape[0], d, x.element_size(), kind, device_of(x))
 
 
-def room(x: Tensor, y: Tensor, v: Tensor | None, kind: str) -> int | None:
-    """Numbers of scratch memory that a call needs for each query, or None where it has no pass."""
-    found = _plan_of(x, y, v, kind)
-    if found is None:
-        return None
+def in_one_pass(
+    run: Callable, plan: Pass, x, y, v, alpha, sigma, log_prior, scale: float, offset: float
+):
+    """run(the call, prepared) for as many queries at a time as the scratch memory allows, in the
+    order of the queries.
+
+    Args:
+        run: gives a tensor, or a tuple of them, of which every row belongs to a query.
+        plan: that of the call.
+        x, y, v, alpha, sigma, log_prior, scale, offset: those of an op.
+    """
+
+    def some(p: Problem):
+        one = prepared(p, plan)
+        outs = run(one)
+        if isinstance(outs, Tensor):
+            return outs[one.back]
+        return tuple(t[one.back] for t in outs)
+
     K = 1 if v is None else v.shape[1]
-    return scratch(*y.shape, K, len(x) * K, found, device_of(x))
+    room = scratch(*y.shape, K, len(x) * K, plan, device_of(x))
+    given = (x, y, v, alpha, sigma, log_prior, scale, offset)
+    return launch.in_query_groups(some, *given, scratch=room, anchor=False)
 
 
 class Prepared(NamedTuple):
-    """A call whose queries are in order, and what the kernels read of it."""
+    """A call whose queries are in order, and what the kernels read of it. What is [B] is in that
+    order, but for `back`."""
 
     plan: Pass
     problem: Problem
@@ -157,19 +184,24 @@ class Prepared(NamedTuple):
     biased: bool
 
 
-def _rows(x: Tensor, factor: Tensor | None, plan: Pass) -> tuple[Tensor, Tensor | None]:
-    """Parts of factor x, and factor x itself where small."""
-    rows, d = x.shape
-    parts = 1 if plan.small else 3
-    out = torch.empty(parts, rows, plan.D, dtype=torch.bfloat16, device=x.device)
-    W = plan.sizes["D"]
-    whole = torch.empty(rows, W, device=x.device, dtype=torch.float32) if plan.small else None
-    ROWS = max(1, 2048 // plan.D)
-    prepare_rows_kernel[(triton.cdiv(rows, ROWS),)](
-        x=x, factor=factor, parts=out, whole=whole, rows=rows, d=d, PARTS=parts, W=W, D=plan.D,
-        ROWS=ROWS, num_warps=4,
-    )  # fmt: skip
-    return out, whole
+def _parts(rows: int, like: Tensor, plan: Pass) -> tuple[Tensor, Tensor | None, dict[str, int]]:
+    """Where the parts of queries or vectors go, they themselves where small, and the sizes of the
+    kernel that writes both."""
+    parts, W, D = 1 if plan.small else 3, plan.sizes["D"], plan.D
+    out = torch.empty(parts, rows, D, dtype=torch.bfloat16, device=like.device)
+    whole = like.new_empty(rows, W) if plan.small else None
+    sizes = {"PARTS": parts, "W": W, "D": D, "ROWS": max(1, 2048 // D), "num_warps": 4}
+    return out, whole, sizes
+
+
+def _vectors(v: Tensor, plan: Pass) -> tuple[Tensor, Tensor | None]:
+    """Parts of v [targets, d], and v itself where small."""
+    rows, d = v.shape
+    parts, whole, sizes = _parts(rows, v, plan)
+    prepare_vectors_kernel[(triton.cdiv(rows, sizes["ROWS"]),)](
+        x=v, parts=parts, whole=whole, rows=rows, d=d, **sizes
+    )
+    return parts, whole
 
 
 def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -188,39 +220,37 @@ def _atoms(p: Problem, centre: Tensor, plan: Pass) -> tuple[Tensor, Tensor | Non
     return out, whole, weights
 
 
-def prepared(p: Problem, kind: str) -> Prepared | None:
-    """The call with its queries in order and everything split into parts, or None where there is
-    no pass for it."""
-    plan = _plan_of(p.x, p.y, p.v, kind) if p.lists is None else None
-    if plan is None:
-        return None
-    centre, d = p.queries.centre, p.x.shape[1]
+def prepared(p: Problem, plan: Pass) -> Prepared:
+    """The call with its queries in order and everything split into parts."""
+    (B, d), new = p.x.shape, p.x.new_empty
+    _, centre = centres(p)
     y, y_whole, weights = _atoms(p, centre, plan)
-    alpha, sigma = p.alpha.double(), p.sigma.double()
-    x = p.x.double() - alpha[:, None] * centre
-    x_square = x.square().sum(1)
-    ratio, largest = alpha / sigma.square(), weights[:, 0].amax().double()
-    size = ratio.abs() * (x_square * largest).sqrt() + alpha * ratio * largest / 2
-    takes = (size <= d + SPARE) | (p.queries.near & (largest < math.inf))
-    by_products, order = takes.to(torch.int32).sort(stable=True)
-    back = torch.empty_like(order).scatter_(
-        0, order, torch.arange(len(order), dtype=order.dtype, device=x.device)
-    )
-    x, ratio, alpha, x_square = (t[order] for t in (x, ratio, alpha, x_square))
-    moved = p.rows(order)
-    factor = ratio * LOG2E.value
-    lacking = -x_square / (2 * moved.sigma.double().square())
-    common = torch.where(by_products > 0, lacking, moved.queries.common)
-    q, q_whole = _rows(x, factor, plan)
+    q, q_whole, sizes = _parts(B, p.x, plan)
+    grid = (triton.cdiv(B, sizes["ROWS"]),)
+    queries = {"x": p.x, "alpha": p.alpha, "sigma": p.sigma, "centre": centre, "B": B, "d": d}
+    takes, by_products = (new(B, dtype=torch.int32) for _ in range(2))
+    takes_products_kernel[grid](
+        **queries, largest=weights[:, 0].amax(), takes=takes, SPARE=SPARE, NEAR=NEAR,
+        **{k: sizes[k] for k in ("D", "ROWS", "num_warps")},
+    )  # fmt: skip
+    back, order = (new(B, dtype=torch.int64) for _ in range(2))
+    x, common = torch.empty_like(p.x), new(B, dtype=torch.float64)
+    alpha, sigma, half, q_norm = (new(B) for _ in range(4))
+    place_queries_kernel[grid](
+        **queries, takes=takes, taken=takes.cumsum(0), back=back, order=order, x_out=x,
+        alpha_out=alpha, sigma_out=sigma, by_products=by_products, common=common, half=half,
+        q_norm=q_norm, parts=q, whole=q_whole, **sizes,
+    )  # fmt: skip
+    v = None if p.v is None else p.v[order]
     return Prepared(
         plan,
-        moved,
+        p._replace(x=x, v=v, alpha=alpha, sigma=sigma),
         back,
         common,
         by_products,
         centre,
-        (factor * alpha / 2).to(p.x.dtype),
-        (factor.abs() * x_square.sqrt()).to(p.x.dtype),
+        half,
+        q_norm,
         q,
         q_whole,
         y,
@@ -231,7 +261,8 @@ def prepared(p: Problem, kind: str) -> Prepared | None:
 
 
 def _bounds(a: Prepared, device: Device) -> tuple[Tensor, Tensor]:
-    """(upper bounds of strips [B, strips], lower bounds of the largest logits [B])."""
+    """(upper bounds of strips [B, strips], lower bounds of the largest logits [B], inf for the
+    queries that take products)."""
     plan = a.plan
     B, rows = a.problem.x.shape[0], len(a.weights)
     upper = a.weights.new_empty(B, rows // plan.strip)
@@ -257,14 +288,14 @@ def _sweep(
     sweep_kernel[(triton.cdiv(targets, tile.TARGETS) * splits,)](
         **p.atom_arguments,
         **p.list_arguments,
-        anchor=p.queries.anchor,
-        rest=p.queries.rest,
+        anchor=p.x,
+        rest=torch.zeros_like(p.x),
         v=p.v,
         alpha=p.alpha,
         sigma=p.sigma,
         logits=None,
         bounds=upper,
-        floor=torch.where(a.by_products > 0, math.inf, floor),
+        floor=floor,
         projections=None,
         reference=None,
         scalars=moments.scalars,
@@ -300,7 +331,7 @@ def accumulate(a: Prepared) -> launch.SplitMoments:
     _sweep(a, moments, swept_span, swept, device)
     v = v_whole = None
     if p.v is not None:
-        v, v_whole = _rows(p.v.flatten(0, 1), None, plan)
+        v, v_whole = _vectors(p.v.flatten(0, 1), plan)
     kernel, q, y, weights = fused_moments_kernel, a.q, a.y, a.weights
     if plan.small:
         kernel, q, v = small_moments_kernel, a.q_whole, v_whole

@@ -291,7 +291,7 @@ def bound_tiles_kernel(
     q_norm,  # [B]: the norm of q before it was rounded
     by_products,  # [B]: 0 for the queries whose bounds are wanted
     upper,  # out [B, rows/STRIP]: no logit of the strip is larger; inf where nothing is known
-    lower,  # out [splits, B]: some logit of the split is at least this
+    lower,  # out [splits, B]: some logit of the split is at least this; inf for the other queries
     B,
     rows,
     d,
@@ -343,4 +343,4 @@ def bound_tiles_kernel(
         least = logit - error
         least = tl.where(least == least, least, -float("inf"))
         largest = tl.maximum(largest, tl.max(least, 1, keep_dims=True))
-    tl.store(lower + split * B + i_query, largest, mask=exists)
+    tl.store(lower + split * B + i_query, tl.where(active, largest, float("inf")), mask=exists)

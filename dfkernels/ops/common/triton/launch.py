@@ -203,6 +203,7 @@ def in_query_groups(
     normalised: bool = False,
     scratch: int | None = None,
     lists: Lists | None = None,
+    anchor: bool = True,
 ):
     """Calls launch(problem) on as many queries at a time as the scratch memory allows.
 
@@ -215,11 +216,11 @@ def in_query_groups(
         normalised: log_prior is log pi already.
         scratch: numbers of scratch memory for each query, unless it is moments that are launched.
         lists: the atoms that each query counts; it is moments then.
+        anchor: False: the problem's `queries` will not be used.
     """
     B, K = x.shape[0], 1 if v is None else v.shape[1]
-    p = make_problem(
-        x, y, v, alpha, sigma, log_prior, scale, offset, normalised=normalised, lists=lists
-    )
+    given = (x, y, v, alpha, sigma, log_prior, scale, offset)
+    p = make_problem(*given, normalised=normalised, lists=lists, anchor=anchor)
     back = None
     if scratch is None or lists is not None:
         matvec, listed, d = v is not None, lists is not None, x.shape[1]

@@ -68,6 +68,33 @@ def merge_first_moments(
 
 
 @triton.jit
+def log_density(sigma, common, i_target, max_logit, total, d, atoms):
+    """log q in double. atoms is an integer: a float argument would be a float32."""
+    b_sigma = tl.load(sigma + i_target).to(tl.float64)
+    log_norm = (0.9189385332046727 + tl.log(b_sigma)) * d  # (d/2) log(2 pi sigma^2)
+    share = total / tl.full((), atoms, tl.float64)
+    return max_logit.to(tl.float64) * LN2 + tl.load(common + i_target) + tl.log(share) - log_norm
+
+
+@triton.jit
+def merge_log_prob_kernel(
+    scalars, sigma, common, log_prob, targets, d, splits, atoms, SPLITS: tl.constexpr
+):
+    """log_prob [B] alone, one query per program."""
+    i_target = tl.program_id(0).to(tl.int64)
+    count = tl.full((), splits, tl.int64) * targets
+    max_logit = load_max_logit(scalars, i_target, targets, splits, SPLITS)
+    weight_sum = tl.zeros((SPLITS, 1), tl.float64)
+    for start in range(0, splits, SPLITS):
+        i_split, valid, w = split_weights(
+            scalars, i_target, targets, splits, start, max_logit, SPLITS
+        )
+        weight_sum += w * tl.load(scalars + count + i_split, mask=valid, other=0.0)
+    b_log_prob = log_density(sigma, common, i_target, max_logit, tl.sum(weight_sum), d, atoms)
+    tl.store(log_prob + i_target, b_log_prob.to(log_prob.dtype.element_ty))
+
+
+@triton.jit
 def merge_squares_kernel(
     scalars,
     vectors,
@@ -124,13 +151,7 @@ def merge_squares_kernel(
     if mean is not None:
         tl.store(mean + i_target * d + k, b_mean.to(mean.dtype.element_ty), mask=k < d)
     if log_prob is not None and block == 0:
-        b_sigma = tl.load(sigma + i_target).to(tl.float64)
-        log_norm = (0.9189385332046727 + tl.log(b_sigma)) * d  # (d/2) log(2 pi sigma^2)
-        # atoms is an integer: a float argument would be a float32
-        share = total / tl.full((), atoms, tl.float64)
-        b_log_prob = (
-            max_logit.to(tl.float64) * LN2 + tl.load(common + i_target) + tl.log(share) - log_norm
-        )
+        b_log_prob = log_density(sigma, common, i_target, max_logit, total, d, atoms)
         tl.store(log_prob + i_target, b_log_prob.to(T))
         tl.store(ess + i_target, (total * total / weight_square_sum).to(T))
 

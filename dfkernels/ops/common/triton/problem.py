@@ -69,7 +69,7 @@ class Problem(NamedTuple):
     log_pi: Tensor | None  # [N], natural logarithms; None: uniform
     scale: float
     offset: float
-    queries: Anchored | None = None  # what logits are computed from
+    queries: Anchored | None = None  # what logits are computed from, but for those of one pass
     lists: Lists | None = None  # None: every query counts all atoms
 
     def rows(self, s: slice | Tensor) -> Problem:
@@ -150,10 +150,15 @@ def centre_of(y: Tensor, log_pi: Tensor | None, dtype: torch.dtype) -> Tensor:
     return centre.round() if y.dtype == torch.uint8 else centre
 
 
+def centres(p: Problem) -> tuple[Tensor, Tensor]:
+    """`stored_centre` and `centre` of a call."""
+    stored = centre_of(p.y, p.log_pi, p.x.dtype)
+    return stored, load(stored, p.x.dtype, p.scale, p.offset)
+
+
 def anchored(p: Problem) -> Anchored:
     """The queries of a call, and the centre of its atoms."""
-    stored = centre_of(p.y, p.log_pi, p.x.dtype)
-    centre = load(stored, p.x.dtype, p.scale, p.offset)
+    stored, centre = centres(p)
     anchor = p.alpha[:, None] * centre
     rest = p.x - anchor
     square, variance = rest.double().square().sum(1), p.sigma.double().square()
@@ -175,8 +180,16 @@ def make_problem(
     *,
     normalised: bool = False,
     lists: Lists | None = None,
+    anchor: bool = True,
 ) -> Problem:
-    """The prepared form of an op's flat arguments; normalised: log_prior is log pi already."""
+    """The prepared form of an op's flat arguments.
+
+    Args:
+        x, y, v, alpha, sigma, log_prior, scale, offset: those of an op.
+        normalised: log_prior is log pi already.
+        lists: the atoms that each query counts.
+        anchor: False: `queries` will not be used.
+    """
     y, scale, offset = stored_atoms(x, y, scale, offset)
     if log_prior is not None:
         log_prior = log_prior.contiguous() if normalised else torch.log_softmax(log_prior, 0)
@@ -184,4 +197,4 @@ def make_problem(
     p = Problem(
         x.contiguous(), y, v, alpha.contiguous(), sigma.contiguous(), log_prior, scale, offset
     )
-    return p._replace(queries=anchored(p), lists=lists)
+    return p._replace(queries=anchored(p) if anchor else None, lists=lists)
