@@ -182,7 +182,7 @@ def test_lists_take_as_many_launches_for_any_number_of_queries(op):
             )
         return found
 
-    few = {"log_prob": 1, "fisher_diagonal": 2, "posterior": 3}.get(op, 4)
+    few = {"log_prob": 2, "fisher_diagonal": 2, "posterior": 3}.get(op, 4)
     assert len(launched(1)) == few and launched(30) == launched(1)
 
 
