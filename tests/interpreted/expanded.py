@@ -239,6 +239,15 @@ def test_atoms_of_all_sizes(way):
 
 
 @many
+@pytest.mark.parametrize("size", [3e-17, 1e16])
+def test_data_of_any_size(way, size):
+    """Weights times projections times scales are of its square."""
+    p = inputs(4, 70, 20, 3.0, 0.0)
+    p |= {k: size * p[k] for k in ("x", "y", "sigma")}
+    assert far(p, by_launchers(p, 4, ["fisher_matvec"])) == {}
+
+
+@many
 @pytest.mark.parametrize("name", ["x", "y"])
 def test_what_is_no_number_shows(way, name):
     p = inputs(4, 70, 20, 3.0, 0.0) | {"log_prior": torch.zeros(70)}

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SMALLEST = tl.constexpr(2.0**-100)  # what the largest of some numbers counts as, at least
+SMALLEST = tl.constexpr(2.0**-112)  # what the largest counts as, at least: 1/scale is finite
 
 
 def padded(d: int) -> int:
