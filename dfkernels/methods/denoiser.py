@@ -68,9 +68,10 @@ class Denoiser(nn.Module):
     (without parameters, x's), and so is the time, after the clock, but to float32 for a network in
     half precision; a clock's result in any other dtype than float64 is not cast, nor are
     conditions. A network with a true attribute `full_precision` is given x and the time uncast: for
-    one that computes with x itself around a network in lower precision. Levels are computed in
-    float64, results are in x's dtype: a float32 network gives float32's precision to a float64 x. A
-    discrete schedule rounds t: the network and the levels belong to the same timestep.
+    one that computes with x itself around a network in lower precision. Either is given copies,
+    which it may change in place. Levels are computed in float64, results are in x's dtype: a
+    float32 network gives float32's precision to a float64 x. A discrete schedule rounds t: the
+    network and the levels belong to the same timestep.
 
     Outputs. The prediction, of x's shape, is a tensor, or the attribute `sample` of an object
     (diffusers), the first entry of a tuple or list, or the entry "sample" of a dict, or its only
