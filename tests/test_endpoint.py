@@ -495,7 +495,7 @@ def test_cosines_to_the_true_adjoint(law, d, cosines, lengths):
         (
             lambda p: p.fisher("centred", x0=p.x0.float()),
             TypeError,
-            "x0: expected float64 like x, got float32: .to(x.dtype) converts it",
+            "x0: expected float64 like x, got float32: .to(torch.float64) converts it",
         ),
         (
             lambda p: p.fisher("paper", mean=p.x0[:, 0]),

@@ -210,7 +210,7 @@ def test_a_masked_atom_may_hold_anything():
         (
             torch.zeros(2, 3).double(),
             TypeError,
-            "v: expected float32 like x, got float64: .to(x.dtype) converts it",
+            "v: expected float32 like x, got float64: .to(torch.float32) converts it",
         ),
         (None, TypeError, "v: expected a tensor, got NoneType"),
         (
@@ -243,7 +243,7 @@ def test_fisher_matvec(change, kind, message):
         (
             dict(mean=x.double()),
             TypeError,
-            "mean: expected float32 like x0, got float64: .to(x0.dtype) converts it",
+            "mean: expected float32 like x0, got float64: .to(torch.float32) converts it",
         ),
         (dict(v=x.to("meta")), ValueError, "v: expected device cpu like x0, got meta"),
         (dict(v=x[:, :2]), ValueError, "v: expected shape [2, 3] or [2, K, 3], got [2, 2]"),
@@ -298,7 +298,7 @@ def test_endpoint_matvec(form, change, kind, message):
         (
             dict(m=torch.zeros(2).double()),
             TypeError,
-            "m: expected float32 like eps, got float64: .to(eps.dtype) converts it",
+            "m: expected float32 like eps, got float64: .to(torch.float32) converts it",
         ),
         (
             dict(eps=x.long()),

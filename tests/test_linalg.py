@@ -120,7 +120,7 @@ def test_what_a_subclass_lacks_is_named():
         (
             lambda m: m @ torch.ones(2, 4),
             TypeError,
-            "v: expected float64 like the operator, got float32",
+            "v: expected float64 like the operator, got float32: .to(torch.float64) converts it",
         ),
         (
             lambda m: m.solve(torch.ones(2, 3, dtype=torch.float64)),

@@ -48,7 +48,7 @@ def test_the_way_out_leads_out(case):
         call(wrong)
     way_out = str(caught.value).rpartition("got ")[2].partition(": ")[2].split(" ")[0]
     assert way_out[:1] in (".", "["), caught.value
-    right = eval(f"wrong{way_out}", {"wrong": wrong, "x": X})
+    right = eval(f"wrong{way_out}", {"wrong": wrong, "torch": torch})
     assert torch.as_tensor(call(right)).isfinite().all()
 
 

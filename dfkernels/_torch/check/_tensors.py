@@ -100,7 +100,7 @@ def like(name: str, t: Tensor, other_name: str, other: Tensor) -> Tensor:
 def same(name: str, t: Tensor, other_name: str, other: Tensor) -> None:
     """Refuses another dtype or device than that of `other`."""
     if t.dtype != other.dtype:
-        got = words.other_dtype(t, f".to({other_name}.dtype)")
+        got = words.other_dtype(t, f".to({other.dtype})")
         raise wrong_type(name, f"{words.dtype(other)} like {other_name}", got)
     if t.device != other.device:
         raise mismatch(name, f"device {other.device} like {other_name}", t.device)
