@@ -93,7 +93,7 @@ def test_distributed(capsys):
 
 @pytest.mark.slow
 def test_latents(capsys):
-    """A quarter of the training that the script does by itself."""
+    """An eighth of the training that the script does by itself."""
     script = runpy.run_path(str(ROOT / "examples" / "latents.py"))
     # its truth, by a derivative of the log-density along random signs: to 1.1 % here
     generator, sigma = torch.Generator().manual_seed(0), 0.5
@@ -109,7 +109,7 @@ def test_latents(capsys):
     truth = script["true_trace"](x, sigma)
     assert torch.allclose(-(signs * product).sum((1, 2, 3)), truth, rtol=0.05)
 
-    script["main"](steps=150)
+    script["main"](steps=80)
     text = capsys.readouterr().out
     table = [re.findall(r"[\d.]+", line) for line in text.splitlines()[1:]]
     assert [row[0] for row in table] == ["0.2", "0.5", "1.0", "2.0", "5.0"]
