@@ -135,4 +135,23 @@ def checked_log_prior(log_prior: Tensor | np.ndarray | None, name: str, y: Tenso
             f"log_prior: expected values below +inf, no NaN and at least one finite, got a "
             f"maximum of {largest}"
         )
+    _warn_of_probabilities(log_prior, largest)
     return log_prior
+
+
+def _warn_of_probabilities(log_prior: Tensor, largest: float) -> None:
+    """Warns of weights that are probabilities in place of their logarithms: in [0, 1), not all the
+    same, with the sum 1. Logarithms that are so by chance, or on purpose, are yet to be seen, while
+    equal ones mean the same either way.
+    """
+    if not 0 < largest < 1:
+        return
+    total, least = log_prior.sum(dtype=torch.float64).item(), log_prior.min().item()
+    rounding = max(1e-6, 4 * torch.finfo(log_prior.dtype).eps)
+    if 0 <= least < largest and abs(total - 1) <= rounding:
+        warnings.warn(
+            "log_prior: expected logarithms of weights, got numbers in [0, 1) whose sum is 1, as "
+            "of probabilities: pass log_prior=weights.log()",
+            RuntimeWarning,
+            stacklevel=4,  # of who makes the cloud
+        )

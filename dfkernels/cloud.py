@@ -47,6 +47,10 @@ class PointCloud(Law):
     Raises:
         TypeError: A type, layout or dtype is wrong.
         ValueError: A shape is wrong, or a value is not finite.
+
+    Warns:
+        RuntimeWarning: log_prior looks like probabilities in place of their logarithms: numbers in
+            [0, 1), not all the same, whose sum is 1.
     """
 
     y = Watched[Tensor]()

@@ -190,6 +190,11 @@ BASE = dict(denoiser=exact(), x=X, t=T, generator=rng())
         ),
         (dict(generator=None), TypeError, "generator: expected a torch.Generator, got NoneType"),
         (dict(lanczos=0), ValueError, "lanczos: expected an integer of at least 1, got 0"),
+        (
+            dict(covariance="diagonal", lanczos=3),
+            ValueError,
+            "lanczos: expected None with covariance='diagonal', which takes no Lanczos, got 3",
+        ),
         (dict(mode="forward"), ValueError, "mode: expected 'jvp' or 'vjp' or 'finite-difference'"),
         (dict(keep=0), ValueError, "keep: expected an integer of at least 1, got 0"),
         (dict(label=1), ValueError, "conditions: expected none for a data set, got label"),

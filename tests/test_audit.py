@@ -392,6 +392,11 @@ def test_without_held_out_data(memorising):
     assert low.excess.value > 0.9 * low.network.value > 3 * low.excess.error
 
 
+def test_a_width_without_points_is_refused():
+    with pytest.raises(ValueError, match="^width: expected None with points=0, .* out, got 0.1$"):
+        audit(OfTheLaw(), points=0, width=0.1)
+
+
 def test_few_held_out_points_are_used_several_times():
     report = audit(OfTheLaw(), held_out=df.PointCloud(data(20, 3)), levels=2, points=8, samples=8)
     assert report.settings.queries == 120  # 6 of each

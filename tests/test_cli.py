@@ -180,6 +180,10 @@ def test_an_input_is_replaced_only_by_force(here, capsys, name):
     argv = f"y.npy x.npz:x --sigma 1 --log-prior w.npy -o {name}"
     assert refused(capsys, argv).startswith(f"{name}: is the input ")
     assert Path(name).read_bytes() == before
+    if name.endswith(".npy"):  # which the result is not
+        assert refused(capsys, f"{argv} --force").startswith(f"{name}: expected a name that ends")
+        assert Path(name).read_bytes() == before
+        return
     assert cli.main(["posterior", *argv.split(), "--force"]) == 0
     assert np.load(name)["mean"].shape == (7, 2, 3) and os.path.islink("link.npz")
 
@@ -202,10 +206,15 @@ def test_too_little_memory(here, capsys, monkeypatch, error):
     )
 
 
-def test_the_result_has_the_name_that_was_given(here):
-    for name in ("result", "result.dat"):
-        assert cli.main(["posterior", "y.npy", "x.npy", "--sigma", "1", "-o", name]) == 0
-        assert np.load(name)["ess"].shape == (7,)
+def test_a_result_is_named_for_what_it_is(here, capsys):
+    for name in ("result", "result.dat", "deep/result.npy"):
+        assert refused(capsys, f"y.npy x.npy --sigma 1 -o {name}") == (
+            f"{name}: expected a name that ends in .npz, or with a slash for a folder of .npy "
+            f"files: {name}.npz, or {name}/"
+        )
+        assert not Path(name).exists() and not Path(name).parent.joinpath("result.npz").exists()
+    assert cli.main(["posterior", "y.npy", "x.npy", "--sigma", "1", "-o", "result.NPZ"]) == 0
+    assert np.load("result.NPZ")["ess"].shape == (7,)
 
 
 def test_interrupt(here, capsys, monkeypatch):

@@ -6,12 +6,13 @@ import copy
 import math
 import pickle
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from dfkernels import DiffusionFisher, PointCloud, _atoms, ops, top_k
+from dfkernels import DiffusionFisher, GaussianMixture, PointCloud, _atoms, ops, top_k
 from dfkernels.certified import build
 
 
@@ -427,3 +428,27 @@ def test_the_index_moves_with_the_atoms_and_not_with_others():
     assert copied is not cloud and copied._index is not None
     assert all(torch.equal(a, b) for a, b in zip(copied.index(), index, strict=True))
     assert cloud.to(torch.float64)._index is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [2, 1000])
+def test_probabilities_in_place_of_their_logarithms_are_warned_of(dtype, N):
+    y, weights = torch.zeros(N, 2), torch.arange(1.0, N + 1, dtype=dtype)
+    weights /= weights.sum()
+    for make in (PointCloud, GaussianMixture):
+        how = {} if make is PointCloud else {"variance": 1.0}
+        with pytest.warns(RuntimeWarning, match=r"^log_prior: .* pass .*weights\.log\(\)$") as seen:
+            make(y, log_prior=weights, **how)
+        assert seen[0].filename == __file__
+
+
+def test_no_logarithms_are_taken_for_probabilities():
+    one_hot, masked = torch.eye(4)[0], torch.tensor([0.25, 0.75, -math.inf, -math.inf])
+    equal = torch.full((4,), 0.25)  # the same weights either way
+    near, beyond = torch.tensor([0.1, 0.2, 0.3, 0.401]), torch.tensor([-0.1, 0.2, 0.3, 0.6])
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for log_prior in (one_hot, masked, equal, near, beyond, weights.log(), 0 * weights):
+            PointCloud(torch.zeros(4, 2), log_prior)
+        PointCloud(torch.zeros(1, 2), torch.ones(1))

@@ -283,6 +283,13 @@ def test_a_directory_is_no_file_of_results(tmp_path):
             "trace: expected 'hutchinson' with probes=, whose probes follow the seeds, got a",
         ),
         (dict(method="euler"), ValueError, "method: expected 'heun' or 'rk4' or 'dopri5'"),
+        (dict(method="dopri5"), ValueError, "steps: expected None with method='dopri5', which ch"),
+        (
+            dict(trace="exact", probes=2),
+            ValueError,
+            "probes: expected None unless trace='hutchinson', which draws them, got 2",
+        ),
+        (dict(probes=0), ValueError, "probes: expected an integer of at least 1, got 0"),
         (dict(dtype=torch.float16), ValueError, "dtype: expected "),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",

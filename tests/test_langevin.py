@@ -167,9 +167,9 @@ def network_of(denoiser):
 @pytest.mark.parametrize("kind", ["none", "gibbs", "damped"])
 def test_a_network_is_stepped_as_the_data_set_that_it_is(kind, mode, tol):
     denoiser, x = exact(), normal(4, 3, seed=1)
-    extra = {"damping": 0.3} if kind == "damped" else {}
+    extra = {"none": {}, "gibbs": {"lanczos": 3}, "damped": {"lanczos": 3, "damping": 0.3}}[kind]
     one, two = (
-        langevin(d, x, T, 3, kind, generator=rng(), mode=mode, lanczos=3, **extra).x
+        langevin(d, x, T, 3, kind, generator=rng(), mode=mode, **extra).x
         for d in (denoiser, network_of(denoiser))
     )
     torch.testing.assert_close(one, two, rtol=0, atol=tol)
@@ -355,7 +355,17 @@ BASE = dict(denoiser=KNOWN, x=X, t=T, steps=1, generator=rng())
             r"x0: expected shape \[2, 3\] like x, got \[1, 3\]",
         ),
         (dict(mode="fd"), ValueError, "mode: expected 'jvp' or 'vjp' or 'finite-difference', got"),
-        (dict(lanczos=0), ValueError, "lanczos: expected an integer of at least 1, got 0"),
+        (
+            dict(preconditioner="gibbs", lanczos=0),
+            ValueError,
+            "lanczos: expected an integer of at least 1, got 0",
+        ),
+        (dict(lanczos=3), ValueError, "lanczos: expected None for preconditioner 'none', got 3"),
+        (
+            dict(preconditioner="gibbs", lanczos=3, metropolis=True),
+            ValueError,
+            "lanczos: expected None with metropolis=True, which decomposes a dense F, got 3",
+        ),
         (
             dict(denoiser=NETWORK, metropolis=True),
             ValueError,

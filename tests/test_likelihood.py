@@ -259,13 +259,17 @@ def test_hutchinson_is_unbiased_and_rademacher_has_less_variance():
     assert four == pytest.approx(variance["rademacher"] / 4, rel=0.15)
 
 
-@pytest.mark.parametrize("method", ["rk4", "dopri5"])
-def test_the_trace_error_is_the_spread_of_the_probes(method):
+@pytest.mark.parametrize(
+    "how",
+    [dict(method="rk4", steps=5), dict(method="dopri5", rtol=1e-3, atol=1e-3)],
+    ids=["rk4", "dopri5"],
+)
+def test_the_trace_error_is_the_spread_of_the_probes(how):
     """Of 2^12 repetitions of one image."""
     cloud, n = PointCloud(normal(12, 4, seed=1)), 1 << 12
     denoiser = Denoiser.exact(cloud, schedule.EDM())
     x = (cloud.y[:1] + 0.5 * normal(1, 4)).expand(n, -1)
-    how = dict(noise=(0.5, 5.0), method=method, steps=5, rtol=1e-3, atol=1e-3)
+    how = how | {"noise": (0.5, 5.0)}
     source = Hutchinson(torch.Generator().manual_seed(0), probes=4)
     found = log_prob(denoiser, x, trace=source, **how)
     said = found.trace_error.square().mean().item()
@@ -346,10 +350,9 @@ def test_float32_keeps_its_dtype_and_follows_float64(method, trace, seed):
     sch, cloud = schedule.VP(), PointCloud(normal(12, 6, seed=seed, dtype=torch.float32))
     x = normal(4, 6, seed=seed + 100, dtype=torch.float32)
     source = exact(cloud, sch) if trace == "exact" else Divergence()
+    how = {"method": method, "steps": None if method == "dopri5" else 16}
     single, double = (
-        log_prob(
-            Denoiser.exact(cloud, sch), x.to(dtype), (0.3, 20.0), source, method=method, steps=16
-        )
+        log_prob(Denoiser.exact(cloud, sch), x.to(dtype), (0.3, 20.0), source, **how)
         for dtype in (torch.float32, torch.float64)
     )
     for part in (
@@ -401,9 +404,9 @@ def test_matched_traces_share_the_flow_s_evaluation():
     traces = ideal_traces(schedule.VP())
     for form in ("residual", "paper"):
         trace, done = traces[form], []
-        for method, stages in (("rk4", 13), ("dopri5", None)):
+        for how, stages in ((dict(method="rk4", steps=3), 13), (dict(method="dopri5"), None)):
             result = log_prob(
-                trace.denoiser, normal(2, 3), NOISE, trace, method=method, steps=3,
+                trace.denoiser, normal(2, 3), NOISE, trace, **how,
                 callback=lambda *at, done=done: done.append(at),
             )  # fmt: skip
             assert result.products == 0 and (result.evaluations == stages or not stages)
@@ -486,7 +489,26 @@ def test_networks_and_traces_that_fail_are_named():
             "noise: expected 0 < noise[0] < noise[1] (levels sigma/alpha), got (2.0, 1.0)",
         ),
         ({"method": "euler"}, "method: expected 'heun' or 'rk4' or 'dopri5', got 'euler'"),
-        ({"steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        ({"method": "rk4", "steps": 0}, "steps: expected an integer of at least 1, got 0"),
+        (
+            {"steps": 100},
+            "steps: expected None with method='dopri5', which chooses its steps by rtol and atol "
+            "(method='rk4' takes as many as you say), got 100",
+        ),
+        *(
+            (
+                {"method": method, name: value},
+                f"{name}: expected None with method={method!r}, which takes `steps` equal steps, "
+                f"got {value}",
+            )
+            for method in ("rk4", "heun")
+            for name, value in (("rtol", 1e-3), ("atol", 1e-6), ("max_evaluations", 10))
+        ),
+        (
+            {"generator": torch.Generator()},
+            "generator: expected None unless trace='hutchinson', whose probes it draws, got a "
+            "Generator",
+        ),
         ({"data_std": -1.0}, "data_std: expected a finite value >= 0, got -1.0"),
         ({"width": 0.0}, "width: expected a finite value > 0, got 0.0"),
         ({"rtol": 0.0}, "rtol: expected a finite value > 0, got 0.0"),
@@ -500,6 +522,42 @@ def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError) as caught:
         log_prob(denoiser, **{"x": normal(2, 3), "noise": NOISE, "trace": trace, **call})
     assert str(caught.value) == message
+
+
+OTHERS = [
+    (schedule.VP(), schedule.VP(beta_max=19.9)),
+    (schedule.VP(), schedule.Cosine()),
+    (schedule.VP(), schedule.EDM()),
+    (schedule.EDM(), schedule.VP()),  # whose range ends before
+]
+
+
+@pytest.mark.parametrize("own, other", OTHERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("method", ["heun", "dopri5"])
+def test_a_trace_of_another_schedule_is_refused(own, other, method):
+    """Its density is another one: a likelihood would be wrong in silence."""
+    cloud = PointCloud(normal(6, 3))
+    denoiser = Denoiser.exact(cloud, own)
+    matched = MatchedTrace(lambda x, t: x.sum(1), Denoiser.exact(cloud, other))
+    kinds = (exact(cloud, other), "exact(cloud, schedule)"), (matched, "a MatchedTrace")
+    for trace, what in kinds:
+        with pytest.raises(ValueError) as caught:
+            log_prob(denoiser, normal(2, 3), (2.0, 5.0), trace, method=method)
+        assert str(caught.value).startswith(
+            f"trace: expected {what} of the denoiser's schedule, {own!r}, got one of {other!r}, "
+            "with levels that differ from its at t = "
+        )
+
+
+def test_a_trace_of_an_equal_schedule_or_of_other_atoms_is_taken():
+    cloud, table = PointCloud(normal(6, 3)), torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
+    x, noise = normal(2, 3), (0.1, 5.0)
+    denoiser = Denoiser.exact(cloud, schedule.Tabulated(table))
+    other = PointCloud(cloud.y.clone())
+    wanted = log_prob(denoiser, x, noise, "exact", method="heun", steps=4).log_prob
+    found = exact(other, schedule.Tabulated(table.clone()))
+    got = log_prob(denoiser, x, noise, found, method="heun", steps=4).log_prob
+    assert torch.allclose(got, wanted, rtol=1e-12)
 
 
 def test_a_range_that_the_schedule_does_not_reach_is_an_error():

@@ -368,6 +368,12 @@ NAN = torch.full((32, 2), math.nan, dtype=f64)
         ({"tol": 0.0}, ValueError, "tol: expected a finite value > 0, got 0.0"),
         ({"sigma": -1.0}, ValueError, "sigma: expected a finite value > 0, got -1.0"),
         ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
+        (
+            {"x": X[0]},
+            ValueError,
+            "x: expected shape [B, 2] to go with the sampler's draws of shape [32, 2], got [2]: "
+            "[None] makes a batch of one",
+        ),
         ({"v": X[:1]}, ValueError, "v: expected shape [5, 2] or [5, K, 2], got [1, 2]"),
         ({"start": 3}, TypeError, "start: expected an Estimate, got int"),
     ],

@@ -126,9 +126,20 @@ REFUSED = [
         "weight_rate: expected a finite value > 0, got 0",
     ),
     (
-        lambda: Flow(KL(mixture), 0.5, copy_noise=-1),
+        lambda: Flow(KL(mixture), 0.5, weights="duplicate-kill", copy_noise=-1),
         ValueError,
         "copy_noise: expected a finite value >= 0, got -1",
+    ),
+    (
+        lambda: Flow(KL(mixture), 0.5, copy_noise=0.1),
+        ValueError,
+        "copy_noise: expected None with weights='continuous': weights='duplicate-kill' makes "
+        "copies, got 0.1",
+    ),
+    (
+        lambda: Flow(KL(mixture), 0.5, weights=None, weight_rate=0.2),
+        ValueError,
+        "weight_rate: expected None with weights=None, which moves no mass, got 0.2",
     ),
     (
         lambda: Flow(KL(mixture), 0.5).step(X),

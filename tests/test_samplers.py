@@ -216,6 +216,10 @@ X, T = torch.ones(2, 3), time_grid(schedule.VP(), 4, NOISE)
         (lambda d: sample(d, X, T, keep=0), "keep: expected an integer of at least 1, got 0"),
         (lambda d: invert(d, X, T, keep=-1), "keep: expected an integer of at least 1, got -1"),
         (
+            lambda d: time_grid(d.schedule, 4, NOISE, rho=3),
+            "rho: expected None with spacing='log': spacing='edm' has it, got 3",
+        ),
+        (
             lambda d: sample(d, X, T, "heun", second=X),
             "second: expected None unless method='o-belm' and M >= 1, got a tensor",
         ),

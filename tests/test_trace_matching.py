@@ -341,6 +341,14 @@ def test_wrong_arguments():
         trace_loss(lambda x, t: t, denoiser, x_0, rng(), noise=NOISE, form="printed")
     with pytest.raises(TypeError, match=r"^network: expected a callable network\(x, t\), got int$"):
         MatchedTrace(3, denoiser)
+    for form, std in (("residual", 1.0), ("paper", None)):
+        given = dict(noise=NOISE, form=form, mean=0.5, std=std)
+        with pytest.raises(
+            ValueError, match="^mean: expected None with form='residual' or without"
+        ):
+            trace_loss(
+                lambda x, t: t, Denoiser(lambda x, t: x, schedule.EDM()), x_0, rng(), **given
+            )
     with pytest.raises(ValueError, match="^radius: expected a number with form='paper', got None$"):
         bound(1.0, 0.5, 4, 0.0, 1e-3, form="paper")
     with pytest.raises(ValueError, match="^radius: expected None with form='residual', got 2$"):

@@ -211,6 +211,16 @@ BAD = {
         ),
     ),
     "chains": ({"chains": -1}, ValueError, "chains: expected an integer of at least 0, got -1"),
+    "chains beside x": (
+        {"x": STARTS, "chains": 3},
+        ValueError,
+        "chains: expected None with x, which are the starts, got 3",
+    ),
+    "generator beside x": (
+        {"x": STARTS, "generator": torch.Generator()},
+        ValueError,
+        "generator: expected None with x, which are the starts, got a Generator",
+    ),
     "x list": ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
     "x shape": (
         {"x": torch.zeros(4, 3)},

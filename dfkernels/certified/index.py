@@ -42,6 +42,12 @@ class CloudIndex(NamedTuple):
     axis_error: Tensor
     limits: Tensor  # the numbers of `Limits`
 
+    def __repr__(self) -> str:
+        """In one line: a tuple of tensors prints numbers of each."""
+        N, d, K = len(self.atom_norm), len(self.centre), len(self.axis_scale)
+        size = f"{self.nbytes} bytes, {self.centre.device}"
+        return f"CloudIndex({N} atoms, d = {d}, {K} axes, {len(self.code_scale)} levels, {size})"
+
     @property
     def nbytes(self) -> int:
         """Memory of all tensors, in bytes."""

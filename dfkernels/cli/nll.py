@@ -175,7 +175,7 @@ def _rows(
             sampling_steps=args.steps,
             probes=args.probes,
             method="rk4" if args.likelihood_steps else "dopri5",
-            steps=args.likelihood_steps or 1,
+            steps=args.likelihood_steps,
             batch=args.batch,
             device=device,
             checkpoint=args.out,

@@ -121,6 +121,11 @@ def _begun(
         if ranks.rank == 0:
             if not args.force:
                 _refuse_inputs(args, out)
+            if archive and files.is_replaced(out) and out.suffix.lower() != ".npz":
+                raise FileError(
+                    f"{out}: expected a name that ends in .npz, or with a slash for a folder of"
+                    f" .npy files: {out}.npz, or {out}/"
+                )
             unfinished.prepare(out, archive)
         given = _Given(args, ranks.group)
         if ranks.rank == 0:

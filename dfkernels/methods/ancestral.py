@@ -49,7 +49,7 @@ def sample(
     covariance: str = "full",
     *,
     generator: torch.Generator,
-    lanczos: int = 3,
+    lanczos: int | None = None,
     mode: str = "jvp",
     keep: int | None = None,
     callback: Callback | None = None,
@@ -74,7 +74,7 @@ def sample(
             the Jacobian, "full" takes `lanczos`.
         generator: Of the noise; moved on.
         lanczos: How many steps of Lanczos the square root of "full" takes, a product with F each;
-            from d on it is exact.
+            from d on it is exact. None: 3. With another covariance it has to be None.
         mode: How a network's products are made: "jvp", "vjp" or "finite-difference", as in
             `endpoint.fisher`.
         keep: How many states the trajectory holds, the last ones; default all.
@@ -99,7 +99,9 @@ def sample(
     check.choice("covariance", covariance, COVARIANCES)
     check.choice("mode", mode, MODES)
     check.generator(generator)
-    lanczos = check.integer("lanczos", lanczos, 1)
+    if covariance != "full":
+        check.unused("lanczos", lanczos, f"with covariance={covariance!r}, which takes no Lanczos")
+    lanczos = check.integer("lanczos", 3 if lanczos is None else lanczos, 1)
     path = nodes(denoiser.schedule, t)
     total = len(path.t) - 1
     keep = total + 1 if keep is None else check.integer("keep", keep, 1)

@@ -80,7 +80,7 @@ def time_grid(
     noise: tuple[float, float],
     spacing: str = "log",
     *,
-    rho: float = 7.0,
+    rho: float | None = None,
 ) -> Tensor:
     """The times of a solver's steps, [steps + 1] in float64, noisiest first.
 
@@ -90,7 +90,7 @@ def time_grid(
         noise: (low, high), levels s = sigma/alpha: the grid runs from high to low.
         spacing: "log": uniform in ln s; "edm": uniform in s^(1/rho) (Karras et al. 2022, eq. 5);
             "time": uniform in t.
-        rho: of "edm", > 0.
+        rho: of "edm", > 0; None: 7. With another spacing it has to be None.
 
     Raises:
         TypeError, ValueError: An argument is wrong, or the schedule does not reach these levels;
@@ -98,8 +98,10 @@ def time_grid(
     """
     low, high = noise_range(noise)
     steps = check.integer("steps", steps, 1)
-    rho = check.positive("rho", rho)
     check.choice("spacing", spacing, SPACINGS)
+    if spacing != "edm":
+        check.unused("rho", rho, f"with spacing={spacing!r}: spacing='edm' has it")
+    rho = check.positive("rho", 7.0 if rho is None else rho)
     ends = torch.tensor([high, low], dtype=torch.float64, device="cpu")
     unit = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
     if spacing == "time":

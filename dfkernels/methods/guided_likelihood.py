@@ -90,9 +90,9 @@ def guided_likelihood(
     under: str = "model",
     sampling_steps: int = 50,
     trace: str | Trace | Source = "hutchinson",
-    probes: int = 2,
+    probes: int | None = None,
     method: str = "dopri5",
-    steps: int = 64,
+    steps: int | None = None,
     data_std: float = 1.0,
     batch: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -126,7 +126,8 @@ def guided_likelihood(
         sampling_steps: of the sampler, spaced as EDM's; two calls of the network each.
         trace: as for `log_prob`, but that "hutchinson" takes the probes of a sample from its seed's
             generator, after the noise: they are the same at every scale and in any batch.
-        probes: of "hutchinson"; their spread is `trace_error`.
+        probes: of "hutchinson"; None: 2. Their spread is `trace_error`. For another `trace` it has
+            to be None.
         method, steps: as for `log_prob`. The samples of a batch share the steps of "dopri5", which
             moves results within its tolerance; with steps of equal length the batch does not matter
             but for rounding.
@@ -157,9 +158,9 @@ def guided_likelihood(
         under=under,
         sampling_steps=check.integer("sampling_steps", sampling_steps, 1),
         trace=_checked(trace),
-        probes=check.integer("probes", probes, 1),
+        probes=_probes(trace, probes),
         method=method,
-        steps=check.integer("steps", steps, 1),
+        steps=likelihood.steps_of(method, steps),
         data_std=check.constant("data_std", data_std),
         dtype=dtype,
         device=torch.device(device),
@@ -194,9 +195,9 @@ class _Settings:
     under: str
     sampling_steps: int
     trace: str | Trace | Source
-    probes: int
+    probes: int  # 0 where nothing draws any
     method: str
-    steps: int
+    steps: int  # 0 for "dopri5"
     data_std: float
     dtype: torch.dtype
     device: torch.device
@@ -210,11 +211,10 @@ class _Settings:
     @property
     def stages(self) -> int:
         """The steps of a batch, as they are reported."""
-        return self.sampling_steps + (100 if self.method == "dopri5" else self.steps)
+        return self.sampling_steps + (self.steps or 100)
 
     def configuration(self) -> dict[str, object]:
         """As a checkpoint holds it."""
-        random, equal = self.trace == "hutchinson", self.method != "dopri5"
         named = self.trace if isinstance(self.trace, str) else type(self.trace).__name__
         return {
             "shape": list(self.shape),
@@ -222,9 +222,9 @@ class _Settings:
             "under": self.under,
             "sampling_steps": self.sampling_steps,
             "trace": named,
-            "probes": self.probes if random else 0,
+            "probes": self.probes,
             "method": self.method,
-            "steps": self.steps if equal else 0,
+            "steps": self.steps,
             "data_std": self.data_std,
             "dtype": words.dtype(self.dtype),
         }
@@ -235,6 +235,14 @@ def _checked(trace: str | Trace | Source) -> str | Trace | Source:
         expected = "'hutchinson' with probes=, whose probes follow the seeds"
         raise check.mismatch("trace", expected, "a Hutchinson")
     return trace
+
+
+def _probes(trace: str | Trace | Source, probes: int | None) -> int:
+    """How many a sample has; 0 where nothing draws any."""
+    if isinstance(trace, str) and trace == "hutchinson":
+        return check.integer("probes", 2 if probes is None else probes, 1)
+    check.unused("probes", probes, "unless trace='hutchinson', which draws them")
+    return 0
 
 
 def _distinct(name: str, values: Sequence[float]) -> None:
@@ -268,7 +276,7 @@ def _computed(
             if settings.trace == "hutchinson"
             else settings.trace,
             method=settings.method,
-            steps=settings.steps,
+            steps=settings.steps or None,
             data_std=settings.data_std,
             callback=lambda done, total: report(steps + done, settings.stages),
         )

@@ -75,10 +75,10 @@ def log_prob(
     *,
     generator: torch.Generator | None = None,
     method: str = "dopri5",
-    steps: int = 64,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_evaluations: int = 5000,
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
     data_std: float = 0.0,
     width: float = 1.0,
     callback: Callback | None = None,
@@ -110,17 +110,18 @@ def log_prob(
             `exact(cloud, schedule)`;
             any `traces.Source`.
         generator: of the probes of "hutchinson", on x's device; None: seed 0, so that a repeated
-            call gives the same bits.
+            call gives the same bits. For any other `trace` it has to be None.
         method: "dopri5" (order 5, 6 evaluations per step) chooses its steps by their errors; it
             looks at values, and so cannot run under vmap; for a discrete schedule, on whose
             staircase its steps would become ever shorter, it is refused. "rk4" (order 4, 4 per
             step) and "heun" (order 2, 2 per step) take `steps` equal steps in ln s.
-        steps: of "rk4" and "heun".
-        rtol, atol: of "dopri5": for each sample a step's error is at most rtol |x/alpha| + atol s
-            in the root mean square over the entries of x/alpha, and rtol d + atol nats. The batch
-            takes steps together, those of its stiffest sample: what else is in the batch moves a
-            result within the tolerance.
-        max_evaluations: of the velocity by "dopri5"; see RuntimeError.
+        steps: of "rk4" and "heun"; None: 64. With "dopri5" it has to be None.
+        rtol, atol: of "dopri5"; None: 1e-5. With another method they have to be None. For each
+            sample a step's error is at most rtol |x/alpha| + atol s in the root mean square over
+            the entries of x/alpha, and rtol d + atol nats. The batch takes steps together, those of
+            its stiffest sample: what else is in the batch moves a result within the tolerance.
+        max_evaluations: of the velocity by "dopri5"; None: 5000, see RuntimeError. With another
+            method it has to be None.
         data_std: standard deviation added to the prior's: 0 for variance exploding, 1 for N(0, I)
             of a variance-preserving process, the data's own for the least error.
         width: of a bin, in units of x/alpha: 2/256 for 8-bit values spread over [-1, 1]; 1 if
@@ -164,19 +165,16 @@ def log_prob(
         expected += "chosen by their errors do not end on"
         raise check.mismatch("method", expected, repr(method))
     time_grid(denoiser.schedule, 1, noise)  # raises for a range out of the schedule's reach
-    steps = check.integer("steps", steps, 1)
-    max_evaluations = check.integer("max_evaluations", max_evaluations, 1)
-    data_std = check.nonnegative("data_std", data_std)
-    width, rtol = check.positive("width", width), check.positive("rtol", rtol)
-    atol = check.positive("atol", atol)
+    steps, adaptive = steps_of(method, steps), method == "dopri5"
+    rtol, atol, most = _tolerances(method, rtol, atol, max_evaluations)
+    data_std, width = check.nonnegative("data_std", data_std), check.positive("width", width)
     denoiser.warn_in_training("log_prob")
     denoiser, before = denoiser.bind(**conditions), denoiser.evaluations
     flow = _Flow(denoiser, x, noise, source_of(trace, denoiser, x, generator))
-    adaptive = method == "dopri5"
-    error = _LocalErrors(x, rtol, atol) if adaptive else _LocalErrors(x, 0.0, 0.0)
+    error = _LocalErrors(x, rtol, atol)
     with reporting("log_prob", callback, progress, 100 if adaptive else steps) as report:
         if adaptive:
-            state = _adaptive(flow, x, noise, error, max_evaluations, report)
+            state = _adaptive(flow, x, noise, error, most, report)
         else:
             state = _fixed(_FIXED[method], flow, x, error, steps, report)
     first, last = flow.levels(math.log(noise[0]))[1], flow.levels(math.log(noise[1]))[1]
@@ -195,6 +193,31 @@ def log_prob(
         flow.calls * flow.source.products(d),
         error.total(),
         _standard_error(*state[1:]),
+    )
+
+
+def steps_of(method: str, steps: int | None) -> int:
+    """The number of equal steps of a method; 0 for "dopri5", which chooses its own."""
+    if method != "dopri5":
+        return check.integer("steps", 64 if steps is None else steps, 1)
+    own = "which chooses its steps by rtol and atol (method='rk4' takes as many as you say)"
+    check.unused("steps", steps, f"with method='dopri5', {own}")
+    return 0
+
+
+def _tolerances(
+    method: str, rtol: float | None, atol: float | None, max_evaluations: int | None
+) -> tuple[float, float, int]:
+    """Those of "dopri5", and 0 for the other methods."""
+    given = {"rtol": rtol, "atol": atol, "max_evaluations": max_evaluations}
+    if method != "dopri5":
+        for name, value in given.items():
+            check.unused(name, value, f"with method={method!r}, which takes `steps` equal steps")
+        return 0.0, 0.0, 0
+    return (
+        check.positive("rtol", 1e-5 if rtol is None else rtol),
+        check.positive("atol", 1e-5 if atol is None else atol),
+        check.integer("max_evaluations", 5000 if max_evaluations is None else max_evaluations, 1),
     )
 
 

@@ -183,6 +183,9 @@ def _draw(sampler: Sampler, n: int, generator: torch.Generator, nothing: Partial
     drawn = sampler(n, generator)
     y, log_weight = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, None)
     x = nothing.x
+    if isinstance(y, Tensor) and y.shape[1:] == x.shape:
+        of_y = f"to go with the sampler's draws of shape {list(y.shape)}"
+        raise check.other_event("x", x.shape, y.shape[1:], of_y)
     try:
         check.tensor("y", y)
         expected = [n, *x.shape[1:]]

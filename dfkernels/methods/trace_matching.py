@@ -150,7 +150,7 @@ def trace_loss(
     *,
     noise: tuple[float, float],
     form: str = "residual",
-    mean: float = 0.0,
+    mean: float | None = None,
     std: float | None = None,
     queries: int | None = None,
 ) -> Tensor:
@@ -169,13 +169,17 @@ def trace_loss(
             keyword arguments that the denoiser is bound to.
         x_0: [N, *E], a batch of data.
         noise, queries: range of sigma/alpha, rows to diffuse: see `diffuse`.
+        mean: of the data, for a guess that depends on it: with std, and not of "residual"; None: 0.
 
     Raises:
-        TypeError, ValueError: The output of the `trace network` is not [B], finite and of x's
-            dtype.
+        TypeError, ValueError: An argument is wrong, or the output of the `trace network` is not
+            [B], finite and of x's dtype.
     """
     check.choice("form", form, FORMS)
-    mean, std = check.constant("mean", mean), None if std is None else check.positive("std", std)
+    if std is None or form == "residual":
+        check.unused("mean", mean, "with form='residual' or without std: the guess has none")
+    mean = 0.0 if mean is None else check.constant("mean", mean)
+    std = None if std is None else check.positive("std", std)
     at = _diffused(denoiser, x_0, generator, noise, queries)
     m = _values(network, at.x, at.t, denoiser.conditions)
     d = at.x.shape[1:].numel()

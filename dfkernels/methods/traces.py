@@ -7,6 +7,7 @@ tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ __all__ = [
 NAMES = ("exact", "hutchinson", "divergence")
 MODES = ("jvp", "vjp")
 KINDS = ("rademacher", "gaussian")
+_SAME = 1e-6  # relative, of levels that are the same but for the rounding of a table
 Trace = Callable[[Tensor, Tensor], Tensor]
 Both = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -75,7 +77,11 @@ class Function(Source):
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             eps = denoiser.eps(x, t)
             if isinstance(self.trace, MatchedTrace):
+                _same_levels("a MatchedTrace", self.trace.denoiser.schedule, denoiser.schedule, t)
                 return eps, self.trace(x, t, eps, **denoiser.conditions)
+            if isinstance(self.trace, Exact):
+                theirs = self.trace.posterior.schedule
+                _same_levels("exact(cloud, schedule)", theirs, denoiser.schedule, t)
             return eps, self.trace(x, t)
 
         return both
@@ -111,7 +117,8 @@ def exact(cloud: Law, schedule: Schedule, *, tolerance: float | None = None) -> 
 
     Args:
         cloud: the atoms.
-        schedule: maps t to alpha and sigma.
+        schedule: maps t to alpha and sigma: the denoiser's, or one with the same levels. With other
+            levels log_prob raises a ValueError.
         tolerance: as in `DiffusionFisher`.
     """
     return Exact(PosteriorMean(cloud, schedule, tolerance))
@@ -225,8 +232,11 @@ def source_of(
     """The source that `trace` stands for: one of NAMES, a function trace(x, t), or a Source itself.
 
     Raises:
-        TypeError, ValueError: `trace` is anything else, or "exact" with the denoiser of a network.
+        TypeError, ValueError: `trace` is anything else, or "exact" with the denoiser of a network;
+            a generator is given that nothing draws from.
     """
+    if not (isinstance(trace, str) and trace == "hutchinson"):
+        check.unused("generator", generator, "unless trace='hutchinson', whose probes it draws")
     if isinstance(trace, Source):
         return trace
     if not isinstance(trace, str):
@@ -242,6 +252,23 @@ def source_of(
         got = "the denoiser of a network: pass df.methods.traces.exact(cloud, schedule)"
         raise check.mismatch("trace", expected, got)
     return Exact(denoiser.network)
+
+
+def _same_levels(what: str, schedule: Schedule, flow: Schedule, t: Tensor) -> None:
+    """Refuses a trace whose schedule has other levels at t than the flow that it is for: it would
+    be that of another density.
+    """
+    if schedule is flow or check.values_hidden(t):
+        return
+    try:
+        pairs = zip(schedule(t), flow(t), strict=True)
+        off = max(float((a / b - 1).abs().max()) for a, b in pairs) if t.numel() else 0.0
+    except ValueError:  # out of its range
+        off = math.inf
+    if not off <= _SAME:
+        expected = f"{what} of the denoiser's schedule, {flow!r}"
+        at = f"levels that differ from its at t = {t.flatten()[0].item():g}"
+        raise check.mismatch("trace", expected, f"one of {schedule!r}, with {at}")
 
 
 def _quadratic_forms(

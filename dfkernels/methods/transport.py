@@ -92,7 +92,7 @@ def transport_test(
     schedule: Schedule,
     t: Tensor,
     *,
-    chains: int = 4096,
+    chains: int | None = None,
     x: Tensor | None = None,
     generator: torch.Generator | None = None,
     convention: str = "jacobian",
@@ -106,8 +106,10 @@ def transport_test(
         schedule: maps t to alpha and sigma.
         t: [M + 1] times of the schedule, noisiest first, sigma > 0 and alpha > 0 throughout
             (`time_grid`).
-        chains, generator: how many chains start from x ~ N(0, sigma^2 I) at t[0], in float64.
-        x: [B, *E], the starts themselves, float32 or float64: the dtype of computation.
+        chains, generator: how many chains start from x ~ N(0, sigma^2 I) at t[0], in float64; None:
+            4096, and torch's global generator.
+        x: [B, *E], the starts themselves, float32 or float64: the dtype of computation. It takes
+            the place of `chains` and `generator`.
         convention: how A is carried from step to step. The statistic depends on it:
             "jacobian": A <- M A with the exact derivative M of the DDIM step: this is the test.
             "authors": A <- A + (s - t) B A, as in the authors' code, B = [f - g2/(2 sigma^2)] I +
@@ -130,8 +132,11 @@ def transport_test(
     checked_law("cloud", cloud)
     check.choice("convention", convention, CONVENTIONS)
     levels = nodes(schedule, t)
-    if x is None:
-        shape = (check.integer("chains", chains, 0), *cloud.event_shape)
+    if x is not None:
+        for name, value in (("chains", chains), ("generator", generator)):
+            check.unused(name, value, "with x, which are the starts")
+    else:
+        shape = (check.integer("chains", 4096 if chains is None else chains, 0), *cloud.event_shape)
         x = (
             torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             * levels.sigma[0]

@@ -15,7 +15,7 @@ Who checks what:
 from __future__ import annotations
 
 from ._data_set import lists, narrow, points, values, variance, vectors
-from ._errors import function, instance, mismatch
+from ._errors import function, instance, mismatch, other_event, unused
 from ._levels import alpha, given_levels, per_query, sigma
 from ._numbers import (
     choice,
@@ -46,6 +46,7 @@ __all__ = [
     "narrow",
     "nonnegative",
     "of_numpy",
+    "other_event",
     "per_query",
     "points",
     "positive",
@@ -55,6 +56,7 @@ __all__ = [
     "stored",
     "tensor",
     "unmasked",
+    "unused",
     "values",
     "values_hidden",
     "variance",

@@ -30,6 +30,14 @@ def function(name: str, value: object, expected: str) -> None:
         raise wrong_type(name, expected, type(value).__name__)
 
 
+def unused(name: str, value: object, where: str) -> None:
+    """Refuses an argument that another one leaves without effect: `where` names that one, and says
+    what to do, such as "with method='dopri5', which chooses its steps itself"."""
+    if value is not None:
+        came = value if isinstance(value, (int, float, str)) else f"a {type(value).__name__}"
+        raise mismatch(name, f"None {where}", came)
+
+
 def other_event(name: str, given: Sequence[int], event: Sequence[int], to_match: str) -> ValueError:
     """The error for queries that are not [B, *E]: a single one, [*E], lacks its batch alone."""
     way_out = ": [None] makes a batch of one" if [*given] == [*event] else ""

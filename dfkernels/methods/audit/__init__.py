@@ -88,7 +88,7 @@ def audit(
         samples: how many are drawn, at least 4; 0: none.
         width: of a bin of quantised data, as in `log_prob`, for bits per dimension: points are then
             spread evenly over their bins. Default: the data are continuous, and the likelihood is
-            that of noisy points at the lowest level.
+            that of noisy points at the lowest level. With points=0 it has to be None.
         generator: on the CPU; None: seed 0, so that a repeated call gives the same report.
         checkpoint: a file to which every finished part is written, whole or not at all. If it
             exists, the audit goes on from it, with the same result as if it had never stopped.
@@ -121,6 +121,8 @@ def audit(
     if queries is None:
         queries = min(_MOST, max(_LEAST, _NUMBERS // clouds[0].d))
     queries = argument.integer("queries", queries, FEWEST)
+    if not points:
+        argument.unused("width", width, "with points=0, which leaves the likelihood out")
     groups = min(queries, *(len(cloud) for cloud in clouds))
     task = Task(
         denoiser,

@@ -87,6 +87,13 @@ class AuditReport:
         """The findings, a line each."""
         return "\n".join(finding.text for finding in self.findings)
 
+    def __repr__(self) -> str:
+        """In one line, with what is bad; `print` shows all of it."""
+        bad = [finding.name for finding in self.findings if finding.status == "bad"]
+        found = f"{len(self.levels)} levels, {len(self.findings)} findings"
+        said = f"bad: {', '.join(bad)}" if bad else "none of them bad"
+        return f"AuditReport({self.settings.denoiser}, {found}, {said})"
+
     def __str__(self) -> str:
         if not self.levels:
             return self.verdict

@@ -24,6 +24,7 @@ __all__ = ["PRECONDITIONERS", "langevin"]
 
 PRECONDITIONERS = ("none", "gibbs", "damped", "rank-one", "paper")
 _DAMPED = ("damped", "rank-one", "paper")
+_BY_LANCZOS = ("gibbs", "damped")  # without Metropolis
 
 
 def langevin(
@@ -38,7 +39,7 @@ def langevin(
     metropolis: bool = False,
     damping: float | None = None,
     x0: Tensor | None = None,
-    lanczos: int = 10,
+    lanczos: int | None = None,
     mode: str = "jvp",
     callback: Callback | None = None,
     progress: bool = False,
@@ -68,7 +69,7 @@ def langevin(
             are near 1 where single atoms explain x; for "paper" lamb.
         x0: The endpoint of each chain, like x, for "rank-one".
         lanczos: Unadjusted "gibbs" and "damped": how many products with F to take the functions of
-            S with; from d on they are exact.
+            S with; from d on they are exact. None: 10. For other steps it has to be None.
         mode: How a network's products with F are made: "jvp", "vjp" or "finite-difference", as in
             `endpoint.fisher`.
         callback: Called as callback(done, steps) after each step.
@@ -130,7 +131,7 @@ def _settings(
     step_size: float,
     damping: float | None,
     x0: Tensor | None,
-    lanczos: int,
+    lanczos: int | None,
     metropolis: bool,
     x: Tensor,
 ) -> Settings:
@@ -144,6 +145,10 @@ def _settings(
         wanted = f"the end of each chain, {list(x.shape)}," if x0 is None else "None"
         came = "None" if x0 is None else "a tensor"
         raise check.mismatch("x0", f"{wanted} for preconditioner {preconditioner!r}", came)
+    if metropolis:
+        check.unused("lanczos", lanczos, "with metropolis=True, which decomposes a dense F")
+    elif preconditioner not in _BY_LANCZOS:
+        check.unused("lanczos", lanczos, f"for preconditioner {preconditioner!r}")
     if x0 is not None:
         check.like("x0", x0, "x", x)
         diagnosis.finite("x0", x0.detach())
@@ -152,7 +157,7 @@ def _settings(
         check.positive("step_size", step_size),
         0.0 if damping is None else check.positive("damping", damping),
         None if x0 is None else ordinary(x0.detach()),
-        check.integer("lanczos", lanczos, 1),
+        check.integer("lanczos", 10 if lanczos is None else lanczos, 1),
         metropolis,
     )
 

@@ -40,10 +40,12 @@ class Flow:
             "continuous", weights by the exact exponential w_i exp(-a tau Phi_i); "duplicate-kill",
             copies in their place: particles of equal weights, resampled from these weights at
             random (systematic resampling); None: nothing, weights stay.
-        weight_rate: a > 0, how fast mass moves beside positions; 0.2 to 1.
+        weight_rate: a > 0, how fast mass moves beside positions; 0.2 to 1. None: 0.2. With
+            weights=None it has to be None.
         copy_noise: The standard deviation of what is added to a copy, so that it leaves its
             original, in the unit of x. None: that of a Langevin step of the same size, sqrt(2 tau)
-            without velocities and sqrt(2) tau with.
+            without velocities and sqrt(2) tau with. Without "duplicate-kill" it has to be
+            None.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -54,7 +56,7 @@ class Flow:
     friction: float | None = 0.7
     metric: Metric = field(default_factory=Wasserstein)
     weights: str | None = "continuous"
-    weight_rate: float = 0.2
+    weight_rate: float | None = None
     copy_noise: float | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +67,15 @@ class Flow:
                 f"{getattr(self.metric, '__name__', type(self.metric).__name__)}"
             )
         check.choice("weights", self.weights, WEIGHTS)
-        for name in ("step_size", "weight_rate"):
-            object.__setattr__(self, name, check.positive(name, getattr(self, name)))
+        if self.weights is None:
+            check.unused("weight_rate", self.weight_rate, "with weights=None, which moves no mass")
+        if self.weights != "duplicate-kill":
+            where = f"with weights={self.weights!r}: weights='duplicate-kill' makes copies"
+            check.unused("copy_noise", self.copy_noise, where)
+        object.__setattr__(self, "step_size", check.positive("step_size", self.step_size))
+        if self.weight_rate is not None:
+            rate = check.positive("weight_rate", self.weight_rate)
+            object.__setattr__(self, "weight_rate", rate)
         if self.friction is not None:
             friction, most = check.constant("friction", self.friction), 1 / self.step_size
             if not 0 <= friction <= most:
@@ -132,7 +141,8 @@ class Flow:
             x = particles.x + tau * self.metric.position_rate(particles, v)
         if self.weights is not None:
             assert found.value is not None
-            log_w = reweighted(log_w, found.value, self.weight_rate * tau)
+            rate = 0.2 if self.weight_rate is None else self.weight_rate
+            log_w = reweighted(log_w, found.value, rate * tau)
         if self.weights == "duplicate-kill":
             assert generator is not None
             origin, copy = copied(log_w, generator)
