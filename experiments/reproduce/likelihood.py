@@ -106,17 +106,17 @@ def run(quick: bool, out: Path, step: Callable[[str], None]) -> Section:
 
 
 def density(
-    network: Denoiser, images: Tensor, s: float, trace, std: float, *, steps: int, **how: Any
+    network: Denoiser, images: Tensor, s: float, trace, std: float, *, steps: int | None, **how: Any
 ) -> Likelihood:
     """log q_s at x = alpha images, s = sigma/alpha, in steps as long as `steps` over the whole
-    range."""
+    range; None for a method that chooses its own."""
     top = digits.NOISE[1]
     share = math.log(top / s) / math.log(top / digits.NOISE[0])
     alpha = digits.SCHEDULE.alpha(_time(s)).to(images.dtype)
     options: dict[str, Any] = {"method": "rk4", **how}
     return log_prob(
         network, alpha * images, (s, top), trace, data_std=std, width=digits.WIDTH,
-        steps=math.ceil(steps * share), **options,
+        steps=None if steps is None else math.ceil(steps * share), **options,
     )  # fmt: skip
 
 
@@ -138,12 +138,13 @@ def _solvers(network: Denoiser, images: Tensor, std: float, steps: int) -> list[
     rows = []
     for method, factor in (("heun", 1), ("heun", 2), ("rk4", 1), ("dopri5", 1), ("rk4", 4)):
         start = time.perf_counter()
+        equal = None if method == "dopri5" else factor * steps
         result = density(
-            network, images, digits.NOISE[0], Hutchinson(_seeded(4), 4), std, steps=factor * steps,
+            network, images, digits.NOISE[0], Hutchinson(_seeded(4), 4), std, steps=equal,
             method=method,
         )  # fmt: skip
         name = {"heun": "Heun", "rk4": "RK4", "dopri5": "Dormand-Prince 5, adaptive"}[method]
-        name += "" if method == "dopri5" else f", {factor * steps} steps"
+        name += "" if equal is None else f", {equal} steps"
         seconds = time.perf_counter() - start
         rows.append(Row(name, result.bits_per_dim, seconds, result.evaluations, result.products))
     return rows
