@@ -126,6 +126,18 @@ def test_float32_error_of_large_logits(together, d):
     assert far(p, by_launchers(p, together, ["posterior"])) == {}
 
 
+@pytest.mark.parametrize("B, d, sigma", [(1, 20, 1e-6), (5, 30, 1e-12), (17, 20, 1e-17)])
+def test_logits_beside_which_the_gap_is_nothing(B, d, sigma):
+    """Of 1e13 and more, where less the gap is the same float32: the nearest atom, of which there
+    are two in different tiles, has all the weight."""
+    normal = lambda seed, *shape: _normal(seed + d)(*shape).float()
+    y, x, level = normal(1, 100, d).repeat(2, 1), normal(2, B, d), torch.ones(B)
+    log_prob, mean, _, ess = run("posterior", x, y, level, sigma * level)
+    square = (x[:, None] - y).double().square().sum(2)
+    assert torch.equal(mean, y[square.argmin(1)]) and torch.equal(ess, 2 * level)
+    assert torch.allclose(log_prob.double(), -square.amin(1) / (2 * sigma**2), rtol=1e-6)
+
+
 def test_a_row_that_no_program_holds_in_float64():
     p = {k: t.double() for k, t in inputs(2, 20, 1030, 30.0, 0.0).items()}
     got, exact = by_launchers(p, 2, DATA_OPS[:3]), difference_form(**p)

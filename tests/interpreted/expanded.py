@@ -201,6 +201,19 @@ def test_high_noise_in_many_dimensions(way):
         assert error(by_launchers(alone, 1, ["posterior"])["mean"], exact[:1]) <= 2e-6
 
 
+@every_way
+def test_a_term_that_overflows_where_a_difference_does_not(way):
+    """Queries at their atoms, so far from the centre, for their noise, that <x', y'>/sigma^2 is no
+    float32, but its half is: each is its atom's."""
+    p = inputs(4, 140, 40, 1.0, 0.0) | {"alpha": torch.ones(4), "log_prior": torch.zeros(140)}
+    p["y"] *= 18.6 / p["y"].norm(dim=1, keepdim=True)
+    p |= {"x": p["y"][5:140:40].clone(), "sigma": torch.full((4,), 1e-18)}
+    got = by_launchers(p, 4, ["posterior"])
+    assert torch.equal(got["mean"], p["x"])
+    want = -40 * (math.log(1e-18) + 0.5 * math.log(2 * math.pi)) - math.log(140)
+    assert bool(((got["log_prob"] - want).abs() <= 1e-6 * abs(want)).all())
+
+
 many = pytest.mark.parametrize("way", ["many"], indirect=True)
 
 

@@ -147,6 +147,7 @@ def expanded_kernel(
             squares = tl.load(y_square + start + i, mask=exists, other=0.0)
     value = tl.where(slope == 0, 0.0, slope * product) + level
     value -= tl.where(curve == 0, 0.0, curve * squares)
+    overflow = tl.abs(value) == float("inf")
     if PRIOR:
         prior = LOG2E * tl.load(log_pi + start + i, mask=exists, other=0.0)
         value += prior
@@ -158,8 +159,10 @@ def expanded_kernel(
         error = reach * tl.sqrt(squares) + slack + (2e-6 + d * 2e-9) * curve * squares
         if PRIOR:
             error += tl.where(prior == -float("inf"), 0.0, -1e-6 * prior)
+        # NaN where a term overflows, which a difference need not do: such atoms are computed again
+        error = tl.where(overflow, float("inf"), error)
         error = tl.where(chosen, 0.0, error)
-        least = value - error  # NaN where a square overflows: such atoms are computed again
+        least = value - error
         value += error
     if EXACT:  # an outlier
         far = chosen & (squares == float("inf")) & (curve > 0)

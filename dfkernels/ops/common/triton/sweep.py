@@ -12,7 +12,7 @@ t = y - reference:
 A tile is three-dimensional: coordinates along COORD_AXIS, atoms along axis 1, targets along the
 third axis. COORD_AXIS = 2: a thread holds columns of a few rows, and targets share them.
 COORD_AXIS = 0, for small d: a thread holds whole targets, so that every sum stays inside it. Where
-d is too large for registers, logits and projections are GIVEN (differences.py, filter.py), and a
+d is too large for registers, logits and projections are GIVEN (differences.py, expanded.py), and a
 program has a block of the coordinates. Where strips of tiles are bounded (fused.py), those in which
 nothing matters are left out. With lists of atoms a program has one target and a split of its list.
 """
@@ -56,6 +56,13 @@ def no_moments(scalar, reference):
     zero = tl.zeros_like(scalar)
     vector = tl.zeros_like(reference)
     return Moments(zero - float("inf"), zero, zero, zero, zero, zero, reference, vector, vector)
+
+
+@triton.jit
+def may_matter(logit, max_logit, least, gap):
+    """Whether an atom with this logit, or bound, is not negligible beside those so far and one of
+    at least `least`. A large max_logit less the gap is, rounded, max_logit itself."""
+    return (logit >= tl.maximum(max_logit, least) - gap) & (logit > -float("inf"))
 
 
 @triton.jit
@@ -267,12 +274,12 @@ def sweep_kernel(
         if GIVEN:  # most of the time nothing in a strip matters
             n = begin + j * strip * ATOMS + index_along(STRIP * ATOMS, 1)
             ahead = tl.load(logits + i_pair + n, mask=(n < count) & active, other=-float("inf"))
-            any_matters = (ahead > tl.maximum(m.max_logit, least) - gap) | (ahead != ahead)
+            any_matters = may_matter(ahead, m.max_logit, least, gap) | (ahead != ahead)
             end = tl.where(any_true(any_matters), end, j * strip)
         if BOUNDED:
             p_bound = bounds + i_query * row_strips + begin // (STRIP * ATOMS) + j
             ahead = tl.load(p_bound, mask=active, other=-float("inf"))
-            end = tl.where(any_true(ahead > b_floor - gap), end, j * strip)
+            end = tl.where(any_true(ahead >= b_floor - gap), end, j * strip)
         for tile in tl.range(j * strip, end, num_stages=STAGES):
             start = begin + tile * ATOMS
             exists = i < count - start
@@ -294,7 +301,7 @@ def sweep_kernel(
             peak = tl.max(logit, 1, keep_dims=True)
             # Where something is not finite, the sums are taken too: they tell an outlier, which has
             # weight 0, from what is no number.
-            matters = (peak > tl.maximum(m.max_logit, least) - gap) | ~(taint < float("inf"))
+            matters = may_matter(peak, m.max_logit, least, gap) | ~(taint < float("inf"))
             if any_true(matters):
                 if GIVEN:
                     b_y = load_atoms(
