@@ -308,13 +308,7 @@ def _sweep(
         gap=p.gap,
         MATVEC=matvec,
         GIVEN=False,
-        D=tile.D,
-        ATOMS=tile.ATOMS,
-        TARGETS=tile.TARGETS,
-        COORD_AXIS=tile.COORD_AXIS,
-        STAGES=tile.STAGES,
-        STRIP=tile.strip,
-        num_warps=tile.warps,
+        **tile.arguments,
     )
 
 

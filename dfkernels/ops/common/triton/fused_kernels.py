@@ -172,7 +172,7 @@ def add_products(total, down, products):
 
 
 @triton.jit
-def halves(pair):
+def two_numbers(pair):
     """Two float32 that lie side by side, from one load of 64 bits."""
     low = pair.to(tl.int32).to(tl.float32, bitcast=True)
     return low, (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
@@ -232,8 +232,8 @@ def small_moments_kernel(
     apart = tl.num_programs(1)
     for tile in tl.range(0, tiles, num_stages=STAGES):
         start = begin + tile * ATOMS
-        y0, y1 = halves(tl.load(y + start * (D // 2) + (i * (D // 2) * apart + k * apart)))
-        y_square, bias = halves(tl.load(weights + start + i * apart))
+        y0, y1 = two_numbers(tl.load(y + start * (D // 2) + (i * (D // 2) * apart + k * apart)))
+        y_square, bias = two_numbers(tl.load(weights + start + i * apart))
         logit = tl.sum(q0 * y0 + q1 * y1, 0, keep_dims=True) - b_half * y_square
         if BIASED:
             logit += bias

@@ -35,6 +35,12 @@ class Tile(NamedTuple):
     logits_given: bool  # logits come from another launch, and d may be cut into blocks of D
     strip: int = 1  # tiles whose given logits are looked at together
 
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What the sweep takes, by keyword."""
+        sizes = {k: getattr(self, k) for k in ("D", "ATOMS", "TARGETS", "COORD_AXIS", "STAGES")}
+        return {**sizes, "STRIP": self.strip, "num_warps": self.warps}
+
 
 class Shape(NamedTuple):
     """What the choice of a tile depends on; itemsize is that of the compute dtype."""
@@ -308,13 +314,7 @@ def accumulate(
         gap=p.gap,
         MATVEC=matvec,
         GIVEN=tile.logits_given,
-        D=tile.D,
-        ATOMS=tile.ATOMS,
-        TARGETS=tile.TARGETS,
-        COORD_AXIS=tile.COORD_AXIS,
-        STAGES=tile.STAGES,
-        STRIP=tile.strip,
-        num_warps=tile.warps,
+        **tile.arguments,
     )
     common = p.queries.common if logits is None else logits.common
     moments = SplitMoments(scalars, vectors, count, N if p.log_pi is None else 1, common)
