@@ -154,6 +154,19 @@ def weighed(
     return stays, dropped.sum(1)
 
 
+def _from_each_on(weight: Tensor) -> Tensor:
+    """What each of BUCKETS buckets and all after it weigh, [Q, BUCKETS + 1], the last one nothing.
+
+    By doubling: where PyTorch is told to be deterministic, it refuses cumulative sums of floats on
+    CUDA.
+    """
+    reach = 1
+    while reach < BUCKETS:
+        weight = weight + pad(weight[:, reach:], (0, reach))
+        reach *= 2
+    return pad(weight, (0, 1))
+
+
 def _without_the_lightest(
     q: Queries, upper: Tensor, dropped: Tensor, rows: Tensor, atoms: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -168,7 +181,7 @@ def _without_the_lightest(
     counts = torch.bincount(rows * BUCKETS + bucket, minlength=Q * BUCKETS).view(Q, BUCKETS)
     edges = torch.arange(BUCKETS, device=upper.device, dtype=torch.float64) / -4
     weight = counts * torch.exp(edges)
-    beyond = pad(weight.flip(1).cumsum(1).flip(1), (0, 1))
+    beyond = _from_each_on(weight)
     allowed = N * torch.exp(-q.gap / q.variance)[:, 0] * (1 - 1e-6) - dropped
     cut = (beyond > allowed[:, None]).sum(1).clamp(1, BUCKETS)
     return bucket < cut[rows], dropped + beyond.gather(1, cut[:, None])[:, 0] * FEW_ROUNDINGS

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_certified import CLOUDS, gaussian, normal, queries
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkernels.certified import select_atoms
 from dfkernels.certified import triton as kernels
@@ -301,3 +302,29 @@ def test_the_default_dtype_changes_no_choice():
     finally:
         torch.set_default_dtype(default)
     assert bool(found.all())
+
+
+def test_what_each_bucket_and_those_after_it_weigh():
+    weight = torch.rand(3, kernels.BUCKETS, generator=torch.Generator().manual_seed(0)).double()
+    got = kernels._from_each_on(weight)
+    want = torch.stack([weight[:, i:].sum(1) for i in range(kernels.BUCKETS + 1)], 1)
+    assert got.shape == want.shape and float((got - want).abs().max()) <= 1e-13
+
+
+class Deterministic(TorchDispatchMode):
+    """Refuses what PyTorch does on CUDA where it is told to be deterministic."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        floats = args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
+        assert not (name == "cumsum" and floats), name
+        assert name not in ("histc", "kthvalue", "median", "put_"), name
+        return operator(*args, **(kwargs or {}))
+
+
+def test_pytorch_may_be_told_to_be_deterministic():
+    y = gaussian(70, 40)
+    args = arguments(queries(y, 0.3, "noisy", B=3), y, 0.9, 0.3)
+    with Deterministic():
+        found = kernels.launch(*args)
+    assert all(torch.equal(a, b) for a, b in zip(found, kernels.launch(*args), strict=True))
