@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkernels import DiffusionFisher, FisherOperator, PointCloud, schedule
-from dfkernels.methods import endpoint
+from dfkernels.methods import endpoint, traces
 from dfkernels.methods.adjoint import adjoint
 from dfkernels.methods.denoiser import PREDICTION_TYPES, Denoiser
 from dfkernels.methods.endpoint import FORMS, fisher
 from dfkernels.methods.grid import time_grid
 from dfkernels.methods.samplers import sample
+from dfkernels.methods.trace_matching import MatchedTrace
 
 VP = schedule.VP()
 EVENTS = [(), (5,), (2, 3), (1, 3, 3)]
@@ -569,3 +570,21 @@ def test_every_form_works_without_queries():
         f = fisher(form, problem.x[:0], problem.t[:0], problem.denoiser, x0=problem.x0[:0],
                    cloud=problem.cloud, trace=lambda x, t: x.new_empty(len(x)))  # fmt: skip
         assert (f @ torch.empty(shape, dtype=torch.float64)).shape == shape
+
+
+@pytest.mark.parametrize("form", ["isotropic", "centred"])
+def test_a_trace_of_another_schedule_is_refused(form):
+    own, other = schedule.Cosine(), schedule.VP()
+    cloud, x = PointCloud(torch.zeros(2, 3)), torch.ones(2, 3)
+    denoiser, t = Denoiser.exact(cloud, own), torch.tensor([0.5, 1.0])
+    for trace, what in (
+        (traces.exact(cloud, other), r"exact\(cloud, schedule\)"),
+        (MatchedTrace(lambda x, t: 0 * t, Denoiser.exact(cloud, other)), "a MatchedTrace"),
+    ):
+        message = rf"^trace: expected {what} of the denoiser's schedule, Cosine.* got one of VP\("
+        with pytest.raises(ValueError, match=message):
+            fisher(form, x, t, denoiser, x0=x, trace=trace)
+    same = traces.exact(cloud, schedule.Cosine())  # at alpha = 0 too
+    assert fisher("isotropic", x, t, denoiser, trace=same).trace().tolist() == pytest.approx(
+        (3 / denoiser.levels(x, t)[1] ** 2).tolist()
+    )

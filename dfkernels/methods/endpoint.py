@@ -22,6 +22,7 @@ from ._calls import checked
 from ._derivatives import explained
 from .denoiser import Denoiser, expect_denoiser
 from .trace_matching import MatchedTrace
+from .traces import expect_same_levels
 
 __all__ = ["FORMS", "bound", "fisher"]
 
@@ -313,6 +314,7 @@ def _capped(x0: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor, trace: Tenso
 def _trace(
     trace: Callable[..., Tensor], x: Tensor, t: float | Tensor, denoiser: Denoiser, like: Tensor
 ) -> Tensor:
+    expect_same_levels(trace, denoiser.schedule, as_tensor("t", t))
     value = trace(x, t, **(denoiser.conditions if isinstance(trace, MatchedTrace) else {}))
     return checked("trace", value, like, as_tensor("t", t).expand(like.shape))
 

@@ -7,7 +7,6 @@ tr F = tr(J)/sigma, J = d eps/dx, for what differentiates the denoiser.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ __all__ = [
     "Hutchinson",
     "Source",
     "exact",
+    "expect_same_levels",
     "source_of",
 ]
 
@@ -75,13 +75,10 @@ class Function(Source):
 
     def begin(self, denoiser: Denoiser, x: Tensor) -> Both:
         def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            expect_same_levels(self.trace, denoiser.schedule, t)
             eps = denoiser.eps(x, t)
             if isinstance(self.trace, MatchedTrace):
-                _same_levels("a MatchedTrace", self.trace.denoiser.schedule, denoiser.schedule, t)
                 return eps, self.trace(x, t, eps, **denoiser.conditions)
-            if isinstance(self.trace, Exact):
-                theirs = self.trace.posterior.schedule
-                _same_levels("exact(cloud, schedule)", theirs, denoiser.schedule, t)
             return eps, self.trace(x, t)
 
         return both
@@ -254,20 +251,27 @@ def source_of(
     return Exact(denoiser.network)
 
 
-def _same_levels(what: str, schedule: Schedule, flow: Schedule, t: Tensor) -> None:
-    """Refuses a trace whose schedule has other levels at t than the flow that it is for: it would
-    be that of another density.
+def expect_same_levels(trace: Trace, flow: Schedule, t: Tensor) -> None:
+    """Refuses a trace whose schedule, where it has one, has other levels at t than the flow that it
+    is for: it would be that of another density.
     """
+    if isinstance(trace, MatchedTrace):
+        what, schedule = "a MatchedTrace", trace.denoiser.schedule
+    elif isinstance(trace, Exact):
+        what, schedule = "exact(cloud, schedule)", trace.posterior.schedule
+    else:
+        return
     if schedule is flow or check.values_hidden(t):
         return
+    levels, off = flow(t), torch.zeros_like(t, dtype=torch.bool)
     try:
-        pairs = zip(schedule(t), flow(t), strict=True)
-        off = max(float((a / b - 1).abs().max()) for a, b in pairs) if t.numel() else 0.0
+        for theirs, level in zip(schedule(t), levels, strict=True):
+            off |= (theirs - level).abs() > _SAME * level.abs()
     except ValueError:  # out of its range
-        off = math.inf
-    if not off <= _SAME:
+        off[...] = True
+    if bool(off.any()):
         expected = f"{what} of the denoiser's schedule, {flow!r}"
-        at = f"levels that differ from its at t = {t.flatten()[0].item():g}"
+        at = f"levels that differ from its at t = {t[off][0].item():g}"
         raise check.mismatch("trace", expected, f"one of {schedule!r}, with {at}")
 
 
