@@ -280,7 +280,11 @@ def twice(f):
     return grad(lambda y, *others: torch.sin(grad(f)(y, *others)).sum())
 
 
-@pytest.mark.parametrize("transform", [grad, twice, jacfwd])
+# In PyTorch's own sums, forward mode below a dispatch mode trips an assertion of torch.
+FORWARD = pytest.param(jacfwd, marks=needs_native)
+
+
+@pytest.mark.parametrize("transform", [grad, twice, FORWARD])
 def test_vmap_of_derivatives_is_one_call_of_each_op(transform):
     """In the atoms, which each element has or all share: their gradients are per element. Not so
     jacfwd, where the tangents are elements as well, and the atoms would have to be copied."""

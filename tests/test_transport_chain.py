@@ -351,7 +351,5 @@ def test_errors(name):
 
 def test_an_overflow_is_loud():
     rates = torch.full((4, 2), 1e300, dtype=f64)
-    with pytest.raises(
-        ValueError, match="expected (finite numbers|a finite result), got .*overflow"
-    ):
+    with pytest.raises(ValueError, match="^result: expected finite numbers, got .*overflow"):
         ops.transport_chain(x.float(), y.float(), alpha, sigma, rates=rates)

@@ -182,7 +182,7 @@ def _fallback(name: str, op, fallback: Callable, checked: bool) -> Callable:
                 _expect_variances(given["variance"], given["log_prior"])
             out = fallback(*args)
         if not all(bool(torch.isfinite(o).all()) for o in autograd.as_tuple(out)):
-            raise UnusableValue(f"{name}: expected a finite result, got nan, inf or an overflow")
+            raise UnusableValue("result: expected finite numbers, got nan, inf or an overflow")
         return out
 
     return implementation

@@ -245,7 +245,7 @@ class _Given:
         rows = self.queries[first : first + self.chunk]
         x = inputs.converted(name, rows, self.dtype, first)
         place = f"{name}, rows {first} to {first + len(rows) - 1}"
-        names = {"x": place, "y": self.args.data, "log_prior": self.args.log_prior}
+        names = {"x": place, "result": place, "y": self.args.data, "log_prior": self.args.log_prior}
         report = lambda atoms, n: step(first + len(rows) * atoms / n, work.count)
         with inputs.blaming(names, place):
             found = posterior_sums(x, self.cloud, self.args.alpha, self.args.sigma, work, report)
