@@ -9,6 +9,7 @@ or:  python examples/distributed.py (one process, the same digits)
 """
 
 import os
+import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +41,8 @@ def main(folder: Path, group: distributed.ProcessGroup | None) -> None:
     if group is not None:
         distributed.barrier(group)  # the files are there
     cloud = df.ShardedCloud(folder, group=group)
-    print(f"rank {rank} reads {', '.join(cloud.own_files)}", flush=True)
+    # in one piece: print writes the end of the line by itself, and ranks write at the same time
+    sys.stdout.write(f"rank {rank} reads {', '.join(cloud.own_files)}\n")
 
     # the same queries on every rank: another seed on one of them would be an error on all
     generator = torch.Generator().manual_seed(1)
