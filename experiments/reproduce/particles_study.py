@@ -72,7 +72,7 @@ def flow(
         friction,
         metric or Wasserstein(),
         weights if rate else None,
-        rate or 1.0,
+        rate or None,
     )
 
 
