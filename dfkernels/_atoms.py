@@ -24,10 +24,9 @@ def checked_stored(name: str, value: Tensor | np.ndarray) -> Tensor:
     """Atoms [N, *E] in a dtype in which they may be stored, with N >= 1 and E not empty."""
     y = as_tensor(name, value)
     if y.dtype not in dtypes.STORED:
-        *names, last = dtypes.STORED_BY_NAME
         way_out = ".float()" if isinstance(value, Tensor) else '.astype("float32")'
         got = words.other_dtype(y, way_out)
-        raise TypeError(f"{name}: expected {', '.join(names)} or {last}, got {got}")
+        raise TypeError(f"{name}: expected {dtypes.STORED_IN_WORDS}, got {got}")
     if y.ndim < 1 or y.numel() == 0:
         raise ValueError(
             f"{name}: expected shape [N, *E] with N >= 1 and no empty dimension, got "

@@ -222,6 +222,8 @@ def test_tensors_without_values():
 
 
 def test_views_and_subclasses_are_tensors():
+    # the order in which PyTorch's own sums are added depends on strides, that of the kernels not
+    equal = torch.equal if native.available else torch.allclose
     right = ops.posterior(x + 1, y, 1.0, 0.5)
     for same in (
         torch.nn.Parameter(x + 1),
@@ -229,5 +231,5 @@ def test_views_and_subclasses_are_tensors():
         torch.complex(x, -x - 1).conj().imag,
     ):
         for got, want in zip(ops.posterior(same, y, 1.0, 0.5), right, strict=True):
-            assert torch.allclose(got, want)
-    assert torch.allclose(ops.posterior(x + 1, torch._neg_view(-y), 1.0, 0.5).mean, right.mean)
+            assert equal(got, want)
+    assert equal(ops.posterior(x + 1, torch._neg_view(-y), 1.0, 0.5).mean, right.mean)

@@ -76,8 +76,7 @@ def locate(path: Path, key: str | None) -> Located:
         raise FileError(f"{path}: truncated or unreadable: {files.first_sentence(error)}") from None
     if found.dtype not in dtypes.STORED:
         raise FileError(
-            f"{found.name}: expected float64, float32, float16, bfloat16 or uint8, got "
-            f"{words.dtype(found.dtype)}"
+            f"{found.name}: expected {dtypes.STORED_IN_WORDS}, got {words.dtype(found.dtype)}"
         )
     if len(found.shape) < 1 or not math.prod(found.shape):
         raise FileError(

@@ -85,8 +85,7 @@ def _atoms(x: Tensor, y: Tensor, batched: bool) -> Tensor:
 def narrow(name: str, a: Tensor, x: Tensor) -> None:
     """Refuses a dtype in which atoms cannot be stored beside queries x."""
     if a.dtype not in dtypes.STORED:
-        expected = "float64, float32, float16, bfloat16 or uint8"
-        raise wrong_type(name, expected, words.other_dtype(a, ".float()"))
+        raise wrong_type(name, dtypes.STORED_IN_WORDS, words.other_dtype(a, ".float()"))
     if a.dtype == torch.float64 != x.dtype:
         raise TypeError(
             f"{name}: expected float32 or narrower to go with float32 x, got float64: convert x "
